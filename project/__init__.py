@@ -1,0 +1,1 @@
+"""A Django project that shows KanthorQ at work."""
