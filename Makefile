@@ -1,0 +1,55 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo admin test check format soak matrix wheel clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the virtual environment
+
+$(READY): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+demo: $(READY) ## run the shop: publish, handle, kill a worker, prove nothing was lost
+	$(BIN)/python manage.py demo
+
+admin: $(READY) ## serve the admin with a worker and the demo's data
+	$(BIN)/python manage.py demo --serve
+
+test: $(READY) ## run all tests but the long soaks, with coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: $(READY) ## the fast gate: lint, format, types, imports, migrations, system checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python manage.py makemigrations --check --dry-run
+	$(BIN)/python manage.py check --fail-level WARNING
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+soak: $(READY) ## run the long soaks
+	$(BIN)/python -m pytest -m slow
+
+matrix: ## run the tests on every interpreter found here
+	@for minor in 11 12 13 14; do \
+		command -v python3.$$minor >/dev/null && python3.$$minor -c 'import ssl' 2>/dev/null || continue; \
+		$(MAKE) --no-print-directory test PYTHON=python3.$$minor VENV=.venv-3.$$minor || exit 1; \
+	done
+
+wheel: $(READY) ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove what the targets above made
+	rm -rf .venv .venv-3.* .postgres build dist .coverage* *.egg-info

@@ -1,0 +1,92 @@
+"""KanthorQ for Django: events, streams and tasks on the project's own PostgreSQL.
+
+Everything here can be imported before Django has loaded its apps.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+
+from kanthorq_django.domain.retry import Exponential, Fixed, Never, Polynomial, RetryPolicy
+from kanthorq_django.domain.verdicts import Discard, Retry, Snooze
+from kanthorq_django.subscribers import subscribe
+
+if TYPE_CHECKING:
+    from kanthorq_django.models import Event
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Discard",
+    "Exponential",
+    "Fixed",
+    "Never",
+    "Polynomial",
+    "Retry",
+    "RetryPolicy",
+    "Snooze",
+    "apublish",
+    "apublish_many",
+    "publish",
+    "publish_many",
+    "subscribe",
+]
+
+
+def publish(
+    subject: str,
+    body: Any = b"",
+    *,
+    stream: str = "default",
+    metadata: Mapping[str, Any] | None = None,
+    resource_key: str = "",
+    idempotency_key: str | None = None,
+    schedule_at: datetime | None = None,
+    using: str | None = None,
+) -> "Event":
+    """Publish one event into ``stream``, inside the current transaction if there is one.
+
+    ``body`` is bytes as they are, str as UTF-8, anything else as JSON. ``schedule_at`` keeps
+    its tasks from starting earlier. With an ``idempotency_key`` that was used in the stream
+    before, the stored event is returned, ``created`` False, and nothing is inserted.
+
+    Raises InvalidSubject, InvalidBody or InvalidEvent before anything is written, and
+    IdempotencyConflict when the key belongs to an event with another subject or body.
+    """
+    from kanthorq_django.models import Event
+
+    event = Event(
+        subject=subject,
+        body=body,
+        metadata={} if metadata is None else metadata,
+        resource_key=resource_key,
+        idempotency_key=idempotency_key,
+        schedule_at=schedule_at,
+    )
+    return Event.objects.using(using).publish([event], stream=stream)[0]
+
+
+def publish_many(
+    events: "Iterable[Event]", *, stream: str = "default", using: str | None = None
+) -> "list[Event]":
+    """Publish unsaved ``Event(subject=…, body=…)`` objects, all of them or none, in their order.
+
+    Raises as ``publish()`` does, with the index of the first bad event in the message.
+    """
+    from kanthorq_django.models import Event
+
+    return Event.objects.using(using).publish(events, stream=stream)
+
+
+async def apublish(subject: str, body: Any = b"", **options: Any) -> "Event":
+    """Do what ``publish()`` does, from a coroutine."""
+    return await sync_to_async(publish)(subject, body, **options)
+
+
+async def apublish_many(
+    events: "Iterable[Event]", *, stream: str = "default", using: str | None = None
+) -> "list[Event]":
+    """Do what ``publish_many()`` does, from a coroutine."""
+    return await sync_to_async(publish_many)(events, stream=stream, using=using)

@@ -1,0 +1,83 @@
+"""``KANTHORQ = {…}`` in settings.py: one dict, every key optional, all of them here."""
+
+import difflib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.signals import setting_changed
+
+from kanthorq_django.exceptions import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Every key with its default; the comment says what it bounds."""
+
+    CONCURRENCY: int = 10  # handlers that one worker process runs at a time
+    BATCH_SIZE: int = 100  # tasks that one pull or claim leases at most
+    PAGE_SIZE: int = 2_000  # events that one pull reads at most, matching or not
+    POLL_INTERVAL: timedelta = timedelta(seconds=1)  # between looks when nothing wakes a worker
+    SHUTDOWN_TIMEOUT: timedelta = timedelta(seconds=30)  # for running handlers after SIGTERM
+    LISTEN: bool = True  # workers wait for notifications; off behind PgBouncer
+    LISTEN_DATABASE: str | None = None  # alias for LISTEN alone, past a pooler; None: the tasks'
+    NOTIFY: bool = True  # publishers wake idle workers after their commit
+    BODY_SIZE_MAX: int = 262_144  # bytes of one event's body
+    METADATA_SIZE_MAX: int = 16_384  # bytes of one event's metadata as JSON
+    RESULT_SIZE_MAX: int = 262_144  # bytes of a handler's result as JSON
+    FILTERS_MAX: int = 64  # includes, and as many excludes, of one consumer
+    ERRORS_MAX: int = 20  # newest errors kept in a task's history
+    ERROR_SIZE_MAX: int = 16_384  # characters kept of one error's traceback
+
+
+def problems(declared: object) -> Iterator[tuple[str, str]]:
+    """Yield (what is wrong, what to do) for each fault of the setting ``KANTHORQ``."""
+    if not isinstance(declared, dict):
+        yield f"KANTHORQ is {type(declared).__name__}, not a dict.", "Write KANTHORQ = {}."
+        return
+    known = {field.name: field for field in fields(Settings)}
+    for key, value in declared.items():
+        if key not in known:
+            yield f"KANTHORQ has no key {key!r}.", _suggestion(key, known)
+        elif problem := _value_problem(known[key].type, value):
+            yield f"KANTHORQ[{key!r}] is {value!r}; {problem}.", "See docs/settings.md."
+
+
+def _suggestion(key: object, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(str(key).upper(), known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(sorted(known))}."
+
+
+def _value_problem(wanted: object, value: object) -> str | None:
+    if wanted is int and not (type(value) is int and value > 0):
+        return "it must be a whole number above 0"
+    if wanted is bool and type(value) is not bool:
+        return "it must be True or False"
+    if wanted is timedelta and not (isinstance(value, timedelta) and value > timedelta(0)):
+        return "it must be a datetime.timedelta above zero"
+    if wanted == (str | None) and not (value is None or isinstance(value, str)):
+        return "it must be a database alias or None"
+    return None
+
+
+@functools.cache
+def get_settings() -> Settings:
+    """Return the project's settings over the defaults.
+
+    Raises ConfigurationError naming the first key that is unknown or of the wrong type.
+    """
+    declared = getattr(django_settings, "KANTHORQ", {})
+    for problem, hint in problems(declared):
+        raise ConfigurationError(f"{problem} {hint}")
+    return Settings(**declared)
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    if setting == "KANTHORQ":
+        get_settings.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="kanthorq_django.conf")

@@ -1,0 +1,1 @@
+"""The rules, without I/O: no Django, no PostgreSQL, tested without a database."""

@@ -1,0 +1,122 @@
+"""Retry policies: how long a failed attempt waits for the next one, and how many there are.
+
+Chance is passed in where a test wants it, so every delay can be checked exactly.
+"""
+
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+
+ATTEMPT_LIMIT = 32_767  # a smallint, as KanthorQ's attempt_max
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """What all policies share. ``attempt_max`` None leaves the limit to the consumer.
+
+    ``jitter`` is a fraction: 0.1 draws each wait from 90 % to 110 %, so that tasks that
+    failed together do not come back together. No wait is ever longer than ``longest``.
+
+    Raises ValueError when a field is out of its range.
+    """
+
+    attempt_max: int | None = None
+    longest: timedelta = timedelta(days=1)
+    jitter: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.attempt_max is not None and not _is_count(self.attempt_max):
+            raise ValueError(f"attempt_max must be 1 to {ATTEMPT_LIMIT}, not {self.attempt_max!r}.")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must be between 0 and 1, not {self.jitter!r}.")
+        _check_positive(longest=self.longest)
+
+    def wait(self, attempt: int) -> timedelta:
+        """Return the wait after ``attempt``, counted from 1, before jitter and limit."""
+        raise NotImplementedError
+
+    def next_delay(self, attempt: int, *, chance: float | None = None) -> timedelta:
+        """Return how long the attempt that follows ``attempt`` has to wait.
+
+        ``attempt`` counts from 1; ``chance`` (0 to 1, drawn when None) places the wait
+        within its jitter. Raises ValueError if ``attempt`` is below 1.
+        """
+        if attempt < 1:
+            raise ValueError(f"attempt counts from 1, got {attempt!r}.")
+        drawn = random.random() if chance is None else chance  # noqa: S311  # not a secret
+        try:
+            wait = self.wait(attempt) * (1 - self.jitter + 2 * self.jitter * drawn)
+        except OverflowError:
+            return self.longest
+        return min(wait, self.longest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polynomial(RetryPolicy):
+    """Wait ``attempt ** degree`` × ``base``: 1 s, 16 s, 81 s, 256 s, … as KanthorQ does."""
+
+    degree: float = 4
+    base: timedelta = timedelta(seconds=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(base=self.base)
+        if not self.degree >= 0:
+            raise ValueError(f"degree must not be negative, got {self.degree!r}.")
+
+    def wait(self, attempt: int) -> timedelta:
+        return self.base * attempt**self.degree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponential(RetryPolicy):
+    """Wait ``base`` × ``factor`` ** (attempt - 1): 1 s, 2 s, 4 s, …, at most ``longest``."""
+
+    base: timedelta = timedelta(seconds=1)
+    factor: float = 2
+    longest: timedelta = timedelta(minutes=10)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(base=self.base)
+        if not self.factor >= 1:
+            raise ValueError(f"factor must be at least 1, got {self.factor!r}.")
+
+    def wait(self, attempt: int) -> timedelta:
+        return self.base * self.factor ** (attempt - 1)
+
+
+@dataclass(frozen=True)
+class Fixed(RetryPolicy):
+    """Wait the same ``delay`` before every attempt, without jitter unless asked for."""
+
+    delay: timedelta = timedelta(seconds=30)
+    jitter: float = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.delay, timedelta) or self.delay < timedelta(0):
+            raise ValueError(f"delay must be a timedelta, not negative, got {self.delay!r}.")
+
+    def wait(self, attempt: int) -> timedelta:
+        return self.delay
+
+
+@dataclass(frozen=True, kw_only=True)
+class Never(RetryPolicy):
+    """One attempt; what fails is discarded."""
+
+    attempt_max: int | None = 1
+
+    def wait(self, attempt: int) -> timedelta:
+        return timedelta(0)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value <= ATTEMPT_LIMIT
+
+
+def _check_positive(**durations: object) -> None:
+    for name, value in durations.items():
+        if not isinstance(value, timedelta) or value <= timedelta(0):
+            raise ValueError(f"{name} must be a timedelta above zero, not {value!r}.")

@@ -1,0 +1,102 @@
+"""Subjects and subject filters: their grammar, and which filter selects which subject.
+
+A subject is dot-separated tokens, most general first: ``order.cancelled.v2``. In a
+filter ``*`` stands for exactly one token and a closing ``>`` for one or more.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+SUBJECT_SIZE_MAX = 255  # bytes of UTF-8
+ANY_TOKEN = "*"  # noqa: S105  # a wildcard, not a password
+ANY_TAIL = ">"
+
+_NEVER = "$.^"  # a regular expression that matches no subject
+
+
+def subject_problem(subject: object) -> str | None:
+    """Return what is wrong with ``subject`` in words, or None when it may be published."""
+    return _text_problem(subject) or _tokens_problem(str(subject).split("."))
+
+
+def filter_problem(pattern: object) -> str | None:
+    """Return what is wrong with the subject filter ``pattern`` in words, or None."""
+    if problem := _text_problem(pattern):
+        return problem
+    tokens = str(pattern).split(".")
+    if ANY_TAIL in tokens[:-1]:
+        return "'>' may only stand last"
+    return _tokens_problem([token for token in tokens if token not in (ANY_TOKEN, ANY_TAIL)])
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Tell whether the filter ``pattern`` selects ``subject``; both must be valid."""
+    wanted, given = pattern.split("."), subject.split(".")
+    if wanted[-1] == ANY_TAIL:
+        wanted.pop()
+        if len(given) <= len(wanted):
+            return False
+        given = given[: len(wanted)]
+    return len(wanted) == len(given) and all(
+        token in (ANY_TOKEN, other) for token, other in zip(wanted, given, strict=True)
+    )
+
+
+def selects(includes: Iterable[str], excludes: Iterable[str], subject: str) -> bool:
+    """Tell whether any of ``includes`` and none of ``excludes`` match ``subject``."""
+    return any(matches(pattern, subject) for pattern in includes) and not any(
+        matches(pattern, subject) for pattern in excludes
+    )
+
+
+def to_regex(patterns: Sequence[str]) -> str:
+    """Return one PostgreSQL regular expression that matches what any of ``patterns`` does.
+
+    Every literal is escaped, so a filter never smuggles a pattern of its own into SQL.
+    """
+    if not patterns:
+        return _NEVER
+    return f"^(?:{'|'.join(map(_pattern_regex, patterns))})$"
+
+
+def _pattern_regex(pattern: str) -> str:
+    return r"\.".join(map(_token_regex, pattern.split(".")))
+
+
+def _token_regex(token: str) -> str:
+    if token == ANY_TOKEN:
+        return "[^.]+"
+    if token == ANY_TAIL:
+        return ".+"
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", token)
+
+
+def _text_problem(text: object) -> str | None:
+    if not isinstance(text, str):
+        return f"it must be a str, not {type(text).__name__}"
+    if not text:
+        return "it is empty"
+    if not text.isprintable():
+        return f"{_first_unprintable(text)!a} is not printable"
+    size = len(text.encode())
+    if size > SUBJECT_SIZE_MAX:
+        return f"it has {size} bytes of UTF-8, the limit is {SUBJECT_SIZE_MAX}"
+    if not unicodedata.is_normalized("NFC", text):
+        return "it is not in Unicode normal form NFC; use unicodedata.normalize('NFC', …)"
+    return None
+
+
+def _first_unprintable(text: str) -> str:
+    return next(character for character in text if not character.isprintable())
+
+
+def _tokens_problem(tokens: Sequence[str]) -> str | None:
+    for token in tokens:
+        if not token:
+            return "it has an empty token: a dot stands first, last, or beside another dot"
+        if " " in token:
+            return "it contains a space"
+        if ANY_TOKEN in token or ANY_TAIL in token:
+            return f"{token!r} contains a wildcard; '*' and '>' are whole tokens of filters"
+    return None

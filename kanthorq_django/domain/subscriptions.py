@@ -1,0 +1,84 @@
+"""What code subscribes to: one subscription per consumer name, kept for this process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from kanthorq_django.domain.retry import Polynomial, RetryPolicy
+
+Handler = Callable[..., Any]
+
+
+@dataclass(kw_only=True)
+class Subscription:
+    """A handler, what it is to be given, and how it is run and retried."""
+
+    consumer: str
+    stream: str
+    handler: Handler
+    includes: tuple[str, ...]
+    excludes: tuple[str, ...] = ()
+    attempt_max: int = 16
+    visibility_timeout: timedelta = timedelta(seconds=60)
+    timeout: timedelta | None = None
+    retry: RetryPolicy = field(default_factory=Polynomial)
+    atomic: bool = False
+    deliver: str | datetime = "all"
+    parked: bool = False
+    cancel_handler: Handler | None = None
+    cancel_retry: RetryPolicy | None = None
+    cancel_timeout: timedelta | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the handler is defined, as ``module.function``."""
+        name = getattr(self.handler, "__qualname__", repr(self.handler))
+        return f"{getattr(self.handler, '__module__', '?')}.{name}"
+
+    @property
+    def cancel_policy(self) -> RetryPolicy:
+        return self.cancel_retry or self.retry
+
+    @property
+    def cancel_attempt_max(self) -> int:
+        return self.cancel_policy.attempt_max or self.attempt_max
+
+
+class Registry:
+    """Every subscription of this process, in the order of their declaration."""
+
+    def __init__(self) -> None:
+        self._subscriptions: dict[str, Subscription] = {}
+        # Pairs that claim the same consumer name.
+        self.duplicates: list[tuple[Subscription, Subscription]] = []
+
+    def add(self, subscription: Subscription) -> None:
+        """Register; the last subscriber of a consumer has it, a check reports the others."""
+        former = self._subscriptions.get(subscription.consumer)
+        # The same place again is a module that was imported anew.
+        if former is not None and former.place != subscription.place:
+            self.duplicates.append((former, subscription))
+        self._subscriptions[subscription.consumer] = subscription
+
+    def remove(self, consumer: str) -> None:
+        """Forget the subscription of ``consumer``, for tests that declare their own."""
+        self._subscriptions.pop(consumer, None)
+        self.duplicates = [pair for pair in self.duplicates if pair[0].consumer != consumer]
+
+    def find(self, consumer: str) -> Subscription | None:
+        return self._subscriptions.get(consumer)
+
+    def all(self) -> list[Subscription]:
+        return list(self._subscriptions.values())
+
+
+registry = Registry()
+
+
+def policy_for(consumer: str, *, is_cancellation: bool) -> RetryPolicy:
+    """Return the policy that says when a failed attempt of ``consumer`` is repeated."""
+    subscription = registry.find(consumer)
+    if subscription is None:
+        return Polynomial()
+    return subscription.cancel_policy if is_cancellation else subscription.retry

@@ -1,0 +1,40 @@
+"""How a handler may end its task by raising: later, uncounted, or never again."""
+
+from datetime import timedelta
+
+
+class Verdict(Exception):
+    """Base of what a handler raises to end its task in a way of its own."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Retry(Verdict):
+    """Try again after ``after`` instead of the policy's delay; counted as an attempt."""
+
+    def __init__(self, after: timedelta, reason: str = "The handler asked for a retry.") -> None:
+        super().__init__(reason)
+        self.after = _checked(after)
+
+
+class Snooze(Verdict):
+    """Run again after ``delay``; this attempt is not counted and is no error."""
+
+    def __init__(self, delay: timedelta) -> None:
+        super().__init__(f"Snoozed for {delay}.")
+        self.delay = _checked(delay)
+
+
+class Discard(Verdict):
+    """Never try again: the task is discarded with ``reason``."""
+
+    def __init__(self, reason: str = "The handler discarded the task.") -> None:
+        super().__init__(reason)
+
+
+def _checked(duration: timedelta) -> timedelta:
+    if not isinstance(duration, timedelta) or duration < timedelta(0):
+        raise ValueError(f"a delay must be a timedelta, not negative, got {duration!r}.")
+    return duration

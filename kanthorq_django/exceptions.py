@@ -1,0 +1,75 @@
+"""Every error that KanthorQ raises itself, named for the fact."""
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+class KanthorqError(Exception):
+    """Base of every error below. Never raised itself."""
+
+
+class ConfigurationError(KanthorqError, ImproperlyConfigured):
+    """A setting, a subject filter or a subscriber is declared wrongly."""
+
+
+class InvalidFilter(ConfigurationError, ValueError):
+    """A subject filter breaks the grammar of subjects."""
+
+
+class InvalidEvent(KanthorqError, ValueError):
+    """What should be published cannot be; nothing was written."""
+
+
+class InvalidSubject(InvalidEvent):
+    """A subject breaks the grammar: tokens of printable text, joined by dots."""
+
+
+class InvalidBody(InvalidEvent):
+    """A body or metadata cannot be stored as JSON, or is too large."""
+
+
+class IdempotencyConflict(InvalidEvent):
+    """The idempotency key was used before in this stream, for a different event."""
+
+
+class EventIsImmutable(KanthorqError):
+    """An event never changes once published."""
+
+
+class UndecodableEvent(KanthorqError, ValueError):
+    """The stored body is not JSON."""
+
+
+class MessageError(KanthorqError):
+    """The message cannot be ended the way its handler asked."""
+
+
+class LeaseLost(MessageError):
+    """The task belongs to nobody or somebody else now; what depends on it must not commit."""
+
+
+class AlreadyAcknowledged(MessageError):
+    """The message was ended with the opposite verdict before."""
+
+
+class CrossDatabaseAck(MessageError):
+    """The open transaction is in another database than the tasks, so it cannot cover them."""
+
+
+class TaskCancelled(MessageError):
+    """Raised by a handler that noticed the request to cancel its task."""
+
+
+class PullRefused(KanthorqError):
+    """Reading the stream here could lose or repeat events, so it was not read."""
+
+
+class PullInsideTransaction(PullRefused):
+    """A transaction was open: its own events would be skipped for ever."""
+
+
+class StandbyDatabase(PullRefused):
+    """The database is a standby, whose snapshots do not tell what has committed."""
+
+
+class ForeignCluster(PullRefused):
+    """The consumer's cursor was written by another PostgreSQL cluster."""

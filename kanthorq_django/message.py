@@ -1,0 +1,202 @@
+"""Step 5 of 5, ack: what a handler is given, and the ways in which it may end its task.
+
+``ack()`` and ``nack()`` join an open ``transaction.atomic()`` of the tasks' database: business
+writes and the end of the task commit together or not at all. Every statement is fenced by the
+lease's epoch, and the row, not an object in memory, says whether a task is settled; so a block
+that rolls back leaves the message as open as it was.
+"""
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+
+from kanthorq_django import signals
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.failures import Failure
+from kanthorq_django.domain.states import LEASED, TaskState
+from kanthorq_django.domain.subscriptions import policy_for
+from kanthorq_django.exceptions import (
+    AlreadyAcknowledged,
+    CrossDatabaseAck,
+    LeaseLost,
+    TaskCancelled,
+)
+from kanthorq_django.models import lease
+from kanthorq_django.models.body import encode_json
+from kanthorq_django.models.event import Event
+from kanthorq_django.models.task import Task
+
+
+class Message:
+    """An event, its leased task, and the ways to end it."""
+
+    def __init__(self, task: Task, *, stop: threading.Event | None = None) -> None:
+        self.task = task
+        self.event: Event = task.event
+        self.lease = task.lease
+        self._is_cancellation = task.state == TaskState.CANCELLING
+        self._stop = stop or threading.Event()
+        # What the handler decided itself. Whether that lasts, the row says: see is_settled().
+        self._has_verdict = False
+        self._is_durable = False
+
+    def __repr__(self) -> str:
+        return f"<Message: {self.event}, {self.task}, attempt {self.attempt}>"
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, counted from 1; of its own for a cancellation handler."""
+        return self.task.cancel_attempt_count if self._is_cancellation else self.task.attempt_count
+
+    @property
+    def lease_epoch(self) -> int:
+        return self.lease.epoch
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the handler should stop: cancellation was asked for, or its lease is gone."""
+        return self._stop.is_set()
+
+    def raise_if_cancelled(self) -> None:
+        """Raise TaskCancelled once the handler should stop."""
+        if self.cancelled:
+            raise TaskCancelled(f"{self.task} is to stop.")
+
+    def ack(self, result: Any = None) -> None:
+        """End the task well and keep ``result``, any JSON value, with it.
+
+        Inside ``transaction.atomic()`` it commits or rolls back with the block. The same
+        verdict again is a no-op. Raises AlreadyAcknowledged after ``nack()``, LeaseLost when
+        the task is no longer this worker's, CrossDatabaseAck, and InvalidBody for a result
+        that is not JSON.
+        """
+        using = self._using()
+        if lease.ack({self.lease: encode_result(result)}, using):
+            self._decide(using)
+            signals.acked.send(Task, message=self)
+        elif not self._was_acked():
+            raise AlreadyAcknowledged(f"{self.task} was ended with nack() before.")
+
+    def nack(self, reason: BaseException | str, *, delay: timedelta | None = None) -> None:
+        """Let the task fail with ``reason`` and be tried again after ``delay``.
+
+        Without ``delay`` the consumer's retry policy says when. Joins an open transaction and
+        raises as ``ack()`` does.
+        """
+        using = self._using()
+        failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
+        if lease.nack(self.lease, failure, using, delay=self._wait(delay)) is not None:
+            self._decide(using)
+            signals.nacked.send(Task, message=self, reason=reason)
+        elif self._was_acked():
+            raise AlreadyAcknowledged(f"{self.task} was ended with ack() before.")
+
+    async def aack(self, result: Any = None) -> None:
+        """Do what ``ack()`` does, from a coroutine."""
+        await sync_to_async(self.ack)(result)
+
+    async def anack(self, reason: BaseException | str, *, delay: timedelta | None = None) -> None:
+        """Do what ``nack()`` does, from a coroutine."""
+        await sync_to_async(self.nack)(reason, delay=delay)
+
+    def extend(self, duration: timedelta) -> None:
+        """Let the lease end no earlier than ``duration`` from now. Raises LeaseLost.
+
+        A worker renews its leases by itself; this is for code that runs without one. Inside
+        a transaction others see the new end only after its commit.
+        """
+        if not isinstance(duration, timedelta) or duration <= timedelta(0):
+            raise ValueError(f"duration must be a timedelta above zero, not {duration!r}.")
+        (row,) = lease.renew({self.lease: duration}, self._using())
+        if not row.is_ours:
+            raise LeaseLost(self._lost())
+
+    async def aextend(self, duration: timedelta) -> None:
+        """Do what ``extend()`` does, from a coroutine."""
+        await sync_to_async(self.extend)(duration)
+
+    def has_verdict(self) -> bool:
+        """Tell whether the handler called ``ack()`` or ``nack()``, lasting or not."""
+        return self._has_verdict
+
+    def is_open(self) -> bool:
+        """Tell whether this lease still has to be ended; asks the row unless it is known."""
+        return not self._is_durable and self._holds(self._stored())
+
+    def _using(self) -> str:
+        """Return the tasks' database. Raises CrossDatabaseAck if only another one is in a block."""
+        using = self.task._state.db or DEFAULT_DB_ALIAS
+        if not connections[using].in_atomic_block:
+            for other in connections.all(initialized_only=True):
+                if other.in_atomic_block:
+                    raise CrossDatabaseAck(
+                        f"The open transaction is in the database {other.alias!r}, the tasks are "
+                        f"in {using!r}: they cannot commit together. Acknowledge outside of it, "
+                        "or keep both in one database."
+                    )
+        return using
+
+    def _wait(self, delay: timedelta | None) -> timedelta:
+        if delay is None:
+            return policy_for(
+                self.task.consumer.name, is_cancellation=self._is_cancellation
+            ).next_delay(self.attempt)
+        if not isinstance(delay, timedelta) or delay < timedelta(0):
+            raise ValueError(f"delay must be a timedelta, not negative, not {delay!r}.")
+        return delay
+
+    def _decide(self, using: str) -> None:
+        """Remember that the handler has spoken, and, once it is committed, that this lasts."""
+        self._has_verdict = True
+        if connections[using].in_atomic_block:
+            transaction.on_commit(self._endure, using=using)
+        else:
+            self._is_durable = connections[using].get_autocommit()
+
+    def _endure(self) -> None:
+        self._is_durable = True
+
+    def _was_acked(self) -> bool:
+        """Tell how this lease was ended before: True by ack, False by nack.
+
+        Raises LeaseLost when it was not ended by its holder at all.
+        """
+        stored = self._stored()
+        if stored is None or self._holds(stored):
+            raise LeaseLost(self._lost())
+        ended = TaskState.CANCELLED if self._is_cancellation else TaskState.COMPLETED
+        if stored.lease_epoch == self.lease.epoch:
+            return bool(stored.state == ended)
+        # A nack that leads to the cancellation handler ends the lease by raising the epoch;
+        # as long as nobody claimed the task since, its counter has not moved.
+        counter = self.task.cancel_attempt_count if self._is_cancellation else 0
+        nacked = (self.lease.epoch + 1, TaskState.CANCELLING, counter)
+        if (stored.lease_epoch, stored.state, stored.cancel_attempt_count) != nacked:
+            raise LeaseLost(self._lost())
+        return False
+
+    def _stored(self) -> Task | None:
+        columns = ("state", "lease_epoch", "cancel_attempt_count")
+        stored = Task._base_manager.using(self.task._state.db).filter(pk=self.task.pk)
+        return stored.only(*columns).first()
+
+    def _holds(self, stored: Task | None) -> bool:
+        return (
+            stored is not None and stored.lease_epoch == self.lease.epoch and stored.state in LEASED
+        )
+
+    def _lost(self) -> str:
+        return (
+            f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after its "
+            "visibility timeout, or the task was deleted or reset. Nothing of this attempt may commit."
+        )
+
+
+def encode_result(result: Any) -> str | None:
+    """Return a handler's result as JSON text, None for none. Raises InvalidBody."""
+    if result is None:
+        return None
+    return encode_json("result", result, size_max=get_settings().RESULT_SIZE_MAX)

@@ -1,0 +1,297 @@
+"""Step 2 of 5, pull: consumers turn the events they select into tasks of their own.
+
+The cursor is a snapshot, not a position: an event is new to a consumer exactly when its
+transaction was not visible in the stored snapshot and is visible now. Commit order is not
+insertion order; a position would skip what commits late, and one that waits for the oldest
+open transaction would stall behind every long write.
+
+Next, tasks that are due later are claimed: see task.py.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from django.db import connections, models, transaction
+from django.db.models.expressions import RawSQL
+
+from kanthorq_django import signals, sql
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain import subjects
+from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
+from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.domain.states import CLAIMABLE, TaskState
+from kanthorq_django.exceptions import (
+    ConfigurationError,
+    ForeignCluster,
+    PullInsideTransaction,
+    StandbyDatabase,
+)
+from kanthorq_django.models.fields import (
+    CreatedAtField,
+    SnapshotField,
+    SubjectFiltersField,
+    XidField,
+)
+from kanthorq_django.models.stream import Stream
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.task import Task, TaskQuerySet
+
+BEGINNING = "1:1:"  # the snapshot in which nothing has happened yet
+LEASE_RAN_OUT = (
+    "The lease ran out before the task was settled: the worker died, hung or was too slow."
+)
+
+
+def _everything() -> list[str]:
+    return [">"]
+
+
+class Registration(NamedTuple):
+    """What code declares about a consumer."""
+
+    stream: str
+    includes: Sequence[str]
+    excludes: Sequence[str] = ()
+    attempt_max: int = 16
+    visibility_timeout: timedelta = timedelta(seconds=60)
+    timeout: timedelta | None = None
+    parked: bool = False
+    deliver: str | datetime = "all"
+    has_cancel_handler: bool = False
+    cancel_attempt_max: int = 16
+
+
+class Page(NamedTuple):
+    """What one pull did: the tasks it leased, and whether the consumer had caught up."""
+
+    tasks: "list[Task]"
+    is_idle: bool
+
+
+class ConsumerQuerySet(models.QuerySet["Consumer"]):
+    def register(self, name: str, given: Registration) -> "Consumer":
+        """Insert the consumer ``name``, or apply what changed of it, from then on.
+
+        ``deliver`` counts for a new consumer only. Raises ConfigurationError when the
+        consumer exists in another stream: its cursor belongs to that one.
+        """
+        if problem := name_problem(name):
+            raise ConfigurationError(f"{str(name)[:80]!a} cannot name a consumer: {problem}.")
+        self._for_write = True
+        stream = Stream.objects.using(self.db).register(given.stream)
+        sql.rows(
+            self.db,
+            "register_consumer",
+            {
+                **given._asdict(),
+                "stream_id": stream.pk,
+                "name": name,
+                "subject_includes": json.dumps(list(given.includes)),
+                "subject_excludes": json.dumps(list(given.excludes)),
+                "from_now": given.deliver == "new",
+                "deliver_from": given.deliver if isinstance(given.deliver, datetime) else None,
+            },
+        )
+        consumer = self.get(name=name)
+        if consumer.stream_id != stream.pk:
+            raise ConfigurationError(
+                f"Consumer {name!r} reads the stream {consumer.stream.name!r} and cannot move to "
+                f"{given.stream!r}; give the new one another name."
+            )
+        return consumer
+
+
+class Consumer(models.Model):
+    """A stream, the filters that select from it, a cursor, and how its tasks are run."""
+
+    stream = models.ForeignKey(Stream, models.PROTECT, related_name="consumers")
+    name = models.CharField(max_length=NAME_SIZE_MAX, unique=True)
+    subject_includes = SubjectFiltersField(default=_everything)
+    subject_excludes = SubjectFiltersField(default=list, blank=True)
+    attempt_max = models.PositiveSmallIntegerField(default=16)
+    visibility_timeout = models.DurationField(default=timedelta(seconds=60))
+    timeout = models.DurationField(null=True, blank=True)
+    parked = models.BooleanField(default=False)
+    deliver_from = models.DateTimeField(null=True, blank=True)
+    has_cancel_handler = models.BooleanField(default=False)
+    cancel_attempt_max = models.PositiveSmallIntegerField(default=16)
+
+    # All that is visible in ``cursor`` has been read. While a backlog is worked off, ``window``
+    # is the snapshot being read, and (position_xid, position_id) the last event taken from it.
+    cursor = SnapshotField(db_default=models.Value(BEGINNING, SnapshotField()), editable=False)
+    window = SnapshotField(null=True, editable=False)
+    position_xid = XidField(null=True, editable=False)
+    position_id = models.UUIDField(null=True, editable=False)
+    # Transaction ids mean something only in the cluster that issued them.
+    cluster_id = models.BigIntegerField(
+        db_default=RawSQL("(pg_control_system()).system_identifier", ()), editable=False
+    )
+    created_at = CreatedAtField()
+
+    objects = models.Manager.from_queryset(ConsumerQuerySet)()
+
+    if TYPE_CHECKING:
+        stream_id: int
+        tasks: models.Manager[Task]
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(
+                    window__isnull=True, position_xid__isnull=True, position_id__isnull=True
+                )
+                | models.Q(
+                    window__isnull=False, position_xid__isnull=False, position_id__isnull=False
+                ),
+                name="kanthorq_consumer_window_has_position",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(attempt_max__gte=1, cancel_attempt_max__gte=1),
+                name="kanthorq_consumer_attempts",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def selects(self, subject: str) -> bool:
+        """Tell whether this consumer's filters select ``subject``."""
+        return subjects.selects(self.subject_includes, self.subject_excludes, subject)
+
+    def pull(self, limit: int = 100) -> "list[Task]":
+        """Turn new events into tasks; return those leased to the caller, at most ``limit``.
+
+        An empty list means that the consumer has caught up. Events that are scheduled for
+        later, or a consumer that parks its tasks, make tasks that are not returned.
+        Raises PullRefused where reading could lose or repeat events.
+        """
+        _check_limit(limit)
+        while True:
+            page = self.pull_page(limit)
+            if page.tasks or page.is_idle:
+                return page.tasks
+
+    def pull_page(self, limit: int) -> Page:
+        """Read one page of the stream in one transaction, as ``pull()`` does until it has tasks."""
+        using = self._state.db
+        if connections[using].in_atomic_block:
+            raise PullInsideTransaction(
+                "pull() needs a transaction of its own: it would skip what the open one publishes."
+            )
+        with transaction.atomic(using=using):
+            # Whatever the project's default is: a repeatable snapshot could predate the lock.
+            with connections[using].cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            locked = sql.rows(using, "lock_consumer", {"consumer_id": self.pk})
+            if not locked:
+                return Page([], is_idle=True)
+            page = self._read(locked[0], limit)
+        signals.pulled.send(Consumer, consumer=self, tasks=page.tasks)
+        return page
+
+    def claim(self, limit: int = 100, *, states: Iterable[TaskState] = CLAIMABLE) -> "list[Task]":
+        """Lease at most ``limit`` tasks that are due and in ``states``; an empty list means none is.
+
+        Tasks that used up their attempts, or were asked to cancel, end here and are not returned.
+        """
+        _check_limit(limit)
+        params = {
+            "consumer_id": self.pk,
+            "states": sorted(states),
+            "limit": limit,
+            "lease_ran_out": LEASE_RAN_OUT,
+            "errors_max": get_settings().ERRORS_MAX,
+        }
+        while True:
+            rows = sql.rows(self._state.db, "claim", params)
+            tasks = self._tasks(rows)
+            if tasks or rows[0].due_count == 0:
+                signals.claimed.send(Consumer, consumer=self, tasks=tasks)
+                return tasks
+
+    def cancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:
+        """Cancel this consumer's tasks of these events; unknown ids are in ``noop`` too."""
+        return self._move(event_ids, lambda tasks: tasks.cancel(running=running))
+
+    def resume(self, event_ids: Iterable[UUID | str]) -> Outcome:
+        return self._move(event_ids, lambda tasks: tasks.resume())
+
+    def release(self, event_ids: Iterable[UUID | str]) -> Outcome:
+        return self._move(event_ids, lambda tasks: tasks.release())
+
+    def reset(self, event_ids: Iterable[UUID | str]) -> Outcome:
+        return self._move(event_ids, lambda tasks: tasks.reset())
+
+    for _verb in (cancel, resume, release, reset):
+        _verb.alters_data = True  # type: ignore[attr-defined]
+    del _verb
+
+    def _read(self, locked: Any, limit: int) -> Page:
+        self._check_cluster(locked)
+        rows = sql.rows(
+            self._state.db,
+            "pull",
+            {
+                "consumer_id": self.pk,
+                "stream_id": locked.stream_id,
+                "cursor": locked.cursor,
+                "window": locked.window,
+                "position_xid": locked.position_xid,
+                "position_id": locked.position_id,
+                "includes": subjects.to_regex(json.loads(locked.subject_includes)),
+                "excludes": subjects.to_regex(json.loads(locked.subject_excludes)),
+                "limit": limit,
+                "page_size": max(limit, get_settings().PAGE_SIZE),
+            },
+        )
+        if not rows[0].is_sane:
+            raise self._foreign_cluster()
+        return Page(self._tasks(rows), rows[0].is_idle)
+
+    def _check_cluster(self, locked: Any) -> None:
+        if locked.is_standby:
+            raise StandbyDatabase(
+                f"The database {self._state.db!r} is a standby; pull from the primary."
+            )
+        if locked.cluster_id != locked.current_cluster_id:
+            raise self._foreign_cluster()
+
+    def _foreign_cluster(self) -> ForeignCluster:
+        return ForeignCluster(
+            f"The cursor of consumer {self.name!r} was written by another PostgreSQL cluster, as "
+            "after a restore or a move. Stop the workers and run: manage.py kanthorq rebase"
+        )
+
+    def _tasks(self, rows: Iterable[Any]) -> "list[Task]":
+        from kanthorq_django.models.task import Task
+
+        return [Task.from_row(row, self) for row in rows if row.id is not None]
+
+    def _move(
+        self,
+        event_ids: Iterable[UUID | str],
+        verb: "Callable[[TaskQuerySet], Outcome]",
+    ) -> Outcome:
+        from kanthorq_django.models.task import Task
+
+        wanted = dict.fromkeys(_event_id(given) for given in event_ids)
+        tasks = Task.objects.using(self._state.db).filter(consumer=self, event_id__in=list(wanted))
+        outcome = verb(tasks)
+        known = {*outcome.updated, *outcome.requested, *outcome.noop}
+        return outcome + Outcome(noop=tuple(given for given in wanted if given not in known))
+
+
+def _event_id(given: UUID | str) -> UUID:
+    try:
+        return given if isinstance(given, UUID) else UUID(str(given))
+    except ValueError as error:
+        raise ValueError(f"{given!r} is not an event id; it must be a UUID.") from error
+
+
+def _check_limit(limit: int) -> None:
+    if type(limit) is not int or limit < 1:
+        raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}.")

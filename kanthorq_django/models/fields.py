@@ -1,0 +1,95 @@
+"""Column types that Django lacks, and those that carry a rule of ours."""
+
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.models.functions import Now
+
+from kanthorq_django.domain import subjects
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    _IntegerField = models.Field[int | None, int | None]
+    _TextField = models.Field[str | None, str | None]
+    _CharField = models.CharField[str, str]
+    _JSONField = models.JSONField[list[str], list[str]]
+else:
+    _IntegerField = _TextField = models.Field
+    _CharField = models.CharField
+    _JSONField = models.JSONField
+
+
+class XidField(_IntegerField):
+    """A full transaction id, ``xid8``: 64 bits that never wrap around. An int in Python."""
+
+    description = "PostgreSQL transaction id"
+
+    def db_type(self, connection: "BaseDatabaseWrapper") -> str:
+        return "xid8"
+
+    def get_internal_type(self) -> str:
+        return "XidField"
+
+    def from_db_value(self, value: str | int | None, *_: object) -> int | None:
+        # psycopg has no loader for xid8 and hands over its text.
+        return None if value is None else int(value)
+
+    def to_python(self, value: Any) -> int | None:
+        return None if value is None else int(value)
+
+    def get_prep_value(self, value: Any) -> Any:
+        prepared = super().get_prep_value(value)
+        # There is no cast from bigint to xid8; text of unknown type becomes one by itself.
+        return str(prepared) if isinstance(prepared, int) else prepared
+
+
+class SnapshotField(_TextField):
+    """A ``pg_snapshot``: which transactions had committed at a moment, as ``xmin:xmax:xip``."""
+
+    description = "PostgreSQL snapshot"
+
+    def db_type(self, connection: "BaseDatabaseWrapper") -> str:
+        return "pg_snapshot"
+
+    def get_internal_type(self) -> str:
+        return "SnapshotField"
+
+
+class SubjectField(_CharField):
+    """A concrete subject, such as ``order.created``; wildcards are refused."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("max_length", subjects.SUBJECT_SIZE_MAX)
+        super().__init__(*args, **kwargs)
+
+    def validate(self, value: Any, model_instance: models.Model | None) -> None:
+        super().validate(value, model_instance)
+        if problem := subjects.subject_problem(value):
+            raise ValidationError(f"{value!a} is not a subject: {problem}.", code="subject")
+
+
+class SubjectFiltersField(_JSONField):
+    """A list of subject filters.
+
+    A jsonb array rather than ``ArrayField``, which would make every project that installs
+    this app install ``django.contrib.postgres`` as well.
+    """
+
+    def validate(self, value: Any, model_instance: models.Model | None) -> None:
+        super().validate(value, model_instance)
+        if not isinstance(value, list | tuple):
+            raise ValidationError("Subject filters are a list.", code="filters")
+        for pattern in value:
+            if problem := subjects.filter_problem(pattern):
+                raise ValidationError(f"{pattern!a} is not a filter: {problem}.", code="filters")
+
+
+class CreatedAtField(models.DateTimeField):  # type: ignore[type-arg]
+    """When the row was inserted, by the database's clock."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("db_default", Now())
+        kwargs.setdefault("editable", False)
+        super().__init__(*args, **kwargs)

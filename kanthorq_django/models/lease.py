@@ -1,0 +1,76 @@
+"""What the holder of a lease may do with it; each statement is fenced by the lease's epoch."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from kanthorq_django import sql
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.failures import Failure
+from kanthorq_django.domain.states import TaskState
+
+AT_ONCE = timedelta(0)
+
+
+class Lease(NamedTuple):
+    """The right to end a task: void as soon as the task has another epoch."""
+
+    task_id: int
+    epoch: int
+
+
+def ack(results: Mapping[Lease, str | None], using: str) -> set[int]:
+    """End tasks well, each with its result as JSON text; return the ids that were still ours."""
+    params = _params(list(results)) | {"results": list(results.values())}
+    return {row.id for row in sql.rows(using, "ack", params)}
+
+
+def nack(
+    lease: Lease,
+    failure: Failure,
+    using: str,
+    *,
+    delay: timedelta = AT_ONCE,
+    is_final: bool = False,
+    is_cancelled: bool = False,
+) -> TaskState | None:
+    """Note the failure and let the task wait for ``delay``; return its new state.
+
+    ``is_final`` forgoes the attempts that are left; ``is_cancelled`` is the handler's word
+    that it stopped because of a request to cancel. Returns None when the lease is lost.
+    """
+    params = {
+        "id": lease.task_id,
+        "lease_epoch": lease.epoch,
+        "delay": delay,
+        "is_final": is_final,
+        "is_cancelled": is_cancelled,
+        "error": failure.error,
+        "stack": failure.stack,
+        "errors_max": get_settings().ERRORS_MAX,
+    }
+    for row in sql.rows(using, "nack", params):
+        return TaskState(row.state)
+    return None
+
+
+def hand_back(leases: Sequence[Lease], using: str, *, delay: timedelta = AT_ONCE) -> set[int]:
+    """Give tasks back without counting the attempt; return the ids that were still ours."""
+    return {row.id for row in sql.rows(using, "hand_back", _params(leases) | {"delay": delay})}
+
+
+def renew(extensions: Mapping[Lease, timedelta], using: str) -> list[Any]:
+    """Let leases end no earlier than their extension from now.
+
+    Returns a row for each lease: ``id``, ``lease_epoch``, ``is_renewed`` (False also when the
+    row was locked), ``is_ours``, ``is_cancelled`` (its cancellation was asked for).
+    """
+    params = _params(list(extensions)) | {"extensions": list(extensions.values())}
+    return sql.rows(using, "renew", params)
+
+
+def _params(leases: Sequence[Lease]) -> dict[str, Any]:
+    return {
+        "ids": [lease.task_id for lease in leases],
+        "epochs": [lease.epoch for lease in leases],
+    }

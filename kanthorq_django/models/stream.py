@@ -1,0 +1,41 @@
+"""Streams: named append-only sequences of events."""
+
+from typing import TYPE_CHECKING
+
+from django.db import models
+
+from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
+from kanthorq_django.exceptions import ConfigurationError
+from kanthorq_django.models.fields import CreatedAtField
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.consumer import Consumer
+    from kanthorq_django.models.event import Event
+
+
+class StreamQuerySet(models.QuerySet["Stream"]):
+    def register(self, name: str) -> "Stream":
+        """Return the stream called ``name``, made on its first use.
+
+        Two connections may race here: the loser waits for the winner's commit and reads
+        its row. Raises ConfigurationError if ``name`` cannot name a stream.
+        """
+        if problem := name_problem(name):
+            raise ConfigurationError(f"{str(name)[:80]!a} cannot name a stream: {problem}.")
+        return self.get_or_create(name=name)[0]
+
+
+class Stream(models.Model):
+    """A named append-only sequence of events."""
+
+    name = models.CharField(max_length=NAME_SIZE_MAX, unique=True)
+    created_at = CreatedAtField()
+
+    objects = models.Manager.from_queryset(StreamQuerySet)()
+
+    if TYPE_CHECKING:
+        consumers: models.Manager[Consumer]
+        events: models.Manager[Event]
+
+    def __str__(self) -> str:
+        return self.name

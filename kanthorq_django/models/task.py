@@ -1,0 +1,335 @@
+"""Step 3 of 5, claim: tasks, their columns, and what operators may do with them.
+
+Next, a worker handles what was leased: see worker/executor.py. What the holder of a lease
+may do stands in lease.py; the moves themselves in domain/states.py.
+"""
+
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self
+from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from django.db import models, transaction
+from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Now
+from django.dispatch import Signal
+
+from kanthorq_django import signals
+from kanthorq_django.domain import states
+from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.domain.states import CLAIMABLE, FINAL, Move, TaskState
+from kanthorq_django.models.consumer import Consumer
+from kanthorq_django.models.event import KEY_SIZE_MAX, Event
+from kanthorq_django.models.fields import CreatedAtField
+from kanthorq_django.models.lease import Lease
+from kanthorq_django.models.notifications import wake_after_commit
+
+P = ParamSpec("P")
+
+CHUNK_SIZE = 1_000  # rows that one statement of a bulk verb locks
+
+
+def _bulk_verb(
+    verb: Callable[Concatenate["TaskQuerySet", P], Outcome],
+) -> Callable[Concatenate["TaskQuerySet", P], Outcome]:
+    """Keep a verb off the manager and out of templates, and refuse slices, as ``delete()`` does."""
+
+    @functools.wraps(verb)
+    def refuse_slices(self: "TaskQuerySet", *args: P.args, **kwargs: P.kwargs) -> Outcome:
+        if self.query.is_sliced:
+            raise TypeError(f"Cannot {verb.__name__} a query once a slice has been taken.")
+        return verb(self, *args, **kwargs)
+
+    refuse_slices.alters_data = True  # type: ignore[attr-defined]
+    refuse_slices.queryset_only = True  # type: ignore[attr-defined]
+    return refuse_slices
+
+
+class TaskQuerySet(models.QuerySet["Task"]):
+    def pending(self) -> Self:
+        return self.filter(state=TaskState.PENDING)
+
+    def available(self) -> Self:
+        return self.filter(state=TaskState.AVAILABLE)
+
+    def running(self) -> Self:
+        return self.filter(state=TaskState.RUNNING)
+
+    def stuck(self) -> Self:
+        """Return running tasks whose lease ran out, by the database's clock."""
+        return self.running().filter(schedule_at__lte=Now())
+
+    def cancelling(self) -> Self:
+        return self.filter(state=TaskState.CANCELLING)
+
+    def retryable(self) -> Self:
+        return self.filter(state=TaskState.RETRYABLE)
+
+    def completed(self) -> Self:
+        return self.filter(state=TaskState.COMPLETED)
+
+    def cancelled(self) -> Self:
+        return self.filter(state=TaskState.CANCELLED)
+
+    def discarded(self) -> Self:
+        return self.filter(state=TaskState.DISCARDED)
+
+    def final(self) -> Self:
+        return self.filter(state__in=FINAL)
+
+    @_bulk_verb
+    def cancel(self, *, running: bool = False) -> Outcome:
+        """End waiting tasks; with ``running``, ask those that run to stop as well.
+
+        A consumer with a cancellation handler gets to run it, whatever the task waited for.
+        Returns event ids: ``updated``, ``requested`` (running, newly asked), ``noop``.
+        """
+        has_handler = Q(consumer__in=Consumer.objects.filter(has_cancel_handler=True))
+        return self._move(
+            states.CANCEL,
+            signals.cancelled,
+            request_running=running,
+            state=Case(
+                When(has_handler, then=Value(int(TaskState.CANCELLING))),
+                default=Value(int(TaskState.CANCELLED)),
+            ),
+            schedule_at=Case(When(has_handler, then=Now()), default=F("schedule_at")),
+            finalized_at=Case(When(has_handler, then=None), default=Now()),
+            cancel_attempt_count=0,
+        )
+
+    @_bulk_verb
+    def resume(self) -> Outcome:
+        """Let discarded and cancelled tasks run again at once; their history is kept.
+
+        At least one more attempt is always allowed. Returns event ids as ``cancel()`` does.
+        """
+        return self._move(
+            states.RESUME,
+            signals.resumed,
+            state=TaskState.AVAILABLE,
+            schedule_at=Now(),
+            finalized_at=None,
+            cancel_requested_at=None,
+        )
+
+    @_bulk_verb
+    def release(self) -> Outcome:
+        """Let pending tasks run. Returns event ids as ``cancel()`` does."""
+        return self._move(
+            states.RELEASE, signals.released, state=TaskState.AVAILABLE, schedule_at=Now()
+        )
+
+    @_bulk_verb
+    def reset(self) -> Outcome:
+        """Let final tasks run again as if they never had; only ``lease_epoch`` goes on.
+
+        Returns event ids as ``cancel()`` does.
+        """
+        return self._move(
+            states.RESET,
+            signals.reset,
+            state=TaskState.AVAILABLE,
+            schedule_at=Now(),
+            finalized_at=None,
+            attempt_count=0,
+            attempted_at=None,
+            attempted_errors=[],
+            cancel_attempt_count=0,
+            cancel_requested_at=None,
+            result=None,
+        )
+
+    async def acancel(self, *, running: bool = False) -> Outcome:
+        return await sync_to_async(self.cancel)(running=running)
+
+    async def aresume(self) -> Outcome:
+        return await sync_to_async(self.resume)()
+
+    async def arelease(self) -> Outcome:
+        return await sync_to_async(self.release)()
+
+    async def areset(self) -> Outcome:
+        return await sync_to_async(self.reset)()
+
+    for _twin in (acancel, aresume, arelease, areset):
+        _twin.alters_data = True  # type: ignore[attr-defined]
+        _twin.queryset_only = True  # type: ignore[attr-defined]
+    del _twin
+
+    def _move(
+        self, move: Move, signal: Signal, *, request_running: bool = False, **changes: Any
+    ) -> Outcome:
+        """Apply ``move`` in one transaction, chunk by chunk, so that memory stays bounded."""
+        self._for_write = True
+        outcome = Outcome()
+        with transaction.atomic(using=self.db):
+            for chunk in self._chunks():
+                updated = self._update_from(move.sources, chunk, changes)
+                requested = self._request(chunk.keys() - updated.keys()) if request_running else {}
+                outcome += Outcome(
+                    tuple(updated.values()),
+                    tuple(requested.values()),
+                    tuple(
+                        event_id
+                        for pk, event_id in chunk.items()
+                        if pk not in updated and pk not in requested
+                    ),
+                )
+        signal.send(self.model, outcome=outcome, using=self.db)
+        return outcome
+
+    def _chunks(self) -> Iterator[dict[int, UUID]]:
+        found = self.order_by("pk").values_list("pk", "event_id").iterator(CHUNK_SIZE)
+        while chunk := dict(itertools.islice(found, CHUNK_SIZE)):
+            yield chunk
+
+    def _update_from(
+        self, sources: Iterable[TaskState], chunk: dict[int, UUID], changes: dict[str, Any]
+    ) -> dict[int, UUID]:
+        """Lock the rows in id order, so that bulk verbs never deadlock, and move those in ``sources``."""
+        stored = Task._base_manager.using(self.db)
+        locked = (
+            stored.select_for_update(of=("self",), no_key=True)
+            .filter(pk__in=list(chunk), state__in=sources)
+            .order_by("pk")
+            .values_list("pk", "consumer__stream")
+        )
+        streams = dict(locked)
+        stored.filter(pk__in=list(streams), state__in=sources).update(**changes)
+        wake_after_commit(set(streams.values()), self.db)
+        return {pk: chunk[pk] for pk in streams}
+
+    def _request(self, pks: Iterable[int]) -> dict[int, UUID]:
+        """Ask running tasks to stop; return those that had not been asked before."""
+        stored = Task._base_manager.using(self.db)
+        running = (
+            stored.select_for_update(of=("self",), no_key=True)
+            .filter(pk__in=list(pks), state=TaskState.RUNNING, cancel_requested_at=None)
+            .order_by("pk")
+        )
+        asked = dict(running.values_list("pk", "event_id"))
+        stored.filter(pk__in=list(asked)).update(cancel_requested_at=Now())
+        return asked
+
+
+class Task(models.Model):
+    """What one consumer owes to one event.
+
+    ``schedule_at`` is the earliest moment at which a worker may claim the task: its due time,
+    the end of its back-off, or the end of the current lease.
+    """
+
+    # Without constraints: checking them quadruples the time of an insert, and only the pull
+    # inserts tasks, for an event and a consumer that it has just read.
+    consumer = models.ForeignKey(
+        Consumer, models.CASCADE, related_name="tasks", db_index=False, db_constraint=False
+    )
+    event = models.ForeignKey(
+        Event, models.PROTECT, related_name="tasks", db_index=False, db_constraint=False
+    )
+    resource_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, db_default="", default="")
+    state = models.SmallIntegerField(
+        choices=[(state.value, state.label) for state in TaskState],
+        default=TaskState.AVAILABLE.value,
+    )
+    schedule_at = models.DateTimeField(db_default=Now())
+    lease_epoch = models.BigIntegerField(default=0, db_default=0)
+    attempt_count = models.PositiveIntegerField(default=0, db_default=0)
+    attempted_at = models.DateTimeField(null=True, blank=True)
+    # [{"at": ISO time, "attempt": from 1, "verb": "handle" | "cancel", "error": …, "stack": …}]
+    attempted_errors = models.JSONField(
+        default=list, db_default=Value([], models.JSONField()), blank=True
+    )
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    cancel_attempt_count = models.PositiveIntegerField(default=0, db_default=0)
+    result = models.JSONField(null=True, blank=True)
+    finalized_at = models.DateTimeField(null=True, blank=True)
+    created_at = CreatedAtField()
+
+    objects = models.Manager.from_queryset(TaskQuerySet)()
+
+    if TYPE_CHECKING:
+        consumer_id: int
+        event_id: UUID
+
+    class Meta:
+        constraints = [
+            # The event first: the same index leads from an event to its tasks, as prune goes,
+            # and new ones append to its right edge, because event ids are sorted by time.
+            models.UniqueConstraint(fields=["event", "consumer"], name="kanthorq_task_once"),
+            models.CheckConstraint(
+                condition=Q(state__in=[state.value for state in TaskState]),
+                name="kanthorq_task_known_state",
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    state__in=[state.value for state in sorted(FINAL)], finalized_at__isnull=False
+                )
+                | (
+                    ~Q(state__in=[state.value for state in sorted(FINAL)])
+                    & Q(finalized_at__isnull=True)
+                ),
+                name="kanthorq_task_final_iff_finalized",
+            ),
+        ]
+        indexes = [
+            # One range per consumer serves scheduled, available, retryable, stuck, cancelling.
+            models.Index(
+                fields=["consumer", "schedule_at", "id"],
+                condition=Q(state__in=[state.value for state in sorted(CLAIMABLE)]),
+                name="kanthorq_task_due",
+            ),
+            # Operators cancel by what a task is about; most tasks have no key and no entry.
+            models.Index(
+                fields=["resource_key", "consumer"],
+                condition=~Q(resource_key=""),
+                name="kanthorq_task_resource_key",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"task {self.pk} of event {self.event_id}"
+
+    @property
+    def lease(self) -> Lease:
+        return Lease(self.pk, self.lease_epoch)
+
+    @classmethod
+    def from_row(cls, row: Any, consumer: Consumer) -> Self:
+        """Return the task of a pull's or a claim's row, with its event and consumer attached."""
+        using = consumer._state.db
+        task = cls.from_db(using, _COLUMNS, [getattr(row, name) for name in _COLUMNS])
+        task.attempted_errors = json.loads(row.attempted_errors)
+        task.result = None if row.result is None else json.loads(row.result)
+        task.consumer = consumer
+        task.event = Event.from_db(
+            using,
+            (
+                "id",
+                "stream_id",
+                "subject",
+                "body",
+                "metadata",
+                "resource_key",
+                "schedule_at",
+                "created_at",
+            ),
+            (
+                row.event_id,
+                consumer.stream_id,
+                row.event_subject,
+                row.event_body,
+                json.loads(row.event_metadata),
+                row.resource_key,
+                row.event_schedule_at,
+                row.event_created_at,
+            ),
+        )
+        return task
+
+
+_COLUMNS: Sequence[str] = tuple(field.attname for field in Task._meta.concrete_fields)

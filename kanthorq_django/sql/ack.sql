@@ -1,0 +1,22 @@
+-- End leased tasks well, each only while its lease is the one that was handed out: a handled
+-- task is completed, a handled cancellation is cancelled. Returns the ids that were ours.
+WITH verdict AS (
+    SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(results)s::jsonb[])
+        AS given (id, lease_epoch, result)
+),
+ours AS MATERIALIZED (
+    SELECT task.id, verdict.result
+    FROM kanthorq_django_task AS task
+    JOIN verdict ON verdict.id = task.id AND verdict.lease_epoch = task.lease_epoch
+    WHERE task.state + 0 IN (2, 3)  -- + 0 keeps the planner on the primary key
+    ORDER BY task.id
+    FOR NO KEY UPDATE OF task
+)
+UPDATE kanthorq_django_task AS task
+SET
+    state = CASE task.state WHEN 2 THEN 101 ELSE -101 END,
+    result = CASE task.state WHEN 2 THEN ours.result ELSE task.result END,
+    finalized_at = statement_timestamp()
+FROM ours
+WHERE task.id = ours.id
+RETURNING task.id;

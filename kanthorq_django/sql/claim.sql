@@ -1,0 +1,75 @@
+-- Lease the due tasks of one consumer: available, retryable, stuck and cancelling ones are
+-- one index range. A lease that ran out is written into the task's history; what has no
+-- attempt left, and what was asked to cancel meanwhile, ends here.
+WITH consumer AS (
+    SELECT * FROM kanthorq_django_consumer WHERE id = %(consumer_id)s
+),
+due AS MATERIALIZED (
+    SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at
+    FROM kanthorq_django_task
+    WHERE consumer_id = %(consumer_id)s
+        AND state IN (1, 2, 3, 102)  -- spelt out, so that the partial index is provably enough
+        AND state = ANY(%(states)s::smallint[])
+        AND schedule_at <= statement_timestamp()
+    ORDER BY schedule_at, id
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+fate AS (
+    SELECT
+        due.id,
+        due.state AS was,
+        CASE
+            WHEN due.state = 3 AND NOT consumer.has_cancel_handler THEN -101
+            WHEN due.state = 3 AND due.cancel_attempt_count >= consumer.cancel_attempt_max THEN -102
+            WHEN due.state = 3 THEN 3
+            WHEN due.state = 2 AND due.cancel_requested_at IS NOT NULL
+                THEN CASE WHEN consumer.has_cancel_handler THEN 3 ELSE -101 END
+            WHEN due.state = 2 AND due.attempt_count >= consumer.attempt_max THEN -102
+            ELSE 2
+        END AS becomes,
+        consumer.visibility_timeout
+    FROM due, consumer
+),
+claimed AS (
+    UPDATE kanthorq_django_task AS task
+    SET
+        state = fate.becomes,
+        lease_epoch = task.lease_epoch + 1,
+        attempt_count = task.attempt_count + (fate.becomes = 2)::int,
+        cancel_attempt_count = CASE
+            WHEN fate.becomes <> 3 THEN task.cancel_attempt_count
+            WHEN fate.was = 3 THEN task.cancel_attempt_count + 1
+            ELSE 1
+        END,
+        attempted_at = CASE WHEN fate.becomes > 0 THEN statement_timestamp() ELSE task.attempted_at END,
+        schedule_at = CASE WHEN fate.becomes > 0
+            THEN statement_timestamp() + fate.visibility_timeout ELSE task.schedule_at END,
+        finalized_at = CASE WHEN fate.becomes < 0 THEN statement_timestamp() END,
+        attempted_errors = CASE WHEN fate.was <> 2 THEN task.attempted_errors ELSE
+            CASE WHEN jsonb_array_length(task.attempted_errors) >= %(errors_max)s
+                THEN task.attempted_errors - 0 ELSE task.attempted_errors END
+            || jsonb_build_array(jsonb_build_object(
+                'at', statement_timestamp(),
+                'attempt', task.attempt_count,
+                'verb', 'handle',
+                'error', %(lease_ran_out)s::text,
+                'stack', ''
+            ))
+        END
+    FROM fate
+    WHERE task.id = fate.id
+    RETURNING task.*
+)
+SELECT
+    (SELECT count(*) FROM due) AS due_count,
+    claimed.*,
+    event.subject AS event_subject,
+    event.body AS event_body,
+    event.metadata AS event_metadata,
+    event.schedule_at AS event_schedule_at,
+    event.created_at AS event_created_at
+FROM (SELECT) AS always
+LEFT JOIN claimed ON claimed.state IN (2, 3)
+LEFT JOIN kanthorq_django_event AS event ON event.id = claimed.event_id
+ORDER BY claimed.id;

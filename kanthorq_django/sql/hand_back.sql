@@ -1,0 +1,35 @@
+-- Give leased tasks back, uncounted: unstarted ones of a stopping worker at once, a snoozed
+-- one after its delay. Returns the ids that were ours.
+WITH handed AS (
+    SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[]) AS given (id, lease_epoch)
+),
+ours AS MATERIALIZED (
+    SELECT
+        task.id,
+        task.state AS was,
+        CASE
+            WHEN task.state = 3 THEN 3
+            WHEN task.cancel_requested_at IS NULL THEN 1
+            WHEN consumer.has_cancel_handler THEN 3
+            ELSE -101
+        END AS becomes
+    FROM kanthorq_django_task AS task
+    JOIN handed ON handed.id = task.id AND handed.lease_epoch = task.lease_epoch
+    JOIN kanthorq_django_consumer AS consumer ON consumer.id = task.consumer_id
+    WHERE task.state + 0 IN (2, 3)
+    ORDER BY task.id
+    FOR NO KEY UPDATE OF task
+)
+UPDATE kanthorq_django_task AS task
+SET
+    state = ours.becomes,
+    -- A cancelling task stays claimable and leasable: a new epoch ends the old lease.
+    lease_epoch = task.lease_epoch + (ours.becomes = 3)::int,
+    schedule_at = statement_timestamp()
+        + CASE WHEN ours.was = 2 AND ours.becomes = 3 THEN interval '0' ELSE %(delay)s::interval END,
+    attempt_count = task.attempt_count - (ours.was = 2)::int,
+    cancel_attempt_count = CASE ours.was WHEN 3 THEN task.cancel_attempt_count - 1 ELSE 0 END,
+    finalized_at = CASE WHEN ours.becomes < 0 THEN statement_timestamp() END
+FROM ours
+WHERE task.id = ours.id
+RETURNING task.id;

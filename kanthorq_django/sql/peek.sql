@@ -1,0 +1,26 @@
+-- One cheap look for all consumers of a worker: who has new events, and when is the next task
+-- due? Reads only, so an idle worker writes nothing and uses up no transaction id.
+SELECT
+    consumer.id,
+    consumer."window" IS NOT NULL
+        OR EXISTS (
+            SELECT FROM pg_snapshot_xip(consumer."cursor") AS open (xid)
+            WHERE EXISTS (
+                SELECT FROM kanthorq_django_event AS event
+                WHERE event.stream_id = consumer.stream_id AND event.xid = open.xid
+            )
+        )
+        OR EXISTS (
+            SELECT FROM kanthorq_django_event AS event
+            WHERE event.stream_id = consumer.stream_id
+                AND event.xid >= pg_snapshot_xmax(consumer."cursor")
+        ) AS has_events,
+    extract(epoch FROM (
+        SELECT min(task.schedule_at)
+        FROM kanthorq_django_task AS task
+        WHERE task.consumer_id = consumer.id
+            AND task.state IN (1, 2, 3, 102)
+            AND task.state = ANY(%(states)s::smallint[])
+    ) - statement_timestamp())::float8 AS due_in_seconds
+FROM kanthorq_django_consumer AS consumer
+WHERE consumer.id = ANY(%(consumer_ids)s::bigint[]);

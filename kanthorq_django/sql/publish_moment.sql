@@ -1,0 +1,5 @@
+-- What a COPY cannot return: the transaction and the time that its rows get.
+SELECT
+    %(stream_id)s::bigint AS stream_id,
+    pg_current_xact_id()::text::bigint AS xid,
+    statement_timestamp() AS created_at;

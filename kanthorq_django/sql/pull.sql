@@ -1,0 +1,143 @@
+-- Turn a page of new events of one stream into tasks, and advance the cursor past them. An
+-- event is new exactly when its transaction was not visible in the consumer's cursor and is
+-- visible in the window that is being read. It counts events read, not matched, so a consumer
+-- that selects one event in a million advances too; and it stops at the match that fills the
+-- room of the puller, so nothing is leased that cannot be started.
+WITH horizon AS MATERIALIZED (
+    -- The open window, or a new one up to now. A snapshot leaves out the caller's own
+    -- transaction, which then looks finished as soon as any later one is: add it back.
+    SELECT coalesce(
+        %(window)s::pg_snapshot,
+        CASE WHEN pg_visible_in_snapshot(pg_current_xact_id(), latest) THEN
+            format(
+                '%%s:%%s:%%s', pg_snapshot_xmin(latest), pg_snapshot_xmax(latest),
+                (SELECT string_agg(xid::text, ',' ORDER BY xid)
+                 FROM (SELECT pg_snapshot_xip(latest) UNION SELECT pg_current_xact_id()) AS open (xid))
+            )::pg_snapshot
+        ELSE latest END
+    ) AS snapshot
+    FROM pg_current_snapshot() AS latest
+),
+page AS MATERIALIZED (
+    SELECT * FROM (
+        -- Late: transactions that were open in the cursor. One index probe each, however
+        -- many rows others wrote meanwhile; LATERAL, because = ANY would sort every page.
+        (
+            SELECT late.*
+            FROM horizon,
+                pg_snapshot_xip(%(cursor)s::pg_snapshot) AS open (xid),
+                LATERAL (
+                    SELECT xid, id, subject, schedule_at, resource_key, created_at
+                    FROM kanthorq_django_event
+                    WHERE stream_id = %(stream_id)s
+                        AND xid = open.xid
+                        AND id > CASE WHEN open.xid = %(position_xid)s::xid8
+                            THEN %(position_id)s::uuid
+                            ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+                    ORDER BY id
+                    LIMIT %(page_size)s
+                ) AS late
+            WHERE pg_visible_in_snapshot(open.xid, horizon.snapshot)
+                AND open.xid >= %(position_xid)s::xid8
+            ORDER BY late.xid, late.id
+            LIMIT %(page_size)s
+        )
+        UNION ALL
+        -- Fresh: transactions that began after the cursor. One folded row comparison: with two
+        -- conditions the index scan would start at the smaller and wade through all between.
+        (
+            SELECT xid, id, subject, schedule_at, resource_key, created_at
+            FROM kanthorq_django_event
+            WHERE stream_id = %(stream_id)s
+                AND (xid, id) > (
+                    greatest(%(position_xid)s::xid8, pg_snapshot_xmax(%(cursor)s::pg_snapshot)),
+                    CASE WHEN %(position_xid)s::xid8 >= pg_snapshot_xmax(%(cursor)s::pg_snapshot)
+                        THEN %(position_id)s::uuid
+                        ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+                )
+                AND xid < (SELECT pg_snapshot_xmax(snapshot) FROM horizon)
+                AND pg_visible_in_snapshot(xid, (SELECT snapshot FROM horizon))
+            ORDER BY xid, id
+            LIMIT %(page_size)s
+        )
+    ) AS unread
+    ORDER BY xid, id
+    LIMIT %(page_size)s
+),
+consumer AS (
+    SELECT * FROM kanthorq_django_consumer WHERE id = %(consumer_id)s
+),
+matching AS MATERIALIZED (
+    SELECT page.*
+    FROM page, consumer
+    WHERE page.subject ~ %(includes)s
+        AND page.subject !~ %(excludes)s
+        AND (consumer.deliver_from IS NULL OR page.created_at >= consumer.deliver_from)
+    ORDER BY page.xid, page.id
+    LIMIT %(limit)s
+),
+pulled AS (
+    INSERT INTO kanthorq_django_task (
+        consumer_id, event_id, resource_key, state, schedule_at,
+        attempt_count, lease_epoch, attempted_at
+    )
+    SELECT
+        consumer.id, matching.id, matching.resource_key,
+        CASE WHEN consumer.parked THEN 0 WHEN leased THEN 2 ELSE 1 END,
+        CASE WHEN leased THEN statement_timestamp() + consumer.visibility_timeout
+            ELSE coalesce(matching.schedule_at, statement_timestamp()) END,
+        leased::int, leased::int, CASE WHEN leased THEN statement_timestamp() END
+    FROM matching, consumer,
+        LATERAL (SELECT NOT consumer.parked
+            AND coalesce(matching.schedule_at <= statement_timestamp(), true)) AS due (leased)
+    ORDER BY matching.xid, matching.id
+    -- Never met while the cursor is right; the second line of defence.
+    ON CONFLICT (consumer_id, event_id) DO NOTHING
+    RETURNING *
+),
+progress AS MATERIALIZED (
+    SELECT
+        read_count,
+        read_count = %(page_size)s OR match_count = %(limit)s AS has_more,
+        match_count = %(limit)s AS is_full
+    FROM (
+        SELECT
+            (SELECT count(*) FROM page) AS read_count,
+            (SELECT count(*) FROM matching) AS match_count
+    ) AS counts
+),
+last_read AS (
+    -- A full room stops at its last match; what follows it is read again by the next pull.
+    (SELECT xid, id FROM matching, progress WHERE is_full ORDER BY xid DESC, id DESC LIMIT 1)
+    UNION ALL
+    (SELECT xid, id FROM page, progress WHERE NOT is_full ORDER BY xid DESC, id DESC LIMIT 1)
+),
+advanced AS (
+    UPDATE kanthorq_django_consumer AS consumer
+    SET
+        "cursor" = CASE WHEN has_more THEN consumer."cursor" ELSE horizon.snapshot END,
+        "window" = CASE WHEN has_more THEN horizon.snapshot END,
+        position_xid = CASE WHEN has_more THEN (SELECT xid FROM last_read) END,
+        position_id = CASE WHEN has_more THEN (SELECT id FROM last_read) END
+    FROM progress, horizon
+    WHERE consumer.id = %(consumer_id)s
+        -- An idle look writes nothing; an empty page that closes a window does.
+        AND (progress.read_count > 0 OR %(window)s::pg_snapshot IS NOT NULL)
+)
+SELECT
+    progress.read_count,
+    -- Nothing was read and no window was open: the consumer has caught up.
+    progress.read_count = 0 AND %(window)s::pg_snapshot IS NULL AS is_idle,
+    pg_snapshot_xmax(%(cursor)s::pg_snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
+        AND pg_snapshot_xmin(%(cursor)s::pg_snapshot) <= pg_snapshot_xmin(pg_current_snapshot())
+        AS is_sane,
+    pulled.*,
+    event.subject AS event_subject,
+    event.body AS event_body,
+    event.metadata AS event_metadata,
+    event.schedule_at AS event_schedule_at,
+    event.created_at AS event_created_at
+FROM progress
+LEFT JOIN pulled ON pulled.state = 2
+LEFT JOIN kanthorq_django_event AS event ON event.id = pulled.event_id
+ORDER BY pulled.id;

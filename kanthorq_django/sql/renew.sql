@@ -1,0 +1,31 @@
+-- Extend the leases in flight, and learn how they stand. A row that somebody has locked, most
+-- likely our own handler that acknowledges inside its transaction, is skipped: waiting for it
+-- would let all the other leases run out.
+WITH held AS (
+    SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(extensions)s::interval[])
+        AS given (id, lease_epoch, extension)
+),
+renewable AS MATERIALIZED (
+    SELECT task.id, held.extension
+    FROM kanthorq_django_task AS task
+    JOIN held ON held.id = task.id AND held.lease_epoch = task.lease_epoch
+    WHERE task.state + 0 IN (2, 3)
+    ORDER BY task.id
+    FOR NO KEY UPDATE OF task SKIP LOCKED
+),
+renewed AS (
+    UPDATE kanthorq_django_task AS task
+    SET schedule_at = greatest(task.schedule_at, statement_timestamp() + renewable.extension)
+    FROM renewable
+    WHERE task.id = renewable.id
+    RETURNING task.id
+)
+SELECT
+    held.id,
+    held.lease_epoch,
+    renewed.id IS NOT NULL AS is_renewed,
+    task.lease_epoch IS NOT DISTINCT FROM held.lease_epoch AND task.state IN (2, 3) AS is_ours,
+    task.cancel_requested_at IS NOT NULL AND task.state = 2 AS is_cancelled
+FROM held
+LEFT JOIN kanthorq_django_task AS task ON task.id = held.id
+LEFT JOIN renewed ON renewed.id = held.id;

@@ -1,0 +1,1 @@
+"""Business rows that tests write beside an acknowledgement."""
