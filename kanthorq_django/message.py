@@ -39,7 +39,7 @@ class Message:
         self.lease = task.lease
         self._is_cancellation = task.state == TaskState.CANCELLING
         self._stop = stop or threading.Event()
-        # What the handler decided itself. Whether that lasts, the row says: see is_settled().
+        # What the handler decided itself. A rolled-back verdict never becomes durable.
         self._has_verdict = False
         self._is_durable = False
 
@@ -87,8 +87,11 @@ class Message:
         raises as ``ack()`` does.
         """
         using = self._using()
+        wait = self.retry_delay() if delay is None else delay
+        if not isinstance(wait, timedelta) or wait < timedelta(0):
+            raise ValueError(f"delay must be a timedelta, not negative, not {delay!r}.")
         failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
-        if lease.nack(self.lease, failure, using, delay=self._wait(delay)) is not None:
+        if lease.nack(self.lease, failure, using, delay=wait) is not None:
             self._decide(using)
             signals.nacked.send(Task, message=self, reason=reason)
         elif self._was_acked():
@@ -118,13 +121,19 @@ class Message:
         """Do what ``extend()`` does, from a coroutine."""
         await sync_to_async(self.extend)(duration)
 
+    def retry_delay(self) -> timedelta:
+        """Return how long the consumer's retry policy lets the next attempt wait."""
+        consumer = self.task.consumer.name
+        policy = policy_for(consumer, is_cancellation=self._is_cancellation)
+        return policy.next_delay(max(self.attempt, 1))
+
     def has_verdict(self) -> bool:
         """Tell whether the handler called ``ack()`` or ``nack()``, lasting or not."""
         return self._has_verdict
 
-    def is_open(self) -> bool:
-        """Tell whether this lease still has to be ended; asks the row unless it is known."""
-        return not self._is_durable and self._holds(self._stored())
+    def is_settled(self) -> bool:
+        """Tell whether the handler's verdict is known to last; False also while that is unknown."""
+        return self._is_durable
 
     def _using(self) -> str:
         """Return the tasks' database. Raises CrossDatabaseAck if only another one is in a block."""
@@ -138,15 +147,6 @@ class Message:
                         "or keep both in one database."
                     )
         return using
-
-    def _wait(self, delay: timedelta | None) -> timedelta:
-        if delay is None:
-            return policy_for(
-                self.task.consumer.name, is_cancellation=self._is_cancellation
-            ).next_delay(self.attempt)
-        if not isinstance(delay, timedelta) or delay < timedelta(0):
-            raise ValueError(f"delay must be a timedelta, not negative, not {delay!r}.")
-        return delay
 
     def _decide(self, using: str) -> None:
         """Remember that the handler has spoken, and, once it is committed, that this lasts."""

@@ -2,8 +2,8 @@
 
 ``published`` has ``sender=Event``, ``events`` and ``using``. ``pulled`` and ``claimed`` have
 ``sender=Consumer``, ``consumer`` and ``tasks``. ``acked`` and ``nacked`` have
-``sender=Task`` and ``message``, and nacked ``reason``; both come from the thread that handled
-the message. ``cancelled``, ``resumed``, ``released`` and ``reset`` have ``sender=Task``,
+``sender=Task`` and ``message``, and nacked ``reason``; both come from the thread that wrote
+the verdict. ``cancelled``, ``resumed``, ``released`` and ``reset`` have ``sender=Task``,
 ``outcome`` and ``using``. ``pruned`` has ``sender=Event``, ``count`` and ``using``.
 """
 

@@ -32,19 +32,16 @@ def nack(
     *,
     delay: timedelta = AT_ONCE,
     is_final: bool = False,
-    is_cancelled: bool = False,
 ) -> TaskState | None:
     """Note the failure and let the task wait for ``delay``; return its new state.
 
-    ``is_final`` forgoes the attempts that are left; ``is_cancelled`` is the handler's word
-    that it stopped because of a request to cancel. Returns None when the lease is lost.
+    ``is_final`` forgoes the attempts that are left. Returns None when the lease is lost.
     """
     params = {
         "id": lease.task_id,
         "lease_epoch": lease.epoch,
         "delay": delay,
         "is_final": is_final,
-        "is_cancelled": is_cancelled,
         "error": failure.error,
         "stack": failure.stack,
         "errors_max": get_settings().ERRORS_MAX,

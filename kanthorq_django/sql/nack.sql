@@ -9,7 +9,7 @@ WITH ours AS MATERIALIZED (
             WHEN task.state = 3 AND task.cancel_attempt_count < consumer.cancel_attempt_max
                 AND NOT %(is_final)s THEN 3
             WHEN task.state = 3 THEN -102
-            WHEN task.cancel_requested_at IS NOT NULL OR %(is_cancelled)s
+            WHEN task.cancel_requested_at IS NOT NULL
                 THEN CASE WHEN consumer.has_cancel_handler THEN 3 ELSE -101 END
             WHEN task.attempt_count < consumer.attempt_max AND NOT %(is_final)s THEN 102
             ELSE -102

@@ -1,0 +1,4 @@
+"""The worker: it pulls and claims tasks, runs their handlers and settles them.
+
+loop.py is one process and wires the others; supervisor.py keeps several of them.
+"""

@@ -13,7 +13,7 @@ VERBS = ("cancel", "resume", "release", "reset")
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("state", TaskState)
 def test_each_verb_leaves_each_state_as_the_table_of_moves_says(verb: str, state: TaskState):
-    task = TaskFactory(state=state)
+    task = TaskFactory.create(state=state)
     expected = states.targets(verb, state)
 
     outcome = getattr(Task.objects.filter(pk=task.pk), verb)()

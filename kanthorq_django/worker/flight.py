@@ -1,0 +1,97 @@
+"""A task between its lease and its verdict, as the threads of one worker process share it."""
+
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.domain.subscriptions import Handler, Subscription
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task
+from kanthorq_django.models.lease import Lease
+
+
+class Flight:
+    """One leased task. ``leased_at`` was read before the lease was asked for, so it is no later."""
+
+    def __init__(self, task: Task, subscription: Subscription, leased_at: float) -> None:
+        self.subscription = subscription
+        self.stop = threading.Event()
+        self.message = Message(task, stop=self.stop)
+        self.lease: Lease = self.message.lease
+        self.renewed_at = leased_at
+        self.started_at: float | None = None
+        # How to interrupt the handler itself, which only a coroutine allows.
+        self.interrupt: Callable[[], None] | None = None
+
+    @property
+    def is_cancellation(self) -> bool:
+        return self.message.task.state == TaskState.CANCELLING
+
+    @property
+    def handler(self) -> Handler:
+        if self.is_cancellation and self.subscription.cancel_handler is not None:
+            return self.subscription.cancel_handler
+        return self.subscription.handler
+
+    @property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.handler)
+
+    @property
+    def timeout(self) -> timedelta | None:
+        subscription = self.subscription
+        return subscription.cancel_timeout if self.is_cancellation else subscription.timeout
+
+    def start(self) -> bool:
+        """Note the start. False when the lease may be gone, so that nothing may be started."""
+        self.started_at = time.monotonic()
+        return not (self.stop.is_set() or self.is_expired(self.started_at))
+
+    def is_expired(self, now: float) -> bool:
+        """Tell whether the lease has run out unless it was renewed without our knowing."""
+        return now >= self.renewed_at + self.subscription.visibility_timeout.total_seconds()
+
+    def needs_renewal(self, now: float) -> bool:
+        third = self.subscription.visibility_timeout.total_seconds() / 3
+        return now >= self.renewed_at + third
+
+    def is_overdue(self, now: float) -> bool:
+        """Tell whether the handler has used up its timeout: its lease is not renewed any more."""
+        return (
+            self.timeout is not None
+            and self.started_at is not None
+            and now >= self.started_at + self.timeout.total_seconds()
+        )
+
+    def give_up(self) -> None:
+        """Tell the handler to stop; what it still writes meets the fence."""
+        self.stop.set()
+        if self.interrupt is not None:
+            self.interrupt()
+
+
+class Flights:
+    """Every flight of this process, from its lease until its verdict is written."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[Lease, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __iter__(self) -> Iterator[Flight]:
+        with self._lock:
+            return iter(list(self._flights.values()))
+
+    def add(self, flights: Iterable[Flight]) -> None:
+        with self._lock:
+            self._flights.update({flight.lease: flight for flight in flights})
+
+    def remove(self, leases: Iterable[Lease]) -> None:
+        with self._lock:
+            for lease in leases:
+                self._flights.pop(lease, None)

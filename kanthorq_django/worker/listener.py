@@ -1,0 +1,108 @@
+"""Wakes the worker when a stream has new events, over a connection of its own.
+
+A listener that has gone deaf, behind a pooler or on a half-open connection, raises no error:
+it calls itself now and then, and takes a new connection when it does not hear the answer.
+Polling goes on all the time, so nothing here is needed for correctness.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import psycopg
+from django.db import DatabaseError, connections
+from psycopg import sql
+
+from kanthorq_django.models.notifications import channel
+from kanthorq_django.worker.upkeep import Backoff
+
+logger = logging.getLogger("kanthorq_django.worker")
+
+CALL_EVERY = 30.0  # seconds between two calls to ourselves
+ANSWER_WITHIN = 5.0  # seconds after which an unanswered call means deafness
+SLICE = 0.5  # seconds after which a quiet wait looks whether it is to stop
+
+
+class Listener:
+    """A thread that listens for the streams of this worker and calls ``wake``."""
+
+    def __init__(self, using: str, stream_ids: Iterable[int], wake: Callable[[], None]) -> None:
+        self._using = using
+        self._channels = [channel(stream_id) for stream_id in stream_ids]
+        self._wake = wake
+        self._stop = threading.Event()
+        self._backoff = Backoff("listener", self._stop)
+        self._own_channel = f"kanthorq_call_{id(self)}_{time.time_ns()}"
+        self._thread = threading.Thread(target=self._run, name="kanthorq-listener", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self, seconds: float) -> None:
+        self._stop.set()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with self._connected() as connection:
+                    self._listen(connection)
+            except (DatabaseError, psycopg.Error, _Deaf) as error:
+                self._backoff.failed(error)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Any:
+        wrapper = connections.create_connection(self._using)
+        wrapper.connect()
+        try:
+            # Autocommit: a listener inside a transaction would hold up the notification queue.
+            wrapper.set_autocommit(True)
+            yield wrapper.connection
+        finally:
+            wrapper.close()
+
+    def _listen(self, connection: "psycopg.Connection[Any]") -> None:
+        for name in (*self._channels, self._own_channel):
+            connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
+        self._wake()  # for what was published before we listened
+        call = _Call(connection, self._own_channel)
+        while not self._stop.is_set():
+            call.make_if_due()
+            for notification in connection.notifies(timeout=SLICE, stop_after=1):
+                if notification.channel == self._own_channel:
+                    call.answered()
+                    self._backoff.succeeded()
+                else:
+                    self._wake()
+
+
+class _Call:
+    """A notification to ourselves, and whether it has come back in time."""
+
+    def __init__(self, connection: "psycopg.Connection[Any]", name: str) -> None:
+        self._connection = connection
+        self._name = name
+        self._made_at: float | None = None
+        self._answered_at = float("-inf")
+
+    def make_if_due(self) -> None:
+        now = time.monotonic()
+        if self._made_at is None:
+            if now - self._answered_at >= CALL_EVERY:
+                self._connection.execute("SELECT pg_notify(%s, '')", [self._name])
+                self._made_at = now
+        elif now - self._made_at > ANSWER_WITHIN:
+            raise _Deaf(
+                "notifications do not arrive (a pooler in transaction mode? then set "
+                "KANTHORQ['LISTEN'] = False or KANTHORQ['LISTEN_DATABASE']); polling goes on"
+            )
+
+    def answered(self) -> None:
+        self._made_at, self._answered_at = None, time.monotonic()
+
+
+class _Deaf(Exception):
+    """Our own call did not come back."""

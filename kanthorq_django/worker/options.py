@@ -1,0 +1,62 @@
+"""How one worker process is to run; plain values, so that they can be handed to a child."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.exceptions import ConfigurationError
+
+# KanthorQ's three subscribers, and what each of them claims.
+PULLERS = {
+    "primary": frozenset({TaskState.AVAILABLE, TaskState.CANCELLING}),
+    "retry": frozenset({TaskState.RETRYABLE}),
+    "visibility": frozenset({TaskState.RUNNING, TaskState.CANCELLING}),
+}
+CONCURRENCY_LIMIT = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What ``manage.py runworker`` takes; ``consumers`` empty means all that code declares."""
+
+    consumers: tuple[str, ...] = ()
+    concurrency: int = field(default_factory=lambda: get_settings().CONCURRENCY)
+    batch_size: int = field(default_factory=lambda: get_settings().BATCH_SIZE)
+    poll_interval: timedelta = field(default_factory=lambda: get_settings().POLL_INTERVAL)
+    shutdown_timeout: timedelta = field(default_factory=lambda: get_settings().SHUTDOWN_TIMEOUT)
+    listen: bool = field(default_factory=lambda: get_settings().LISTEN)
+    burst: bool = False
+    max_tasks: int | None = None
+    pullers: tuple[str, ...] = tuple(PULLERS)
+
+    def __post_init__(self) -> None:
+        _check_range("concurrency", self.concurrency, CONCURRENCY_LIMIT)
+        _check_range("batch_size", self.batch_size, 10_000)
+        if self.max_tasks is not None:
+            _check_range("max_tasks", self.max_tasks, 2**62)
+        if self.poll_interval <= timedelta(0):
+            raise ConfigurationError(f"poll_interval must be above zero, not {self.poll_interval}.")
+        if self.shutdown_timeout < timedelta(0):
+            raise ConfigurationError(
+                f"shutdown_timeout must not be negative, not {self.shutdown_timeout}."
+            )
+        if unknown := sorted(set(self.pullers) - PULLERS.keys()):
+            raise ConfigurationError(
+                f"Unknown pullers {', '.join(unknown)}; choose from {', '.join(PULLERS)}."
+            )
+
+    @property
+    def pulls(self) -> bool:
+        """Whether new events are turned into tasks here."""
+        return "primary" in self.pullers
+
+    @property
+    def claims(self) -> frozenset[TaskState]:
+        """The states in which due tasks are claimed here."""
+        return frozenset().union(*(PULLERS[name] for name in self.pullers))
+
+
+def _check_range(name: str, value: int, highest: int) -> None:
+    if type(value) is not int or not 1 <= value <= highest:
+        raise ConfigurationError(f"{name} must be 1 to {highest}, not {value!r}.")
