@@ -52,6 +52,9 @@ class Migration(migrations.Migration):
                 ('created_at', kanthorq_django.models.fields.CreatedAtField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
                 ('stream', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.PROTECT, related_name='events', to='kanthorq_django.stream')),
             ],
+            options={
+                'permissions': [('view_body', 'Can view the bodies of events')],
+            },
         ),
         migrations.CreateModel(
             name='Consumer',
@@ -95,6 +98,9 @@ class Migration(migrations.Migration):
                 ('consumer', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='tasks', to='kanthorq_django.consumer')),
                 ('event', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.PROTECT, related_name='tasks', to='kanthorq_django.event')),
             ],
+            options={
+                'permissions': [('cancel_task', 'Can cancel tasks'), ('resume_task', 'Can resume tasks'), ('release_task', 'Can release tasks'), ('reset_task', 'Can reset tasks')],
+            },
         ),
         migrations.AddIndex(
             model_name='event',
@@ -119,6 +125,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='task',
             index=models.Index(condition=models.Q(('resource_key', ''), _negated=True), fields=['resource_key', 'consumer'], name='kanthorq_task_resource_key'),
+        ),
+        migrations.AddIndex(
+            model_name='task',
+            index=models.Index(condition=models.Q(('state__in', [-102, -101, 0])), fields=['state', 'consumer', 'id'], name='kanthorq_task_set_aside'),
         ),
         migrations.AddConstraint(
             model_name='task',

@@ -102,6 +102,7 @@ class Event(models.Model):
         tasks: models.Manager[Task]
 
     class Meta:
+        permissions = [("view_body", "Can view the bodies of events")]
         constraints = [
             models.UniqueConstraint(
                 fields=["stream", "idempotency_key"],

@@ -30,6 +30,8 @@ from kanthorq_django.models.notifications import wake_after_commit
 P = ParamSpec("P")
 
 CHUNK_SIZE = 1_000  # rows that one statement of a bulk verb locks
+# Nothing happens to tasks in these states until a person or code asks for it.
+SET_ASIDE = (TaskState.DISCARDED, TaskState.CANCELLED, TaskState.PENDING)
 
 
 def _bulk_verb(
@@ -257,6 +259,12 @@ class Task(models.Model):
         event_id: UUID
 
     class Meta:
+        permissions = [
+            ("cancel_task", "Can cancel tasks"),
+            ("resume_task", "Can resume tasks"),
+            ("release_task", "Can release tasks"),
+            ("reset_task", "Can reset tasks"),
+        ]
         constraints = [
             # The event first: the same index leads from an event to its tasks, as prune goes,
             # and new ones append to its right edge, because event ids are sorted by time.
@@ -288,6 +296,13 @@ class Task(models.Model):
                 fields=["resource_key", "consumer"],
                 condition=~Q(resource_key=""),
                 name="kanthorq_task_resource_key",
+            ),
+            # What operators look for among millions of completed tasks. A healthy task is never in
+            # these states, so the index costs it nothing.
+            models.Index(
+                fields=["state", "consumer", "id"],
+                condition=Q(state__in=[state.value for state in SET_ASIDE]),
+                name="kanthorq_task_set_aside",
             ),
         ]
 
