@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from django.db import connections, models, transaction
+from django.db import connections, models, router, transaction
 from django.db.models.expressions import RawSQL
 
 from kanthorq_django import signals, sql
@@ -23,12 +23,9 @@ from kanthorq_django.domain import subjects
 from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
-from kanthorq_django.exceptions import (
-    ConfigurationError,
-    ForeignCluster,
-    PullInsideTransaction,
-    StandbyDatabase,
-)
+from kanthorq_django.exceptions import ConfigurationError, PullInsideTransaction
+from kanthorq_django.models import cursor as cursors
+from kanthorq_django.models.cursor import Lag
 from kanthorq_django.models.fields import (
     CreatedAtField,
     SnapshotField,
@@ -158,9 +155,18 @@ class Consumer(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def using(self) -> str:
+        """The database that this consumer reads and writes, whichever it was fetched from."""
+        return router.db_for_write(Consumer, instance=self)
+
     def selects(self, subject: str) -> bool:
         """Tell whether this consumer's filters select ``subject``."""
         return subjects.selects(self.subject_includes, self.subject_excludes, subject)
+
+    def lag(self, limit: int = 10_000) -> Lag:
+        """Return how many events of the stream wait unread, counted up to ``limit``; read-only."""
+        return cursors.lag(self, limit)
 
     def pull(self, limit: int = 100) -> "list[Task]":
         """Turn new events into tasks; return those leased to the caller, at most ``limit``.
@@ -177,7 +183,7 @@ class Consumer(models.Model):
 
     def pull_page(self, limit: int) -> Page:
         """Read one page of the stream in one transaction, as ``pull()`` does until it has tasks."""
-        using = self._state.db
+        using = self.using
         if connections[using].in_atomic_block:
             raise PullInsideTransaction(
                 "pull() needs a transaction of its own: it would skip what the open one publishes."
@@ -194,7 +200,7 @@ class Consumer(models.Model):
         return page
 
     def claim(self, limit: int = 100, *, states: Iterable[TaskState] = CLAIMABLE) -> "list[Task]":
-        """Lease at most ``limit`` tasks that are due and in ``states``; an empty list means none is.
+        """Lease at most ``limit`` tasks that are due and in ``states``; an empty list: none is.
 
         Tasks that used up their attempts, or were asked to cancel, end here and are not returned.
         """
@@ -207,7 +213,7 @@ class Consumer(models.Model):
             "errors_max": get_settings().ERRORS_MAX,
         }
         while True:
-            rows = sql.rows(self._state.db, "claim", params)
+            rows = sql.rows(self.using, "claim", params)
             tasks = self._tasks(rows)
             if tasks or rows[0].due_count == 0:
                 signals.claimed.send(Consumer, consumer=self, tasks=tasks)
@@ -231,9 +237,9 @@ class Consumer(models.Model):
     del _verb
 
     def _read(self, locked: Any, limit: int) -> Page:
-        self._check_cluster(locked)
+        cursors.check_cluster(self, locked)
         rows = sql.rows(
-            self._state.db,
+            self.using,
             "pull",
             {
                 "consumer_id": self.pk,
@@ -249,26 +255,13 @@ class Consumer(models.Model):
             },
         )
         if not rows[0].is_sane:
-            raise self._foreign_cluster()
+            raise cursors.foreign_cluster(self)
         return Page(self._tasks(rows), rows[0].is_idle)
-
-    def _check_cluster(self, locked: Any) -> None:
-        if locked.is_standby:
-            raise StandbyDatabase(
-                f"The database {self._state.db!r} is a standby; pull from the primary."
-            )
-        if locked.cluster_id != locked.current_cluster_id:
-            raise self._foreign_cluster()
-
-    def _foreign_cluster(self) -> ForeignCluster:
-        return ForeignCluster(
-            f"The cursor of consumer {self.name!r} was written by another PostgreSQL cluster, as "
-            "after a restore or a move. Stop the workers and run: manage.py kanthorq rebase"
-        )
 
     def _tasks(self, rows: Iterable[Any]) -> "list[Task]":
         from kanthorq_django.models.task import Task
 
+        self._state.db = self.using  # as save() does: tasks and messages follow their consumer
         return [Task.from_row(row, self) for row in rows if row.id is not None]
 
     def _move(
@@ -279,7 +272,7 @@ class Consumer(models.Model):
         from kanthorq_django.models.task import Task
 
         wanted = dict.fromkeys(_event_id(given) for given in event_ids)
-        tasks = Task.objects.using(self._state.db).filter(consumer=self, event_id__in=list(wanted))
+        tasks = Task.objects.using(self.using).filter(consumer=self, event_id__in=list(wanted))
         outcome = verb(tasks)
         known = {*outcome.updated, *outcome.requested, *outcome.noop}
         return outcome + Outcome(noop=tuple(given for given in wanted if given not in known))
