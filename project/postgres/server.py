@@ -28,6 +28,7 @@ from project.postgres.cluster import DATABASE, PORT, USER, create_cluster, serve
 from project.postgres.exceptions import ServerFailed
 from project.postgres.installation import Installation
 
+SOCKET = f".s.PGSQL.{PORT}"
 START_SECONDS = 60
 LONGEST_SOCKET_BYTES = 100  # the system's limit is 103 on macOS and 107 on Linux
 LOCKS = ("start.lock", "users.lock", "server.lock", "watcher.lock")
@@ -143,7 +144,7 @@ class Server:
         digest = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:12]
         for parent in (Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 - the owner is checked
             folder = parent / f"kanthorq-{self.account.uid}-{digest}"
-            size_bytes = len(os.fsencode(folder / f".s.PGSQL.{PORT}"))
+            size_bytes = len(os.fsencode(folder / SOCKET))
             if size_bytes <= LONGEST_SOCKET_BYTES and self.account.can_enter(parent):
                 return folder
         who = self.account.name
@@ -162,23 +163,25 @@ class Server:
             who = self.account.name
             raise ServerFailed(f"{self.folder}, or a folder above it, is closed to {who}.")
         for name in LOCKS:
-            os.close(self._open_lock(name))
+            self._create_lock(self.folder / name)
 
-    def _open_lock(self, name: str) -> int:
-        descriptor = watcher.open_lock(self.folder / name)
-        self.account.own(descriptor)
-        return descriptor
+    def _create_lock(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            self.account.own(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _share(self) -> None:
         if self._users_lock is None:
-            self._users_lock = self._open_lock("users.lock")
+            self._users_lock = watcher.open_lock(self.folder / "users.lock")
             fcntl.flock(self._users_lock, fcntl.LOCK_SH)
 
     def _run(self) -> None:
         """Return when the server is ready and watched; start.lock and users.lock are held."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            server_lock = self._open_lock("server.lock")
+            server_lock = watcher.open_lock(self.folder / "server.lock")
             try:
                 if watcher.try_lock(server_lock):
                     return self._launch(server_lock)
@@ -192,10 +195,11 @@ class Server:
         )
 
     def _launch(self, server_lock: int) -> None:
-        # server.lock was free: no process of this server lives, and this file is a dead one's. Its
-        # number may have a new owner by now, whom PostgreSQL would take for a server.
+        # server.lock was free: no process of this server lives, and what follows is a dead one's. If
+        # its number is in use again, PostgreSQL would take the new owner for a server.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         socket_dir = self._prepare_socket_dir()
+        (socket_dir / f"{SOCKET}.lock").unlink(missing_ok=True)
         options = server_options(socket_dir, durable=self.durable)
         wait = ["-t", str(START_SECONDS)]
         start = self._pg_ctl("start", *wait, "-l", str(self.log), "-o", options)
@@ -203,18 +207,17 @@ class Server:
 
     def _prepare_socket_dir(self) -> Path:
         folder = self.socket_dir
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-            self.account.own(folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         is_private = found.st_mode == stat.S_IFDIR | stat.S_IRWXU
-        if not is_private or found.st_uid != self.account.uid:
+        if not is_private or found.st_uid not in (os.geteuid(), self.account.uid):
             who = self.account.name
             raise ServerFailed(f"{folder} is not a folder of {who} that is closed to others.")
+        self.account.own(folder)
         return folder
 
     def _ensure_watched(self) -> None:
-        watcher_lock = self._open_lock("watcher.lock")
+        watcher_lock = watcher.open_lock(self.folder / "watcher.lock")
         try:
             is_unwatched = watcher.try_lock(watcher_lock)
         finally:

@@ -44,8 +44,8 @@ class Orders:
 
 
 def open_lock(path: Path) -> int:
-    """Return a new descriptor of a lock file. Raises OSError if it cannot be opened."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    """Return a new descriptor of a lock file. Raises OSError if there is none we may open."""
+    return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
 
 
 def try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
