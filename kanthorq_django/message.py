@@ -190,8 +190,9 @@ class Message:
 
     def _lost(self) -> str:
         return (
-            f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after its "
-            "visibility timeout, or the task was deleted or reset. Nothing of this attempt may commit."
+            f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
+            "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "
+            "may commit."
         )
 
 

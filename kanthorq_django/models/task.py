@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, cast
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
@@ -22,7 +22,8 @@ from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import CLAIMABLE, FINAL, Move, TaskState
 from kanthorq_django.models.consumer import Consumer
-from kanthorq_django.models.event import KEY_SIZE_MAX, Event
+from kanthorq_django.models.envelope import KEY_SIZE_MAX
+from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import CreatedAtField
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.notifications import wake_after_commit
@@ -47,7 +48,7 @@ def _bulk_verb(
 
     refuse_slices.alters_data = True  # type: ignore[attr-defined]
     refuse_slices.queryset_only = True  # type: ignore[attr-defined]
-    return refuse_slices
+    return cast("Callable[Concatenate[TaskQuerySet, P], Outcome]", refuse_slices)
 
 
 class TaskQuerySet(models.QuerySet["Task"]):
@@ -192,7 +193,7 @@ class TaskQuerySet(models.QuerySet["Task"]):
     def _update_from(
         self, sources: Iterable[TaskState], chunk: dict[int, UUID], changes: dict[str, Any]
     ) -> dict[int, UUID]:
-        """Lock the rows in id order, so that bulk verbs never deadlock, and move those in ``sources``."""
+        """Move those in ``sources``; locked in id order, so that bulk verbs never deadlock."""
         stored = Task._base_manager.using(self.db)
         locked = (
             stored.select_for_update(of=("self",), no_key=True)

@@ -4,6 +4,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from django.db import DatabaseError, connections
 
@@ -65,13 +66,13 @@ class Acknowledger:
     def _write(self, endings: list[Ending]) -> None:
         acks = [ending for ending in endings if isinstance(ending, Ack)]
         if acks:
-            self._persist(lambda: self._write_acks(acks), fallback=lambda: self._one_by_one(acks))
+            self._persist(partial(self._write_acks, acks), fallback=partial(self._one_by_one, acks))
         for ending in endings:
             match ending:
                 case Nack():
-                    self._persist(lambda nack=ending: self._write_nack(nack))
+                    self._persist(partial(self._write_nack, ending))
                 case HandBack():
-                    self._persist(lambda back=ending: self._write_hand_back(back))
+                    self._persist(partial(self._write_hand_back, ending))
         self._written([ending.lease for ending in endings])
 
     def _persist(
@@ -97,14 +98,13 @@ class Acknowledger:
         """One verdict that the database refuses must not take the others with it."""
         for ack in acks:
             self._persist(
-                lambda ack=ack: self._write_acks([ack]),
-                fallback=lambda ack=ack: self._refuse_result(ack),
+                partial(self._write_acks, [ack]), fallback=partial(self._refuse_result, ack)
             )
 
     def _refuse_result(self, ack: Ack) -> None:
         failure = Failure("The database refused to store the result of the handler.")
         nack = Nack(ack.message, failure, lease.AT_ONCE, is_final=True)
-        self._persist(lambda: self._write_nack(nack))
+        self._persist(partial(self._write_nack, nack))
 
     def _write_acks(self, acks: Sequence[Ack]) -> None:
         settled = lease.ack({ack.lease: ack.result for ack in acks}, self._using)

@@ -5,7 +5,6 @@ they start within about a second, so that idle peers never starve behind a hoard
 """
 
 import asyncio
-import functools
 import threading
 import time
 from collections import deque
@@ -51,6 +50,10 @@ class Lane:
         """Whether nothing waits and nothing runs."""
         with self._arrived:
             return not self._waiting and not self._running
+
+    def start(self) -> None:
+        """Start what the handlers run in."""
+        raise NotImplementedError
 
     def room(self) -> int:
         """Return how many more tasks may be leased for this lane now."""
@@ -150,7 +153,11 @@ class CoroutineLane(Lane):
         task = self._loop.create_task(self._handle(flight, slots))
         self._tasks.add(task)  # the loop itself keeps only weak references
         task.add_done_callback(self._tasks.discard)
-        flight.interrupt = functools.partial(self._loop.call_soon_threadsafe, task.cancel)
+
+        def interrupt() -> None:
+            self._loop.call_soon_threadsafe(task.cancel)
+
+        flight.interrupt = interrupt
 
     async def _handle(self, flight: Flight, slots: threading.Semaphore) -> None:
         try:

@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 
 from django.db import InterfaceError, OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 logger = logging.getLogger("kanthorq_django.worker")
 
@@ -29,10 +30,20 @@ def refresh_connections() -> None:
     for connection in connections.all(initialized_only=True):
         if connection.connection is None:
             continue
-        if connection.in_atomic_block or not connection.get_autocommit() or ((has_rested or connection.errors_occurred) and not connection.is_usable()):
+        if _is_dangling(connection) or not (
+            _is_fresh(connection, has_rested=has_rested) or connection.is_usable()
+        ):
             connection.close()
         connection.errors_occurred = False
     _rested.since = now
+
+
+def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
+    return connection.in_atomic_block or not connection.get_autocommit()
+
+
+def _is_fresh(connection: BaseDatabaseWrapper, *, has_rested: bool) -> bool:
+    return not (has_rested or connection.errors_occurred)
 
 
 def note_use() -> None:
