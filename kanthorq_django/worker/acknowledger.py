@@ -49,7 +49,7 @@ class Acknowledger:
         is_open = True
         while is_open:
             endings, is_open = self._take()
-            self._write(endings)
+            self.write(endings)
         connections.close_all()
 
     def _take(self) -> tuple[list[Ending], bool]:
@@ -63,7 +63,8 @@ class Acknowledger:
             ending = self._endings.get()
         return endings, False
 
-    def _write(self, endings: list[Ending]) -> None:
+    def write(self, endings: list[Ending]) -> None:
+        """Write verdicts now, in this thread; returns when the database has answered."""
         acks = [ending for ending in endings if isinstance(ending, Ack)]
         if acks:
             self._persist(partial(self._write_acks, acks), fallback=partial(self._one_by_one, acks))

@@ -1,0 +1,43 @@
+-- For tests only: pull inside an open transaction. Its own events never enter a snapshot, so
+-- whatever has no task yet and was not read by the cursor is new; the cursor stays as it is.
+WITH consumer AS (
+    SELECT * FROM kanthorq_django_consumer WHERE id = %(consumer_id)s
+),
+pulled AS (
+    INSERT INTO kanthorq_django_task (
+        consumer_id, event_id, resource_key, state, schedule_at,
+        attempt_count, lease_epoch, attempted_at
+    )
+    SELECT
+        consumer.id, event.id, event.resource_key,
+        CASE WHEN consumer.parked THEN 0 WHEN leased THEN 2 ELSE 1 END,
+        CASE WHEN leased THEN statement_timestamp() + consumer.visibility_timeout
+            ELSE coalesce(event.schedule_at, statement_timestamp()) END,
+        leased::int, leased::int, CASE WHEN leased THEN statement_timestamp() END
+    FROM consumer
+    JOIN kanthorq_django_event AS event ON event.stream_id = consumer.stream_id,
+        LATERAL (SELECT NOT consumer.parked
+            AND coalesce(event.schedule_at <= statement_timestamp(), true)) AS due (leased)
+    WHERE NOT pg_visible_in_snapshot(event.xid, consumer."cursor")
+        AND event.subject ~ %(includes)s
+        AND event.subject !~ %(excludes)s
+        AND (consumer.deliver_from IS NULL OR event.created_at >= consumer.deliver_from)
+        AND NOT EXISTS (
+            SELECT FROM kanthorq_django_task AS task
+            WHERE task.event_id = event.id AND task.consumer_id = consumer.id
+        )
+    ORDER BY event.xid, event.id
+    LIMIT %(limit)s
+    RETURNING *
+)
+SELECT
+    pulled.*,
+    event.subject AS event_subject,
+    event.body AS event_body,
+    event.metadata AS event_metadata,
+    event.schedule_at AS event_schedule_at,
+    event.created_at AS event_created_at
+FROM pulled
+JOIN kanthorq_django_event AS event ON event.id = pulled.event_id
+WHERE pulled.state = 2
+ORDER BY pulled.id;

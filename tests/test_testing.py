@@ -1,0 +1,102 @@
+from datetime import timedelta
+
+import pytest
+from django.db import transaction
+from django.utils import timezone
+
+from kanthorq_django import publish, subscribe
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.testing import drain
+from tests.ledger.models import Entry
+
+
+def declare(**options):
+    @subscribe("order.>", stream="kit", consumer="kit", **options)
+    def handle(message):
+        Entry.objects.create(event_id=message.event.pk)
+        if message.event.subject == "order.bad":
+            raise ValueError("bad order")
+        if message.event.subject == "order.first":
+            publish("order.second", stream="kit")
+
+    return handle
+
+
+@pytest.mark.django_db
+def test_drain_handles_what_the_open_transaction_published():
+    declare()
+    event = publish("order.paid", stream="kit")
+    publish("other.paid", stream="kit")
+
+    assert drain("kit") == 1
+    assert Task.objects.get().state == TaskState.COMPLETED
+    assert Entry.objects.get().event_id == event.pk
+    assert drain("kit") == 0
+
+
+@pytest.mark.django_db
+def test_drain_handles_what_handlers_publish():
+    declare()
+    publish("order.first", stream="kit")
+
+    assert drain("kit") == 2
+    assert Entry.objects.count() == 2
+
+
+@pytest.mark.django_db
+def test_drain_nacks_what_fails_and_leaves_it_to_wait():
+    declare(atomic=True)
+    publish("order.bad", stream="kit")
+
+    assert drain("kit") == 1
+    task = Task.objects.get()
+    assert task.state == TaskState.RETRYABLE
+    assert task.attempted_errors[0]["error"] == "ValueError: bad order"
+    assert not Entry.objects.exists()
+
+
+@pytest.mark.django_db
+def test_drain_leaves_what_is_scheduled_for_later():
+    declare()
+    publish("order.paid", stream="kit", schedule_at=timezone.now() + timedelta(hours=1))
+
+    assert drain("kit") == 0
+    assert Task.objects.get().state == TaskState.AVAILABLE
+
+
+@pytest.mark.django_db
+def test_drain_runs_coroutines():
+    seen = []
+
+    @subscribe("order.>", stream="kit", consumer="kit")
+    async def handle(message):
+        seen.append(message.event.subject)
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    assert seen == ["order.paid"]
+
+
+@pytest.mark.django_db
+def test_drain_sees_an_ack_inside_the_handlers_own_block():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message):
+        with transaction.atomic():
+            Entry.objects.create(event_id=message.event.pk)
+            message.ack({"kept": True})
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    task = Task.objects.get()
+    assert task.state == TaskState.COMPLETED
+    assert task.result == {"kept": True}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_drain_reads_committed_events_as_a_worker_does():
+    declare()
+    publish("order.paid", stream="kit")
+
+    assert drain("kit") == 1
+    assert drain("kit") == 0
+    assert Task.objects.get().state == TaskState.COMPLETED
