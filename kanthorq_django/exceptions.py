@@ -73,3 +73,7 @@ class StandbyDatabase(PullRefused):
 
 class ForeignCluster(PullRefused):
     """The consumer's cursor was written by another PostgreSQL cluster."""
+
+
+class RebaseRefused(KanthorqError):
+    """Cursors cannot be rebased while workers are alive, in a transaction or on a standby."""

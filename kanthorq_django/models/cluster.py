@@ -1,0 +1,76 @@
+"""The PostgreSQL cluster that a cursor belongs to: transaction ids mean something only there."""
+
+from typing import NamedTuple
+
+from django.db import connections, transaction
+
+from kanthorq_django import sql
+from kanthorq_django.domain import subjects
+from kanthorq_django.exceptions import RebaseRefused
+from kanthorq_django.models.consumer import Consumer
+from kanthorq_django.models.worker import DEAD_AFTER, Worker
+
+
+class Rebased(NamedTuple):
+    """What a rebase did for one consumer."""
+
+    name: str
+    event_count: int  # events that its filters select and that it had not read
+    task_count: int  # tasks added for them; fewer where a task existed
+
+
+def rebase(using: str, *, dry_run: bool = False) -> list[Rebased]:
+    """Let all consumers go on in this cluster, after a restore or a move of the database.
+
+    Each gets the tasks that it owes and does not have; nothing is lost and nothing repeated,
+    and a second run adds nothing. It is one transaction that waits for open publishers and
+    lets others wait until it ends; with ``dry_run`` it counts, and is rolled back. Returns the
+    consumers in the order of their names. Raises RebaseRefused while a worker is alive, inside
+    a transaction, and on a standby.
+    """
+    _check(using)
+    with transaction.atomic(using=using):
+        with connections[using].cursor() as cursor:
+            # Whatever the project's default is: each statement must see what the lock waited for.
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(sql.load("rebase_lock"))
+        rebased = _rebase(using)
+        transaction.set_rollback(dry_run, using=using)
+    return rebased
+
+
+def _check(using: str) -> None:
+    connection = connections[using]
+    if connection.in_atomic_block or not connection.get_autocommit():
+        raise RebaseRefused("rebase() needs a transaction of its own; one is open.")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_is_in_recovery()")
+        if cursor.fetchone()[0]:
+            raise RebaseRefused(f"The database {using!r} is a standby; rebase the primary.")
+    if alive := sorted(map(str, Worker.objects.using(using).alive())):
+        raise RebaseRefused(
+            f"Workers are alive: {', '.join(alive)}. Stop them first; one that was killed, or "
+            "came along with a restore, counts as dead after "
+            f"{DEAD_AFTER.total_seconds():.0f} seconds."
+        )
+
+
+def _rebase(using: str) -> list[Rebased]:
+    boundary = sql.rows(using, "rebase_boundary", {})[0].boundary
+    consumers = list(Consumer.objects.using(using).select_for_update(no_key=True).order_by("pk"))
+    rebased = [_add_tasks(consumer, boundary) for consumer in consumers]
+    params = {"consumer_ids": [consumer.pk for consumer in consumers]}
+    (row,) = sql.rows(using, "rebase_cursors", params)
+    sql.rows(using, "rebase_events", {"snapshot": row.snapshot})
+    return sorted(rebased)
+
+
+def _add_tasks(consumer: Consumer, boundary: int | None) -> Rebased:
+    params = {
+        "consumer_id": consumer.pk,
+        "includes": subjects.to_regex(consumer.subject_includes),
+        "excludes": subjects.to_regex(consumer.subject_excludes),
+        "boundary": boundary,
+    }
+    (row,) = sql.rows(consumer.using, "rebase_consumer", params)
+    return Rebased(consumer.name, row.event_count, row.task_count)
