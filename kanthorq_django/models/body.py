@@ -6,8 +6,8 @@ transaction, one of ours leaves it usable.
 
 import json
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 from django.core.serializers.json import DjangoJSONEncoder
 
@@ -40,23 +40,27 @@ def encode_json(name: str, value: object, *, size_max: int) -> str:
     """
     try:
         text = json.dumps(value, cls=DjangoJSONEncoder, allow_nan=False, ensure_ascii=False)
+        # What is encoded counts, not what it was: a lazy string tells nothing before.
+        problem = _first_fault(json.loads(text)) if _is_suspicious(text) else None
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise InvalidBody(_explain(name, value, error)) from error
-    if "\\u0000" in text or not _is_utf8(text) or _depth_bound(text) > DEPTH_MAX:
-        for problem in _faults(value, "$", 0):
-            raise InvalidBody(f"{name}: {problem}.")
+        raise InvalidBody(f"{name}: {_first_fault(value) or error}.") from error
+    if problem:
+        raise InvalidBody(f"{name}: {problem}.")
     _check_size(name, len(text.encode()), size_max)
     return text
 
 
-def encode_metadata(metadata: object, *, size_max: int) -> str:
-    """Return ``metadata`` as JSON text. Raises InvalidBody unless it is a JSON object."""
-    if not isinstance(metadata, dict):
+def encode_metadata(metadata: object, *, size_max: int) -> dict[str, Any]:
+    """Return ``metadata`` as it is read back. Raises InvalidBody unless it is a JSON object."""
+    if not isinstance(metadata, Mapping):
         raise InvalidBody(f"metadata must be a dict, not {type(metadata).__name__}.")
     for key in metadata:
         if not isinstance(key, str):
             raise InvalidBody(f"metadata: the key {key!a} is not a str.")
-    return encode_json("metadata", metadata, size_max=size_max)
+    if not metadata:
+        return {}
+    encoded = encode_json("metadata", dict(metadata), size_max=size_max)
+    return cast("dict[str, Any]", json.loads(encoded))
 
 
 def _check_size(name: str, size: int, size_max: int) -> None:
@@ -82,15 +86,14 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _depth_bound(text: str) -> int:
-    """An upper bound that costs two scans; only what exceeds it is walked."""
-    return text.count("[") + text.count("{") if len(text) > DEPTH_MAX else 0
+def _is_suspicious(text: str) -> bool:
+    """Tell by cheap scans whether JSON ``text`` has to be walked; few have."""
+    brackets = text.count("[") + text.count("{") if len(text) > DEPTH_MAX else 0
+    return "\\u0000" in text or brackets > DEPTH_MAX or not _is_utf8(text)
 
 
-def _explain(name: str, value: object, error: Exception) -> str:
-    for problem in _faults(value, "$", 0):
-        return f"{name}: {problem}."
-    return f"{name}: {error}"
+def _first_fault(value: object) -> str | None:
+    return next(_faults(value, "$", 0), None)
 
 
 def _faults(value: object, path: str, depth: int) -> Iterator[str]:

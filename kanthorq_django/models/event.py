@@ -4,77 +4,86 @@ Next, a consumer turns them into tasks: see consumer.py.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.conf import settings as django_settings
-from django.core.serializers.json import DjangoJSONEncoder
-from django.db import connections, models, router, transaction
-from django.utils import timezone
+from django.db import connections, models, transaction
 
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
-from kanthorq_django.domain import subjects
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.exceptions import (
     ConfigurationError,
     EventIsImmutable,
     IdempotencyConflict,
     InvalidEvent,
-    InvalidSubject,
     UndecodableEvent,
 )
 from kanthorq_django.models.body import encode_body, encode_metadata
+from kanthorq_django.models.envelope import (
+    KEY_SIZE_MAX,
+    check_key,
+    check_schedule_at,
+    check_subject,
+    settle_id,
+)
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField
 from kanthorq_django.models.notifications import wake_after_commit
-from kanthorq_django.models.stream import Stream
+from kanthorq_django.models.stream import Stream, check_stream_name
 
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task
 
-KEY_SIZE_MAX = 255  # characters of a resource key or an idempotency key
+STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
+STATEMENT_ROWS_MAX = 1_000
 
 
 class EventQuerySet(models.QuerySet["Event"]):
     def publish(self, events: Iterable["Event"], *, stream: str) -> list["Event"]:
-        """Insert unsaved ``events`` into ``stream`` in the current transaction, or in one of their own.
+        """Insert unsaved ``events`` into ``stream``, in the current transaction or their own.
 
         All of them or none: everything is checked before the first is written. Returns them
         in the order given; one whose idempotency key is known is replaced by the stored event.
         """
+        check_stream_name(stream)
         given = list(events)
         using = self._writable_alias()
-        for index, event in enumerate(given):
-            _prepare(event, index if len(given) > 1 else None)
+        _prepare(given, stream)
         if not given:
             return []
         insert = _insert_one if len(given) == 1 else _insert_many
         stored = insert(given, stream, using)
-        wake_after_commit({event.stream_id for event in stored}, using)
-        signals.published.send(Event, events=stored, using=using)
+        if created := [event for event in stored if event.created]:
+            wake_after_commit({created[0].stream_id}, using)
+            signals.published.send(Event, events=created, using=using)
         return stored
 
     def _writable_alias(self) -> str:
-        using: str = self._db or router.db_for_write(self.model)
-        if connections[using].vendor != "postgresql":
+        self._for_write = True
+        if connections[self.db].vendor != "postgresql":
             raise ConfigurationError(
-                f"The database {using!r} is not PostgreSQL, so no event can be published there."
+                f"The database {self.db!r} is not PostgreSQL, so no event can be published there."
             )
-        return using
+        return self.db
 
     def bulk_create(self, *_: Any, **__: Any) -> Any:
         raise EventIsImmutable("Events are published, not bulk-created: use publish_many().")
 
+    def bulk_update(self, *_: Any, **__: Any) -> int:
+        raise EventIsImmutable("An event never changes once published.")
+
     def update(self, **_: Any) -> int:
         raise EventIsImmutable("An event never changes once published.")
 
-    update.alters_data = True  # type: ignore[attr-defined]
+    _verb: Any
+    for _verb in (publish, bulk_create, bulk_update, update):
+        _verb.alters_data = True
+    del _verb
 
 
 class Event(models.Model):
-    """A ``subject``, an opaque ``body`` and a ``metadata`` object; it never changes once published."""
+    """A ``subject``, an opaque ``body``, a ``metadata`` object: fixed once published."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     # Without a constraint: its check would lock the stream's row for every event, and
@@ -122,6 +131,17 @@ class Event(models.Model):
         # Bodies may be confidential; they stay out of logs and tracebacks.
         return f"<Event: {self}>"
 
+    def save(self, *_: Any, using: str | None = None, **__: Any) -> None:
+        """Publish this unsaved event into its stream. Raises EventIsImmutable if it is stored.
+
+        With a known idempotency key it becomes the stored event, ``created`` False.
+        """
+        if not self._state.adding:
+            raise EventIsImmutable(f"Event {self.pk} never changes once published.")
+        (stored,) = Event.objects.using(using).publish([self], stream=self.stream.name)
+        if stored is not self:
+            self.__dict__.update(stored.__dict__)
+
     def json(self) -> Any:
         """Return the body as the JSON value that was published.
 
@@ -129,118 +149,112 @@ class Event(models.Model):
         """
         try:
             return json.loads(bytes(self.body))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UndecodableEvent(f"The body of event {self.pk} is not JSON: {error}") from error
 
-    def save(self, *_: Any, using: str | None = None, **__: Any) -> None:
-        """Publish this unsaved event into its stream. Raises EventIsImmutable if it is stored."""
-        if not self._state.adding:
-            raise EventIsImmutable(f"Event {self.pk} never changes once published.")
-        Event.objects.using(using).publish([self], stream=self.stream.name)
+
+def _prepare(events: Sequence[Event], stream: str) -> None:
+    """Check ``events`` and bring their fields into the form in which they are stored."""
+    ids: set[UUID] = set()
+    for index, event in enumerate(events):
+        try:
+            _check(event, stream, ids)
+        except InvalidEvent as error:
+            if len(events) == 1:
+                raise
+            raise type(error)(f"events[{index}]: {error}") from error
 
 
-def _prepare(event: Event, index: int | None) -> None:
-    """Check ``event`` and bring its fields into the form in which they are stored."""
-    try:
-        _check(event)
-    except InvalidEvent as error:
-        if index is None:
-            raise
-        raise type(error)(f"events[{index}]: {error}") from error
-
-
-def _check(event: object) -> None:
+def _check(event: Any, stream: str, ids: set[UUID]) -> None:
     if not isinstance(event, Event):
         raise InvalidEvent(f"An Event was expected, not {type(event).__name__}.")
     if not event._state.adding:
         raise InvalidEvent(f"Event {event.pk} has been published already.")
-    if problem := subjects.subject_problem(event.subject):
-        raise InvalidSubject(f"The subject {str(event.subject)[:80]!a} is not valid: {problem}.")
+    if event.stream_id is not None and event.stream.name != stream:
+        raise InvalidEvent(f"The event names the stream {event.stream.name!r}, not {stream!r}.")
+    event.pk = settle_id(event.pk, ids)
+    check_subject(event.subject)
     limits = get_settings()
     event.body = encode_body(event.body, size_max=limits.BODY_SIZE_MAX)
-    encode_metadata(event.metadata, size_max=limits.METADATA_SIZE_MAX)
-    _check_key("resource_key", event.resource_key, size_min=0)
+    event.metadata = encode_metadata(event.metadata, size_max=limits.METADATA_SIZE_MAX)
+    check_key("resource_key", event.resource_key, size_min=0)
     if event.idempotency_key is not None:
-        _check_key("idempotency_key", event.idempotency_key, size_min=1)
-    _check_schedule_at(event.schedule_at)
-
-
-def _check_key(name: str, key: object, *, size_min: int) -> None:
-    if not isinstance(key, str):
-        raise InvalidEvent(f"{name} must be a str, not {type(key).__name__}.")
-    if not size_min <= len(key) <= KEY_SIZE_MAX:
-        raise InvalidEvent(
-            f"{name} has {len(key)} characters, it must have {size_min} to {KEY_SIZE_MAX}."
-        )
-    if not (key.isprintable() or key == ""):
-        raise InvalidEvent(f"{name} {key[:80]!a} holds a character that is not printable.")
-
-
-def _check_schedule_at(moment: object) -> None:
-    if moment is None:
-        return
-    if not isinstance(moment, datetime):
-        raise InvalidEvent(f"schedule_at must be a datetime, not {type(moment).__name__}.")
-    if django_settings.USE_TZ and timezone.is_naive(moment):
-        raise InvalidEvent(
-            f"schedule_at {moment} is naive; use an aware datetime, as USE_TZ is on."
-        )
+        check_key("idempotency_key", event.idempotency_key, size_min=1)
+    check_schedule_at(event.schedule_at)
 
 
 def _insert_one(events: Sequence[Event], stream: str, using: str) -> list[Event]:
     """One statement: the lookup of the stream costs no round trip of its own."""
     (event,) = events
     params = _columns(event) | {"stream": stream}
-    if rows := sql.rows(using, "publish", params):
-        return [_stored(event, rows[0], using)]
-    with transaction.atomic(using=using, savepoint=False):
-        stream_row = Stream.objects.using(using).register(stream)
-        if rows := sql.rows(using, "publish", params):
-            return [_stored(event, rows[0], using)]
-        return [_known(event, stream_row, using)]
+    rows = sql.rows(using, "publish", params)
+    if not rows:
+        registered = Stream.objects.using(using).register(stream)
+        rows = sql.rows(using, "publish", params)
+    if not rows:
+        return [_known(events, registered, using)[event.pk]]
+    return [_stored(event, rows[0], using)]
 
 
 def _insert_many(events: Sequence[Event], stream: str, using: str) -> list[Event]:
-    with transaction.atomic(using=using, savepoint=False):
-        stream_row = Stream.objects.using(using).register(stream)
-        moment = sql.rows(using, "publish_moment", {"stream_id": stream_row.pk})[0]
-        keyed = [event for event in events if event.idempotency_key is not None]
-        _copy([event for event in events if event.idempotency_key is None], moment, using)
-        new = _insert_keyed(keyed, stream_row, using)
-        return [
-            _stored(event, moment, using)
-            if event.idempotency_key is None or event.pk in new
-            else _known(event, stream_row, using)
-            for event in events
-        ]
+    plain = [event for event in events if event.idempotency_key is None]
+    keyed = [event for event in events if event.idempotency_key is not None]
+    # A conflict of keys is found after rows were written: only a savepoint takes them back
+    # and leaves the caller's transaction usable.
+    with transaction.atomic(using=using, savepoint=bool(keyed)):
+        registered = Stream.objects.using(using).register(stream)
+        moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
+        _copy(plain, moment, using)
+        known = _insert_keyed(keyed, registered, moment, using)
+    return [known.get(event.pk) or _stored(event, moment, using) for event in events]
 
 
 def _copy(events: Sequence[Event], moment: Any, using: str) -> None:
     if not events:
         return
-    with connections[using].cursor() as cursor, cursor.copy(sql.load("publish_many")) as copy:
+    connection = connections[using]
+    # Django wraps psycopg's errors for execute(), but not for copy().
+    with (
+        connection.wrap_database_errors,
+        connection.cursor() as cursor,
+        cursor.copy(sql.load("publish_many")) as copy,
+    ):
         for event in events:
-            copy.write_row(
-                (
-                    event.pk,
-                    moment.stream_id,
-                    event.subject,
-                    event.body,
-                    json.dumps(event.metadata, cls=DjangoJSONEncoder) if event.metadata else "{}",
-                    event.resource_key,
-                    event.schedule_at,
-                    moment.created_at,
-                )
-            )
+            metadata = json.dumps(event.metadata) if event.metadata else "{}"
+            content = (event.subject, event.body, metadata, event.resource_key)
+            times = (event.schedule_at, moment.created_at)
+            copy.write_row((event.pk, moment.stream_id, *content, *times))
 
 
-def _insert_keyed(events: Sequence[Event], stream: Stream, using: str) -> set[UUID]:
-    """Insert events with idempotency keys; return the ids of those whose key was new."""
-    if not events:
-        return set()
-    columns = [_columns(event) for event in events]
-    params = {f"{name}s": [row[name] for row in columns] for name in columns[0]}
-    return {row.id for row in sql.rows(using, "publish_keyed", params | {"stream_id": stream.pk})}
+def _insert_keyed(
+    events: Sequence[Event], stream: Stream, moment: Any, using: str
+) -> dict[UUID, Event]:
+    """Insert events with idempotency keys; return those stored before, by the ids they replace.
+
+    In the order of their keys: two publishers of the same keys then wait for each other and
+    never deadlock. Of two events with one key the first given is the one.
+    """
+    known: dict[UUID, Event] = {}
+    for chunk in _chunks(sorted(events, key=lambda event: event.idempotency_key or "")):
+        rows = [_columns(event) for event in chunk]
+        params: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+        params |= {"stream_id": moment.stream_id, "created_at": moment.created_at}
+        new = {row.id for row in sql.rows(using, "publish_keyed", params)}
+        known |= _known([event for event in chunk if event.pk not in new], stream, using)
+    return known
+
+
+def _chunks(events: Iterable[Event]) -> Iterator[list[Event]]:
+    chunk: list[Event] = []
+    size = 0
+    for event in events:
+        chunk.append(event)
+        size += len(event.body)
+        if size >= STATEMENT_SIZE_MAX or len(chunk) == STATEMENT_ROWS_MAX:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _columns(event: Event) -> dict[str, Any]:
@@ -248,7 +262,7 @@ def _columns(event: Event) -> dict[str, Any]:
         "id": event.pk,
         "subject": event.subject,
         "body": event.body,
-        "metadata": json.dumps(event.metadata, cls=DjangoJSONEncoder),
+        "metadata": json.dumps(event.metadata),
         "resource_key": event.resource_key,
         "idempotency_key": event.idempotency_key,
         "schedule_at": event.schedule_at,
@@ -261,16 +275,22 @@ def _stored(event: Event, row: Any, using: str) -> Event:
     return event
 
 
-def _known(event: Event, stream: Stream, using: str) -> Event:
-    """Return the event stored under the same key.
+def _known(events: Sequence[Event], stream: Stream, using: str) -> Mapping[UUID, Event]:
+    """Return the event stored under the key of each of ``events``, by the id it replaces.
 
     Raises IdempotencyConflict if it is not the same event: a key names one event for ever.
     """
-    known = Event.objects.using(using).get(stream=stream, idempotency_key=event.idempotency_key)
-    if (known.subject, bytes(known.body)) != (event.subject, bytes(event.body)):
-        raise IdempotencyConflict(
-            f"The idempotency key {event.idempotency_key!a} was used in stream {stream.name!r} "
-            f"for event {known.pk}, which has another subject or body."
-        )
-    known.created = False
-    return known
+    if not events:
+        return {}
+    keys = [event.idempotency_key for event in events]
+    stored = Event.objects.using(using).filter(stream=stream, idempotency_key__in=keys)
+    by_key = {event.idempotency_key: event for event in stored}
+    for event in events:
+        known = by_key[event.idempotency_key]
+        if (known.subject, bytes(known.body)) != (event.subject, bytes(event.body)):
+            raise IdempotencyConflict(
+                f"The idempotency key {event.idempotency_key!a} was used in stream "
+                f"{stream.name!r} for event {known.pk}, which has another subject or body."
+            )
+        known.created = False
+    return {event.pk: by_key[event.idempotency_key] for event in events}

@@ -6,7 +6,7 @@ lost notification costs one poll interval.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from django.db import connections, transaction
 
@@ -23,23 +23,21 @@ def wake_after_commit(stream_ids: Iterable[int], using: str) -> None:
     connection = connections[using]
     if not get_settings().NOTIFY or not (connection.get_autocommit() or connection.in_atomic_block):
         return
-    savepoints = set(connection.savepoint_ids)
     for stream_id in stream_ids:
         wake = _wake(using, stream_id)
-        # A hook that waits under the same savepoints shares our fate: it will do for both.
-        if not any(
-            hook is wake and hook_savepoints <= savepoints
-            for hook_savepoints, hook, _ in connection.run_on_commit
-        ):
+        # A hook that still waits will do: a savepoint that rolls back takes its hooks along,
+        # so the savepoints that this one was registered under are open around us or released.
+        if not any(hook[1] is wake for hook in connection.run_on_commit):
             transaction.on_commit(wake, using=using, robust=True)
 
 
 @functools.cache
-def _wake(using: str, stream_id: int) -> "functools.partial[None]":
-    """One object per stream, so that a hook can be recognised."""
-    return functools.partial(_notify, using, stream_id)
+def _wake(using: str, stream_id: int) -> Callable[[], None]:
+    """One function per stream, so that a hook can be recognised."""
 
+    # No functools.partial: Django logs the __qualname__ of a robust hook that failed.
+    def wake() -> None:
+        with connections[using].cursor() as cursor:
+            cursor.execute("SELECT pg_notify(%s, '')", [channel(stream_id)])
 
-def _notify(using: str, stream_id: int) -> None:
-    with connections[using].cursor() as cursor:
-        cursor.execute("SELECT pg_notify(%s, '')", [channel(stream_id)])
+    return wake

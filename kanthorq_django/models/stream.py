@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from kanthorq_django.models.event import Event
 
 
+def check_stream_name(name: object) -> None:
+    """Raise ConfigurationError if ``name`` cannot name a stream."""
+    if problem := name_problem(name):
+        raise ConfigurationError(f"{str(name)[:80]!a} cannot name a stream: {problem}.")
+
+
 class StreamQuerySet(models.QuerySet["Stream"]):
     def register(self, name: str) -> "Stream":
         """Return the stream called ``name``, made on its first use.
@@ -20,8 +26,7 @@ class StreamQuerySet(models.QuerySet["Stream"]):
         Two connections may race here: the loser waits for the winner's commit and reads
         its row. Raises ConfigurationError if ``name`` cannot name a stream.
         """
-        if problem := name_problem(name):
-            raise ConfigurationError(f"{str(name)[:80]!a} cannot name a stream: {problem}.")
+        check_stream_name(name)
         return self.get_or_create(name=name)[0]
 
 

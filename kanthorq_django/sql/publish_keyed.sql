@@ -1,13 +1,16 @@
--- Insert many events that have idempotency keys, in the order of their keys: two publishers
--- of the same keys then wait for each other and never deadlock. Returns what was new.
+-- Insert many events that have idempotency keys, in the order given: sorted by key, so that two
+-- publishers of the same keys wait for each other and never deadlock. Returns what was new.
 INSERT INTO kanthorq_django_event (
-    id, stream_id, subject, body, metadata, resource_key, idempotency_key, schedule_at
+    id, stream_id, subject, body, metadata, resource_key, idempotency_key, schedule_at, created_at
 )
-SELECT id, %(stream_id)s, subject, body, metadata, resource_key, idempotency_key, schedule_at
+SELECT
+    id, %(stream_id)s, subject, body, metadata, resource_key, idempotency_key, schedule_at,
+    %(created_at)s::timestamptz
 FROM unnest(
-    %(ids)s::uuid[], %(subjects)s::text[], %(bodies)s::bytea[], %(metadatas)s::jsonb[],
-    %(resource_keys)s::text[], %(idempotency_keys)s::text[], %(schedule_ats)s::timestamptz[]
-) AS given (id, subject, body, metadata, resource_key, idempotency_key, schedule_at)
-ORDER BY idempotency_key
+    %(id)s::uuid[], %(subject)s::text[], %(body)s::bytea[], %(metadata)s::jsonb[],
+    %(resource_key)s::text[], %(idempotency_key)s::text[], %(schedule_at)s::timestamptz[]
+) WITH ORDINALITY
+    AS given (id, subject, body, metadata, resource_key, idempotency_key, schedule_at, position)
+ORDER BY given.position
 ON CONFLICT (stream_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id;

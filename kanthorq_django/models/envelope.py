@@ -1,0 +1,73 @@
+"""What stands on an event beside its body: subject, stream, keys, due time, id.
+
+Everything is checked here, before SQL: an error of the database would break the caller's
+transaction, one of ours leaves it usable.
+"""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from django.conf import settings as django_settings
+from django.utils import timezone
+
+from kanthorq_django.domain import subjects
+from kanthorq_django.domain.identifiers import uuid7
+from kanthorq_django.exceptions import InvalidEvent, InvalidSubject
+
+KEY_SIZE_MAX = 255  # characters of a resource key or an idempotency key
+# PostgreSQL stores moments that Python cannot read back; a day of room for time zones.
+YEAR_MIN, YEAR_MAX = 2, 9998
+UUID_VERSION = 7
+
+
+def settle_id(given: object, others: set[UUID]) -> UUID:
+    """Return the id to publish under, a new one for None, Django's idiom for a copy; note it.
+
+    Raises InvalidEvent if it is not an id as publishing makes them, or one of ``others``.
+    """
+    settled = uuid7() if given is None else given
+    if not (isinstance(settled, UUID) and settled.version == UUID_VERSION):
+        raise InvalidEvent(f"id must be a UUIDv{UUID_VERSION}, not {given!r:.80}; leave it out.")
+    if settled in others:
+        raise InvalidEvent(f"id {settled} stands twice in one batch.")
+    others.add(settled)
+    return settled
+
+
+def check_subject(subject: object) -> None:
+    """Raise InvalidSubject unless ``subject`` may be published."""
+    if problem := subjects.subject_problem(subject):
+        raise InvalidSubject(f"The subject {str(subject)[:80]!a} is not valid: {problem}.")
+
+
+def check_key(name: str, key: object, *, size_min: int) -> None:
+    """Raise InvalidEvent unless ``key`` is printable and has ``size_min`` to 255 characters."""
+    if not isinstance(key, str):
+        raise InvalidEvent(f"{name} must be a str, not {type(key).__name__}.")
+    if not size_min <= len(key) <= KEY_SIZE_MAX:
+        raise InvalidEvent(
+            f"{name} has {len(key)} characters, it must have {size_min} to {KEY_SIZE_MAX}."
+        )
+    if not key.isprintable():
+        raise InvalidEvent(f"{name} {key[:80]!a} holds a character that is not printable.")
+
+
+def check_schedule_at(moment: object) -> None:
+    """Raise InvalidEvent unless ``moment`` is None or a moment that can be stored and read back."""
+    if moment is None:
+        return
+    if not isinstance(moment, datetime):
+        raise InvalidEvent(f"schedule_at must be a datetime, not {type(moment).__name__}.")
+    if django_settings.USE_TZ and timezone.is_naive(moment):
+        raise InvalidEvent(
+            f"schedule_at {moment} is naive; use an aware datetime, as USE_TZ is on."
+        )
+    if not YEAR_MIN <= _year(moment) <= YEAR_MAX:
+        raise InvalidEvent(f"schedule_at {moment} must be in the years {YEAR_MIN} to {YEAR_MAX}.")
+
+
+def _year(moment: datetime) -> int:
+    try:
+        return moment.astimezone(UTC).year if timezone.is_aware(moment) else moment.year
+    except OverflowError:
+        return 0
