@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Self
 
 ERROR_SIZE_MAX = 2_000  # characters of the one-line error
-# Control characters but tab and newline, and halves of surrogate pairs.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Control characters but tab and newline, halves of surrogate pairs, and what turns the
+# direction of text around.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,30 +24,39 @@ class Failure:
     def of(cls, reason: BaseException | str, *, stack_size_max: int) -> Self:
         """Describe ``reason``, cut to size and cleansed of what PostgreSQL or a log refuses."""
         if not isinstance(reason, BaseException):
-            return cls(_shortened(_cleansed(str(reason)), ERROR_SIZE_MAX))
-        stack = _cleansed("".join(traceback.format_exception(reason)))
-        return cls(
-            _shortened(_cleansed(_one_line(reason)), ERROR_SIZE_MAX), _tail(stack, stack_size_max)
-        )
+            return cls(_one_line(_text(reason)))
+        text = _text(reason)
+        name = type(reason).__qualname__
+        stack = _tail(_stack(reason), stack_size_max)
+        return cls(_one_line(f"{name}: {text}" if text else name), _cleansed(stack))
 
 
-def _one_line(error: BaseException) -> str:
+def _text(reason: object) -> str:
     try:
-        text = str(error)
+        return str(reason)
     except Exception:  # noqa: BLE001  # an exception whose own text fails must not hide itself
-        text = "(its text could not be read)"
-    name = type(error).__qualname__
-    return f"{name}: {text}" if text else name
+        return "(its text could not be read)"
+
+
+def _stack(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001  # it reads attributes of the exception, which may fail
+        return "(its traceback could not be read)"
+
+
+def _one_line(text: str) -> str:
+    return _cleansed(" ".join(_head(text, ERROR_SIZE_MAX).split()))
 
 
 def _cleansed(text: str) -> str:
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def _shortened(text: str, size_max: int) -> str:
+def _head(text: str, size_max: int) -> str:
     return text if len(text) <= size_max else f"{text[: size_max - 1]}…"
 
 
 def _tail(text: str, size_max: int) -> str:
     """The end of a traceback tells most."""
-    return text if len(text) <= size_max else f"…{text[1 - size_max :]}"
+    return text if len(text) <= size_max else f"…{text[len(text) - size_max + 1 :]}"

@@ -50,7 +50,7 @@ def uuid7() -> UUID:
 
 def _renew_clock() -> None:
     """A forked child would otherwise count on from its parent's counter."""
-    global _clock  # noqa: PLW0603
+    global _clock  # noqa: PLW0603  # its lock may have been held when the process forked
     _clock = _Clock()
 
 

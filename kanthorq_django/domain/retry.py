@@ -3,15 +3,18 @@
 Chance is passed in where a test wants it, so every delay can be checked exactly.
 """
 
+import math
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import timedelta
 
 ATTEMPT_LIMIT = 32_767  # a smallint, as KanthorQ's attempt_max
+WAIT_LIMIT = timedelta(days=3_650)  # added to now, it stays a moment that Python can read
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(ABC):
     """What all policies share. ``attempt_max`` None leaves the limit to the consumer.
 
     ``jitter`` is a fraction: 0.1 draws each wait from 90 % to 110 %, so that tasks that
@@ -30,10 +33,11 @@ class RetryPolicy:
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"jitter must be between 0 and 1, not {self.jitter!r}.")
         _check_positive(longest=self.longest)
+        check_delay("longest", self.longest)
 
+    @abstractmethod
     def wait(self, attempt: int) -> timedelta:
         """Return the wait after ``attempt``, counted from 1, before jitter and limit."""
-        raise NotImplementedError
 
     def next_delay(self, attempt: int, *, chance: float | None = None) -> timedelta:
         """Return how long the attempt that follows ``attempt`` has to wait.
@@ -53,7 +57,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Polynomial(RetryPolicy):
-    """Wait ``attempt ** degree`` × ``base``: 1 s, 16 s, 81 s, 256 s, … as KanthorQ does."""
+    """Wait ``attempt ** degree`` times ``base``: 1 s, 16 s, 81 s, 256 s, … as KanthorQ does."""
 
     degree: float = 4
     base: timedelta = timedelta(seconds=1)
@@ -65,12 +69,12 @@ class Polynomial(RetryPolicy):
             raise ValueError(f"degree must not be negative, got {self.degree!r}.")
 
     def wait(self, attempt: int) -> timedelta:
-        return self.base * attempt**self.degree
+        return self.base * math.pow(attempt, self.degree)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exponential(RetryPolicy):
-    """Wait ``base`` × ``factor`` ** (attempt - 1): 1 s, 2 s, 4 s, …, at most ``longest``."""
+    """Wait ``base`` times ``factor`` ** (attempt - 1): 1 s, 2 s, 4 s, …, at most ``longest``."""
 
     base: timedelta = timedelta(seconds=1)
     factor: float = 2
@@ -83,7 +87,7 @@ class Exponential(RetryPolicy):
             raise ValueError(f"factor must be at least 1, got {self.factor!r}.")
 
     def wait(self, attempt: int) -> timedelta:
-        return self.base * self.factor ** (attempt - 1)
+        return self.base * math.pow(self.factor, attempt - 1)
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,13 @@ class Fixed(RetryPolicy):
 
     delay: timedelta = timedelta(seconds=30)
     jitter: float = 0
+    longest: timedelta = WAIT_LIMIT
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.delay, timedelta) or self.delay < timedelta(0):
-            raise ValueError(f"delay must be a timedelta, not negative, got {self.delay!r}.")
+        check_delay("delay", self.delay)
+        if self.delay > self.longest:
+            raise ValueError(f"delay is {self.delay}, but longest is {self.longest}.")
 
     def wait(self, attempt: int) -> timedelta:
         return self.delay
@@ -110,6 +116,14 @@ class Never(RetryPolicy):
 
     def wait(self, attempt: int) -> timedelta:
         return timedelta(0)
+
+
+def check_delay(name: str, delay: object) -> None:
+    """Raise ValueError unless ``delay`` is a timedelta from zero to ten years."""
+    if not isinstance(delay, timedelta) or not timedelta(0) <= delay <= WAIT_LIMIT:
+        raise ValueError(
+            f"{name} must be a timedelta from zero to {WAIT_LIMIT.days} days, not {delay!r}."
+        )
 
 
 def _is_count(value: object) -> bool:

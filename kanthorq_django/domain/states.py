@@ -33,7 +33,7 @@ LEASED = frozenset({S.RUNNING, S.CANCELLING})
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """``verb`` leaves any of ``sources`` and enters one of ``targets``; from elsewhere it is a no-op."""
+    """``verb`` leads from any of ``sources`` to one of ``targets``; elsewhere it is a no-op."""
 
     verb: str
     sources: frozenset[TaskState]

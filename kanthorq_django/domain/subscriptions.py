@@ -1,5 +1,6 @@
 """What code subscribes to: one subscription per consumer name, kept for this process."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -36,6 +37,10 @@ class Subscription:
         name = getattr(self.handler, "__qualname__", repr(self.handler))
         return f"{getattr(self.handler, '__module__', '?')}.{name}"
 
+    def redeclares(self, former: "Subscription") -> bool:
+        """Tell whether this is ``former`` once more, from a module that was imported anew."""
+        return self.handler is not former.handler and _origin(self) == _origin(former)
+
     @property
     def cancel_policy(self) -> RetryPolicy:
         return self.cancel_retry or self.retry
@@ -43,6 +48,11 @@ class Subscription:
     @property
     def cancel_attempt_max(self) -> int:
         return self.cancel_policy.attempt_max or self.attempt_max
+
+
+def _origin(subscription: Subscription) -> tuple[str, int | None]:
+    code = getattr(inspect.unwrap(subscription.handler), "__code__", None)
+    return subscription.place, getattr(code, "co_firstlineno", None)
 
 
 class Registry:
@@ -56,8 +66,7 @@ class Registry:
     def add(self, subscription: Subscription) -> None:
         """Register; the last subscriber of a consumer has it, a check reports the others."""
         former = self._subscriptions.get(subscription.consumer)
-        # The same place again is a module that was imported anew.
-        if former is not None and former.place != subscription.place:
+        if former is not None and not subscription.redeclares(former):
             self.duplicates.append((former, subscription))
         self._subscriptions[subscription.consumer] = subscription
 

@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+from kanthorq_django.domain.retry import check_delay
+
 
 class Verdict(Exception):
     """Base of what a handler raises to end its task in a way of its own."""
@@ -15,16 +17,18 @@ class Retry(Verdict):
     """Try again after ``after`` instead of the policy's delay; counted as an attempt."""
 
     def __init__(self, after: timedelta, reason: str = "The handler asked for a retry.") -> None:
+        check_delay("after", after)
         super().__init__(reason)
-        self.after = _checked(after)
+        self.after = after
 
 
 class Snooze(Verdict):
     """Run again after ``delay``; this attempt is not counted and is no error."""
 
     def __init__(self, delay: timedelta) -> None:
+        check_delay("delay", delay)
         super().__init__(f"Snoozed for {delay}.")
-        self.delay = _checked(delay)
+        self.delay = delay
 
 
 class Discard(Verdict):
@@ -32,9 +36,3 @@ class Discard(Verdict):
 
     def __init__(self, reason: str = "The handler discarded the task.") -> None:
         super().__init__(reason)
-
-
-def _checked(duration: timedelta) -> timedelta:
-    if not isinstance(duration, timedelta) or duration < timedelta(0):
-        raise ValueError(f"a delay must be a timedelta, not negative, got {duration!r}.")
-    return duration
