@@ -47,7 +47,7 @@ class Subscriber(Protocol[R_co]):
         ...
 
 
-def subscribe(
+def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     *includes: str,
     stream: str = "default",
     consumer: str | None = None,
@@ -69,11 +69,14 @@ def subscribe(
     the retry policy's, else 16. Raises ConfigurationError naming what is wrong.
     """
     policy = Polynomial() if retry is None else retry
+    _check_spelling(includes, excludes)
 
     def register(handler: Callable[[Any], R_co]) -> Subscriber[R_co]:
         _check_handler(handler)
+        name = _default_name(handler) if consumer is None else consumer
+        _check_retry(name, policy)
         subscription = Subscription(
-            consumer=consumer or f"{handler.__module__.split('.')[0]}.{handler.__name__}",
+            consumer=name,
             stream=stream,
             handler=handler,
             includes=tuple(includes),
@@ -94,10 +97,11 @@ def subscribe(
 
 
 def sync(consumers: Iterable[str] | None = None, *, using: str | None = None) -> "list[Consumer]":
-    """Write what code declares about ``consumers`` (None: all) into the database; return their rows.
+    """Write what code declares about ``consumers`` (None: all) into the database.
 
-    Changed filters and options apply from then on. A consumer that is no longer declared
-    keeps its row and its tasks. Raises ConfigurationError for a name that no code declares.
+    Returns their rows. Changed filters and options apply from then on. A consumer that is no
+    longer declared keeps its row and its tasks. Raises ConfigurationError for a name that no
+    code declares.
     """
     from django.db import router
 
@@ -116,7 +120,10 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
     ) -> Callable[[C], C]:
         def register(cancel_handler: C) -> C:
             _check_handler(cancel_handler)
+            _check_atomic(subscription, cancel_handler)
             _check_timeout(subscription.consumer, timeout)
+            if retry is not None:
+                _check_retry(subscription.consumer, retry)
             subscription.cancel_handler = cancel_handler
             subscription.cancel_retry = retry
             subscription.cancel_timeout = timeout
@@ -124,9 +131,13 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
 
         return register
 
-    subscriber = cast("Any", handler)
-    subscriber.on_cancel = on_cancel
-    return cast("Subscriber[R_co]", subscriber)
+    try:
+        handler.on_cancel = on_cancel  # type: ignore[attr-defined]  # functions take attributes
+    except AttributeError as error:
+        raise ConfigurationError(
+            f"{_name(handler)} cannot be a handler, as it takes no attribute; use a function."
+        ) from error
+    return cast("Subscriber[R_co]", handler)
 
 
 def _chosen(consumers: Iterable[str] | None) -> list[Subscription]:
@@ -170,7 +181,7 @@ def _attempt_max(given: int | None, policy: RetryPolicy) -> int:
         raise ConfigurationError(
             f"attempt_max is {given}, but its retry policy says {policy.attempt_max}; give one."
         )
-    return given or policy.attempt_max or ATTEMPT_MAX
+    return (policy.attempt_max or ATTEMPT_MAX) if given is None else given
 
 
 def _check_handler(handler: object) -> None:
@@ -180,14 +191,31 @@ def _check_handler(handler: object) -> None:
         raise ConfigurationError(f"{_name(handler)} is a generator, which would never run.")
     try:
         inspect.signature(handler).bind(object())
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{_name(handler)} must take one argument, the message: {error}."
         ) from error
 
 
-def _name(handler: Any) -> str:
-    return f"{handler.__module__}.{handler.__qualname__}"
+def _name(handler: object) -> str:
+    if name := getattr(handler, "__qualname__", None):
+        return f"{getattr(handler, '__module__', '?')}.{name}"
+    return repr(handler)
+
+
+def _default_name(handler: object) -> str:
+    name = getattr(handler, "__name__", None)
+    if name is None:
+        raise ConfigurationError(f"{_name(handler)} has no name of its own; give consumer=….")
+    return f"{handler.__module__.split('.')[0]}.{name}"
+
+
+def _check_spelling(includes: tuple[object, ...], excludes: object) -> None:
+    """Refuse what Python would take for something else: a bare decorator, a str as a list."""
+    if any(callable(pattern) for pattern in includes):
+        raise InvalidFilter("@subscribe needs subject filters: @subscribe('order.>').")
+    if isinstance(excludes, str):
+        raise InvalidFilter(f"excludes must be a list or tuple of filters, not {excludes[:80]!r}.")
 
 
 def _check(subscription: Subscription) -> None:
@@ -201,10 +229,14 @@ def _check(subscription: Subscription) -> None:
         raise InvalidFilter(f"Consumer {name!r} has no subject filter; use '>' for all subjects.")
     _check_limits(subscription)
     _check_deliver(name, subscription.deliver)
-    if subscription.atomic and inspect.iscoroutinefunction(subscription.handler):
+    _check_atomic(subscription, subscription.handler)
+
+
+def _check_atomic(subscription: Subscription, handler: object) -> None:
+    if subscription.atomic and inspect.iscoroutinefunction(handler):
         raise ConfigurationError(
-            f"Consumer {name!r}: atomic=True needs a plain function, as Django's transactions do; "
-            "an async handler cannot run inside one."
+            f"Consumer {subscription.consumer!r}: atomic=True needs a plain function, as Django's "
+            "transactions do; an async handler cannot run inside one."
         )
 
 
@@ -218,7 +250,8 @@ def _check_filters(consumer: str, kind: str, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         if problem := subjects.filter_problem(pattern):
             raise InvalidFilter(
-                f"Consumer {consumer!r}: the {kind} filter {str(pattern)[:80]!a} is not valid: {problem}."
+                f"Consumer {consumer!r}: the {kind} filter {str(pattern)[:80]!a} is not valid: "
+                f"{problem}."
             )
 
 
@@ -238,18 +271,21 @@ def _check_limits(subscription: Subscription) -> None:
             f"Consumer {name!r}: visibility_timeout must be a timedelta from "
             f"{VISIBILITY_TIMEOUT_MIN} to {VISIBILITY_TIMEOUT_MAX}, not {visibility!r}."
         )
-    if not isinstance(subscription.retry, RetryPolicy):
-        raise ConfigurationError(
-            f"Consumer {name!r}: retry must be a retry policy such as Fixed(), not "
-            f"{subscription.retry!r}."
-        )
     _check_timeout(name, subscription.timeout)
+
+
+def _check_retry(consumer: str, retry: object) -> None:
+    if not isinstance(retry, RetryPolicy):
+        raise ConfigurationError(
+            f"Consumer {consumer!r}: retry must be a retry policy such as Fixed(), not {retry!r}."
+        )
 
 
 def _check_timeout(consumer: str, timeout: timedelta | None) -> None:
     if timeout is not None and not (isinstance(timeout, timedelta) and timeout > timedelta(0)):
         raise ConfigurationError(
-            f"Consumer {consumer!r}: timeout must be a timedelta above zero or None, not {timeout!r}."
+            f"Consumer {consumer!r}: timeout must be a timedelta above zero or None, "
+            f"not {timeout!r}."
         )
 
 
