@@ -1,0 +1,121 @@
+"""What a verb prints: data on stdout, everything said about it on stderr.
+
+So a pipe gets the data alone, whether a person is watching or not.
+"""
+
+import json
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from django.core.management.base import CommandError, OutputWrapper
+from django.core.management.color import Style
+from django.core.serializers.json import DjangoJSONEncoder
+
+GAP = "  "
+BAR_WIDTH = 30
+
+
+class Console:
+    """Where a verb prints and asks; colours and the progress bar are for terminals only."""
+
+    def __init__(self, stdout: OutputWrapper, stderr: OutputWrapper, style: Style) -> None:
+        self._stdout = stdout
+        self._stderr = stderr
+        self._style = style
+
+    def line(self, text: str) -> None:
+        """Print one line of data."""
+        self._stdout.write(_encodable(text, self._stdout))
+
+    def note(self, text: str) -> None:
+        """Say something about the data, on stderr."""
+        self._stderr.write(_encodable(text, self._stderr), _plain)
+
+    def warn(self, text: str) -> None:
+        """Say something that needs attention, on stderr."""
+        self._stderr.write(self.paint("WARNING", text, self._stderr), _plain)
+
+    def json(self, value: Any) -> None:
+        """Print ``value`` as JSON, in ASCII, so that any encoding of stdout can take it."""
+        self.line(json.dumps(value, cls=DjangoJSONEncoder, indent=2))
+
+    def table(
+        self,
+        headers: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        numbers: Collection[str] = (),
+    ) -> None:
+        """Print aligned columns under ``headers``; those named in ``numbers`` to the right."""
+        columns = [[header, *(row[at] for row in rows)] for at, header in enumerate(headers)]
+        padded = [
+            [_pad(cell, max(map(len, column)), is_number=column[0] in numbers) for cell in column]
+            for column in columns
+        ]
+        head, *body = zip(*padded, strict=True)
+        self.line(self.paint("MIGRATE_HEADING", GAP.join(head).rstrip(), self._stdout))
+        for cells in body:
+            self.line(GAP.join(cells).rstrip())
+
+    def heading(self, text: str) -> None:
+        self.line(self.paint("MIGRATE_HEADING", text, self._stdout))
+
+    def paint(self, role: str, text: str, stream: OutputWrapper | None = None) -> str:
+        """Return ``text`` in the colour of ``role``, or as it is when nobody would see it."""
+        target = stream or self._stdout
+        encodable = _encodable(text, target)
+        return str(getattr(self._style, role)(encodable)) if target.isatty() else encodable
+
+    def confirm(self, question: str) -> None:
+        """Ask a yes-or-no question. Raises CommandError unless the answer is yes.
+
+        Without a terminal nobody can answer, so that is an error too.
+        """
+        self.require_answers()
+        self._stderr.write(f"{question} [y/N] ", _plain, ending="")
+        self._stderr.flush()
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            raise CommandError("Nothing was changed.")
+
+    def require_answers(self) -> None:
+        """Raise CommandError unless a person can answer, before work is done in vain."""
+        if not is_interactive():
+            raise CommandError("Nobody can be asked without a terminal; add --yes, or --dry-run.")
+
+    def progress(self, done: int, total: int | None, text: str) -> None:
+        """Redraw the progress on stderr, as a bar if there is a ``total``; for terminals only."""
+        if not self._stderr.isatty():
+            return
+        bar = "" if total is None else _bar(done / total if total else 1)
+        self._stderr.write(f"\r{bar}{text}", _plain, ending="")
+        self._stderr.flush()
+
+    def end_progress(self) -> None:
+        if self._stderr.isatty():
+            self._stderr.write("\n", _plain, ending="")
+
+
+def is_interactive() -> bool:
+    """Tell whether a person can answer on stdin; it is None when it was closed."""
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
+def _bar(share: float) -> str:
+    filled = "#" * round(min(share, 1) * BAR_WIDTH)
+    return f"[{filled:<{BAR_WIDTH}}] {min(share, 1):4.0%} "
+
+
+def _plain(text: str) -> str:
+    """Django paints all of stderr as errors; a note is none."""
+    return text
+
+
+def _pad(cell: str, width: int, *, is_number: bool) -> str:
+    return cell.rjust(width) if is_number else cell.ljust(width)
+
+
+def _encodable(text: str, stream: OutputWrapper) -> str:
+    """Escape what the stream's encoding lacks, so that a subject never breaks the output."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

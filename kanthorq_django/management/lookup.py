@@ -1,0 +1,48 @@
+"""Rows by the names that operators type; a name that is unknown gets near ones in return."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from django.core.management.base import CommandError
+from django.db import models
+
+from kanthorq_django.models import Consumer, Stream
+
+M = TypeVar("M", Consumer, Stream)
+
+LISTED_MAX = 10  # names in an error message
+
+
+def find_consumers(names: Iterable[str], using: str) -> list[Consumer]:
+    """Return the consumers called ``names``. Raises CommandError for the first unknown one."""
+    return _find(Consumer.objects.using(using).select_related("stream"), names)
+
+
+def find_streams(names: Iterable[str], using: str) -> list[Stream]:
+    """Return the streams called ``names``. Raises CommandError for the first unknown one."""
+    return _find(Stream.objects.using(using), names)
+
+
+def near_names(name: str, known: Sequence[str]) -> str:
+    """Return what else ``name`` may have meant, as the end of a sentence."""
+    if not known:
+        return "there is none yet."
+    if near := difflib.get_close_matches(name, known, n=3):
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    listed = ", ".join(map(repr, sorted(known)[:LISTED_MAX]))
+    return f"known: {listed}{', …' if len(known) > LISTED_MAX else '.'}"
+
+
+def _find(stored: "models.QuerySet[M]", names: Iterable[str]) -> list[M]:
+    wanted = list(dict.fromkeys(names))
+    found = {row.name: row for row in stored.filter(name__in=wanted)}
+    for name in wanted:
+        if name not in found:
+            noun = stored.model._meta.verbose_name
+            known = list(stored.values_list("name", flat=True))
+            raise CommandError(
+                f"There is no {noun} {name[:80]!a} in the database {stored.db!r}; "
+                f"{near_names(name, known)}"
+            )
+    return [found[name] for name in wanted]

@@ -1,0 +1,20 @@
+"""The verbs of ``manage.py kanthorq``, a file each."""
+
+from kanthorq_django.management.verbs.health import Health
+from kanthorq_django.management.verbs.prune import Prune
+from kanthorq_django.management.verbs.publish import Publish
+from kanthorq_django.management.verbs.rebase import Rebase
+from kanthorq_django.management.verbs.stats import Stats
+from kanthorq_django.management.verbs.sync import Sync
+from kanthorq_django.management.verbs.tasks import TASKS
+from kanthorq_django.management.verbs.verb import VerbTree
+
+VERBS: VerbTree = {
+    "publish": Publish,
+    "sync": Sync,
+    "stats": Stats,
+    "health": Health,
+    "tasks": ("Look at tasks, and cancel, resume, release or reset them.", TASKS),
+    "prune": Prune,
+    "rebase": Rebase,
+}

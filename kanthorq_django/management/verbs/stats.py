@@ -1,0 +1,154 @@
+"""``kanthorq stats``: how much there is, waits, runs and got done."""
+
+from argparse import ArgumentParser
+from datetime import timedelta
+from typing import Any
+
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.management.times import format_duration, format_moment
+from kanthorq_django.management.verbs.verb import Verb
+from kanthorq_django.models import Worker
+from kanthorq_django.models.cursor import Lag
+from kanthorq_django.models.statistics import (
+    ConsumerStatistics,
+    StreamStatistics,
+    consumer_statistics,
+    stream_statistics,
+)
+
+NONE = "-"
+STATES = tuple(state.name.lower() for state in TaskState)
+
+
+class Stats(Verb):
+    """Three tables, or one JSON object with the same numbers."""
+
+    help = "Show streams, consumers with their tasks and lag, and workers."
+    description = (
+        "LAG counts unread events (10,000+ when there are more), UNREAD and DUE say for how long\n"
+        "the oldest event and the oldest due task wait, /MIN is completed tasks a minute over\n"
+        "the last five. Every task is counted, which takes a while on a large table: to watch\n"
+        "a system, ask for its health."
+    )
+    examples = ("stats", "stats --json | jq '.consumers[] | {name, lag}'")
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def run(self, *, json: bool, **_: Any) -> None:
+        streams = stream_statistics(self.database)
+        consumers = consumer_statistics(self.database)
+        alive = Worker.objects.using(self.database).alive()
+        dead = Worker.objects.using(self.database).dead()
+        workers = [_worker(worker, is_alive=True) for worker in alive.order_by("pk")]
+        workers += [_worker(worker, is_alive=False) for worker in dead.order_by("pk")]
+        if json:
+            self.console.json(
+                {
+                    "streams": [_stream_json(stream) for stream in streams],
+                    "consumers": [_consumer_json(consumer) for consumer in consumers],
+                    "workers": workers,
+                }
+            )
+            return
+        self._print_streams(streams)
+        self._print_consumers(consumers)
+        self._print_workers(workers)
+
+    def _print_streams(self, streams: list[StreamStatistics]) -> None:
+        self.console.table(
+            ("STREAM", "EVENTS", "OLDEST", "NEWEST"),
+            [
+                (stream.name, f"{stream.events:,}", _age(stream.oldest), _age(stream.newest))
+                for stream in streams
+            ],
+            numbers={"EVENTS", "OLDEST", "NEWEST"},
+        )
+
+    def _print_consumers(self, consumers: list[ConsumerStatistics]) -> None:
+        numbers = ("LAG", "UNREAD", *map(str.upper, STATES), "STUCK", "DUE", "/MIN")
+        self.console.line("")
+        self.console.table(
+            ("CONSUMER", "STREAM", *numbers),
+            [
+                (
+                    consumer.name,
+                    consumer.stream,
+                    _lag(consumer.lag),
+                    _age(consumer.lag.oldest),
+                    *(f"{count:,}" for count in consumer.tasks.values()),
+                    f"{consumer.stuck:,}",
+                    _age(consumer.oldest_due),
+                    f"{consumer.per_minute:,.1f}",
+                )
+                for consumer in consumers
+            ],
+            numbers=numbers,
+        )
+
+    def _print_workers(self, workers: list[dict[str, Any]]) -> None:
+        self.console.line("")
+        self.console.table(
+            ("WORKER", "ALIVE", "CONCURRENCY", "STARTED", "SEEN", "CONSUMERS"),
+            [
+                (
+                    f"{worker['pid']}@{worker['host']}",
+                    "yes" if worker["alive"] else "no",
+                    str(worker["concurrency"]),
+                    format_moment(worker["started_at"]),
+                    format_moment(worker["seen_at"]),
+                    ", ".join(worker["consumers"]),
+                )
+                for worker in workers
+            ],
+            numbers={"CONCURRENCY"},
+        )
+
+
+def _age(age: timedelta | None) -> str:
+    return NONE if age is None else format_duration(age)
+
+
+def _lag(lag: Lag) -> str:
+    return f"{lag.count:,}{'+' if lag.is_bounded else ''}"
+
+
+def _seconds(age: timedelta | None) -> float | None:
+    return None if age is None else age.total_seconds()
+
+
+def _stream_json(stream: StreamStatistics) -> dict[str, Any]:
+    return {
+        "name": stream.name,
+        "events": stream.events,
+        "oldest_seconds": _seconds(stream.oldest),
+        "newest_seconds": _seconds(stream.newest),
+    }
+
+
+def _consumer_json(consumer: ConsumerStatistics) -> dict[str, Any]:
+    return {
+        "name": consumer.name,
+        "stream": consumer.stream,
+        "lag": consumer.lag.count,
+        "lag_is_bounded": consumer.lag.is_bounded,
+        "oldest_unread_seconds": _seconds(consumer.lag.oldest),
+        "tasks": dict(zip(STATES, consumer.tasks.values(), strict=True)),
+        "stuck": consumer.stuck,
+        "oldest_due_seconds": _seconds(consumer.oldest_due),
+        "completed_per_minute": consumer.per_minute,
+    }
+
+
+def _worker(worker: Worker, *, is_alive: bool) -> dict[str, Any]:
+    return {
+        "id": worker.pk,
+        "host": worker.host,
+        "pid": worker.pid,
+        "alive": is_alive,
+        "concurrency": worker.concurrency,
+        "consumers": worker.consumers,
+        "started_at": worker.started_at,
+        "seen_at": worker.seen_at,
+    }

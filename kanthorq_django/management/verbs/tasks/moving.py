@@ -1,0 +1,196 @@
+"""``kanthorq tasks cancel``, ``resume``, ``release``, ``reset``: told id by id."""
+
+import itertools
+from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple
+from uuid import UUID
+
+from django.core.management.base import CommandError
+
+from kanthorq_django.domain import states
+from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.management.verbs.tasks.selection import Selection, add_filters, selection_of
+from kanthorq_django.management.verbs.verb import Verb
+from kanthorq_django.models import Task
+from kanthorq_django.models.task import TaskQuerySet
+
+BATCH = 1_000  # tasks that one transaction moves
+NOBODY = "-"  # in place of the consumer of an event that has no such task
+DRY_WORDS = {"updated": "would-update", "requested": "would-request", "noop": "noop"}
+
+
+class Line(NamedTuple):
+    """What became of one task."""
+
+    outcome: str  # updated, requested or noop, as the fields of Outcome
+    event: UUID
+    consumer: str
+
+
+class Moving(Verb):
+    """What the four verbs share; ``name`` is the queryset's method."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser) -> None:
+        parser.add_argument("--all", action="store_true", help="without any filter; needs --yes")
+        parser.add_argument("--dry-run", action="store_true", help="only tell what would happen")
+        parser.add_argument("--yes", action="store_true", help="do not ask")
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        add_filters(parser, limit=None)
+
+    def run(
+        self,
+        *,
+        all: bool,  # noqa: A002  # the option's name
+        dry_run: bool,
+        yes: bool,
+        json: bool,
+        running: bool = False,
+        **options: Any,
+    ) -> None:
+        selection = selection_of(options)
+        if not selection and not (all and (yes or dry_run)):
+            raise CommandError("Say which tasks: add a filter, or --all together with --yes.")
+        tasks = selection.tasks(self.database)
+        if not (yes or dry_run):
+            self._ask(tasks, selection.limit)
+        lines = self._lines(tasks, selection, running=running, is_dry=dry_run)
+        if json:
+            self._print_json(lines, is_dry=dry_run)
+        else:
+            self._print(lines, is_dry=dry_run)
+
+    def move(self, tasks: TaskQuerySet, *, running: bool) -> Outcome:
+        """Apply the verb; ``running`` is for cancel alone."""
+        raise NotImplementedError
+
+    def _ask(self, tasks: TaskQuerySet, limit: int | None) -> None:
+        self.console.require_answers()
+        count = tasks[:limit].count()
+        self.console.confirm(f"{self.name.capitalize()} {count:,} tasks?")
+
+    def _lines(
+        self, tasks: TaskQuerySet, selection: Selection, *, running: bool, is_dry: bool
+    ) -> Iterator[Line]:
+        """Yield what became of each task, batch by batch, so that locks are held shortly."""
+        act = self._predict if is_dry else self._move
+        unmet = dict.fromkeys(selection.events)
+        for batch in _batches(tasks, selection.limit):
+            for line in act(batch, running=running):
+                unmet.pop(line.event, None)
+                yield line
+        if selection.limit is None:
+            yield from (Line("noop", event, NOBODY) for event in unmet)
+
+    def _move(self, batch: list[Task], *, running: bool) -> Iterator[Line]:
+        # An outcome speaks of events, and within one consumer an event names one task.
+        in_groups = sorted(batch, key=lambda task: task.consumer_id)
+        for _, group in itertools.groupby(in_groups, key=lambda task: task.consumer_id):
+            owed = list(group)
+            chosen = Task.objects.using(self.database).filter(pk__in=[task.pk for task in owed])
+            outcome = self.move(chosen, running=running)
+            for word in DRY_WORDS:
+                for event in getattr(outcome, word):
+                    yield Line(word, event, owed[0].consumer.name)
+
+    def _predict(self, batch: list[Task], *, running: bool) -> Iterator[Line]:
+        for task in batch:
+            word = "noop"
+            if states.targets(self.name, TaskState(task.state)):
+                word = "updated"
+            elif running and task.state == TaskState.RUNNING and not task.cancel_requested_at:
+                word = "requested"
+            yield Line(word, task.event_id, task.consumer.name)
+
+    def _print(self, lines: Iterable[Line], *, is_dry: bool) -> None:
+        counts = dict.fromkeys(DRY_WORDS, 0)
+        for line in lines:
+            counts[line.outcome] += 1
+            word = DRY_WORDS[line.outcome] if is_dry else line.outcome
+            self.console.line(f"{word:<13} {line.event}  {line.consumer}")
+        told = ", ".join(f"{count:,} {word}" for word, count in counts.items())
+        self.console.note(f"{'Dry run, nothing was changed: ' if is_dry else ''}{told}.")
+
+    def _print_json(self, lines: Iterable[Line], *, is_dry: bool) -> None:
+        told: dict[str, list[dict[str, Any]]] = {word: [] for word in DRY_WORDS}
+        for line in lines:
+            told[line.outcome].append({"event": line.event, "consumer": line.consumer})
+        self.console.json({"verb": self.name, "dry_run": is_dry, **told})
+
+
+class Cancel(Moving):
+    name = "cancel"
+    help = "Cancel tasks that wait; with --running also ask those that run to stop."
+    description = (
+        "Moves pending, available and retryable tasks. A consumer with a cancellation handler\n"
+        "gets to run it. Prints each event id as updated, requested (it runs, and was asked to\n"
+        "stop) or noop (left as it was)."
+    )
+    examples = (
+        "tasks cancel --consumer refunds --resource-key order-17 --yes",
+        "tasks cancel --subject order.paid --running --dry-run",
+    )
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser) -> None:
+        parser.add_argument("--running", action="store_true", help="ask running tasks to stop")
+        super().add_arguments(parser)
+
+    def move(self, tasks: TaskQuerySet, *, running: bool) -> Outcome:
+        return tasks.cancel(running=running)
+
+
+class Resume(Moving):
+    name = "resume"
+    help = "Let cancelled and discarded tasks run again; their history is kept."
+    description = (
+        "At least one more attempt is always allowed. Prints each event id as updated or noop\n"
+        "(left as it was)."
+    )
+    examples = ("tasks resume --consumer refunds --state discarded --yes",)
+
+    def move(self, tasks: TaskQuerySet, *, running: bool) -> Outcome:
+        return tasks.resume()
+
+
+class Release(Moving):
+    name = "release"
+    help = "Let pending tasks run: those that their consumer parks."
+    description = "Prints each event id as updated or noop (left as it was)."
+    examples = ("tasks release --consumer payouts --limit 10 --yes",)
+
+    def move(self, tasks: TaskQuerySet, *, running: bool) -> Outcome:
+        return tasks.release()
+
+
+class Reset(Moving):
+    name = "reset"
+    help = "Let final tasks run again as if they never had, completed ones too."
+    description = (
+        "Attempts, errors, results and cancellation requests are forgotten. Prints each event id\n"
+        "as updated or noop (left as it was)."
+    )
+    examples = ("tasks reset --consumer search-index --state completed --dry-run",)
+
+    def move(self, tasks: TaskQuerySet, *, running: bool) -> Outcome:
+        return tasks.reset()
+
+
+def _batches(tasks: TaskQuerySet, limit: int | None) -> Iterator[list[Task]]:
+    """Yield the tasks in the order of their ids; each batch is looked up after the one before."""
+    left, after = limit, 0
+    chosen = tasks.select_related("consumer").only(
+        "event_id", "consumer__name", "state", "cancel_requested_at"
+    )
+    while left is None or left > 0:
+        size = BATCH if left is None else min(left, BATCH)
+        batch = list(chosen.filter(pk__gt=after)[:size])
+        if not batch:
+            return
+        yield batch
+        after = batch[-1].pk
+        left = None if left is None else left - len(batch)

@@ -1,0 +1,137 @@
+"""``kanthorq tasks show``: all that is known of a task, its errors and its event's body."""
+
+import base64
+import json as jsons
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.management.times import format_moment
+from kanthorq_django.management.verbs.tasks.selection import add_filters, selection_of
+from kanthorq_django.management.verbs.verb import Verb
+from kanthorq_django.models import Task
+
+LIMIT = 10
+TEXT_MAX = 2_000  # characters of a body that are printed
+BYTES_MAX = 64  # of a body that is no text
+
+
+class Show(Verb):
+    """Prints what a terminal can take: control characters of a body are escaped."""
+
+    help = "Show tasks with their events, attempts and errors."
+    description = f"At most {LIMIT} without --limit. Bodies may be confidential: they are printed."
+    examples = (
+        "tasks show 0198c2b4-7a30-7c1e-b0a5-3f4d1c9e2a11",
+        "tasks show --consumer refunds --state discarded --limit 1 --json",
+    )
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print a JSON array")
+        add_filters(parser, limit=LIMIT)
+
+    def run(self, *, json: bool, **options: Any) -> None:
+        selection = selection_of(options)
+        if not selection:
+            raise CommandError("Say which tasks: give event ids or another filter.")
+        chosen = selection.tasks(self.database).select_related("consumer__stream", "event")
+        tasks = list(chosen[: selection.limit])
+        if json:
+            self.console.json([_as_json(task) for task in tasks])
+            return
+        for number, task in enumerate(tasks):
+            if number:
+                self.console.line("")
+            self._print(task)
+        if not tasks:
+            self.console.note("No task matches.")
+
+    def _print(self, task: Task) -> None:
+        self.console.heading(f"{task.consumer.name}: task {task.pk}")
+        for name, value in _facts(task):
+            self.console.line(f"  {name:<16} {value}")
+        for error in task.attempted_errors:
+            self.console.line(
+                f"  {error['verb']} {error['attempt']:<9} {error['at']}  {_safe(error['error'])}"
+            )
+            for line in error["stack"].splitlines():
+                self.console.line(f"    {_safe(line)}")
+
+
+def _facts(task: Task) -> Iterator[tuple[str, str]]:
+    event = task.event
+    yield "event", str(event.pk)
+    yield "subject", event.subject
+    yield "stream", task.consumer.stream.name
+    yield "published", format_moment(event.created_at)
+    yield "resource key", task.resource_key or "-"
+    yield "metadata", _safe(jsons.dumps(event.metadata, ensure_ascii=False))
+    yield "body", f"{_readable(bytes(event.body))} ({len(event.body):,} bytes)"
+    yield "state", TaskState(task.state).name.lower()
+    yield "attempts", f"{task.attempt_count} of {task.consumer.attempt_max}"
+    yield "due", format_moment(task.schedule_at)
+    yield "lease epoch", str(task.lease_epoch)
+    yield "last attempt", format_moment(task.attempted_at)
+    yield "cancel requested", format_moment(task.cancel_requested_at)
+    yield "cancel attempts", str(task.cancel_attempt_count)
+    yield "ended", format_moment(task.finalized_at)
+    yield "result", _safe(jsons.dumps(task.result, ensure_ascii=False))
+
+
+def _as_json(task: Task) -> dict[str, Any]:
+    event = task.event
+    body, encoding = _portable(bytes(event.body))
+    return {
+        "event": {
+            "id": event.pk,
+            "stream": task.consumer.stream.name,
+            "subject": event.subject,
+            "metadata": event.metadata,
+            "body": body,
+            "body_encoding": encoding,
+            "idempotency_key": event.idempotency_key,
+            "schedule_at": event.schedule_at,
+            "created_at": event.created_at,
+        },
+        "consumer": task.consumer.name,
+        "resource_key": task.resource_key,
+        "state": TaskState(task.state).name.lower(),
+        "schedule_at": task.schedule_at,
+        "lease_epoch": task.lease_epoch,
+        "attempt_count": task.attempt_count,
+        "attempt_max": task.consumer.attempt_max,
+        "attempted_at": task.attempted_at,
+        "attempted_errors": task.attempted_errors,
+        "cancel_requested_at": task.cancel_requested_at,
+        "cancel_attempt_count": task.cancel_attempt_count,
+        "result": task.result,
+        "finalized_at": task.finalized_at,
+        "created_at": task.created_at,
+    }
+
+
+def _portable(body: bytes) -> tuple[str, str]:
+    try:
+        return body.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return base64.b64encode(body).decode(), "base64"
+
+
+def _readable(body: bytes) -> str:
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return f"{body[:BYTES_MAX].hex(' ')}{' …' if len(body) > BYTES_MAX else ''}"
+    return f"{_safe(text[:TEXT_MAX])}{' …' if len(text) > TEXT_MAX else ''}"
+
+
+def _safe(text: str) -> str:
+    """Escape what could steer a terminal."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )

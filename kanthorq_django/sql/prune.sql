@@ -1,0 +1,34 @@
+-- Delete events and their tasks, but leave an event whose tasks are not all final any more or
+-- are locked by somebody, most likely an operator who resets them. Nothing here ever waits, so
+-- nothing here can deadlock.
+WITH final AS MATERIALIZED (
+    SELECT id, event_id
+    FROM kanthorq_django_task
+    WHERE event_id = ANY(%(ids)s::uuid[])
+        AND finalized_at < statement_timestamp() - %(older_than)s::interval
+    ORDER BY id
+    FOR UPDATE SKIP LOCKED
+),
+spent AS MATERIALIZED (
+    SELECT given.id
+    FROM unnest(%(ids)s::uuid[]) AS given (id)
+    WHERE NOT EXISTS (
+        SELECT FROM kanthorq_django_task AS task
+        WHERE task.event_id = given.id AND task.id NOT IN (SELECT id FROM final)
+    )
+),
+pruned_task AS (
+    DELETE FROM kanthorq_django_task AS task
+    USING final, spent
+    WHERE task.id = final.id AND final.event_id = spent.id
+    RETURNING task.id
+),
+pruned_event AS (
+    DELETE FROM kanthorq_django_event AS event
+    USING spent
+    WHERE event.id = spent.id
+    RETURNING event.id
+)
+SELECT
+    (SELECT count(*) FROM pruned_event) AS event_count,
+    (SELECT count(*) FROM pruned_task) AS task_count;

@@ -1,0 +1,21 @@
+-- Every stream with the number of its events, which the index alone can count, and the ages of
+-- the first and the last of them, by their transactions.
+SELECT
+    stream.id,
+    stream.name,
+    coalesce(events.count, 0) AS event_count,
+    statement_timestamp() - first.created_at AS oldest,
+    statement_timestamp() - last.created_at AS newest
+FROM kanthorq_django_stream AS stream
+LEFT JOIN (
+    SELECT stream_id, count(*) FROM kanthorq_django_event GROUP BY stream_id
+) AS events ON events.stream_id = stream.id
+LEFT JOIN LATERAL (
+    SELECT created_at FROM kanthorq_django_event
+    WHERE stream_id = stream.id ORDER BY xid, id LIMIT 1
+) AS first ON true
+LEFT JOIN LATERAL (
+    SELECT created_at FROM kanthorq_django_event
+    WHERE stream_id = stream.id ORDER BY xid DESC, id DESC LIMIT 1
+) AS last ON true
+ORDER BY stream.name;
