@@ -6,7 +6,7 @@ Chance is passed in where a test wants it, so every delay can be checked exactly
 import math
 import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 ATTEMPT_LIMIT = 32_767  # a smallint, as KanthorQ's attempt_max
@@ -95,8 +95,8 @@ class Fixed(RetryPolicy):
     """Wait the same ``delay`` before every attempt, without jitter unless asked for."""
 
     delay: timedelta = timedelta(seconds=30)
-    jitter: float = 0
-    longest: timedelta = WAIT_LIMIT
+    jitter: float = field(default=0, kw_only=True)
+    longest: timedelta = field(default=WAIT_LIMIT, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
