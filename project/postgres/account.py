@@ -79,7 +79,7 @@ class Account:
     def own(self, target: Path | int) -> None:
         """Give a path or an open file to this account, which only root can. Raises OSError."""
         if self.uid != os.geteuid():
-            os.chown(target, self.uid, self.gid)
+            os.chown(target, self.uid, self.gid, follow_symlinks=isinstance(target, int))
 
 
 def available_accounts() -> Iterator[Account]:

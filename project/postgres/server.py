@@ -142,7 +142,7 @@ class Server:
         if recorded := self._read_pid_file()[4:5]:
             return Path(recorded[0])
         digest = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:12]
-        for parent in (Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 - the owner is checked
+        for parent in (Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 - owner is checked
             folder = parent / f"kanthorq-{self.account.uid}-{digest}"
             size_bytes = len(os.fsencode(folder / SOCKET))
             if size_bytes <= LONGEST_SOCKET_BYTES and self.account.can_enter(parent):
@@ -195,8 +195,8 @@ class Server:
         )
 
     def _launch(self, server_lock: int) -> None:
-        # server.lock was free: no process of this server lives, and what follows is a dead one's. If
-        # its number is in use again, PostgreSQL would take the new owner for a server.
+        # server.lock was free: no process of this server lives, and these files are leftovers. If
+        # the number in them is in use again, PostgreSQL would take its new owner for a server.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         socket_dir = self._prepare_socket_dir()
         (socket_dir / f"{SOCKET}.lock").unlink(missing_ok=True)

@@ -84,8 +84,8 @@ def main(orders: Orders) -> int:
     watcher_lock = open_lock(Path(orders.folder, "watcher.lock"))
     is_watcher = try_lock(watcher_lock)
     status = _start(orders) if orders.start else 0
-    if status == 0 and is_watcher:
-        _detach()
+    if is_watcher:  # after a failed start too: what is too late to be waited for may come up yet
+        _detach(status)
         _stop_after_last_user(orders, watcher_lock)
     return status
 
@@ -99,14 +99,13 @@ def _start(orders: Orders) -> int:
     return status
 
 
-def _detach() -> None:
+def _detach(status: int) -> None:
     """Return in a child that belongs to nobody; here the caller's wait for this program ends."""
     if os.fork():
-        os._exit(0)
+        os._exit(status)
+    # It ends by itself, and must not end before those it watches do.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # it ends by itself, and must not end before those it watches
+        signal.signal(number, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)

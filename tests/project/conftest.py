@@ -34,6 +34,11 @@ print(server.pid, flush=True)
 STAY = "sys.stdin.read()"
 
 
+def python_path(first: Path) -> str:
+    """Return a PYTHONPATH that starts with a folder."""
+    return os.pathsep.join([str(first), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+
 def wait_until(condition: Callable[[], object]) -> None:
     """Return once ``condition()`` is true; fail the test if that takes too long."""
     deadline = time.monotonic() + DEADLINE_SECONDS
@@ -124,7 +129,7 @@ def new_project(playground: Path) -> Path:
 def environment(playground: Path) -> dict[str, str]:
     """Return the environment for processes that use a server."""
     own = {k: v for k, v in os.environ.items() if k not in {"DATABASE_URL", "EMBEDDED_DURABLE"}}
-    return own | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(playground / "tmp")}
+    return own | {"PYTHONPATH": python_path(REPOSITORY), "TMPDIR": str(playground / "tmp")}
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from tests.project.conftest import (
     REPOSITORY,
     is_running,
     is_stopped,
+    python_path,
     query,
     server_of,
     wait_until,
@@ -338,7 +339,7 @@ def run_django(copy: Path, environment: dict[str, str], *arguments: str) -> str:
     for name in ("project", "kanthorq_django"):
         shutil.copytree(REPOSITORY / name, copy / name)
     shutil.copy(REPOSITORY / "manage.py", copy)
-    own = {"PYTHONPATH": str(copy), "DJANGO_SETTINGS_MODULE": "project.settings"}
+    own = {"PYTHONPATH": python_path(copy), "DJANGO_SETTINGS_MODULE": "project.settings"}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=copy,
@@ -375,3 +376,8 @@ def test_database_url_wins(new_project, environment):
         data = run_django(new_project, environment | url, "-c", CONNECT)
         assert data.strip() == str(server.data)
     assert not (new_project / ".postgres").exists()
+
+
+def test_without_debug_a_secret_key_is_demanded(new_project, environment):
+    with pytest.raises(subprocess.CalledProcessError):
+        run_django(new_project, environment | {"DEBUG": "off"}, "-c", "import project.settings")
