@@ -12,8 +12,12 @@ class KanthorqConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from django.conf import settings
         from django.utils.module_loading import autodiscover_modules
 
-        from kanthorq_django import checks  # noqa: F401  # registers itself
+        from kanthorq_django import checks, conf  # noqa: F401  # checks registers itself
 
-        autodiscover_modules("subscribers")
+        # Subscribers need the settings; wrong ones are for the system checks to tell, with hints,
+        # and not for a traceback that keeps them from running.
+        if not any(conf.problems(getattr(settings, "KANTHORQ", {}))):
+            autodiscover_modules("subscribers")

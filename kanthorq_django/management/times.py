@@ -35,7 +35,7 @@ def parse_duration(text: str) -> timedelta:
 def format_duration(duration: timedelta) -> str:
     """Return ``duration`` in its two largest units, cut off: ``2d4h``, ``3m5s``, ``0s``."""
     seconds = max(int(duration.total_seconds()), 0)
-    parts = []
+    parts: list[tuple[int, str]] = []
     for unit, size in _STEPS:
         count, seconds = divmod(seconds, size)
         if count or parts:
