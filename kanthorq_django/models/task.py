@@ -1,57 +1,36 @@
 """Step 3 of 5, claim: tasks, their columns, and what operators may do with them.
 
 Next, a worker handles what was leased: see worker/executor.py. What the holder of a lease
-may do stands in lease.py; the moves themselves in domain/states.py.
+may do stands in lease.py; the moves themselves in domain/states.py, how many are made at once
+in moves.py.
 """
 
-import functools
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
-from django.db import models, transaction
+from django.db import models
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Now
-from django.dispatch import Signal
 
 from kanthorq_django import signals
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
-from kanthorq_django.domain.states import CLAIMABLE, FINAL, Move, TaskState
+from kanthorq_django.domain.states import CLAIMABLE, FINAL, TaskState
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import CreatedAtField
 from kanthorq_django.models.lease import Lease
-from kanthorq_django.models.notifications import wake_after_commit
+from kanthorq_django.models.moves import MovableQuerySet, bulk_verb
 
-P = ParamSpec("P")
-
-CHUNK_SIZE = 1_000  # rows that one statement of a bulk verb locks
 # Nothing happens to tasks in these states until a person or code asks for it.
 SET_ASIDE = (TaskState.DISCARDED, TaskState.CANCELLED, TaskState.PENDING)
 
 
-def _bulk_verb(
-    verb: Callable[Concatenate["TaskQuerySet", P], Outcome],
-) -> Callable[Concatenate["TaskQuerySet", P], Outcome]:
-    """Keep a verb off the manager and out of templates, and refuse slices, as ``delete()`` does."""
-
-    @functools.wraps(verb)
-    def refuse_slices(self: "TaskQuerySet", *args: P.args, **kwargs: P.kwargs) -> Outcome:
-        if self.query.is_sliced:
-            raise TypeError(f"Cannot {verb.__name__} a query once a slice has been taken.")
-        return verb(self, *args, **kwargs)
-
-    refuse_slices.alters_data = True  # type: ignore[attr-defined]
-    refuse_slices.queryset_only = True  # type: ignore[attr-defined]
-    return cast("Callable[Concatenate[TaskQuerySet, P], Outcome]", refuse_slices)
-
-
-class TaskQuerySet(models.QuerySet["Task"]):
+class TaskQuerySet(MovableQuerySet["Task"]):
     def pending(self) -> Self:
         return self.filter(state=TaskState.PENDING)
 
@@ -83,7 +62,7 @@ class TaskQuerySet(models.QuerySet["Task"]):
     def final(self) -> Self:
         return self.filter(state__in=FINAL)
 
-    @_bulk_verb
+    @bulk_verb
     def cancel(self, *, running: bool = False) -> Outcome:
         """End waiting tasks; with ``running``, ask those that run to stop as well.
 
@@ -99,12 +78,14 @@ class TaskQuerySet(models.QuerySet["Task"]):
                 When(has_handler, then=Value(int(TaskState.CANCELLING))),
                 default=Value(int(TaskState.CANCELLED)),
             ),
+            # A cancelling task can be ended by whoever has its epoch: not by its last lease.
+            lease_epoch=F("lease_epoch") + 1,
             schedule_at=Case(When(has_handler, then=Now()), default=F("schedule_at")),
             finalized_at=Case(When(has_handler, then=None), default=Now()),
             cancel_attempt_count=0,
         )
 
-    @_bulk_verb
+    @bulk_verb
     def resume(self) -> Outcome:
         """Let discarded and cancelled tasks run again at once; their history is kept.
 
@@ -119,14 +100,14 @@ class TaskQuerySet(models.QuerySet["Task"]):
             cancel_requested_at=None,
         )
 
-    @_bulk_verb
+    @bulk_verb
     def release(self) -> Outcome:
         """Let pending tasks run. Returns event ids as ``cancel()`` does."""
         return self._move(
             states.RELEASE, signals.released, state=TaskState.AVAILABLE, schedule_at=Now()
         )
 
-    @_bulk_verb
+    @bulk_verb
     def reset(self) -> Outcome:
         """Let final tasks run again as if they never had; only ``lease_epoch`` goes on.
 
@@ -162,61 +143,6 @@ class TaskQuerySet(models.QuerySet["Task"]):
         _twin.alters_data = True  # type: ignore[attr-defined]
         _twin.queryset_only = True  # type: ignore[attr-defined]
     del _twin
-
-    def _move(
-        self, move: Move, signal: Signal, *, request_running: bool = False, **changes: Any
-    ) -> Outcome:
-        """Apply ``move`` in one transaction, chunk by chunk, so that memory stays bounded."""
-        self._for_write = True
-        outcome = Outcome()
-        with transaction.atomic(using=self.db):
-            for chunk in self._chunks():
-                updated = self._update_from(move.sources, chunk, changes)
-                requested = self._request(chunk.keys() - updated.keys()) if request_running else {}
-                outcome += Outcome(
-                    tuple(updated.values()),
-                    tuple(requested.values()),
-                    tuple(
-                        event_id
-                        for pk, event_id in chunk.items()
-                        if pk not in updated and pk not in requested
-                    ),
-                )
-        signal.send(self.model, outcome=outcome, using=self.db)
-        return outcome
-
-    def _chunks(self) -> Iterator[dict[int, UUID]]:
-        found = self.order_by("pk").values_list("pk", "event_id").iterator(CHUNK_SIZE)
-        while chunk := dict(itertools.islice(found, CHUNK_SIZE)):
-            yield chunk
-
-    def _update_from(
-        self, sources: Iterable[TaskState], chunk: dict[int, UUID], changes: dict[str, Any]
-    ) -> dict[int, UUID]:
-        """Move those in ``sources``; locked in id order, so that bulk verbs never deadlock."""
-        stored = Task._base_manager.using(self.db)
-        locked = (
-            stored.select_for_update(of=("self",), no_key=True)
-            .filter(pk__in=list(chunk), state__in=sources)
-            .order_by("pk")
-            .values_list("pk", "consumer__stream")
-        )
-        streams = dict(locked)
-        stored.filter(pk__in=list(streams), state__in=sources).update(**changes)
-        wake_after_commit(set(streams.values()), self.db)
-        return {pk: chunk[pk] for pk in streams}
-
-    def _request(self, pks: Iterable[int]) -> dict[int, UUID]:
-        """Ask running tasks to stop; return those that had not been asked before."""
-        stored = Task._base_manager.using(self.db)
-        running = (
-            stored.select_for_update(of=("self",), no_key=True)
-            .filter(pk__in=list(pks), state=TaskState.RUNNING, cancel_requested_at=None)
-            .order_by("pk")
-        )
-        asked = dict(running.values_list("pk", "event_id"))
-        stored.filter(pk__in=list(asked)).update(cancel_requested_at=Now())
-        return asked
 
 
 class Task(models.Model):

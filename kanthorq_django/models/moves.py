@@ -1,0 +1,90 @@
+"""How a bulk verb moves tasks: guarded by their states, in id order, told id by id."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from uuid import UUID
+
+from django.db import models, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.dispatch import Signal
+
+from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.domain.states import Move, TaskState
+from kanthorq_django.models.notifications import wake_after_commit
+
+CHUNK_SIZE = 1_000  # rows that one statement locks
+
+P = ParamSpec("P")
+M = TypeVar("M", bound=models.Model)
+QS = TypeVar("QS", bound=models.QuerySet[Any])
+
+
+def bulk_verb(
+    verb: Callable[Concatenate[QS, P], Outcome],
+) -> Callable[Concatenate[QS, P], Outcome]:
+    """Keep a verb off the manager and out of templates, and refuse slices, as ``delete()`` does."""
+
+    @functools.wraps(verb)
+    def refuse_slices(self: QS, *args: P.args, **kwargs: P.kwargs) -> Outcome:
+        if self.query.is_sliced:
+            raise TypeError(f"Cannot {verb.__name__} a query once a slice has been taken.")
+        return verb(self, *args, **kwargs)
+
+    refuse_slices.alters_data = True  # type: ignore[attr-defined]
+    refuse_slices.queryset_only = True  # type: ignore[attr-defined]
+    return cast("Callable[Concatenate[QS, P], Outcome]", refuse_slices)
+
+
+class MovableQuerySet(models.QuerySet[M]):
+    def _move(
+        self, move: Move, signal: Signal, *, request_running: bool = False, **changes: Any
+    ) -> Outcome:
+        """Apply ``move`` in one transaction, chunk by chunk, so that memory stays bounded."""
+        self._for_write = True
+        outcome = Outcome()
+        with transaction.atomic(using=self.db):
+            for chunk in self._chunks():
+                outcome += self._move_chunk(chunk, move, changes, request_running=request_running)
+        signal.send(self.model, outcome=outcome, using=self.db)
+        return outcome
+
+    def _chunks(self) -> Iterator[dict[int, UUID]]:
+        found = self.order_by("pk").values_list("pk", "event_id").iterator(CHUNK_SIZE)
+        # A join may repeat a task; sorted, the copies stand together.
+        unique = (row for row, _ in itertools.groupby(found))
+        while chunk := dict(itertools.islice(unique, CHUNK_SIZE)):
+            yield chunk
+
+    def _move_chunk(
+        self, chunk: dict[int, UUID], move: Move, changes: dict[str, Any], *, request_running: bool
+    ) -> Outcome:
+        stored = self.model._base_manager.using(self.db)
+        askable = {TaskState.RUNNING} if request_running else set()
+        locked = self._lock(chunk, move.sources | askable)
+        updated = {task.pk for task in locked if task.state in move.sources}
+        requested = {task.pk for task in locked if task.state in askable and not task.is_asked}
+        stored.filter(pk__in=updated, state__in=move.sources).update(**changes)
+        stored.filter(pk__in=requested, state__in=askable).update(cancel_requested_at=Now())
+        wake_after_commit({task.stream for task in locked if task.pk in updated}, self.db)
+        return Outcome(
+            tuple(event_id for pk, event_id in chunk.items() if pk in updated),
+            tuple(event_id for pk, event_id in chunk.items() if pk in requested),
+            tuple(event_id for pk, event_id in chunk.items() if pk not in updated | requested),
+        )
+
+    def _lock(self, pks: Iterable[int], states: Iterable[TaskState]) -> list[Any]:
+        """Lock those in ``states``, in id order and all at once, so that verbs never deadlock.
+
+        Only task rows: a lock on their consumer would stop its pulls.
+        """
+        return list(
+            self.model._base_manager.using(self.db)
+            .select_for_update(of=("self",), no_key=True)
+            .filter(pk__in=list(pks), state__in=states)
+            .order_by("pk")
+            .annotate(stream=F("consumer__stream"), is_asked=Q(cancel_requested_at__isnull=False))
+            .values_list("pk", "state", "stream", "is_asked", named=True)
+        )
