@@ -6,16 +6,21 @@ lease's epoch, and the row, not an object in memory, says whether a task is sett
 that rolls back leaves the message as open as it was.
 """
 
+import logging
 import threading
 from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.models import QuerySet
+from django.db.models.functions import Greatest, Now
 
 from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain import states
 from kanthorq_django.domain.failures import Failure
+from kanthorq_django.domain.retry import Polynomial, check_delay
 from kanthorq_django.domain.states import LEASED, TaskState
 from kanthorq_django.domain.subscriptions import policy_for
 from kanthorq_django.exceptions import (
@@ -28,6 +33,8 @@ from kanthorq_django.models import lease
 from kanthorq_django.models.body import encode_json
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.task import Task
+
+logger = logging.getLogger("kanthorq_django")
 
 
 class Message:
@@ -73,7 +80,7 @@ class Message:
         the task is no longer this worker's, CrossDatabaseAck, and InvalidBody for a result
         that is not JSON.
         """
-        using = self._using()
+        using = self._check_database()
         if lease.ack({self.lease: encode_result(result)}, using):
             self._decide(using)
             signals.acked.send(Task, message=self)
@@ -86,10 +93,9 @@ class Message:
         Without ``delay`` the consumer's retry policy says when. Joins an open transaction and
         raises as ``ack()`` does.
         """
-        using = self._using()
+        using = self._check_database()
         wait = self.retry_delay() if delay is None else delay
-        if not isinstance(wait, timedelta) or wait < timedelta(0):
-            raise ValueError(f"delay must be a timedelta, not negative, not {delay!r}.")
+        check_delay("delay", wait)
         failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
         if lease.nack(self.lease, failure, using, delay=wait) is not None:
             self._decide(using)
@@ -111,11 +117,10 @@ class Message:
         A worker renews its leases by itself; this is for code that runs without one. Inside
         a transaction others see the new end only after its commit.
         """
-        if not isinstance(duration, timedelta) or duration <= timedelta(0):
-            raise ValueError(f"duration must be a timedelta above zero, not {duration!r}.")
-        (row,) = lease.renew({self.lease: duration}, self._using())
-        if not row.is_ours:
-            raise LeaseLost(self._lost())
+        check_delay("duration", duration)
+        end = Greatest("schedule_at", Now() + duration)
+        if not self._held().update(schedule_at=end):
+            raise self._lost()
 
     async def aextend(self, duration: timedelta) -> None:
         """Do what ``extend()`` does, from a coroutine."""
@@ -123,9 +128,17 @@ class Message:
 
     def retry_delay(self) -> timedelta:
         """Return how long the consumer's retry policy lets the next attempt wait."""
+        attempt = max(self.attempt, 1)
         consumer = self.task.consumer.name
         policy = policy_for(consumer, is_cancellation=self._is_cancellation)
-        return policy.next_delay(max(self.attempt, 1))
+        try:
+            delay = policy.next_delay(attempt)
+            check_delay("delay", delay)
+        except Exception:
+            # A policy may be the project's own code; its fault must not cost the verdict.
+            logger.exception("The retry policy of %s failed; the default one decides.", consumer)
+            return Polynomial().next_delay(attempt)
+        return delay
 
     def has_verdict(self) -> bool:
         """Tell whether the handler called ``ack()`` or ``nack()``, lasting or not."""
@@ -135,9 +148,17 @@ class Message:
         """Tell whether the handler's verdict is known to last; False also while that is unknown."""
         return self._is_durable
 
+    def is_open(self) -> bool:
+        """Ask the row whether the task can still be ended with this message."""
+        return self._held().exists()
+
+    @property
     def _using(self) -> str:
+        return self.task._state.db or DEFAULT_DB_ALIAS
+
+    def _check_database(self) -> str:
         """Return the tasks' database. Raises CrossDatabaseAck if only another one is in a block."""
-        using = self.task._state.db or DEFAULT_DB_ALIAS
+        using = self._using
         if not connections[using].in_atomic_block:
             for other in connections.all(initialized_only=True):
                 if other.in_atomic_block:
@@ -159,37 +180,38 @@ class Message:
     def _endure(self) -> None:
         self._is_durable = True
 
+    def _held(self) -> QuerySet[Task]:
+        """Return the task, as long as it is leased to this message."""
+        tasks = Task._base_manager.using(self._using)
+        return tasks.filter(pk=self.task.pk, lease_epoch=self.lease.epoch, state__in=LEASED)
+
     def _was_acked(self) -> bool:
         """Tell how this lease was ended before: True by ack, False by nack.
 
         Raises LeaseLost when it was not ended by its holder at all.
         """
-        stored = self._stored()
-        if stored is None or self._holds(stored):
-            raise LeaseLost(self._lost())
-        ended = TaskState.CANCELLED if self._is_cancellation else TaskState.COMPLETED
-        if stored.lease_epoch == self.lease.epoch:
-            return bool(stored.state == ended)
+        columns = ("state", "lease_epoch", "cancel_attempt_count")
+        tasks = Task._base_manager.using(self._using).filter(pk=self.task.pk)
+        state, epoch, cancel_attempt_count = tasks.values_list(*columns).first() or (None,) * 3
+        ack = states.ACK_CANCELLING if self._is_cancellation else states.ACK
+        nack = states.NACK_CANCELLING if self._is_cancellation else states.NACK
+        if epoch == self.lease.epoch and state in {*ack.targets, *nack.targets} - LEASED:
+            return state in ack.targets
         # A nack that leads to the cancellation handler ends the lease by raising the epoch;
         # as long as nobody claimed the task since, its counter has not moved.
         counter = self.task.cancel_attempt_count if self._is_cancellation else 0
-        nacked = (self.lease.epoch + 1, TaskState.CANCELLING, counter)
-        if (stored.lease_epoch, stored.state, stored.cancel_attempt_count) != nacked:
-            raise LeaseLost(self._lost())
+        nacked = (TaskState.CANCELLING, self.lease.epoch + 1, counter)
+        if (state, epoch, cancel_attempt_count) != nacked:
+            raise self._lost()
         return False
 
-    def _stored(self) -> Task | None:
-        columns = ("state", "lease_epoch", "cancel_attempt_count")
-        stored = Task._base_manager.using(self.task._state.db).filter(pk=self.task.pk)
-        return stored.only(*columns).first()
-
-    def _holds(self, stored: Task | None) -> bool:
-        return (
-            stored is not None and stored.lease_epoch == self.lease.epoch and stored.state in LEASED
-        )
-
-    def _lost(self) -> str:
-        return (
+    def _lost(self) -> LeaseLost:
+        """Return the error to raise, and let the open block not commit even if it is swallowed."""
+        blocks = connections[self._using].atomic_blocks
+        # A TestCase's own block is no transaction of the application.
+        if blocks and not getattr(blocks[-1], "_from_testcase", False):
+            transaction.set_rollback(True, using=self._using)
+        return LeaseLost(
             f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
             "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "
             "may commit."

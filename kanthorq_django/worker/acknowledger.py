@@ -111,7 +111,7 @@ class Acknowledger:
         settled = lease.ack({ack.lease: ack.result for ack in acks}, self._using)
         for ack in acks:
             if ack.lease.task_id in settled:
-                signals.acked.send(Task, message=ack.message)
+                signals.acked.send_robust(Task, message=ack.message)
             else:
                 self._log_lost(ack)
 
@@ -122,7 +122,7 @@ class Acknowledger:
         if state is None:
             self._log_lost(nack)
         else:
-            signals.nacked.send(Task, message=nack.message, reason=nack.failure.error)
+            signals.nacked.send_robust(Task, message=nack.message, reason=nack.failure.error)
 
     def _write_hand_back(self, back: HandBack) -> None:
         if not lease.hand_back([back.lease], self._using, delay=back.delay):

@@ -4,6 +4,7 @@ The next step is the verdict: a handler gives it through message.py, or its retu
 exceptions are turned into one here, which the acknowledger writes.
 """
 
+import asyncio
 import inspect
 import logging
 import time
@@ -22,6 +23,8 @@ from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.flight import Flight
 
 logger = logging.getLogger("kanthorq_django.worker")
+
+VERDICT_ROLLED_BACK = "The transaction in which the message was ended was rolled back."
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,9 @@ async def aexecute(flight: Flight) -> Ending:
     """Run an ``async def`` handler, as ``execute()`` does."""
     try:
         result = await flight.handler(flight.message)
-    except Exception as error:  # noqa: BLE001  # whatever a handler raises is a verdict
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001  # sys.exit() would end the loop for all others
         return _after_error(flight, error)
     return _after_return(flight, result)
 
@@ -98,6 +103,8 @@ def _call_in_transaction(flight: Flight) -> Any:
         _refuse_awaitable(flight, result)
         if not message.has_verdict():
             message.ack(result)
+        elif message.is_open():
+            raise KanthorqError(VERDICT_ROLLED_BACK)
     return result
 
 
@@ -108,7 +115,7 @@ def _after_return(flight: Flight, result: Any) -> Ending:
         return Ending(message)
     if message.has_verdict():
         # Fenced like any nack: if the verdict was committed after all, the row says so.
-        return _failed(flight, "The transaction in which the message was ended was rolled back.")
+        return _failed(flight, VERDICT_ROLLED_BACK)
     try:
         _refuse_awaitable(flight, result)
         ending = Ack(message, encode_result(result))
