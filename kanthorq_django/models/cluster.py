@@ -8,6 +8,8 @@ from kanthorq_django import sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.exceptions import RebaseRefused
 from kanthorq_django.models.consumer import Consumer
+from kanthorq_django.models.cursor import is_standby
+from kanthorq_django.models.isolation import read_committed
 from kanthorq_django.models.worker import DEAD_AFTER, Worker
 
 
@@ -29,10 +31,8 @@ def rebase(using: str, *, dry_run: bool = False) -> list[Rebased]:
     a transaction, and on a standby.
     """
     _check(using)
-    with transaction.atomic(using=using):
+    with read_committed(using):
         with connections[using].cursor() as cursor:
-            # Whatever the project's default is: each statement must see what the lock waited for.
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             cursor.execute(sql.load("rebase_lock"))
         rebased = _rebase(using)
         transaction.set_rollback(dry_run, using=using)
@@ -43,10 +43,8 @@ def _check(using: str) -> None:
     connection = connections[using]
     if connection.in_atomic_block or not connection.get_autocommit():
         raise RebaseRefused("rebase() needs a transaction of its own; one is open.")
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_is_in_recovery()")
-        if cursor.fetchone()[0]:
-            raise RebaseRefused(f"The database {using!r} is a standby; rebase the primary.")
+    if is_standby(using):
+        raise RebaseRefused(f"The database {using!r} is a standby; rebase the primary.")
     if alive := sorted(map(str, Worker.objects.using(using).alive())):
         raise RebaseRefused(
             f"Workers are alive: {', '.join(alive)}. Stop them first; one that was killed, or "

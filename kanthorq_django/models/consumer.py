@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from django.db import connections, models, router, transaction
+from django.db import models, router
 from django.db.models.expressions import RawSQL
 
 from kanthorq_django import signals, sql
@@ -23,7 +23,7 @@ from kanthorq_django.domain import subjects
 from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
-from kanthorq_django.exceptions import ConfigurationError, PullInsideTransaction
+from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import cursor as cursors
 from kanthorq_django.models.cursor import Lag
 from kanthorq_django.models.fields import (
@@ -32,6 +32,7 @@ from kanthorq_django.models.fields import (
     SubjectFiltersField,
     XidField,
 )
+from kanthorq_django.models.isolation import never_stricter, read_committed
 from kanthorq_django.models.stream import Stream
 
 if TYPE_CHECKING:
@@ -176,23 +177,18 @@ class Consumer(models.Model):
         Raises PullRefused where reading could lose or repeat events.
         """
         _check_limit(limit)
-        while True:
+        cursors.check_no_transaction(self.using)
+        while cursors.has_unread(self):
             page = self.pull_page(limit)
             if page.tasks or page.is_idle:
                 return page.tasks
+        return []
 
     def pull_page(self, limit: int) -> Page:
         """Read one page of the stream in one transaction, as ``pull()`` does until it has tasks."""
-        using = self.using
-        if connections[using].in_atomic_block:
-            raise PullInsideTransaction(
-                "pull() needs a transaction of its own: it would skip what the open one publishes."
-            )
-        with transaction.atomic(using=using):
-            # Whatever the project's default is: a repeatable snapshot could predate the lock.
-            with connections[using].cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            locked = sql.rows(using, "lock_consumer", {"consumer_id": self.pk})
+        cursors.check_no_transaction(self.using)
+        with cursors.refused_by_standby(self.using), read_committed(self.using):
+            locked = sql.rows(self.using, "lock_consumer", {"consumer_id": self.pk})
             if not locked:
                 return Page([], is_idle=True)
             page = self._read(locked[0], limit)
@@ -213,7 +209,8 @@ class Consumer(models.Model):
             "errors_max": get_settings().ERRORS_MAX,
         }
         while True:
-            rows = sql.rows(self.using, "claim", params)
+            with never_stricter(self.using):
+                rows = sql.rows(self.using, "claim", params)
             tasks = self._tasks(rows)
             if tasks or rows[0].due_count == 0:
                 signals.claimed.send(Consumer, consumer=self, tasks=tasks)
@@ -237,7 +234,7 @@ class Consumer(models.Model):
     del _verb
 
     def _read(self, locked: Any, limit: int) -> Page:
-        cursors.check_cluster(self, locked)
+        cursors.check_cluster(self, locked.cluster_id, locked.current_cluster_id)
         rows = sql.rows(
             self.using,
             "pull",

@@ -1,10 +1,14 @@
 """What a consumer has read of its stream, and where reading is refused."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from django.db import InternalError, connections
 
 from kanthorq_django import sql
-from kanthorq_django.exceptions import ForeignCluster, StandbyDatabase
+from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -26,18 +30,52 @@ def lag(consumer: "Consumer", limit: int) -> Lag:
     return Lag(row.count, row.is_bounded, row.oldest)
 
 
-def check_cluster(consumer: "Consumer", locked: Any) -> None:
-    """Raise StandbyDatabase or ForeignCluster unless the cursor means something here."""
-    if locked.is_standby:
-        raise StandbyDatabase(
-            f"The database {consumer.using!r} is a standby; pull from the primary."
+def has_unread(consumer: "Consumer") -> bool:
+    """Tell whether a pull has something to do; it writes nothing, not even a lock."""
+    params = {"consumer_ids": [consumer.pk], "states": []}
+    return any(row.has_events for row in sql.rows(consumer.using, "peek", params))
+
+
+def check_no_transaction(using: str) -> None:
+    """Raise PullInsideTransaction unless a pull can have a transaction of its own."""
+    connection = connections[using]
+    if connection.in_atomic_block or not connection.get_autocommit():
+        raise PullInsideTransaction(
+            "pull() needs a transaction of its own: it would skip what the open one publishes."
         )
-    if locked.cluster_id != locked.current_cluster_id:
+
+
+def check_cluster(consumer: "Consumer", cluster_id: int, current_cluster_id: int) -> None:
+    """Raise ForeignCluster unless the cursor means something here."""
+    if cluster_id != current_cluster_id:
         raise foreign_cluster(consumer)
 
 
 def foreign_cluster(consumer: "Consumer") -> ForeignCluster:
     return ForeignCluster(
-        f"The cursor of consumer {consumer.name!r} was written by another PostgreSQL cluster, as "
-        "after a restore or a move. Stop the workers and run: manage.py kanthorq rebase"
+        f"The cursor of consumer {consumer.name!r}, or an event of its stream, was written by "
+        "another PostgreSQL cluster, as after a restore or a move. Stop the workers and run: "
+        "manage.py kanthorq rebase"
     )
+
+
+@contextmanager
+def refused_by_standby(using: str) -> Iterator[None]:
+    """Raise StandbyDatabase if the block fails because the database takes no writes.
+
+    Asking first would cost every pull a round trip.
+    """
+    try:
+        yield
+    except InternalError as error:
+        if is_standby(using):
+            raise StandbyDatabase(
+                f"The database {using!r} is a standby; pull from the primary."
+            ) from error
+        raise
+
+
+def is_standby(using: str) -> bool:
+    with connections[using].cursor() as cursor:
+        cursor.execute("SELECT pg_is_in_recovery()")
+        return bool(cursor.fetchone()[0])

@@ -10,8 +10,7 @@ SELECT
     consumer.subject_includes::text AS subject_includes,
     consumer.subject_excludes::text AS subject_excludes,
     consumer.cluster_id,
-    (pg_control_system()).system_identifier AS current_cluster_id,
-    pg_is_in_recovery() AS is_standby
+    (pg_control_system()).system_identifier AS current_cluster_id
 FROM kanthorq_django_consumer AS consumer
 WHERE consumer.id = %(consumer_id)s
 FOR NO KEY UPDATE SKIP LOCKED;

@@ -2,7 +2,10 @@
 -- due? Reads only, so an idle worker writes nothing and uses up no transaction id.
 SELECT
     consumer.id,
-    consumer."window" IS NOT NULL
+    -- Also where a pull has to refuse, so that it is not taken for idle.
+    consumer.cluster_id <> (SELECT system_identifier FROM pg_control_system())
+        OR pg_snapshot_xmax(consumer."cursor") > pg_snapshot_xmax(pg_current_snapshot())
+        OR consumer."window" IS NOT NULL
         OR EXISTS (
             SELECT FROM pg_snapshot_xip(consumer."cursor") AS open (xid)
             WHERE EXISTS (

@@ -128,8 +128,15 @@ SELECT
     progress.read_count,
     -- Nothing was read and no window was open: the consumer has caught up.
     progress.read_count = 0 AND %(window)s::pg_snapshot IS NULL AS is_idle,
+    -- A cursor that is ahead of this cluster, or an event that is, came from another one.
     pg_snapshot_xmax(%(cursor)s::pg_snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
         AND pg_snapshot_xmin(%(cursor)s::pg_snapshot) <= pg_snapshot_xmin(pg_current_snapshot())
+        AND NOT EXISTS (
+            SELECT FROM kanthorq_django_event
+            WHERE stream_id = %(stream_id)s
+                AND xid >= pg_snapshot_xmax(pg_current_snapshot())
+                AND xid <> pg_current_xact_id()
+        )
         AS is_sane,
     pulled.*,
     event.subject AS event_subject,

@@ -1,0 +1,79 @@
+import threading
+from uuid import UUID
+
+import pytest
+from django.db import IntegrityError
+
+from kanthorq_django.models import Consumer, Event, Task
+from kanthorq_django.models.consumer import Registration
+from tests.races.race import CLEAN, Race, altered
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("one_line_of_defence"),
+]
+
+
+@pytest.fixture
+def consumer() -> Consumer:
+    return Consumer.objects.register("racer", Registration(stream="race", includes=[">"]))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_committed_event_is_delivered_exactly_once(consumer: Consumer, seed: int):
+    race = Race(consumer, seed=seed)
+
+    race.run()
+
+    assert race.errors == []
+    assert race.verdict == CLEAN
+    assert set(race.committed) == set(Event.objects.values_list("id", flat=True))
+    assert Task.objects.count() == len(race.committed) > 100
+
+
+class PositionReader:
+    """What this project must not be: it remembers the largest id that it has read."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.using, self.stream_id = consumer.using, consumer.stream_id
+        self._position = UUID(int=0)
+        self._lock = threading.Lock()
+
+    def pull(self, limit: int) -> list[Task]:
+        with self._lock:
+            unread = Event.objects.filter(stream=self.stream_id, id__gt=self._position)
+            tasks = [Task(event_id=event.id) for event in unread.order_by("id")[:limit]]
+            self._position = tasks[-1].event_id if tasks else self._position
+            return tasks
+
+
+def test_the_same_race_shows_what_a_position_loses(consumer: Consumer):
+    race = Race(PositionReader(consumer), seed=0)
+
+    race.run()
+
+    assert race.errors == []
+    assert race.verdict.lost
+    assert not race.verdict.ghosts
+
+
+def test_the_same_race_shows_what_is_lost_without_a_look_at_late_transactions(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    look = "WHERE pg_visible_in_snapshot(open.xid, horizon.snapshot)"
+    with altered(monkeypatch, "pull", (look, "WHERE false")):
+        race = Race(consumer, seed=0)
+        race.run()
+
+    assert race.errors == []
+    assert race.verdict.lost
+
+
+def test_the_same_race_shows_what_is_read_twice_without_the_lock(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    with altered(monkeypatch, "lock_consumer", ("FOR NO KEY UPDATE SKIP LOCKED", "")):
+        race = Race(consumer, seed=0)
+        race.run()
+
+    assert any(isinstance(error, IntegrityError) for error in race.errors), race.verdict
