@@ -14,7 +14,7 @@ from kanthorq_django.domain.verdicts import Discard, Retry, Snooze
 from kanthorq_django.subscribers import subscribe
 
 if TYPE_CHECKING:
-    from kanthorq_django.models import Event
+    from kanthorq_django.models import Event, Schedule
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "apublish_many",
     "publish",
     "publish_many",
+    "schedule",
     "subscribe",
 ]
 
@@ -90,3 +91,43 @@ async def apublish_many(
 ) -> "list[Event]":
     """Do what ``publish_many()`` does, from a coroutine."""
     return await sync_to_async(publish_many)(events, stream=stream, using=using)
+
+
+def schedule(  # noqa: PLR0913  # the columns of a schedule, by keyword only
+    name: str,
+    *,
+    rrule: str,
+    dtstart: datetime,
+    subject: str,
+    timezone: str | None = None,
+    exdates: Iterable[datetime] = (),
+    body: Any = b"",
+    metadata: Mapping[str, Any] | None = None,
+    stream: str = "default",
+    resource_key: str = "",
+    catchup: str = "last",
+    using: str | None = None,
+) -> "Schedule":
+    """Publish an event at each occurrence of the recurrence rule ``rrule`` (RFC 5545).
+
+    Writes the row of the schedule ``name``: call it where the database may be used, as in a
+    migration or a command, as often as you like. ``dtstart`` is aware; the rule follows the
+    clocks of ``timezone`` (default: the project's), so local time stays local. ``exdates``
+    are left out. ``catchup`` says what becomes of occurrences that passed while no worker
+    ran: ``"all"``, ``"last"`` or ``"none"``. Raises InvalidSchedule, and as ``publish()`` does.
+    """
+    from kanthorq_django.models.schedule import Definition, Schedule
+
+    definition = Definition(
+        rrule=rrule,
+        dtstart=dtstart,
+        timezone=timezone,
+        exdates=exdates,
+        subject=subject,
+        body=body,
+        metadata=metadata,
+        stream=stream,
+        resource_key=resource_key,
+        catchup=catchup,
+    )
+    return Schedule.objects.using(using).register(name, definition)

@@ -31,6 +31,10 @@ class IdempotencyConflict(InvalidEvent):
     """The idempotency key was used before in this stream, for a different event."""
 
 
+class InvalidSchedule(ConfigurationError, ValueError):
+    """A schedule cannot be kept: its rule, its zone or a moment of it is wrong."""
+
+
 class EventIsImmutable(KanthorqError):
     """An event never changes once published."""
 

@@ -3,8 +3,9 @@
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.event import Event
+from kanthorq_django.models.schedule import Schedule
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.task import Task
 from kanthorq_django.models.worker import Worker
 
-__all__ = ["Consumer", "Event", "Stream", "Task", "TaskState", "Worker"]
+__all__ = ["Consumer", "Event", "Schedule", "Stream", "Task", "TaskState", "Worker"]

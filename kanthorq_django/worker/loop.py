@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import os
 import random
 import socket
@@ -23,6 +24,7 @@ from kanthorq_django.worker.listener import Listener
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.puller import Look, Puller
 from kanthorq_django.worker.renewer import Renewer
+from kanthorq_django.worker.scheduler import Scheduler
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
 
 logger = logging.getLogger("kanthorq_django.worker")
@@ -44,6 +46,7 @@ class WorkerLoop:
         self._wake = threading.Event()
         self._backoff = Backoff("puller", self._stop)
         self._flights = Flights()
+        self._scheduler = Scheduler(self._using)
         self._leased_count = 0
 
     @property
@@ -131,7 +134,8 @@ class WorkerLoop:
         """Fetch what there is room for, then rest until something is due or wakes us."""
         self._wake.clear()
         try:
-            seconds = self._fetch()
+            due_in = self._scheduler.turn() if self._options.pulls else math.inf
+            seconds = min(self._fetch(), due_in)
         except UNAVAILABLE as error:
             self._backoff.failed(error)
             return

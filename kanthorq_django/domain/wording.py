@@ -1,0 +1,120 @@
+"""Recurrence rules in words, for people who do not read RFC 5545."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+_UNITS = {
+    "YEARLY": "year",
+    "MONTHLY": "month",
+    "WEEKLY": "week",
+    "DAILY": "day",
+    "HOURLY": "hour",
+    "MINUTELY": "minute",
+}
+_DAYS = {
+    "MO": "Monday",
+    "TU": "Tuesday",
+    "WE": "Wednesday",
+    "TH": "Thursday",
+    "FR": "Friday",
+    "SA": "Saturday",
+    "SU": "Sunday",
+}
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
+_ORDINALS = {-1: "last", -2: "last but one"}
+_SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
+_TIMED = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY")
+
+
+def in_words(parts: Mapping[str, str], dtstart: datetime) -> str:
+    """Return a rule's parts, and the local start that fills what they leave open, as a phrase."""
+    phrases = [
+        _every(parts),
+        _days(parts),
+        _dates(parts, dtstart),
+        _months(parts),
+        _rest(parts),
+        _times(parts, dtstart),
+        _end(parts),
+    ]
+    return " ".join(phrase for phrase in phrases if phrase)
+
+
+def _every(parts: Mapping[str, str]) -> str:
+    unit, interval = _UNITS[parts["FREQ"]], int(parts.get("INTERVAL", "1"))
+    return f"every {unit}" if interval == 1 else f"every {interval} {unit}s"
+
+
+def _days(parts: Mapping[str, str]) -> str:
+    if "BYDAY" not in parts:
+        return ""
+    named = []
+    for day in parts["BYDAY"].split(","):
+        name, ordinal = _DAYS[day[-2:]], day[:-2]
+        named.append(f"the {_ordinal(int(ordinal))} {name}" if ordinal else name)
+    return f"on {_list(named)}"
+
+
+def _dates(parts: Mapping[str, str], dtstart: datetime) -> str:
+    if "BYMONTHDAY" in parts:
+        return f"on {_list([_date(int(day)) for day in parts['BYMONTHDAY'].split(',')])}"
+    if parts.keys() & {"BYDAY", "BYYEARDAY", "BYWEEKNO"}:
+        return ""
+    if parts["FREQ"] == "MONTHLY":
+        return f"on {_date(dtstart.day)}"
+    if parts["FREQ"] == "YEARLY":
+        month = "" if "BYMONTH" in parts else f" {_MONTHS[dtstart.month - 1]}"
+        return f"on {dtstart.day}{month}"
+    return f"on {_DAYS[list(_DAYS)[dtstart.weekday()]]}" if parts["FREQ"] == "WEEKLY" else ""
+
+
+def _date(day: int) -> str:
+    return f"day {day}" if day > 0 else f"the {_ordinal(day)} day"
+
+
+def _months(parts: Mapping[str, str]) -> str:
+    if "BYMONTH" not in parts:
+        return ""
+    return f"in {_list([_MONTHS[int(month) - 1] for month in parts['BYMONTH'].split(',')])}"
+
+
+def _rest(parts: Mapping[str, str]) -> str:
+    names = {"BYYEARDAY": "day of the year", "BYWEEKNO": "week", "BYSETPOS": "of these only number"}
+    return ", ".join(f"{text} {parts[name]}" for name, text in names.items() if name in parts)
+
+
+def _times(parts: Mapping[str, str], dtstart: datetime) -> str:
+    if parts["FREQ"] not in _TIMED:
+        limits = {"BYHOUR": "hour", "BYMINUTE": "minute"}
+        return " ".join(
+            f"at {text} {parts[name]}" for name, text in limits.items() if name in parts
+        )
+    hours = parts.get("BYHOUR", str(dtstart.hour)).split(",")
+    minutes = parts.get("BYMINUTE", str(dtstart.minute)).split(",")
+    times = [f"{int(hour):02}:{int(minute):02}" for hour in hours for minute in minutes]
+    return f"at {_list(times)}"
+
+
+def _end(parts: Mapping[str, str]) -> str:
+    if "COUNT" in parts:
+        return f"{parts['COUNT']} times" if parts["COUNT"] != "1" else "once"
+    if "UNTIL" in parts:
+        text = parts["UNTIL"]
+        return f"until {text[:4]}-{text[4:6]}-{text[6:8]}"
+    return ""
+
+
+def _ordinal(number: int) -> str:
+    if number in _ORDINALS:
+        return _ORDINALS[number]
+    if number < 0:
+        return f"{_ordinal(-number)} last"
+    is_teen = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if is_teen else _SUFFIXES.get(number % 10, 'th')}"
+
+
+def _list(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -1,0 +1,25 @@
+"""A worker's turn at the schedules: whoever comes first publishes what is due."""
+
+import time
+
+from kanthorq_django.models import Schedule
+
+LOOK_EVERY = 5.0  # seconds after which a schedule that was added meanwhile is noticed
+
+
+class Scheduler:
+    """Publishes due occurrences; it knows when the next one is, so it hardly ever asks."""
+
+    def __init__(self, using: str) -> None:
+        self._using = using
+        self._next_look = time.monotonic()
+
+    def turn(self) -> float:
+        """Publish what is due; return in how many seconds to come back."""
+        if time.monotonic() >= self._next_look:
+            schedules = Schedule.objects.using(self._using)
+            schedules.publish_due()
+            seconds = schedules.seconds_to_next()
+            rest = LOOK_EVERY if seconds is None else min(max(seconds, 0.0), LOOK_EVERY)
+            self._next_look = time.monotonic() + rest
+        return max(0.0, self._next_look - time.monotonic())

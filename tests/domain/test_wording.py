@@ -1,0 +1,30 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from kanthorq_django.domain.recurrence import parse
+from kanthorq_django.domain.wording import in_words
+
+START = datetime(2026, 11, 20, 9, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("FREQ=DAILY", "every day at 09:05"),
+        ("FREQ=DAILY;INTERVAL=2;BYHOUR=2;BYMINUTE=0", "every 2 days at 02:00"),
+        ("FREQ=WEEKLY", "every week on Friday at 09:05"),
+        ("FREQ=WEEKLY;BYDAY=MO,WE,FR", "every week on Monday, Wednesday and Friday at 09:05"),
+        ("FREQ=MONTHLY;BYDAY=-1FR", "every month on the last Friday at 09:05"),
+        ("FREQ=MONTHLY;BYMONTHDAY=1,-1", "every month on day 1 and the last day at 09:05"),
+        ("FREQ=MONTHLY", "every month on day 20 at 09:05"),
+        ("FREQ=YEARLY", "every year on 20 November at 09:05"),
+        ("FREQ=YEARLY;BYMONTH=12;BYDAY=3MO", "every year on the 3rd Monday in December at 09:05"),
+        ("FREQ=HOURLY;BYMINUTE=15", "every hour at minute 15"),
+        ("FREQ=MINUTELY;INTERVAL=5", "every 5 minutes"),
+        ("FREQ=DAILY;COUNT=10", "every day at 09:05 10 times"),
+        ("FREQ=DAILY;UNTIL=20261231T235959Z", "every day at 09:05 until 2026-12-31"),
+    ],
+)
+def test_a_rule_reads_as_a_phrase(rule: str, words: str):
+    assert in_words(parse(rule), START) == words

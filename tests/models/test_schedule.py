@@ -1,0 +1,196 @@
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.db import connection, connections
+from django.utils import timezone
+
+from kanthorq_django import schedule
+from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.exceptions import InvalidBody, InvalidSchedule, InvalidSubject
+from kanthorq_django.models import Event, Schedule
+
+DAY = timedelta(days=1)
+
+
+def daily(**given) -> Schedule:
+    options = {
+        "rrule": "FREQ=DAILY",
+        "dtstart": timezone.now().replace(microsecond=0) + timedelta(hours=1),
+        "subject": "report.due",
+        "stream": "reports",
+    }
+    return schedule("report", **(options | given))
+
+
+def pass_time(kept: Schedule, span: timedelta) -> None:
+    """Let the schedule believe that it was made ``span`` ago and nobody looked since."""
+    Schedule.objects.filter(pk=kept.pk).update(
+        dtstart=kept.dtstart - span, next_at=kept.next_at - span if kept.next_at else None
+    )
+
+
+@pytest.mark.django_db
+def test_a_due_occurrence_publishes_one_event_and_steps_on():
+    kept = daily(body={"kind": "daily"}, resource_key="r", metadata={"by": "test"})
+    assert Schedule.objects.publish_due() == 0
+    pass_time(kept, timedelta(hours=1))
+
+    assert Schedule.objects.publish_due() == 1
+    assert Schedule.objects.publish_due() == 0
+    event = Event.objects.get()
+    kept.refresh_from_db()
+    assert event.subject == "report.due"
+    assert event.json() == {"kind": "daily"}
+    assert event.resource_key == "r"
+    assert event.metadata["by"] == "test"
+    assert event.metadata["schedule"] == "report"
+    assert event.metadata["occurrence"] == kept.last_at.isoformat()
+    assert kept.next_at == kept.last_at + DAY
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("catchup", "published"), [("all", 4), ("last", 1), ("none", 0)])
+def test_missed_occurrences_are_caught_up_as_asked(catchup: str, published: int):
+    kept = daily(catchup=catchup)
+    pass_time(kept, 3 * DAY + timedelta(hours=2))
+
+    assert Schedule.objects.publish_due() == published
+    assert Schedule.objects.publish_due() == 0
+    kept.refresh_from_db()
+    assert timezone.now() < kept.next_at <= timezone.now() + DAY
+
+
+@pytest.mark.django_db
+def test_a_long_backlog_is_caught_up_in_bounded_turns():
+    kept = daily(rrule="FREQ=MINUTELY", catchup="all")
+    pass_time(kept, timedelta(hours=1, minutes=250))
+
+    turns = []
+    while published := Schedule.objects.publish_due():
+        turns.append(published)
+    assert turns == [100, 100, 51]
+    assert Event.objects.count() == 251
+
+
+@pytest.mark.django_db
+def test_a_rule_ends_after_its_count():
+    kept = daily(rrule="FREQ=DAILY;COUNT=2", catchup="all")
+    pass_time(kept, 10 * DAY)
+
+    assert Schedule.objects.publish_due() == 2
+    kept.refresh_from_db()
+    assert kept.next_at is None
+    assert kept.upcoming() == []
+
+
+@pytest.mark.django_db
+def test_cancel_stops_further_occurrences_and_resume_goes_on_from_now():
+    kept = daily(catchup="all")
+    assert Schedule.objects.filter(name="report").cancel() == Outcome(updated=(kept.pk,))
+    assert Schedule.objects.filter(name="report").cancel() == Outcome(noop=(kept.pk,))
+    pass_time(kept, 3 * DAY)
+    assert Schedule.objects.publish_due() == 0
+
+    assert Schedule.objects.filter(name="report").resume() == Outcome(updated=(kept.pk,))
+    assert Schedule.objects.publish_due() == 0
+    kept.refresh_from_db()
+    assert kept.next_at > timezone.now()
+
+
+@pytest.mark.django_db
+def test_cancelling_leaves_published_events_alone():
+    kept = daily()
+    pass_time(kept, timedelta(hours=1))
+    Schedule.objects.publish_due()
+    Schedule.objects.all().cancel()
+    assert Event.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_declaring_again_changes_what_changed_and_keeps_a_cancelled_one_cancelled():
+    first = daily(dtstart=datetime(2026, 1, 1, 9, tzinfo=UTC))
+    again = daily(dtstart=datetime(2026, 1, 1, 9, tzinfo=UTC))
+    assert (again.pk, again.next_at) == (first.pk, first.next_at)
+
+    Schedule.objects.all().cancel()
+    changed = daily(dtstart=datetime(2026, 1, 1, 9, tzinfo=UTC), rrule="FREQ=WEEKLY;BYDAY=MO")
+    assert changed.pk == first.pk
+    assert changed.rrule == "FREQ=WEEKLY;BYDAY=MO"
+    assert changed.cancelled_at is not None
+    assert Schedule.objects.publish_due() == 0
+
+
+@pytest.mark.django_db
+def test_occurrences_before_the_declaration_are_not_missed():
+    kept = daily(dtstart=timezone.now() - 30 * DAY, catchup="all")
+    assert kept.next_at > timezone.now()
+    assert Schedule.objects.publish_due() == 0
+
+
+@pytest.mark.django_db
+def test_the_next_five_are_told():
+    kept = daily()
+    assert kept.upcoming() == [kept.next_at + number * DAY for number in range(5)]
+    assert kept.in_words().startswith("every day at ")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("wrong", "error", "word"),
+    [
+        ({"rrule": "FREQ=DAILY;INTERVAL=0"}, InvalidSchedule, "INTERVAL"),
+        ({"rrule": "FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30"}, InvalidSchedule, "never occurs"),
+        ({"dtstart": datetime(2026, 1, 1)}, InvalidSchedule, "aware"),  # noqa: DTZ001
+        ({"dtstart": "2026-01-01"}, InvalidSchedule, "aware"),
+        ({"timezone": "Mars/Olympus"}, InvalidSchedule, "time zone"),
+        ({"timezone": "../etc/passwd"}, InvalidSchedule, "time zone"),
+        ({"exdates": [datetime(2026, 1, 1)]}, InvalidSchedule, "aware"),  # noqa: DTZ001
+        ({"catchup": "some"}, InvalidSchedule, "catchup"),
+        ({"subject": "report.*"}, InvalidSubject, "wildcard"),
+        ({"body": {"a": float("nan")}}, InvalidBody, "NaN|nan"),
+    ],
+)
+def test_a_wrong_definition_is_refused_and_nothing_is_written(wrong, error, word):
+    with pytest.raises(error, match=word):
+        daily(**wrong)
+    assert not Schedule.objects.exists()
+    assert connection.is_usable()
+
+
+@pytest.mark.django_db
+def test_a_definition_that_became_impossible_stops_alone():
+    kept = daily()
+    other = schedule(
+        "other", rrule="FREQ=DAILY", dtstart=kept.dtstart, subject="report.other", stream="reports"
+    )
+    for each in (kept, other):
+        pass_time(each, timedelta(hours=1))
+    Schedule.objects.filter(pk=kept.pk).update(timezone="Gone/Zone")
+
+    assert Schedule.objects.publish_due() == 1
+    kept.refresh_from_db()
+    assert kept.cancelled_at is not None
+    assert Event.objects.get().subject == "report.other"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_many_workers_publish_each_occurrence_once():
+    kept = daily(rrule="FREQ=MINUTELY", catchup="all")
+    pass_time(kept, timedelta(hours=1, minutes=49))
+    barrier = threading.Barrier(4)
+    published = []
+
+    def work() -> None:
+        barrier.wait(10)
+        published.extend(Schedule.objects.publish_due() for _ in range(20))
+        connections.close_all()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sum(published) == 50
+    occurrences = [event.metadata["occurrence"] for event in Event.objects.all()]
+    assert len(set(occurrences)) == len(occurrences) == 50
