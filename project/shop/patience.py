@@ -1,0 +1,26 @@
+"""Waiting for something that other processes do, for as long as it makes progress."""
+
+import time
+from collections.abc import Callable
+
+LOOK_EVERY = 0.05  # seconds
+LONGEST = 30.0  # seconds without progress
+
+
+class NothingHappens(Exception):
+    """Nothing has moved for so long that nothing will."""
+
+
+def wait_until(is_done: Callable[[], bool], progress: Callable[[], object]) -> None:
+    """Return as soon as ``is_done()``.
+
+    Raises NothingHappens if ``progress()`` has returned the same for half a minute.
+    """
+    seen, moved_at = progress(), time.monotonic()
+    while not is_done():
+        time.sleep(LOOK_EVERY)
+        now = time.monotonic()
+        if (latest := progress()) != seen:
+            seen, moved_at = latest, now
+        elif now - moved_at > LONGEST:
+            raise NothingHappens(f"Nothing has moved for {LONGEST:.0f} seconds.")

@@ -1,0 +1,108 @@
+"""The admin with workers behind it, until somebody has seen enough."""
+
+import random
+import secrets
+import socket
+import time
+from pathlib import Path
+
+from django.contrib.auth import get_user_model
+
+from project.shop.crowd import serve_one
+from project.shop.models import Sale
+from project.shop.narrator import Narrator
+from project.shop.patience import wait_until
+from project.shop.processes import Process
+
+HOST = "127.0.0.1"
+LOGIN = "admin"
+MARK = "admin@shop.example"  # the address of accounts that are ours to give a new password
+CUSTOMER_EVERY = 3.0  # seconds
+
+
+class ServerEnded(Exception):
+    """The web server ended that nobody had told to."""
+
+
+class Serving:
+    """A web server, a worker that is replaced when it dies, and a customer now and then."""
+
+    def __init__(self, narrator: Narrator, logs: Path, port: int) -> None:
+        self._narrator = narrator
+        self._logs = logs
+        self._port = free_port(port)
+
+    def run(self) -> None:
+        """Serve until Ctrl-C; nothing of it runs any more when this returns.
+
+        Raises ServerEnded if the web server fails, NothingHappens if it does not come up.
+        """
+        address = f"{HOST}:{self._port}"
+        log = self._logs / "server.log"
+        with Process("runserver", "--noreload", address, log=log) as self._server:
+            self._worker = self._hire()
+            try:
+                wait_until(self._is_answering, lambda: None)
+                self._invite()
+                self._stay_open()
+            finally:
+                self._worker.stop()
+
+    def _hire(self) -> Process:
+        return Process("runworker", "--processes", "2", log=self._logs / "worker.log")
+
+    def _invite(self) -> None:
+        self._narrator.heading("The shop is open")
+        self._narrator.fact("Address", f"http://{HOST}:{self._port}/admin/")
+        password = provide_login()
+        self._narrator.fact("Login", LOGIN)
+        self._narrator.fact("Password", password or "the one you gave it")
+        self._narrator.fact("Logs", self._logs)
+        self._narrator.line()
+        self._narrator.line("  A customer orders every few seconds. Stop with Ctrl-C.")
+
+    def _stay_open(self) -> None:
+        sale = Sale.objects.create()
+        chance = random.Random()  # noqa: S311  # not a secret
+        while True:
+            serve_one(sale, chance)
+            time.sleep(CUSTOMER_EVERY)
+            self._check_server()
+            if self._worker.status is not None:
+                self._narrator.line(f"  The worker died ({self._worker.status}); another starts.")
+                self._worker = self._hire()
+
+    def _is_answering(self) -> bool:
+        self._check_server()
+        with socket.socket() as client:
+            return client.connect_ex((HOST, self._port)) == 0
+
+    def _check_server(self) -> None:
+        if self._server.status is not None:
+            raise ServerEnded(f"The web server ended; its log is {self._server.log}.")
+
+
+def free_port(wanted: int) -> int:
+    """Return ``wanted``, or any free port if it is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                server.bind((HOST, port))
+            except OSError:
+                continue
+            return int(server.getsockname()[1])
+    raise OSError(f"{HOST} has no free port.")
+
+
+def provide_login() -> str | None:
+    """Give the superuser ``admin`` a new password and return it; None if it is not ours."""
+    user, is_new = get_user_model().objects.get_or_create(
+        username=LOGIN, defaults={"email": MARK, "is_staff": True, "is_superuser": True}
+    )
+    if not is_new and user.email != MARK:
+        return None
+    password = secrets.token_urlsafe(9)
+    user.set_password(password)
+    user.save()
+    return password
