@@ -156,6 +156,15 @@ class Consumer(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
+        """Save all but the cursor of a stored consumer, which pulls may have moved meanwhile."""
+        if update_fields is None and not self._state.adding:
+            columns = {
+                field.attname for field in self._meta.concrete_fields if not field.primary_key
+            }
+            update_fields = columns - cursors.COLUMNS - self.get_deferred_fields()
+        super().save(update_fields=update_fields, **options)
+
     @property
     def using(self) -> str:
         """The database that this consumer reads and writes, whichever it was fetched from."""

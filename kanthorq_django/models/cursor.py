@@ -13,6 +13,9 @@ from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, St
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
 
+# What pulls move, and rebase(), and nobody else.
+COLUMNS = frozenset({"cursor", "window", "position_xid", "position_id", "cluster_id"})
+
 
 class Lag(NamedTuple):
     """How far a consumer is behind its stream."""

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 from pytest_django import DjangoDbBlocker
 
-from tests.clusters import database_alias
+from tests.clusters.throwaway import database_alias
 from tests.races.race import UNIQUE_GUARD, altered
 
 
