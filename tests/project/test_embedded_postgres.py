@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +39,7 @@ if child := os.fork():
 sys.stdin.read()
 """
 SPAWN = """
-subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"])
+subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], close_fds=False)
 print("spawned", flush=True)
 sys.stdin.read()
 """
@@ -108,7 +109,16 @@ def test_two_processes_share_one_server(project, hold):
 
 def test_processes_that_start_at_once_share_one_server(new_project, hold):
     holders = [hold(new_project) for _ in range(5)]
-    assert len({holder.answer() for holder in holders} - {""}) == 1
+    pids = {holder.answer() for holder in holders}
+    assert len(pids) == 1
+    assert pids != {""}
+
+
+def test_threads_that_connect_at_once_share_one_server(new_project):
+    with leaving(server_of(new_project)) as server, ThreadPoolExecutor(4) as threads:
+        starts = [threads.submit(server.start) for _ in range(4)]
+        assert [start.result() for start in starts] == [None] * 4
+        assert query(server, "SELECT 1") == 1
 
 
 def test_two_projects_side_by_side_have_a_server_each(project, new_project, hold):
@@ -252,10 +262,14 @@ def test_a_stale_pid_file_does_not_mislead_even_if_its_number_is_in_use(project)
     server = server_of(project)
     with server:
         stale = (server.data / "postmaster.pid").read_text().splitlines()
-    (server.data / "postmaster.pid").write_text("\n".join([str(os.getppid()), *stale[1:]]) + "\n")
-    assert server.pid is None
-    with server:
-        assert query(server, "SELECT 1") == 1
+    with subprocess.Popen(
+        ["cat"], stdin=subprocess.PIPE, **server.account.process_options
+    ) as other:
+        text = "\n".join([str(other.pid), *stale[1:]]) + "\n"
+        (server.data / "postmaster.pid").write_text(text)
+        assert server.pid is None
+        with server:
+            assert query(server, "SELECT 1") == 1
 
 
 def test_a_start_cut_off_in_initdb_is_done_again(new_project):
