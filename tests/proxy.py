@@ -1,0 +1,155 @@
+"""A network that fails on purpose: a proxy on a unix socket in front of PostgreSQL."""
+
+import contextlib
+import select
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from django.db import connections
+from django.db.backends.postgresql.base import DatabaseWrapper
+
+PORT = 5432  # part of the socket's name only
+CHUNK_BYTES = 65_536
+
+
+class Fault:
+    """What happens, once, to the connection whose client sends ``fragment``."""
+
+    def __init__(self, fragment: str, *, is_carried_out: bool) -> None:
+        self.fragment = fragment.encode()
+        self.is_carried_out = is_carried_out
+        self.has_happened = threading.Event()
+
+
+class Proxy:
+    """Forwards connections to ``server``: a folder with a socket, or a host, and a port."""
+
+    def __init__(self, server: tuple[str, int]) -> None:
+        self._server = server
+        self._folder = tempfile.TemporaryDirectory(prefix="proxy-")
+        self.host, self.port = self._folder.name, PORT
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(Path(self.host) / f".s.PGSQL.{PORT}"))
+        self._listener.listen()
+        self._faults: list[Fault] = []
+        self._links: set[_Link] = set()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        self._folder.cleanup()
+
+    def lose(self, fragment: str) -> threading.Event:
+        """Break the next connection that sends ``fragment``, before the server has seen it.
+
+        Returns an event that is set when it has happened.
+        """
+        return self._add(Fault(fragment, is_carried_out=False))
+
+    def lose_reply_to(self, fragment: str) -> threading.Event:
+        """Break the next connection that sends ``fragment``, after the server has answered.
+
+        Returns an event that is set when it has happened.
+        """
+        return self._add(Fault(fragment, is_carried_out=True))
+
+    def cut(self) -> None:
+        """Break every connection."""
+        for link in list(self._links):
+            link.cut()
+
+    def fault_in(self, sent: bytes) -> Fault | None:
+        """Return the fault that ``sent`` brings about, if any; it will not happen again."""
+        for fault in self._faults:
+            if fault.fragment in sent:
+                self._faults.remove(fault)
+                return fault
+        return None
+
+    def _add(self, fault: Fault) -> threading.Event:
+        self._faults.append(fault)
+        return fault.has_happened
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the listener was closed
+            while True:
+                client, _ = self._listener.accept()
+                link = _Link(self, client, _connect(self._server))
+                self._links.add(link)
+                threading.Thread(target=link.run, name="proxy-link", daemon=True).start()
+
+    def forget(self, link: "_Link") -> None:
+        self._links.discard(link)
+
+
+class _Link:
+    """One client's connection and its counterpart at the server."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._server = server
+
+    def run(self) -> None:
+        with self._client, self._server, contextlib.suppress(OSError):
+            while self._forward():
+                pass
+        self._proxy.forget(self)
+
+    def cut(self) -> None:
+        for side in (self._client, self._server):
+            with contextlib.suppress(OSError):  # that side is closed already
+                side.shutdown(socket.SHUT_RDWR)
+
+    def _forward(self) -> bool:
+        """Pass on what has come; False when the connection has ended."""
+        for side in select.select([self._client, self._server], [], [])[0]:
+            is_sent = side is self._client
+            data = side.recv(CHUNK_BYTES)
+            if not data:
+                return False
+            if is_sent and (fault := self._proxy.fault_in(data)):
+                self._break(fault, data)
+                return False
+            (self._server if is_sent else self._client).sendall(data)
+        return True
+
+    def _break(self, fault: Fault, sent: bytes) -> None:
+        if fault.is_carried_out:
+            self._server.sendall(sent)
+            self._server.recv(CHUNK_BYTES)
+        fault.has_happened.set()
+
+
+def _connect(server: tuple[str, int]) -> socket.socket:
+    host, port = server
+    if host.startswith("/"):
+        connected = socket.socket(socket.AF_UNIX)
+        connected.connect(f"{host}/.s.PGSQL.{port}")
+        return connected
+    return socket.create_connection(server)
+
+
+@contextlib.contextmanager
+def through_a_proxy(alias: str = "default") -> Iterator[Proxy]:
+    """Let this thread reach the database ``alias`` through a proxy."""
+    direct = connections[alias]
+    direct.ensure_connection()
+    info = direct.connection.info
+    with Proxy((info.host, info.port)) as proxy:
+        place = {"HOST": proxy.host, "PORT": str(proxy.port)}
+        connections[alias] = DatabaseWrapper(direct.settings_dict | place, alias)
+        try:
+            yield proxy
+        finally:
+            connections[alias].close()
+            connections[alias] = direct

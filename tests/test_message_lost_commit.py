@@ -1,0 +1,130 @@
+"""A COMMIT whose reply is lost on the wire: nobody knows what happened, but the row does."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import OperationalError, transaction
+
+from kanthorq_django import Fixed
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.worker.executor import Ack, Nack, execute
+from tests.factories import TaskFactory
+from tests.flights import board, settle
+from tests.ledger.models import Entry
+from tests.proxy import Proxy, through_a_proxy
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+AT_ONCE = Fixed(delay=timedelta(0))
+
+
+def write_with_ack(message: Message) -> None:
+    with transaction.atomic():
+        Entry.objects.create(event_id=message.event.pk)
+        message.ack()
+
+
+def write(message: Message) -> None:
+    Entry.objects.create(event_id=message.event.pk)
+
+
+def write_and_go_on(message: Message) -> None:
+    """What a careless handler does about errors."""
+    try:
+        write_with_ack(message)
+    except OperationalError:
+        return
+
+
+TRANSACTIONAL = [(write_with_ack, {}), (write, {"atomic": True}), (write_and_go_on, {})]
+
+
+@pytest.fixture
+def task() -> Task:
+    return TaskFactory.create(state=TaskState.RUNNING)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with through_a_proxy() as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize(("handler", "options"), TRANSACTIONAL)
+def test_a_commit_that_happened_is_not_nacked_though_its_reply_was_lost(
+    task: Task, proxy: Proxy, handler: Callable[[Message], None], options: dict[str, Any]
+):
+    flight = board(task, handler, retry=AT_ONCE, **options)
+    lost = proxy.lose_reply_to("COMMIT")
+
+    ending = execute(flight)
+
+    assert lost.is_set()
+    assert isinstance(ending, Nack)  # as far as the handler's side can tell
+    assert not flight.message.is_settled()
+    settle(ending)
+    task.refresh_from_db()
+    assert (task.state, task.attempted_errors) == (TaskState.COMPLETED, [])
+    assert task.consumer.claim() == []
+    assert Entry.objects.count() == 1
+
+
+@pytest.mark.parametrize(("handler", "options"), TRANSACTIONAL)
+def test_a_commit_that_never_arrived_is_nacked_and_done_once_by_the_next_attempt(
+    task: Task, proxy: Proxy, handler: Callable[[Message], None], options: dict[str, Any]
+):
+    lost = proxy.lose("COMMIT")
+
+    settle(execute(board(task, handler, retry=AT_ONCE, **options)))
+
+    assert lost.is_set()
+    assert not Entry.objects.exists()
+    (again,) = task.consumer.claim()
+    assert again.attempt_count == 2
+    assert len(again.attempted_errors) == 1
+    settle(execute(board(again, handler, retry=AT_ONCE, **options)))
+    task.refresh_from_db()
+    assert task.state == TaskState.COMPLETED
+    assert Entry.objects.count() == 1
+
+
+def test_an_explicit_ack_whose_reply_was_lost_is_not_nacked(task: Task, proxy: Proxy):
+    flight = board(task, Message.ack)
+    lost = proxy.lose_reply_to("UPDATE kanthorq_django_task")
+
+    ending = execute(flight)
+
+    assert lost.is_set()
+    assert isinstance(ending, Nack)
+    settle(ending)
+    task.refresh_from_db()
+    assert (task.state, task.attempted_errors) == (TaskState.COMPLETED, [])
+
+
+def test_an_implicit_ack_is_written_again_until_it_is_answered(task: Task, proxy: Proxy):
+    ending = execute(board(task, lambda message: "done"))
+    assert isinstance(ending, Ack)
+    lost = proxy.lose("UPDATE kanthorq_django_task")
+    lost_again = proxy.lose_reply_to("UPDATE kanthorq_django_task")
+
+    settle(ending)
+
+    assert lost.is_set()
+    assert lost_again.is_set()
+    task.refresh_from_db()
+    assert (task.state, task.result) == (TaskState.COMPLETED, "done")
+
+
+def test_an_implicit_nack_whose_reply_was_lost_counts_once(task: Task, proxy: Proxy):
+    ending = execute(board(task, lambda message: 1 / 0))
+    lost = proxy.lose_reply_to("UPDATE kanthorq_django_task")
+
+    settle(ending)
+
+    assert lost.is_set()
+    task.refresh_from_db()
+    assert task.state == TaskState.RETRYABLE
+    assert len(task.attempted_errors) == 1

@@ -1,0 +1,331 @@
+"""Verdicts inside transaction.atomic(): business writes and the end of a task, both or neither."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db.models.functions import Now
+from django.db.transaction import TransactionManagementError
+
+from kanthorq_django.exceptions import (
+    AlreadyAcknowledged,
+    CrossDatabaseAck,
+    InvalidBody,
+    LeaseLost,
+)
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task, TaskState, lease
+from tests.concurrency import elsewhere
+from tests.factories import TaskFactory
+from tests.ledger.models import Entry
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Unlucky(Exception):
+    """What goes wrong in a block."""
+
+
+def go_wrong() -> None:
+    raise Unlucky
+
+
+@contextlib.contextmanager
+def rolled_back_by(error: type[Exception], text: str | None = None) -> Iterator[None]:
+    """A block that ends with ``error``."""
+    with pytest.raises(error, match=text), transaction.atomic():
+        yield
+
+
+@pytest.fixture
+def message() -> Message:
+    return Message(TaskFactory.create(state=TaskState.RUNNING))
+
+
+def state_of(message: Message) -> TaskState:
+    return TaskState(Task.objects.values_list("state", flat=True).get(pk=message.task.pk))
+
+
+def state_elsewhere(message: Message) -> TaskState:
+    return elsewhere(lambda: state_of(message))
+
+
+def book(message: Message) -> Entry:
+    return Entry.objects.create(event_id=message.event.pk)
+
+
+def take_over(message: Message) -> Message:
+    """Let the lease run out and another connection claim the task; return its message."""
+
+    def claim() -> Message:
+        Task.objects.filter(pk=message.task.pk).update(schedule_at=Now() - timedelta(seconds=1))
+        (task,) = message.task.consumer.claim()
+        return Message(task)
+
+    return elsewhere(claim)
+
+
+# Both or neither
+
+
+def test_ack_commits_with_the_business_write_and_not_before(message: Message):
+    with transaction.atomic():
+        book(message)
+        message.ack({"booked": 1})
+        assert not message.is_settled()
+        assert state_elsewhere(message) == TaskState.RUNNING
+    assert message.is_settled()
+    assert state_elsewhere(message) == TaskState.COMPLETED
+    assert Entry.objects.count() == 1
+
+
+def test_nack_commits_with_the_business_write(message: Message):
+    with transaction.atomic():
+        book(message)
+        message.nack("half done", delay=timedelta(hours=1))
+    assert message.is_settled()
+    assert state_of(message) == TaskState.RETRYABLE
+    assert Entry.objects.count() == 1
+
+
+@pytest.mark.parametrize("first", ["ack", "nack"])
+@pytest.mark.parametrize("second", ["ack", "nack"])
+def test_a_message_is_as_open_as_before_after_its_block_rolled_back(
+    message: Message, first: str, second: str
+):
+    verdicts = {"ack": message.ack, "nack": lambda: message.nack("no")}
+
+    with rolled_back_by(Unlucky):
+        book(message)
+        verdicts[first]()
+        go_wrong()
+
+    assert message.has_verdict()
+    assert not message.is_settled()
+    assert state_of(message) == TaskState.RUNNING
+    assert not Entry.objects.exists()
+    verdicts[second]()
+    assert message.is_settled()
+    assert state_of(message) in (TaskState.COMPLETED, TaskState.RETRYABLE)
+
+
+def test_a_block_marked_for_rollback_takes_the_ack_along(message: Message):
+    with transaction.atomic():
+        message.ack()
+        transaction.set_rollback(True)
+    assert not message.is_settled()
+    assert state_of(message) == TaskState.RUNNING
+
+
+def test_a_savepoint_that_rolls_back_takes_the_ack_along_though_the_block_commits(message: Message):
+    with transaction.atomic():
+        book(message)
+        with rolled_back_by(Unlucky):
+            message.ack()
+            assert not message.is_open()
+            go_wrong()
+        assert message.is_open()
+    assert not message.is_settled()
+    assert state_of(message) == TaskState.RUNNING
+    assert Entry.objects.count() == 1
+    message.ack()
+    assert state_of(message) == TaskState.COMPLETED
+
+
+def test_an_ack_repeated_after_its_savepoint_rolled_back_lasts(message: Message):
+    with transaction.atomic():
+        with rolled_back_by(Unlucky):
+            message.ack("lost")
+            go_wrong()
+        message.ack("kept")
+    assert message.is_settled()
+    assert Task.objects.get().result == "kept"
+
+
+def test_an_ack_in_a_savepoint_lasts_once_the_outer_block_commits(message: Message):
+    with transaction.atomic():
+        with transaction.atomic():
+            message.ack()
+        assert not message.is_settled()
+    assert message.is_settled()
+
+
+def test_a_manual_transaction_covers_the_ack_as_well(message: Message):
+    transaction.set_autocommit(False)
+    try:
+        book(message)
+        message.ack()
+        assert not message.is_settled()
+        transaction.rollback()
+    finally:
+        transaction.set_autocommit(True)
+    assert state_of(message) == TaskState.RUNNING
+    assert not Entry.objects.exists()
+
+
+def test_the_verdicts_inside_one_block_follow_the_same_rules(message: Message):
+    with transaction.atomic():
+        message.ack("first")
+        message.ack("second")
+        with pytest.raises(AlreadyAcknowledged):
+            message.nack("no")
+    assert Task.objects.get().result == "first"
+
+
+def test_a_refused_result_leaves_the_block_usable(message: Message):
+    with transaction.atomic():
+        book(message)
+        with pytest.raises(InvalidBody):
+            message.ack(object())
+        message.ack()
+    assert state_of(message) == TaskState.COMPLETED
+    assert Entry.objects.count() == 1
+
+
+def test_a_broken_block_refuses_the_ack_as_it_refuses_everything(message: Message):
+    entry = book(message)
+    with rolled_back_by(TransactionManagementError):
+        with pytest.raises(IntegrityError):
+            Entry.objects.create(pk=entry.pk, event_id=message.event.pk)
+        message.ack()
+    assert state_of(message) == TaskState.RUNNING
+
+
+# The other database
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+@pytest.mark.parametrize("verdict", [Message.ack, lambda message: message.nack("no")])
+def test_a_block_on_another_database_cannot_cover_the_verdict(
+    message: Message, verdict: Callable[[Message], None]
+):
+    with transaction.atomic(using="other"):
+        Entry.objects.using("other").create(event_id=message.event.pk)
+        with pytest.raises(CrossDatabaseAck, match=r"'other'.*'default'"):
+            verdict(message)
+        assert state_elsewhere(message) == TaskState.RUNNING
+    assert not message.has_verdict()
+    assert Entry.objects.using("other").count() == 1  # the other block stayed usable
+    verdict(message)
+    assert state_of(message) != TaskState.RUNNING
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_blocks_on_both_databases_let_the_tasks_one_cover_the_ack(message: Message):
+    with transaction.atomic(using="other"), transaction.atomic():
+        book(message)
+        message.ack()
+    assert message.is_settled()
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_extend_does_not_mind_a_block_on_another_database(message: Message):
+    with transaction.atomic(using="other"):
+        message.extend(timedelta(hours=1))
+
+
+# Stale workers
+
+
+def test_a_stale_worker_cannot_commit_its_business_writes(message: Message):
+    with rolled_back_by(LeaseLost):
+        book(message)
+        successor = take_over(message)
+        message.ack()
+    assert not Entry.objects.exists()
+
+    with transaction.atomic():
+        book(successor)
+        successor.ack()
+    assert Entry.objects.count() == 1
+    assert state_of(message) == TaskState.COMPLETED
+
+
+def test_a_stale_worker_cannot_commit_after_its_successor_finished(message: Message):
+    def finish() -> None:
+        with transaction.atomic():
+            book(successor)
+            successor.ack()
+
+    with rolled_back_by(LeaseLost):
+        book(message)
+        successor = take_over(message)
+        elsewhere(finish)
+        message.ack()
+    assert Entry.objects.count() == 1
+
+
+def test_a_stale_worker_cannot_commit_even_if_it_swallows_the_error(message: Message):
+    with transaction.atomic():
+        book(message)
+        take_over(message)
+        with pytest.raises(LeaseLost):
+            message.ack()
+        with pytest.raises(TransactionManagementError):
+            book(message)
+    assert not Entry.objects.exists()
+
+
+def test_a_stale_nack_rolls_back_as_well(message: Message):
+    with rolled_back_by(LeaseLost):
+        book(message)
+        take_over(message)
+        message.nack("half done")
+    assert not Entry.objects.exists()
+
+
+def test_a_lost_lease_met_in_a_test_case_leaves_the_test_its_transaction():
+    task = TaskFactory.create(state=TaskState.RUNNING)
+    block: Any = transaction.atomic()
+    block._from_testcase = True  # as TestCase marks the one around each test
+    with block:
+        Task.objects.update(lease_epoch=2)
+        with pytest.raises(LeaseLost):
+            Message(task).ack()
+        assert Task.objects.get().lease_epoch == 2
+
+
+@pytest.fixture(params=["REPEATABLE READ", "SERIALIZABLE"])
+def strict(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Transactions that see one snapshot from their first statement on."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET default_transaction_isolation = '{request.param.lower()}'")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("RESET default_transaction_isolation")
+
+
+@pytest.mark.usefixtures("strict")
+def test_under_strict_isolation_a_stale_worker_cannot_commit_either(message: Message):
+    with rolled_back_by(OperationalError, "could not serialize"):
+        book(message)
+        take_over(message)
+        message.ack()
+    assert not Entry.objects.exists()
+    with pytest.raises(LeaseLost):
+        message.ack()
+
+
+@pytest.mark.usefixtures("strict")
+def test_under_strict_isolation_a_renewal_meanwhile_makes_the_block_be_repeated(message: Message):
+    renew = {message.lease: timedelta(hours=1)}
+    with rolled_back_by(OperationalError, "could not serialize"):
+        book(message)
+        elsewhere(lambda: lease.renew(renew, "default"))
+        message.ack()
+    with transaction.atomic():
+        book(message)
+        message.ack()
+    assert Entry.objects.count() == 1
+    assert message.is_settled()
+
+
+@pytest.mark.usefixtures("strict")
+def test_under_strict_isolation_an_undisturbed_block_commits(message: Message):
+    with transaction.atomic():
+        book(message)
+        message.ack()
+    assert state_of(message) == TaskState.COMPLETED
