@@ -1,0 +1,213 @@
+"""Consumers: what they select, how far they are, and who works for them."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.formats import number_format
+from django.utils.html import format_html, format_html_join
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from kanthorq_django.admin.display import (
+    NOTHING,
+    STATE_LABELS,
+    badge,
+    exact_moment,
+    link,
+    moment,
+    page_url,
+)
+from kanthorq_django.admin.paginator import COUNT_MAX
+from kanthorq_django.admin.readonly import ReadOnlyAdmin
+from kanthorq_django.admin.tally import Count, Tally, tally
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.domain.subscriptions import registry
+from kanthorq_django.models import Consumer, Task, Worker
+from kanthorq_django.models.cursor import Lag
+
+LAG_MAX = 1_000  # unread events that the list counts for each consumer
+# What waits for a person first, what is done last.
+SHOWN_STATES = (
+    TaskState.DISCARDED,
+    TaskState.RUNNING,
+    TaskState.AVAILABLE,
+    TaskState.RETRYABLE,
+    TaskState.CANCELLING,
+    TaskState.PENDING,
+    TaskState.CANCELLED,
+    TaskState.COMPLETED,
+)
+
+
+class ConsumerList(ChangeList):
+    """A page of consumers, with an overview of each and of the workers."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        using = self.queryset.db
+        tallies = tally([consumer.pk for consumer in self.result_list], using)
+        self.alive = _alive_workers(using)
+        self.capacity = sum(worker.concurrency for worker in self.alive)
+        per_consumer = Counter(name for worker in self.alive for name in worker.consumers)
+        for consumer in self.result_list:
+            consumer.tally = tallies[consumer.pk]
+            consumer.worker_count = per_consumer[consumer.name]
+            # A statement each, over an index range of at most so many events.
+            consumer.shown_lag = consumer.lag(LAG_MAX)
+
+
+@admin.register(Consumer)
+class ConsumerAdmin(ReadOnlyAdmin):
+    """Code declares consumers. One that no code declares any more can be deleted here."""
+
+    list_display = ("name", "life", "filters", "lag_text", "tasks", "worker_count")
+    linked_lookups = ("stream__id__exact",)
+    list_select_related = ("stream",)
+    list_per_page = 25
+    ordering = ("name",)
+    sortable_by = ("name",)
+    search_fields = ("name",)
+    fieldsets = (
+        (None, {"fields": ("name", "life_exactly", "stream_link", "filters", "created")}),
+        (_("Work"), {"fields": ("lag_text", "tasks", "workers")}),
+        (
+            _("Options"),
+            {
+                "fields": (
+                    "attempt_max",
+                    "visibility_timeout",
+                    "timeout",
+                    "parked",
+                    "deliver_from",
+                    "has_cancel_handler",
+                    "cancel_attempt_max",
+                )
+            },
+        ),
+        (
+            _("Cursor"),
+            {
+                "classes": ("collapse",),
+                "fields": ("cursor", "window", "position_xid", "position_id", "cluster_id"),
+            },
+        ),
+    )
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Allow it only for a consumer that neither code declares nor a worker works for."""
+        if not request.user.has_perm("kanthorq_django.delete_consumer"):
+            return False
+        return obj is None or _is_deletable(obj)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return ConsumerList
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[Any], dict[str, int], set[str], list[str]]:
+        """Count the tasks that go with the consumer; Django would load and list each of them."""
+        (consumer,) = objs
+        count = Task.objects.filter(consumer=consumer).values("pk")[: COUNT_MAX + 1].count()
+        told = ngettext("%d task", "%d tasks", count) % count
+        if count > COUNT_MAX:
+            told = gettext("more than %d tasks") % COUNT_MAX
+        return [str(consumer), [told]], {str(self.opts.verbose_name_plural): 1}, set(), []
+
+    @admin.display(description=_("declared"))
+    def life(self, consumer: Consumer) -> str:
+        if registry.find(consumer.name):
+            return badge(gettext("Declared"), "alive")
+        return badge(gettext("Orphaned"), "gone")
+
+    @admin.display(description=_("declared"))
+    def life_exactly(self, consumer: Consumer) -> str:
+        if subscription := registry.find(consumer.name):
+            return format_html("{} <code>{}</code>", self.life(consumer), subscription.place)
+        return format_html(
+            "{} {}",
+            self.life(consumer),
+            gettext(
+                "No code in this process declares it; it keeps its tasks, and nobody runs them."
+            ),
+        )
+
+    @admin.display(description=_("stream"))
+    def stream_link(self, consumer: Consumer) -> str:
+        url = page_url(self.admin_site.name, "stream_change", consumer.stream_id)
+        return link(url, consumer.stream.name)
+
+    @admin.display(description=_("filters"))
+    def filters(self, consumer: Consumer) -> str:
+        includes = _codes(consumer.subject_includes)
+        if not consumer.subject_excludes:
+            return includes
+        excludes = _codes(consumer.subject_excludes)
+        return format_html(gettext("{} but not {}"), includes, excludes)
+
+    @admin.display(description=_("lag"))
+    def lag_text(self, consumer: Any) -> str:
+        lag: Lag = getattr(consumer, "shown_lag", None) or consumer.lag()
+        if lag.oldest is None:
+            return gettext("caught up")
+        number = f"{number_format(lag.count, force_grouping=True)}{'+' * lag.is_bounded}"
+        oldest = moment(timezone.now() - lag.oldest)
+        return format_html(gettext("{} events, the oldest {}"), number, oldest)
+
+    @admin.display(description=_("tasks"))
+    def tasks(self, consumer: Any) -> str:
+        counted: Tally = (
+            getattr(consumer, "tally", None) or (tally([consumer.pk], consumer.using)[consumer.pk])
+        )
+        return format_html_join(" ", "{}", self._chips(consumer, counted)) or NOTHING
+
+    @admin.display(description=_("workers"))
+    def worker_count(self, consumer: Any) -> int:
+        return consumer.worker_count  # type: ignore[no-any-return]  # set by the list
+
+    @admin.display(description=_("workers"))
+    def workers(self, consumer: Consumer) -> str:
+        links = [
+            (link(page_url(self.admin_site.name, "worker_change", worker.pk), worker),)
+            for worker in _alive_workers(consumer.using)
+            if consumer.name in worker.consumers
+        ]
+        return format_html_join(", ", "{}", links) or gettext("none alive")
+
+    @admin.display(description=_("created"))
+    def created(self, consumer: Consumer) -> str:
+        return exact_moment(consumer.created_at)
+
+    def _chips(self, consumer: Consumer, counted: Tally) -> Iterator[tuple[str]]:
+        if counted.stuck.number:
+            yield (self._chip(consumer, gettext("Stuck"), counted.stuck, "stuck", stuck="yes"),)
+        for state in SHOWN_STATES:
+            if count := counted.counts.get(state):
+                label, kind = STATE_LABELS[state], state.name.lower()
+                yield (self._chip(consumer, label, count, kind, state__exact=int(state)),)
+
+    def _chip(
+        self, consumer: Consumer, label: object, count: Count, kind: str, **query: str | int
+    ) -> str:
+        query["consumer__id__exact"] = consumer.pk
+        url = page_url(self.admin_site.name, "task_changelist", query=query)
+        return link(url, badge(f"{label} {count}", kind))
+
+
+def _alive_workers(using: str) -> list[Worker]:
+    return list(Worker.objects.using(using).alive().order_by("host", "pid"))
+
+
+def _is_deletable(consumer: Consumer) -> bool:
+    """Tell whether nobody is there for ``consumer``; a worker may run other code than we do."""
+    return registry.find(consumer.name) is None and not any(
+        consumer.name in worker.consumers for worker in _alive_workers(consumer.using)
+    )
+
+
+def _codes(patterns: Iterable[str]) -> str:
+    return format_html_join(" ", "<code>{}</code>", ((pattern,) for pattern in patterns))

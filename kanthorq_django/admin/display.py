@@ -1,0 +1,95 @@
+"""How values look: text that cannot deceive, badges, moments, links to other pages."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+
+from django.contrib.humanize.templatetags.humanize import naturaltime
+from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.html import format_html
+from django.utils.http import urlencode
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from kanthorq_django.domain.states import TaskState
+
+NOTHING = "—"
+STATE_LABELS = {
+    TaskState.PENDING: _("Pending"),
+    TaskState.AVAILABLE: _("Available"),
+    TaskState.RUNNING: _("Running"),
+    TaskState.CANCELLING: _("Cancelling"),
+    TaskState.COMPLETED: _("Completed"),
+    TaskState.RETRYABLE: _("Retryable"),
+    TaskState.CANCELLED: _("Cancelled"),
+    TaskState.DISCARDED: _("Discarded"),
+}
+_NOT_A_LINE = re.compile(r"[^\n\t]")
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with every character spelled out that would hide, or turn others around."""
+    if text.isprintable():
+        return text
+    return _NOT_A_LINE.sub(lambda found: _spelled(found.group()), text)
+
+
+def _spelled(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def badge(text: object, kind: str) -> SafeString:
+    """Return ``text`` as a pill; its colour is the style sheet's affair."""
+    return format_html('<span class="kq-badge kq-{}">{}</span>', kind, text)
+
+
+def state_badge(state: int, *, is_stuck: bool = False) -> SafeString:
+    """Return the state's name as a pill; a stuck task is one whose lease ran out."""
+    known = TaskState(state)
+    if is_stuck:
+        return badge(gettext("Running, stuck"), "stuck")
+    return badge(STATE_LABELS[known], known.name.lower())
+
+
+def moment(when: datetime | None) -> str:
+    """Return how long ago or how soon ``when`` is; the exact time is its tooltip."""
+    if when is None:
+        return NOTHING
+    local = timezone.localtime(when) if timezone.is_aware(when) else when
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>',
+        local.isoformat(timespec="seconds"),
+        f"{date_format(local, 'DATETIME_FORMAT')} {local.tzname() or ''}".strip(),
+        naturaltime(when),
+    )
+
+
+def exact_moment(when: datetime | None) -> str:
+    """Return ``when`` to the millisecond, and how long ago or how soon that is."""
+    if when is None:
+        return NOTHING
+    local = timezone.localtime(when) if timezone.is_aware(when) else when
+    text = local.isoformat(sep=" ", timespec="milliseconds")
+    return format_html('<time datetime="{}">{}</time> ({})', text, text, naturaltime(when))
+
+
+def link(url: str | None, text: object) -> str:
+    """Return ``text`` as a link, or as it is when there is no page to lead to."""
+    return format_html('<a href="{}">{}</a>', url, text) if url else format_html("{}", text)
+
+
+def page_url(
+    site: str, page: str, *args: object, query: Mapping[str, str | int] | None = None
+) -> str | None:
+    """Return the address of ``page``, such as ``task_change``, in the admin site ``site``.
+
+    None when the project has unregistered it.
+    """
+    try:
+        url = reverse(f"admin:kanthorq_django_{page}", args=args, current_app=site)
+    except NoReverseMatch:
+        return None
+    return f"{url}?{urlencode(query)}" if query else url

@@ -1,0 +1,211 @@
+"""Events: read, never changed; bodies only for those who may see them."""
+
+import json
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
+from django.db.models import BinaryField, F, Func, IntegerField, QuerySet, Value
+from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
+from django.template.loader import render_to_string
+from django.utils.html import format_html
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from kanthorq_django import signals, sql
+from kanthorq_django.admin import content
+from kanthorq_django.admin.display import NOTHING, exact_moment, link, moment, page_url
+from kanthorq_django.admin.due import task_badge, with_is_due
+from kanthorq_django.admin.readonly import ReadOnlyAdmin
+from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
+from kanthorq_django.models import Event, Task
+
+AT_ONCE = timedelta(0)
+KINDS = {
+    "json": _("JSON"),
+    "text": _("text"),
+    "hex": _("binary, in hexadecimal"),
+    "empty": _("empty"),
+}
+
+
+class EventList(ChangeList):
+    """A page of events without what makes them wide."""
+
+    def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[Any]:
+        return super().get_queryset(*args, **kwargs).defer("body", "metadata")
+
+
+@admin.register(Event)
+class EventAdmin(ReadOnlyAdmin):
+    """What was published. The body is shown to those with the permission ``view_body`` alone."""
+
+    list_display = ("name", "stream_link", "resource_key_text", "size", "created")
+    list_select_related = ("stream",)
+    list_filter = ("stream",)
+    sortable_by = ("created",)
+    search_fields = ("subject",)  # get_search_results() says what is searched
+    search_help_text = _("An event id, or the beginning of a subject.")
+
+    def has_view_body_permission(self, request: HttpRequest) -> bool:
+        """Tell whether the user may see what events carry, not only how much."""
+        return request.user.has_perm("kanthorq_django.view_body")
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Allow it only for an event that everybody is done with, as ``kanthorq prune`` does."""
+        if not request.user.has_perm("kanthorq_django.delete_event"):
+            return False
+        return obj is None or _task_count_if_spent(obj) is not None
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        size = Func(F("body"), function="octet_length", output_field=IntegerField())
+        events: QuerySet[Any] = super().get_queryset(request).defer("body").annotate(body_size=size)
+        return events
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return EventList
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        # Newest first by an index: the primary key's, or within a stream the pull's.
+        return ("-xid", "-id") if "stream__id__exact" in request.GET else ("-id",)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        return _found(queryset, search_term.strip()), False
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        body = "body_text" if self.has_view_body_permission(request) else "body_withheld"
+        return (
+            (None, {"fields": ("subject", "stream_link", "resource_key_text", "metadata_text")}),
+            (_("Body"), {"fields": (body,)}),
+            (_("Tasks"), {"fields": ("tasks",)}),
+            (_("Record"), {"fields": ("id", "idempotency_key", "scheduled", "published", "xid")}),
+        )
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[Any], dict[str, int], set[str], list[str]]:
+        """Name the event and count its tasks, all final, which go with it."""
+        (event,) = objs
+        count = _task_count_if_spent(event) or 0
+        told = ngettext("%d final task", "%d final tasks", count) % count
+        counts = {str(self.opts.verbose_name_plural): 1, gettext("tasks"): count}
+        return [str(event), [told]], counts, set(), []
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        """Delete the event with its tasks. Raises PermissionDenied if one was reset meanwhile."""
+        using = obj._state.db
+        sql.rows(using, "lock_stream", {"stream_id": obj.stream_id})
+        if _task_count_if_spent(obj) is not None:
+            params = {"ids": [obj.pk], "older_than": AT_ONCE}
+            (pruned,) = sql.rows(using, "prune", params)
+            if pruned.event_count:
+                signals.pruned.send(Event, count=1, using=using)
+                return
+        raise PermissionDenied
+
+    @admin.display(description=_("event"))
+    def name(self, event: Event) -> str:
+        return format_html("{} <code>{}</code>", event.subject, event.pk)
+
+    @admin.display(description=_("stream"))
+    def stream_link(self, event: Event) -> str:
+        url = page_url(self.admin_site.name, "stream_change", event.stream_id)
+        return link(url, event.stream.name)
+
+    @admin.display(description=_("resource key"))
+    def resource_key_text(self, event: Event) -> str:
+        return event.resource_key or NOTHING
+
+    @admin.display(description=_("body"))
+    def size(self, event: Any) -> str:
+        return filesizeformat(event.body_size)
+
+    # Ids are sorted by time, and have an index.
+    @admin.display(description=_("published"), ordering="id")
+    def created(self, event: Event) -> str:
+        return moment(event.created_at)
+
+    @admin.display(description=_("published"))
+    def published(self, event: Event) -> str:
+        return exact_moment(event.created_at)
+
+    @admin.display(description=_("scheduled"))
+    def scheduled(self, event: Event) -> str:
+        return exact_moment(event.schedule_at)
+
+    @admin.display(description=_("metadata"))
+    def metadata_text(self, event: Event) -> str:
+        if not event.metadata:
+            return NOTHING
+        text = content.pretty(json.dumps(event.metadata, ensure_ascii=False))
+        return format_html('<pre class="kq-content" tabindex="0">{}</pre>', text)
+
+    @admin.display(description=_("content"))
+    def body_text(self, event: Any) -> str:
+        start = Func(
+            F("body"),
+            Value(1),
+            Value(content.READ_MAX),
+            function="substring",
+            output_field=BinaryField(),
+        )
+        stored = Event.objects.using(event._state.db).filter(pk=event.pk)
+        (read,) = stored.values_list(start, flat=True)
+        shown = content.describe(bytes(read), event.body_size)
+        context = {"content": shown, "kind": KINDS[shown.kind], "size": event.body_size}
+        return render_to_string("admin/kanthorq_django/event/body.html", context)
+
+    @admin.display(description=_("content"))
+    def body_withheld(self, event: Any) -> str:
+        size = filesizeformat(event.body_size)
+        return gettext("%(size)s; you may not see it.") % {"size": size}
+
+    @admin.display(description=_("tasks"))
+    def tasks(self, event: Event) -> str:
+        owed = Task.objects.using(event._state.db).filter(event=event).select_related("consumer")
+        narrow = with_is_due(owed.defer("attempted_errors", "result"))
+        rows = [
+            {
+                "task": link(page_url(self.admin_site.name, "task_change", task.pk), task.pk),
+                "consumer": task.consumer.name,
+                "badge": task_badge(task),
+                "attempts": f"{task.attempt_count} / {task.consumer.attempt_max}",
+                "ended": moment(task.finalized_at),
+            }
+            for task in narrow.order_by("consumer__name")
+        ]
+        return render_to_string("admin/kanthorq_django/event/tasks.html", {"rows": rows})
+
+
+def _found(events: QuerySet[Any], term: str) -> QuerySet[Any]:
+    if not term:
+        return events
+    try:
+        return events.filter(pk=UUID(term))
+    except ValueError:
+        is_possible = len(term) <= SUBJECT_SIZE_MAX
+        return events.filter(subject__startswith=term) if is_possible else events.none()
+
+
+def _task_count_if_spent(event: Event) -> int | None:
+    """Return how many tasks ``event`` has, or None if one is open or some consumer has not read it.
+
+    The page of the stream that begins, and ends, with this event.
+    """
+    params = {
+        "stream_id": event.stream_id,
+        "older_than": AT_ONCE,
+        "after_xid": str(event.xid),
+        "after_id": UUID(int=event.pk.int - 1),
+        "batch": 1,
+    }
+    for row in sql.rows(event._state.db or "default", "prunable", params):
+        if row.id == event.pk and row.is_prunable:
+            return int(row.task_count or 0)
+    return None

@@ -1,0 +1,202 @@
+"""What operators do to tasks: in batches, logged in the transaction that does it, told id by id."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+from uuid import UUID
+
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.db import transaction
+from django.utils.functional import Promise
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from kanthorq_django.admin.display import STATE_LABELS
+from kanthorq_django.domain import states
+from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.models import Task
+from kanthorq_django.models.task import TaskQuerySet
+
+BATCH_SIZE = 1_000  # tasks that are locked, moved and logged in one transaction
+SPARED_SHOWN = 5  # tasks left alone that a message names
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A verb of tasks, as a person sees it; ``effect`` says what becomes of the tasks."""
+
+    verb: str
+    name: str | Promise
+    description: str | Promise
+    effect: str | Promise
+    apply: Callable[[TaskQuerySet], Outcome]
+
+    def can_move(self, state: int) -> bool:
+        return bool(states.targets(self.verb, TaskState(state)))
+
+
+OPERATIONS = {
+    operation.verb: operation
+    for operation in (
+        Operation(
+            "cancel",
+            _("Cancel"),
+            _("Cancel selected tasks"),
+            _("Tasks that wait will not run. Tasks that run are left alone."),
+            TaskQuerySet.cancel,
+        ),
+        Operation(
+            "resume",
+            _("Resume"),
+            _("Resume selected tasks"),
+            _("Cancelled and discarded tasks run again at once; their history is kept."),
+            TaskQuerySet.resume,
+        ),
+        Operation(
+            "release",
+            _("Release"),
+            _("Release selected tasks"),
+            _("Pending tasks run at once."),
+            TaskQuerySet.release,
+        ),
+        Operation(
+            "reset",
+            _("Reset"),
+            _("Reset selected tasks"),
+            _(
+                "Final tasks run again at once, completed ones too; their attempts, errors and "
+                "results are forgotten."
+            ),
+            TaskQuerySet.reset,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How many tasks were updated, asked to stop, and left alone; some of these by name.
+
+    ``last`` is the id of the last task that was looked at, and all up to it were.
+    """
+
+    updated: int = 0
+    requested: int = 0
+    noop: int = 0
+    spared: tuple[tuple[UUID, int], ...] = ()
+    last: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        return replace(
+            self,
+            updated=self.updated + other.updated,
+            requested=self.requested + other.requested,
+            noop=self.noop + other.noop,
+            spared=(self.spared + other.spared)[:SPARED_SHOWN],
+            last=max(self.last, other.last),
+        )
+
+    def __str__(self) -> str:
+        parts = [ngettext("%d task updated", "%d tasks updated", self.updated) % self.updated]
+        if self.requested:
+            text = ngettext("%d asked to stop", "%d asked to stop", self.requested)
+            parts.append(text % self.requested)
+        if self.noop:
+            parts.append(ngettext("%d left alone", "%d left alone", self.noop) % self.noop)
+        return f"{', '.join(parts)}{self._names()}."
+
+    def _names(self) -> str:
+        if not self.spared:
+            return ""
+        named = ", ".join(
+            f"{event_id} ({STATE_LABELS[TaskState(state)]})" for event_id, state in self.spared
+        )
+        others = self.noop - len(self.spared)
+        more = ngettext(" and %d other", " and %d others", others) % others if others else ""
+        return ": " + gettext("event %(names)s%(more)s") % {"names": named, "more": more}
+
+
+def carry_out(
+    operation: Operation,
+    tasks: TaskQuerySet,
+    user_id: Any,
+    *,
+    after: int = 0,
+    seconds_max: float | None = None,
+) -> tuple[Report, bool]:
+    """Apply ``operation`` to ``tasks`` with ids above ``after``; return what it did, and if to all.
+
+    Each batch is a transaction of its own, so memory and locks stay bounded; once
+    ``seconds_max`` are over no further batch is begun.
+    """
+    deadline = None if seconds_max is None else time.monotonic() + seconds_max
+    report = Report(last=after)
+    for pks in _batches(tasks, after):
+        report += _move(operation, pks, tasks.db, user_id)
+        if deadline is not None and time.monotonic() >= deadline:
+            return report, not tasks.filter(pk__gt=report.last).exists()
+    return report, True
+
+
+def _batches(tasks: TaskQuerySet, after: int) -> Iterator[list[int]]:
+    """Yield ids in their order; each batch is looked up after the one before it was moved."""
+    in_order = tasks.order_by("pk").values_list("pk", flat=True)
+    while pks := list(in_order.filter(pk__gt=after)[:BATCH_SIZE]):
+        yield pks
+        after = pks[-1]
+
+
+def _move(operation: Operation, pks: Sequence[int], using: str, user_id: Any) -> Report:
+    with transaction.atomic(using=using):
+        # All in id order before any is moved: two bulk verbs never deadlock, and the states
+        # that the log and the message tell are those that the verb finds.
+        locked = (
+            Task.objects.using(using)
+            .select_for_update(of=("self",), no_key=True)
+            .only("event_id", "consumer_id", "state")
+            .filter(pk__in=pks)
+            .order_by("pk")
+        )
+        report = Report(last=pks[-1])
+        # An outcome speaks of events, and within one consumer an event names one task.
+        for owed in _by_consumer(locked):
+            report += _move_owed(operation, owed, using, user_id)
+    return report
+
+
+def _by_consumer(tasks: Iterable[Task]) -> Iterator[list[Task]]:
+    in_groups = sorted(tasks, key=lambda task: task.consumer_id)
+    for _consumer, group in itertools.groupby(in_groups, key=lambda task: task.consumer_id):
+        yield list(group)
+
+
+def _move_owed(operation: Operation, tasks: list[Task], using: str, user_id: Any) -> Report:
+    outcome = operation.apply(Task.objects.using(using).filter(pk__in=[task.pk for task in tasks]))
+    changed = {*outcome.updated, *outcome.requested}
+    _log(operation, [task for task in tasks if task.event_id in changed], user_id)
+    spared = [task for task in tasks if task.event_id not in changed]
+    return Report(
+        updated=len(outcome.updated),
+        requested=len(outcome.requested),
+        noop=len(spared),
+        spared=tuple((task.event_id, task.state) for task in spared[:SPARED_SHOWN]),
+    )
+
+
+def _log(operation: Operation, tasks: Iterable[Task], user_id: Any) -> None:
+    content_type = ContentType.objects.get_for_model(Task)
+    LogEntry.objects.bulk_create(
+        LogEntry(
+            user_id=user_id,
+            content_type=content_type,
+            object_id=str(task.pk),
+            object_repr=str(task)[:200],
+            action_flag=CHANGE,
+            change_message=f"{operation.verb} (was {TaskState(task.state).label.lower()})",
+        )
+        for task in tasks
+    )

@@ -1,0 +1,94 @@
+"""Pages that show and never edit: what all nouns share."""
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.contrib.admin import SimpleListFilter
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.core.exceptions import BadRequest, FieldDoesNotExist, PermissionDenied, ValidationError
+from django.db.models import Model
+from django.http import HttpRequest, HttpResponse
+
+from kanthorq_django.admin.display import NOTHING
+from kanthorq_django.admin.paginator import BoundedPaginator
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Any]
+else:
+    _ModelAdmin = admin.ModelAdmin
+
+
+class ReadOnlyAdmin(_ModelAdmin):
+    """Rows belong to code and workers: nobody adds, changes or deletes them by hand."""
+
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # each facet would be a full count
+    empty_value_display = NOTHING
+    list_per_page = 100
+    list_max_show_all = 100
+    # Lookups that links of other pages use, beside those of list_filter.
+    linked_lookups: tuple[str, ...] = ()
+
+    class Media:
+        css = {"all": ("kanthorq_django/admin.css",)}
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        actions: dict[str, Any] = super().get_actions(request)
+        # Whether a row may go is a question of that row; Django would ask for none.
+        actions.pop("delete_selected", None)
+        return actions
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Allow only what the page itself links to.
+
+        Django allows every lookup on a model's own columns, which would let those guess a
+        body, letter by letter, who must not see it.
+        """
+        if lookup in self._offered_lookups(request):
+            return True
+        try:
+            self.opts.get_field(lookup.split("__", maxsplit=1)[0])
+        except FieldDoesNotExist:
+            return True  # Django answers those with the unfiltered page.
+        return False
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if request.method == "POST":
+            self._check_action(request)
+        return super().changelist_view(request, extra_context)
+
+    def _offered_lookups(self, request: HttpRequest) -> set[str]:
+        offered = set(self.linked_lookups)
+        for item in self.get_list_filter(request):
+            if isinstance(item, str):
+                offered |= {f"{item}__exact", f"{item}__id__exact", f"{item}__isnull"}
+            elif isinstance(item, type) and issubclass(item, SimpleListFilter):
+                offered.add(str(item.parameter_name))
+        return offered
+
+    def _check_action(self, request: HttpRequest) -> None:
+        """Refuse a hand-made request; Django would quietly show the list instead.
+
+        Raises PermissionDenied for an action that is not offered, BadRequest for ids that
+        are none.
+        """
+        asked = {action for action in request.POST.getlist("action") if action}
+        if not asked <= self.get_actions(request).keys():
+            raise PermissionDenied
+        for selected in request.POST.getlist(ACTION_CHECKBOX_NAME):
+            try:
+                self.opts.pk.to_python(selected)
+            except ValidationError as error:
+                raise BadRequest("A selected id is not valid.") from error

@@ -1,0 +1,114 @@
+"""An operation on all tasks that match: asked first, then done in requests of bounded length."""
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.core.exceptions import BadRequest
+from django.db.models import Count
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+
+from kanthorq_django.admin.display import state_badge
+from kanthorq_django.admin.operations import Operation, Report, carry_out
+from kanthorq_django.admin.paginator import COUNT_MAX
+from kanthorq_django.models import Task
+from kanthorq_django.models.task import TaskQuerySet
+
+if TYPE_CHECKING:
+    from kanthorq_django.admin.operating import OperatingAdmin
+
+SECONDS_MAX = 10.0  # that one request may work; proxies give up on longer ones
+
+
+class ProgressForm(forms.Form):
+    """How far an operation has come; ``through`` is the newest task that was there when asked."""
+
+    through = forms.IntegerField(min_value=0, widget=forms.HiddenInput)
+    after = forms.IntegerField(min_value=0, initial=0, widget=forms.HiddenInput)
+    updated = forms.IntegerField(min_value=0, initial=0, widget=forms.HiddenInput)
+    requested = forms.IntegerField(min_value=0, initial=0, widget=forms.HiddenInput)
+    noop = forms.IntegerField(min_value=0, initial=0, widget=forms.HiddenInput)
+
+
+def operate(
+    operation: Operation, model_admin: "OperatingAdmin", request: HttpRequest, tasks: TaskQuerySet
+) -> HttpResponse | None:
+    """Ask, or go on where the form says; return None once all tasks have been looked at.
+
+    Raises BadRequest for a form that no page of ours sent.
+    """
+    if "confirmed" not in request.POST:
+        newest = tasks.order_by("-pk").values_list("pk", flat=True).first()
+        form = ProgressForm(initial={"through": newest or 0})
+        return _page(operation, model_admin, request, form=form, **_forecast(operation, tasks))
+    given = ProgressForm(request.POST)
+    if not given.is_valid():
+        raise BadRequest("The confirmation is not valid.")
+    so_far, is_done = _go_on(operation, tasks, request.user.pk, **given.cleaned_data)
+    if is_done:
+        model_admin.tell(request, operation, so_far)
+        return None
+    initial = {name: getattr(so_far, name) for name in ("updated", "requested", "noop")}
+    form = ProgressForm(
+        initial=initial | {"after": so_far.last, "through": given.cleaned_data["through"]}
+    )
+    return _page(operation, model_admin, request, form=form, so_far=so_far)
+
+
+def _go_on(
+    operation: Operation,
+    tasks: TaskQuerySet,
+    user_id: Any,
+    *,
+    through: int,
+    after: int,
+    **told: Any,
+) -> tuple[Report, bool]:
+    report, is_done = carry_out(
+        operation, tasks.filter(pk__lte=through), user_id, after=after, seconds_max=SECONDS_MAX
+    )
+    return Report(**told) + report, is_done
+
+
+def _forecast(operation: Operation, tasks: TaskQuerySet) -> dict[str, Any]:
+    """Say in which states the first ``COUNT_MAX`` tasks are, and what would become of them."""
+    counted = tasks.order_by().values("pk")[: COUNT_MAX + 1]
+    per_state = (
+        Task.objects.using(tasks.db)
+        .filter(pk__in=counted)
+        .order_by("consumer__name", "state")
+        .values_list("consumer__name", "state")
+        .annotate(count=Count("pk"))
+    )
+    rows = [
+        {
+            "consumer": consumer,
+            "badge": state_badge(state),
+            "count": count,
+            "moves": operation.can_move(state),
+        }
+        for consumer, state, count in per_state
+    ]
+    count = sum(row["count"] for row in rows)
+    return {"rows": rows, "count": min(count, COUNT_MAX), "is_minimum": count > COUNT_MAX}
+
+
+def _page(
+    operation: Operation, model_admin: "OperatingAdmin", request: HttpRequest, **context: Any
+) -> HttpResponse:
+    request.current_app = model_admin.admin_site.name
+    return TemplateResponse(
+        request,
+        "admin/kanthorq_django/task/select_all.html",
+        {
+            **model_admin.admin_site.each_context(request),
+            "title": operation.name,
+            "opts": model_admin.opts,
+            "media": model_admin.media,
+            "operation": operation,
+            "selected_name": ACTION_CHECKBOX_NAME,
+            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME)[:1],
+            **context,
+        },
+    )

@@ -1,0 +1,78 @@
+"""Streams: who reads them and how much is in them."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.http import HttpRequest
+from django.utils.html import format_html_join
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from kanthorq_django.admin.display import NOTHING, exact_moment, link, moment, page_url
+from kanthorq_django.admin.paginator import COUNT_MAX
+from kanthorq_django.admin.readonly import ReadOnlyAdmin
+from kanthorq_django.models import Consumer, Event, Stream
+
+
+@admin.register(Stream)
+class StreamAdmin(ReadOnlyAdmin):
+    """A stream is made by its first publisher, and never edited."""
+
+    list_display = ("name", "consumer_count", "newest_event", "created")
+    ordering = ("name",)
+    sortable_by = ("name",)
+    search_fields = ("name",)
+    fields = ("name", "consumers", "events", "newest_event", "created_exactly")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        # The end of an index range for each stream, however long it is.
+        newest = Event.objects.filter(stream=OuterRef("pk")).order_by("-xid", "-id")
+        streams: QuerySet[Any] = (
+            super()
+            .get_queryset(request)
+            .annotate(
+                consumer_count=Count("consumers"),
+                newest_event_at=Subquery(newest.values("created_at")[:1]),
+            )
+        )
+        return streams
+
+    @admin.display(description=_("consumers"))
+    def consumer_count(self, stream: Any) -> str:
+        url = page_url(
+            self.admin_site.name, "consumer_changelist", query={"stream__id__exact": stream.pk}
+        )
+        return link(url, stream.consumer_count)
+
+    @admin.display(description=_("newest event"))
+    def newest_event(self, stream: Any) -> str:
+        return moment(stream.newest_event_at)
+
+    @admin.display(description=_("created"))
+    def created(self, stream: Stream) -> str:
+        return moment(stream.created_at)
+
+    @admin.display(description=_("created"))
+    def created_exactly(self, stream: Stream) -> str:
+        return exact_moment(stream.created_at)
+
+    @admin.display(description=_("consumers"))
+    def consumers(self, stream: Stream) -> str:
+        readers = Consumer.objects.filter(stream=stream).order_by("name")
+        links = [
+            (link(page_url(self.admin_site.name, "consumer_change", reader.pk), reader),)
+            for reader in readers
+        ]
+        return format_html_join(", ", "{}", links) or NOTHING
+
+    @admin.display(description=_("events"))
+    def events(self, stream: Stream) -> str:
+        count = Event.objects.filter(stream=stream).values("pk")[: COUNT_MAX + 1].count()
+        told = str(count)
+        if count > COUNT_MAX:
+            told = gettext("more than %d") % COUNT_MAX
+        url = page_url(
+            self.admin_site.name, "event_changelist", query={"stream__id__exact": stream.pk}
+        )
+        return link(url, told)

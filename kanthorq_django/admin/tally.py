@@ -1,0 +1,70 @@
+"""How many tasks a consumer has in each state, at a price that does not grow with the table."""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.utils.formats import number_format
+
+from kanthorq_django import sql
+from kanthorq_django.admin.paginator import estimate_rows
+from kanthorq_django.domain.states import CLAIMABLE, TaskState
+from kanthorq_django.models import Task
+
+COUNTED_MAX = 10_000  # tasks of a consumer that are counted in a state, or while claimable
+SAMPLED = 100_000  # tasks among which the completed ones are counted
+ALL = 100.0  # percent
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """``number`` tasks: at least so many (``is_minimum``), or about so many (``is_estimate``)."""
+
+    number: int
+    is_minimum: bool = False
+    is_estimate: bool = False
+
+    def __str__(self) -> str:
+        text = number_format(self.number, force_grouping=True)
+        return f"{'≈ ' * self.is_estimate}{text}{'+' * self.is_minimum}"
+
+
+@dataclass(slots=True)
+class Tally:
+    """A consumer's tasks by state, without states that have none; ``stuck`` ones run too."""
+
+    counts: dict[TaskState, Count] = field(default_factory=dict)
+    stuck: Count = Count(0)
+
+    def add(self, row: Any, *, is_cut: bool, is_sampled: bool) -> None:
+        """Take over a row of ``tally_tasks``."""
+        if row.state == TaskState.COMPLETED:
+            self.counts[TaskState.COMPLETED] = Count(row.count, is_estimate=is_sampled)
+            return
+        self.counts[TaskState(row.state)] = Count(row.count, is_minimum=is_cut)
+        if row.stuck_count:
+            self.stuck = Count(row.stuck_count, is_minimum=is_cut)
+
+
+def tally(consumer_ids: Collection[int], using: str) -> dict[int, Tally]:
+    """Return a tally for each of ``consumer_ids``, in two statements however many they are."""
+    tallies = {consumer_id: Tally() for consumer_id in consumer_ids}
+    if not tallies:
+        return tallies
+    percent = _percent(using)
+    params = {"consumer_ids": list(tallies), "limit": COUNTED_MAX, "percent": percent}
+    rows = [row for row in sql.rows(using, "tally_tasks", params) if row.count]
+    claimable = Counter[int]()
+    for row in rows:
+        claimable[row.consumer_id] += row.count if row.state in CLAIMABLE else 0
+    for row in rows:
+        counted = claimable[row.consumer_id] if row.state in CLAIMABLE else row.count
+        tallies[row.consumer_id].add(row, is_cut=counted >= COUNTED_MAX, is_sampled=percent < ALL)
+    return tallies
+
+
+def _percent(using: str) -> float:
+    """Return how much of the table makes up the sample; all of it while it is small."""
+    count = estimate_rows(Task.objects.using(using).all())
+    return min(ALL, ALL * SAMPLED / count) if count else ALL

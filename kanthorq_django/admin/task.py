@@ -1,0 +1,211 @@
+"""Tasks: found, looked at, and moved by those who may."""
+
+import json
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import QuerySet
+from django.db.models.fields.json import KT
+from django.db.models.functions import Left
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.utils.dateparse import parse_datetime
+from django.utils.html import format_html
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from kanthorq_django.admin.content import pretty
+from kanthorq_django.admin.display import (
+    NOTHING,
+    exact_moment,
+    link,
+    moment,
+    page_url,
+    visible,
+)
+from kanthorq_django.admin.due import due_text, task_badge, with_is_due
+from kanthorq_django.admin.operating import OperatingAdmin
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
+from kanthorq_django.models import Task
+
+ERROR_SHOWN = 160  # characters of the newest error in the list
+
+
+class StuckFilter(admin.SimpleListFilter):
+    """Running tasks whose lease ran out; the next claim of a worker takes them over."""
+
+    title = _("lease")
+    parameter_name = "stuck"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [("yes", _("Ran out (stuck)"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        return queryset.stuck() if self.value() == "yes" else None  # type: ignore[attr-defined]  # a TaskQuerySet
+
+
+class TaskList(ChangeList):
+    """A page of tasks without what makes them wide, and the newest error of those not completed."""
+
+    def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[Any]:
+        tasks = super().get_queryset(*args, **kwargs)
+        return tasks.defer("attempted_errors", "result", "event__body", "event__metadata")
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        # For the page's rows alone: a planner may evaluate columns before it sorts and cuts.
+        shown = (
+            Task.objects.using(self.queryset.db)
+            .exclude(state=TaskState.COMPLETED)
+            .filter(pk__in=[task.pk for task in self.result_list])
+        )
+        newest = Left(KT("attempted_errors__-1__error"), ERROR_SHOWN)
+        errors = dict(shown.values_list("pk", newest))
+        for task in self.result_list:
+            task.newest_error = errors.get(task.pk)
+
+
+@admin.register(Task)
+class TaskAdmin(OperatingAdmin):
+    """A list that a million tasks do not slow down, and a page that tells a task's whole story."""
+
+    list_display = ("id", "badge", "subject", "consumer_link", "attempts", "due")
+    list_select_related = ("consumer", "event")
+    list_filter = ("state", StuckFilter, "consumer")
+    linked_lookups = ("event__id__exact",)
+    ordering = ("-id",)
+    sortable_by = ("id",)
+    search_fields = ("event__subject",)  # get_search_results() says what is searched
+    search_help_text = _("An event id, else a resource key, else the beginning of a subject.")
+    fieldsets = (
+        (None, {"fields": ("badge", "event_link", "consumer_link", "resource_key")}),
+        (
+            _("Attempts"),
+            {"fields": ("attempts", "due_exactly", "attempted", "cancel_requested")},
+        ),
+        (_("Outcome"), {"fields": ("result_text", "errors")}),
+        (_("Record"), {"fields": ("id", "lease_epoch", "created")}),
+    )
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return TaskList
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return with_is_due(super().get_queryset(request))
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Take the first meaning that fits: an index, or statistics, lead to each of them.
+
+        Nothing leads to their union: every task would be read, with its event.
+        """
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        if event_id := _uuid(term):
+            return queryset.filter(event_id=event_id), False
+        if len(term) > SUBJECT_SIZE_MAX:
+            return queryset.none(), False
+        if Task.objects.using(queryset.db).filter(resource_key=term).exists():
+            return queryset.filter(resource_key=term), False
+        return queryset.filter(event__subject__startswith=term), False
+
+    @admin.display(description=_("state"))
+    def badge(self, task: Task) -> str:
+        return task_badge(task)
+
+    @admin.display(description=_("subject"))
+    def subject(self, task: Any) -> str:
+        url = page_url(self.admin_site.name, "event_change", task.event_id)
+        error = visible(task.newest_error or "").replace("\n", " ")
+        return format_html(
+            '{} <code>{}</code><div class="kq-newest-error">{}</div>',
+            link(url, task.event.subject),
+            task.resource_key,
+            error,
+        )
+
+    @admin.display(description=_("event"))
+    def event_link(self, task: Task) -> str:
+        url = page_url(self.admin_site.name, "event_change", task.event_id)
+        return format_html("{} <code>{}</code>", link(url, task.event.subject), task.event_id)
+
+    @admin.display(description=_("consumer"))
+    def consumer_link(self, task: Task) -> str:
+        url = page_url(self.admin_site.name, "consumer_change", task.consumer_id)
+        return link(url, task.consumer.name)
+
+    @admin.display(description=_("attempts"))
+    def attempts(self, task: Task) -> str:
+        told = f"{task.attempt_count} / {task.consumer.attempt_max}"
+        if not task.cancel_attempt_count:
+            return told
+        counts = {"count": task.cancel_attempt_count, "max": task.consumer.cancel_attempt_max}
+        return f"{told}, {gettext('cancellation %(count)d / %(max)d') % counts}"
+
+    @admin.display(description=_("due or ended"))
+    def due(self, task: Task) -> str:
+        return due_text(task, moment)
+
+    @admin.display(description=_("due or ended"))
+    def due_exactly(self, task: Task) -> str:
+        return due_text(task, exact_moment)
+
+    @admin.display(description=_("last attempt"))
+    def attempted(self, task: Task) -> str:
+        return exact_moment(task.attempted_at)
+
+    @admin.display(description=_("cancellation requested"))
+    def cancel_requested(self, task: Task) -> str:
+        return exact_moment(task.cancel_requested_at)
+
+    @admin.display(description=_("created"))
+    def created(self, task: Task) -> str:
+        return exact_moment(task.created_at)
+
+    @admin.display(description=_("result"))
+    def result_text(self, task: Task) -> str:
+        if task.result is None:
+            return NOTHING
+        return format_html(
+            '<pre class="kq-content">{}</pre>', pretty(json.dumps(task.result, ensure_ascii=False))
+        )
+
+    @admin.display(description=_("errors"))
+    def errors(self, task: Task) -> str:
+        """Newest first: what is read when something has just gone wrong."""
+        if not task.attempted_errors:
+            return NOTHING
+        failures = [_failure(entry) for entry in reversed(task.attempted_errors)]
+        return render_to_string("admin/kanthorq_django/task/errors.html", {"failures": failures})
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _failure(entry: Any) -> dict[str, Any]:
+    """Return one of ``attempted_errors`` for the template, whatever was stored."""
+    told = entry if isinstance(entry, dict) else {"error": entry}
+    return {
+        "attempt": told.get("attempt", "?"),
+        "is_cancellation": told.get("verb") == "cancel",
+        "at": exact_moment(_parsed(told.get("at"))),
+        "error": visible(str(told.get("error", ""))),
+        "stack": visible(str(told.get("stack", ""))),
+    }
+
+
+def _parsed(text: object) -> datetime | None:
+    try:
+        return parse_datetime(str(text))
+    except ValueError:
+        return None

@@ -1,0 +1,39 @@
+"""Addresses, and what a browser would send."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from django.contrib.messages import get_messages
+from django.test import Client
+from django.urls import reverse
+
+from kanthorq_django.models import Task
+
+
+def page(name: str, *args: object) -> str:
+    """Return the address of an admin page such as ``task_changelist``."""
+    return reverse(f"admin:kanthorq_django_{name}", args=args)
+
+
+def tick(client: Client, verb: str, tasks: Iterable[Task], **more: Any) -> Any:
+    """Tick ``tasks`` in the list and run the action ``verb`` on them."""
+    selected = [str(task.pk) for task in tasks]
+    data = {"action": verb, "index": "0", "select_across": "0", "_selected_action": selected}
+    return client.post(page("task_changelist"), data | more)
+
+
+def press(client: Client, verb: str, task: Task) -> Any:
+    """Press the button ``verb`` on the task's page."""
+    return client.post(page(f"task_{verb}", task.pk))
+
+
+def told(response: Any) -> list[tuple[str, str]]:
+    """Return the (level, text) of each message that the user gets to see."""
+    return [(message.level_tag, str(message)) for message in get_messages(response.wsgi_request)]
+
+
+def text_of(response: Any) -> str:
+    """Return the page's text without its markup."""
+    html = response.content.decode()
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())

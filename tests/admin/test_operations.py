@@ -1,0 +1,199 @@
+import re
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.db import ProgrammingError, connection
+from django.test import Client
+
+from kanthorq_django.admin import operations
+from kanthorq_django.domain import states
+from kanthorq_django.models import Task, TaskState
+from tests.admin.conftest import MakeClient
+from tests.admin.pages import page, press, tick, told
+from tests.factories import ConsumerFactory, EventFactory, TaskFactory
+
+pytestmark = pytest.mark.django_db
+
+VERBS = ("cancel", "resume", "release", "reset")
+# A state that each verb leaves.
+SOURCES = {
+    "cancel": TaskState.AVAILABLE,
+    "resume": TaskState.DISCARDED,
+    "release": TaskState.PENDING,
+    "reset": TaskState.COMPLETED,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("state", TaskState)
+def test_each_action_moves_a_task_as_the_table_of_moves_says(
+    operator: Client, verb: str, state: TaskState
+):
+    task = TaskFactory.create(state=state)
+    expected = states.targets(verb, state)
+
+    response = tick(operator, verb, [task])
+
+    task.refresh_from_db()
+    assert response.status_code == 302
+    assert task.state == (expected[0] if expected else state)
+    assert [level for level, _ in told(response)] == ["success" if expected else "warning"]
+
+
+def test_a_message_counts_what_was_updated_and_names_what_was_left_alone(operator: Client):
+    waiting = TaskFactory.create_batch(2, state=TaskState.AVAILABLE)
+    running = TaskFactory.create(state=TaskState.RUNNING)
+
+    response = tick(operator, "cancel", [*waiting, running])
+
+    assert told(response) == [
+        (
+            "warning",
+            f"Cancel: 2 tasks updated, 1 left alone: event {running.event_id} (Running).",
+        )
+    ]
+
+
+def test_a_message_names_only_a_few_of_many_tasks_left_alone(operator: Client):
+    running = TaskFactory.create_batch(7, state=TaskState.RUNNING)
+
+    ((level, text),) = told(tick(operator, "cancel", running))
+
+    assert level == "warning"
+    assert text.startswith("Cancel: 0 tasks updated, 7 left alone: ")
+    assert text.endswith(" and 2 others.")
+    assert len(re.findall(r"\(Running\)", text)) == operations.SPARED_SHOWN
+
+
+def test_each_changed_task_is_logged_and_no_other(operator: Client):
+    discarded = TaskFactory.create(state=TaskState.DISCARDED)
+    cancelled = TaskFactory.create(state=TaskState.CANCELLED)
+    running = TaskFactory.create(state=TaskState.RUNNING)
+
+    tick(operator, "resume", [discarded, cancelled, running])
+
+    logged = {entry.object_id: entry for entry in LogEntry.objects.all()}
+    assert logged.keys() == {str(discarded.pk), str(cancelled.pk)}
+    assert logged[str(discarded.pk)].change_message == "resume (was discarded)"
+    assert logged[str(cancelled.pk)].change_message == "resume (was cancelled)"
+    assert logged[str(cancelled.pk)].object_repr == str(cancelled)
+    assert logged[str(cancelled.pk)].user.username == "staff-0"
+
+
+def test_two_consumers_tasks_of_one_event_are_told_apart(operator: Client):
+    event = EventFactory.create()
+    kinds = {"consumer__stream": event.stream, "event": event}
+    waiting = TaskFactory.create(**kinds, state=TaskState.AVAILABLE)
+    running = TaskFactory.create(**kinds, state=TaskState.RUNNING)
+
+    response = tick(operator, "cancel", [waiting, running])
+
+    assert [entry.object_id for entry in LogEntry.objects.all()] == [str(waiting.pk)]
+    assert "1 task updated, 1 left alone" in told(response)[0][1]
+
+
+def test_a_change_that_cannot_be_logged_is_not_made(operator: Client):
+    task = TaskFactory.create(state=TaskState.PENDING)
+    with connection.cursor() as cursor:
+        cursor.execute("""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+                AS $$ BEGIN RAISE EXCEPTION 'the log is full'; END $$;
+            CREATE TRIGGER refuse BEFORE INSERT ON django_admin_log
+                FOR EACH ROW EXECUTE FUNCTION refuse();
+        """)
+
+    with pytest.raises(ProgrammingError, match="the log is full"):
+        tick(operator, "release", [task])
+
+    task.refresh_from_db()
+    assert task.state == TaskState.PENDING
+
+
+def test_a_task_with_a_cancellation_handler_goes_on_to_it(operator: Client):
+    consumer = ConsumerFactory.create(has_cancel_handler=True)
+    task = TaskFactory.create(consumer=consumer, state=TaskState.AVAILABLE)
+
+    tick(operator, "cancel", [task])
+
+    task.refresh_from_db()
+    assert task.state == TaskState.CANCELLING
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_button_on_the_tasks_page_does_what_the_action_does(operator: Client, verb: str):
+    task = TaskFactory.create(state=SOURCES[verb])
+
+    response = press(operator, verb, task)
+
+    task.refresh_from_db()
+    assert response.status_code == 302
+    assert response["Location"] == page("task_change", task.pk)
+    assert task.state == states.targets(verb, SOURCES[verb])[0]
+    assert LogEntry.objects.get().object_id == str(task.pk)
+    assert told(response)[0][0] == "success"
+
+
+def test_a_button_pressed_too_late_warns(operator: Client):
+    task = TaskFactory.create(state=TaskState.COMPLETED)
+
+    response = press(operator, "cancel", task)
+
+    assert told(response) == [
+        ("warning", f"Cancel: 0 tasks updated, 1 left alone: event {task.event_id} (Completed).")
+    ]
+
+
+def test_a_button_leads_back_to_the_list_as_it_was_filtered(operator: Client):
+    task = TaskFactory.create(state=TaskState.PENDING)
+    query = "_changelist_filters=state__exact%3D0"
+
+    response = operator.post(f"{page('task_release', task.pk)}?{query}")
+
+    assert response["Location"] == f"{page('task_change', task.pk)}?{query}"
+
+
+@pytest.mark.parametrize("task_id", ["0", "no-number", "9" * 40, "%00"])
+def test_a_button_of_a_task_that_is_not_there_is_not_found(operator: Client, task_id: str):
+    assert operator.post(f"{page('task_changelist')}{task_id}/cancel/").status_code == 404
+
+
+def test_tasks_are_moved_batch_by_batch(operator: Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(operations, "BATCH_SIZE", 2)
+    consumer = ConsumerFactory.create()
+    tasks = TaskFactory.create_batch(5, state=TaskState.PENDING, consumer=consumer)
+
+    response = tick(operator, "release", tasks)
+
+    assert Task.objects.available().count() == 5
+    assert LogEntry.objects.count() == 5
+    assert told(response) == [("success", "Release: 5 tasks updated.")]
+
+
+def test_an_action_without_ticked_tasks_changes_nothing(operator: Client):
+    TaskFactory.create(state=TaskState.PENDING)
+
+    response = tick(operator, "release", [])
+
+    assert Task.objects.pending().count() == 1
+    assert told(response)[0][0] == "warning"
+
+
+def test_an_action_reaches_only_what_the_list_is_filtered_to(operator: Client):
+    ticked = TaskFactory.create(state=TaskState.PENDING)
+    other = ConsumerFactory.create()
+
+    operator.post(
+        f"{page('task_changelist')}?consumer__id__exact={other.pk}",
+        {"action": "release", "index": "0", "_selected_action": [ticked.pk]},
+    )
+
+    ticked.refresh_from_db()
+    assert ticked.state == TaskState.PENDING
+
+
+def test_every_verb_has_a_permission_of_its_own(client_of: MakeClient):
+    for verb in VERBS:
+        client = client_of(f"{verb}_task")
+        response = client.get(page("task_changelist"))
+        offered = {name for name, _ in response.context["action_form"].fields["action"].choices}
+        assert offered - {""} == {verb}
