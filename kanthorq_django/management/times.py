@@ -7,10 +7,9 @@ from django.utils import timezone
 
 DURATION_MAX = timedelta(days=36_500)  # PostgreSQL can subtract it from any current time
 
-_UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+_SECONDS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DURATION = re.compile(r"(?:\d{1,9}[wdhms])+", re.ASCII)
 _PART = re.compile(r"(\d+)([wdhms])", re.ASCII)
-_STEPS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
 def parse_duration(text: str) -> timedelta:
@@ -23,21 +22,18 @@ def parse_duration(text: str) -> timedelta:
             f"{text[:40]!a} is not a duration; write whole numbers with a unit "
             "(w, d, h, m or s), such as 7d, 12h, 30m or 90s."
         )
-    duration = sum(
-        (timedelta(**{_UNITS[unit]: int(number)}) for number, unit in _PART.findall(text)),
-        timedelta(0),
-    )
-    if duration > DURATION_MAX:
+    seconds = sum(int(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
+    if seconds > DURATION_MAX.total_seconds():
         raise ValueError(f"{text[:40]!a} is too long; the limit is {DURATION_MAX.days:,} days.")
-    return duration
+    return timedelta(seconds=seconds)
 
 
 def format_duration(duration: timedelta) -> str:
     """Return ``duration`` in its two largest units, cut off: ``2d4h``, ``3m5s``, ``0s``."""
     seconds = max(int(duration.total_seconds()), 0)
     parts: list[tuple[int, str]] = []
-    for unit, size in _STEPS:
-        count, seconds = divmod(seconds, size)
+    for unit in "dhms":
+        count, seconds = divmod(seconds, _SECONDS[unit])
         if count or parts:
             parts.append((count, unit))
     return "".join(f"{count}{unit}" for count, unit in parts[:2] if count) or "0s"

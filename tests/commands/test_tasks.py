@@ -1,0 +1,322 @@
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from django.core.management.base import CommandError
+from django.db.models.functions import Now
+
+from kanthorq_django.domain import states
+from kanthorq_django.management.verbs.tasks import moving
+from kanthorq_django.models import Consumer, Task, TaskState
+from tests.commands.console import kanthorq
+from tests.factories import ConsumerFactory, EventFactory, TaskFactory
+
+pytestmark = pytest.mark.django_db
+
+VERBS = ("cancel", "resume", "release", "reset")
+
+
+@pytest.fixture
+def refunds() -> Consumer:
+    return ConsumerFactory.create(name="refunds", stream__name="orders")
+
+
+@pytest.fixture
+def shipping(refunds: Consumer) -> Consumer:
+    return ConsumerFactory.create(name="shipping", stream=refunds.stream)
+
+
+def listed(*filters: object) -> set[UUID]:
+    return {UUID(task["event"]) for task in kanthorq("tasks", "list", "--json", *filters).json}
+
+
+class TestList:
+    def test_a_line_tells_what_an_operator_looks_for(self, refunds: Consumer):
+        task = TaskFactory.create(
+            consumer=refunds,
+            state=TaskState.RETRYABLE,
+            event__subject="order.paid",
+            event__resource_key="order-17",
+        )
+
+        head, line = kanthorq("tasks", "list").lines
+
+        assert head.split()[:4] == ["EVENT", "CONSUMER", "STATE", "ATTEMPTS"]
+        assert line.split()[:4] == [str(task.event_id), "refunds", "retryable", "1/16"]
+        assert line.split()[-2:] == ["order-17", "order.paid"]
+
+    def test_columns_are_aligned(self, refunds: Consumer):
+        for subject in ("a", "order.paid.very.late"):
+            TaskFactory.create(consumer=refunds, event__subject=subject)
+
+        head, *lines = kanthorq("tasks", "list").lines
+
+        starts = [line.rindex(line.split()[-1]) for line in lines]
+        assert starts == [head.index("SUBJECT")] * 2
+
+    def test_without_tasks_there_is_only_the_head(self):
+        assert len(kanthorq("tasks", "list").lines) == 1
+        assert kanthorq("tasks", "list", "--json").json == []
+
+    def test_what_the_limit_left_out_is_told_beside_the_data(self, refunds: Consumer):
+        first, _ = TaskFactory.create_batch(2, consumer=refunds)
+
+        ran = kanthorq("tasks", "list", "--limit", 1, "--json")
+
+        assert [task["event"] for task in ran.json] == [str(first.event_id)]
+        assert "There are more" in ran.err
+
+    def test_each_filter_narrows(self, refunds: Consumer, shipping: Consumer):
+        paid = TaskFactory.create(
+            consumer=refunds, event__subject="order.paid", event__resource_key="order-17"
+        )
+        other = TaskFactory.create(
+            consumer=shipping, event__subject="parcel.sent", state=TaskState.DISCARDED
+        )
+        Task.objects.filter(pk=paid.pk).update(created_at=Now() - timedelta(hours=3))
+
+        assert listed() == {paid.event_id, other.event_id}
+        for narrow in (
+            ("--consumer", "refunds"),
+            ("--state", "available"),
+            ("--resource-key", "order-17"),
+            ("--event", paid.event_id),
+            (paid.event_id,),
+            ("--subject", "order."),
+            ("--older-than", "2h"),
+        ):
+            assert listed(*narrow) == {paid.event_id}, narrow
+        assert listed("--state", "final") == {other.event_id}
+        assert listed("--stream", "orders") == {paid.event_id, other.event_id}
+        assert listed(
+            "--consumer", "refunds", "--consumer", "shipping", "--state", "discarded"
+        ) == {other.event_id}
+
+    def test_stuck_is_running_with_a_lease_that_ran_out(self, refunds: Consumer):
+        TaskFactory.create(consumer=refunds, state=TaskState.RUNNING)
+        stuck = TaskFactory.create(
+            consumer=refunds, state=TaskState.RUNNING, schedule_at=Now() - timedelta(minutes=1)
+        )
+
+        assert listed("--state", "stuck") == {stuck.event_id}
+
+    def test_a_percent_sign_is_no_wildcard(self, refunds: Consumer):
+        TaskFactory.create(consumer=refunds, event__subject="order.paid")
+
+        assert listed("--subject", "%") == set()
+
+
+class TestShow:
+    def test_everything_about_the_task_and_its_event_is_printed(self, refunds: Consumer):
+        task = TaskFactory.create(
+            consumer=refunds,
+            state=TaskState.DISCARDED,
+            event__body={"order": 17},
+            event__metadata={"by": "ops"},
+            attempted_errors=[
+                {
+                    "at": "2026-11-20T16:00:00+00:00",
+                    "attempt": 1,
+                    "verb": "handle",
+                    "error": "ValueError: no",
+                    "stack": "Traceback\n  File x\nValueError: no",
+                }
+            ],
+        )
+
+        out = kanthorq("tasks", "show", task.event_id).out
+
+        for fact in ('{"order": 17}', '{"by": "ops"}', "discarded", "1 of 16", "ValueError: no"):
+            assert fact in out
+        assert f"refunds: task {task.pk}" in out
+
+    def test_json_holds_the_body_as_text_or_in_base64(self, refunds: Consumer):
+        text = TaskFactory.create(consumer=refunds, event__body="héllo")
+        binary = TaskFactory.create(consumer=refunds, event__body=b"\xff\x00")
+
+        shown = kanthorq("tasks", "show", "--json", text.event_id, binary.event_id).json
+
+        bodies = [(task["event"]["body"], task["event"]["body_encoding"]) for task in shown]
+        assert bodies == [("héllo", "utf-8"), ("/wA=", "base64")]
+
+    def test_a_body_cannot_steer_the_terminal(self, refunds: Consumer):
+        task = TaskFactory.create(consumer=refunds, event__body="\x1b[2Jgone\n")
+        binary = TaskFactory.create(consumer=refunds, event__body=b"\xff" * 65)
+
+        out = kanthorq("tasks", "show", task.event_id, binary.event_id).out
+
+        assert "\\x1b[2Jgone\\n" in out
+        assert "\x1b" not in out
+        assert "ff ff …" in out
+
+    def test_it_wants_to_know_which_tasks(self):
+        with pytest.raises(CommandError, match="Say which tasks"):
+            kanthorq("tasks", "show")
+
+    def test_an_unknown_event_shows_nothing(self):
+        ran = kanthorq("tasks", "show", uuid4())
+
+        assert (ran.out, ran.err) == ("", "No task matches.\n")
+
+
+class TestMoving:
+    @pytest.mark.parametrize("verb", VERBS)
+    @pytest.mark.parametrize("state", TaskState)
+    def test_each_verb_tells_of_each_state_what_it_did_and_what_it_would_do(
+        self, verb: str, state: TaskState, refunds: Consumer
+    ):
+        task = TaskFactory.create(consumer=refunds, state=state)
+        targets = states.targets(verb, state)
+
+        dry = kanthorq("tasks", verb, task.event_id, "--dry-run")
+        task.refresh_from_db()
+        assert task.state == state
+        ran = kanthorq("tasks", verb, task.event_id, "--yes")
+        task.refresh_from_db()
+
+        word = "updated" if targets else "noop"
+        would = "would-update" if targets else "noop"
+        assert ran.words == [[word, str(task.event_id), "refunds"]]
+        assert dry.words == [[would, str(task.event_id), "refunds"]]
+        assert f"1 {word}" in ran.err
+        assert "nothing was changed" in dry.err
+        assert task.state == (targets[0] if targets else state)
+
+    def test_running_tasks_are_asked_to_stop_once(self, refunds: Consumer):
+        task = TaskFactory.create(consumer=refunds, state=TaskState.RUNNING)
+        arguments = ("tasks", "cancel", "--running", "--consumer", "refunds")
+
+        assert kanthorq(*arguments, "--dry-run").words[0][0] == "would-request"
+        assert kanthorq(*arguments, "--yes").words[0][0] == "requested"
+        assert kanthorq(*arguments, "--dry-run").words[0][0] == "noop"
+        assert kanthorq(*arguments, "--yes").words[0][0] == "noop"
+        task.refresh_from_db()
+        assert task.cancel_requested_at is not None
+
+    def test_one_event_is_told_for_each_of_its_consumers(
+        self, refunds: Consumer, shipping: Consumer
+    ):
+        event = EventFactory.create(stream=refunds.stream)
+        TaskFactory.create(consumer=refunds, event=event, state=TaskState.AVAILABLE)
+        TaskFactory.create(consumer=shipping, event=event, state=TaskState.COMPLETED)
+
+        told = kanthorq("tasks", "cancel", "--event", event.pk, "--yes", "--json").json
+
+        assert told == {
+            "verb": "cancel",
+            "dry_run": False,
+            "updated": [{"event": str(event.pk), "consumer": "refunds"}],
+            "requested": [],
+            "noop": [{"event": str(event.pk), "consumer": "shipping"}],
+        }
+
+    def test_an_unknown_event_is_a_noop(self):
+        unknown = uuid4()
+
+        assert kanthorq("tasks", "cancel", unknown, "--yes").words == [["noop", str(unknown), "-"]]
+
+    def test_without_a_match_nothing_is_done_and_that_is_no_error(self, refunds: Consumer):
+        ran = kanthorq("tasks", "cancel", "--consumer", "refunds", "--yes")
+
+        assert (ran.out, ran.err) == ("", "0 updated, 0 requested, 0 noop.\n")
+
+    def test_the_limit_takes_the_oldest(self, refunds: Consumer):
+        tasks = TaskFactory.create_batch(3, consumer=refunds)
+
+        ran = kanthorq("tasks", "cancel", "--consumer", "refunds", "--limit", 2, "--yes")
+
+        assert [UUID(event) for _, event, _ in ran.words] == [task.event_id for task in tasks[:2]]
+        assert Task.objects.cancelled().count() == 2
+
+    @pytest.mark.parametrize("limit", [None, 5, 7])
+    def test_many_tasks_go_batch_by_batch(
+        self, limit: int | None, refunds: Consumer, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(moving, "BATCH", 2)
+        TaskFactory.create_batch(7, consumer=refunds)
+        bounds = () if limit is None else ("--limit", limit)
+
+        ran = kanthorq("tasks", "cancel", "--state", "available", *bounds, "--yes")
+
+        assert len(ran.lines) == Task.objects.cancelled().count() == (limit or 7)
+
+    @pytest.mark.parametrize("verb", VERBS)
+    @pytest.mark.parametrize("arguments", [(), ("--yes",), ("--all",), ("--limit", 5, "--yes")])
+    def test_without_a_filter_it_refuses_to_act(self, verb: str, arguments: tuple[object, ...]):
+        task = TaskFactory.create()
+
+        with pytest.raises(CommandError, match=r"Say which tasks: .* --all together with --yes"):
+            kanthorq("tasks", verb, *arguments)
+
+        task.refresh_from_db()
+        assert task.state == TaskState.AVAILABLE
+
+    def test_zero_seconds_are_no_filter(self):
+        with pytest.raises(CommandError, match="Say which tasks"):
+            kanthorq("tasks", "cancel", "--older-than", "0s", "--yes")
+
+    @pytest.mark.parametrize("option", ["--subject", "--resource-key"])
+    def test_an_empty_shell_variable_does_not_select_everything(self, option: str):
+        with pytest.raises(CommandError, match="is empty, which would select everything"):
+            kanthorq("tasks", "cancel", option, "", "--yes")
+
+    def test_all_of_them_with_yes(self):
+        TaskFactory.create_batch(2)
+
+        assert len(kanthorq("tasks", "cancel", "--all", "--yes").lines) == 2
+        assert Task.objects.cancelled().count() == 2
+
+    def test_all_of_them_can_be_rehearsed(self):
+        TaskFactory.create()
+
+        assert len(kanthorq("tasks", "cancel", "--all", "--dry-run").lines) == 1
+        assert not Task.objects.cancelled().exists()
+
+    def test_without_a_terminal_and_without_yes_it_refuses(self, refunds: Consumer):
+        TaskFactory.create(consumer=refunds)
+
+        with pytest.raises(CommandError, match="add --yes, or --dry-run"):
+            kanthorq("tasks", "cancel", "--consumer", "refunds")
+
+        assert not Task.objects.cancelled().exists()
+
+    @pytest.mark.parametrize(
+        ("filters", "fact"),
+        [
+            (("--consumer", "refnds"), "no consumer 'refnds'.*did you mean 'refunds'"),
+            (("--stream", "ordres"), "no stream 'ordres'.*did you mean 'orders'"),
+            (("--state", "avaliable"), "invalid choice: 'avaliable'"),
+            (("--event", "17"), "'17' is not an event id; it must be a UUID"),
+            (("17",), "'17' is not an event id"),
+            (("--older-than", "2 hours"), "is not a duration"),
+            (("--limit", "0"), "must be a whole number from 1 to"),
+            (("--limit", "many"), "must be a whole number from 1 to"),
+            (("--database", "defualt"), "invalid choice"),
+        ],
+    )
+    @pytest.mark.parametrize("verb", ["list", "show", "cancel"])
+    @pytest.mark.usefixtures("refunds")
+    def test_a_wrong_filter_is_one_sentence(self, verb: str, filters: tuple[str, ...], fact: str):
+        with pytest.raises(CommandError, match=fact) as refused:
+            kanthorq("tasks", verb, *filters)
+
+        assert "\n" not in str(refused.value)
+
+
+def test_a_task_claimed_meanwhile_is_told_as_noop(
+    refunds: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    """Between the lookup of a batch and its move a worker may claim: the statement decides."""
+    task = TaskFactory.create(consumer=refunds)
+    move: Callable[..., object] = moving.Cancel.move
+
+    def claim_first(self: moving.Cancel, tasks: object, *, running: bool) -> object:
+        refunds.claim()
+        return move(self, tasks, running=running)
+
+    monkeypatch.setattr(moving.Cancel, "move", claim_first)
+
+    ran = kanthorq("tasks", "cancel", task.event_id, "--yes")
+
+    assert ran.words == [["noop", str(task.event_id), "refunds"]]
