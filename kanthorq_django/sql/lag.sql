@@ -39,6 +39,7 @@ unread AS (
                 WHERE stream_id = consumer.stream_id
                     AND xid = passed.xid
                     AND (passed.xid <> consumer.position_xid OR id > consumer.position_id)
+                ORDER BY id
                 LIMIT %(limit)s + 1
             ) AS late
         LIMIT %(limit)s + 1

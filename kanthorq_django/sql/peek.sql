@@ -6,18 +6,26 @@ SELECT
     consumer.cluster_id <> (SELECT system_identifier FROM pg_control_system())
         OR pg_snapshot_xmax(consumer."cursor") > pg_snapshot_xmax(pg_current_snapshot())
         OR consumer."window" IS NOT NULL
+        -- Scalar subqueries in the index's order: behind EXISTS the planner expects an early hit
+        -- and reads the table from its start, which is all of it when there is none.
         OR EXISTS (
             SELECT FROM pg_snapshot_xip(consumer."cursor") AS open (xid)
-            WHERE EXISTS (
-                SELECT FROM kanthorq_django_event AS event
+            WHERE (
+                SELECT event.id
+                FROM kanthorq_django_event AS event
                 WHERE event.stream_id = consumer.stream_id AND event.xid = open.xid
-            )
+                ORDER BY event.id
+                LIMIT 1
+            ) IS NOT NULL
         )
-        OR EXISTS (
-            SELECT FROM kanthorq_django_event AS event
+        OR (
+            SELECT event.id
+            FROM kanthorq_django_event AS event
             WHERE event.stream_id = consumer.stream_id
                 AND event.xid >= pg_snapshot_xmax(consumer."cursor")
-        ) AS has_events,
+            ORDER BY event.xid, event.id
+            LIMIT 1
+        ) IS NOT NULL AS has_events,
     extract(epoch FROM (
         SELECT min(task.schedule_at)
         FROM kanthorq_django_task AS task

@@ -131,12 +131,13 @@ SELECT
     -- A cursor that is ahead of this cluster, or an event that is, came from another one.
     pg_snapshot_xmax(%(cursor)s::pg_snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
         AND pg_snapshot_xmin(%(cursor)s::pg_snapshot) <= pg_snapshot_xmin(pg_current_snapshot())
-        AND NOT EXISTS (
-            SELECT FROM kanthorq_django_event
+        AND (
+            SELECT id FROM kanthorq_django_event
             WHERE stream_id = %(stream_id)s
                 AND xid >= pg_snapshot_xmax(pg_current_snapshot())
                 AND xid <> pg_current_xact_id()
-        )
+            ORDER BY xid, id LIMIT 1  -- keeps the planner on the index
+        ) IS NULL
         AS is_sane,
     pulled.*,
     event.subject AS event_subject,

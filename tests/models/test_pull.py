@@ -3,7 +3,8 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -256,3 +257,19 @@ def test_saving_a_consumer_that_was_loaded_earlier_does_not_move_its_cursor_back
 
     assert cursor_of(consumer) == before
     assert consumer.attempt_max == 3
+
+
+def test_an_idle_pull_is_one_look_that_writes_nothing():
+    consumer = register()
+    publish_some(1)
+    consumer.pull()
+
+    with CaptureQueriesContext(connection) as queries:
+        assert consumer.pull() == []
+
+    (look,) = queries
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(look["sql"])
+        consumer.lag()
+        cursor.execute("SELECT pg_current_xact_id_if_assigned()")
+        assert cursor.fetchone() == (None,)

@@ -1,0 +1,203 @@
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from django.db import connection, transaction
+from pytest_django import DjangoDbBlocker
+
+from kanthorq_django import sql
+from kanthorq_django.domain import subjects
+from kanthorq_django.models import Consumer, Stream
+from kanthorq_django.models.consumer import Registration
+
+EVENT_COUNT = 200_000
+EVENTS_PER_TRANSACTION = 1_000
+PAGE_SIZE = 500
+INDEX = "kanthorq_event_unread"
+# An index page holds some 200 entries, a page of the table some 70 events.
+BLOCKS_OF_A_PAGE = 50
+
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(scope="module")
+def reader(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[Consumer]:
+    """A consumer that has read nothing of a large stream; each test rolls back what it does."""
+    with django_db_blocker.unblock():
+        consumer = Consumer.objects.register("reader", Registration("large", includes=[">"]))
+        execute(
+            f"""
+            DO $$ BEGIN FOR i IN 1..{EVENT_COUNT // EVENTS_PER_TRANSACTION} LOOP
+                INSERT INTO kanthorq_django_event
+                    (id, stream_id, subject, body, metadata, resource_key)
+                SELECT lpad(to_hex(i * {EVENTS_PER_TRANSACTION} + n), 32, '0')::uuid,
+                    {consumer.stream_id}, 'a.b', '', '{{}}', ''
+                FROM generate_series(1, {EVENTS_PER_TRANSACTION}) AS n;
+                COMMIT;
+            END LOOP; END $$
+            """
+        )
+        execute("VACUUM ANALYZE kanthorq_django_event")
+        yield consumer
+        execute("TRUNCATE kanthorq_django_event, kanthorq_django_task, kanthorq_django_consumer")
+        Stream.objects.all().delete()
+
+
+class Scan(NamedTuple):
+    """A node of a plan that reads events."""
+
+    kind: str
+    index: str | None
+    rows: float
+    rows_removed: float
+    blocks: int
+
+
+def execute(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def event_scans(statement: str, params: dict[str, Any]) -> list[Scan]:
+    """Run the statement, roll it back, and return how it read events."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement}", params)
+        (explained,) = cursor.fetchone()
+        transaction.set_rollback(True)
+    plan = explained if isinstance(explained, list) else json.loads(explained)
+    return [scan_of(node) for node in nodes(plan[0]["Plan"]) if reads_events(node)]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def reads_events(node: dict[str, Any]) -> bool:
+    return node.get("Relation Name") == "kanthorq_django_event"
+
+
+def scan_of(node: dict[str, Any]) -> Scan:
+    loops = node["Actual Loops"]
+    return Scan(
+        node["Node Type"],
+        node.get("Index Name"),
+        node["Actual Rows"] * loops,
+        node.get("Rows Removed by Filter", 0) * loops,
+        node["Shared Hit Blocks"] + node["Shared Read Blocks"],
+    )
+
+
+def pull_scans(consumer: Consumer, statement: str | None = None) -> list[Scan]:
+    """Return how the next pull of ``consumer`` would read events, without its final join."""
+    (locked,) = sql.rows("default", "lock_consumer", {"consumer_id": consumer.pk})
+    params = {
+        "consumer_id": consumer.pk,
+        **locked._asdict(),
+        "includes": subjects.to_regex(["nothing"]),
+        "excludes": subjects.to_regex([]),
+        "limit": 100,
+        "page_size": PAGE_SIZE,
+    }
+    scans = event_scans(statement or sql.load("pull"), params)
+    return [scan for scan in scans if scan.index != "kanthorq_django_event_pkey"]
+
+
+def assert_bounded(scans: list[Scan], *, rows: int = PAGE_SIZE) -> None:
+    read = [scan for scan in scans if scan.blocks]
+    assert {scan.kind for scan in read} <= {"Index Scan", "Index Only Scan"}
+    assert {scan.index for scan in read} <= {INDEX}
+    assert sum(scan.rows + scan.rows_removed for scan in read) <= rows
+    assert sum(scan.blocks for scan in read) <= BLOCKS_OF_A_PAGE
+
+
+def place(consumer: Consumer, cursor: str, window: str = "NULL", row: int = 0) -> None:
+    """Set the cursor to an expression over the event number ``row``, from 0."""
+    position = "NULL, NULL" if window == "NULL" else "event.xid, event.id"
+    execute(
+        f"""
+        UPDATE kanthorq_django_consumer AS consumer
+        SET ("cursor", "window", position_xid, position_id) = ({cursor}, {window}, {position})
+        FROM (
+            SELECT xid, id FROM kanthorq_django_event ORDER BY xid, id OFFSET {row} LIMIT 1
+        ) AS event
+        WHERE consumer.id = {consumer.pk}
+        """
+    )
+
+
+def place_in_the_middle(consumer: Consumer) -> None:
+    """Leave the consumer in an open window, half of which it has read."""
+    place(consumer, "'1:1:'", "pg_current_snapshot()", EVENT_COUNT // 2)
+
+
+def test_the_first_page_of_a_large_stream_is_one_index_range(reader: Consumer):
+    scans = pull_scans(reader)
+
+    assert_bounded(scans)
+    assert sum(scan.rows for scan in scans) == PAGE_SIZE
+
+
+def test_a_page_from_the_middle_of_a_window_starts_where_the_last_one_ended(reader: Consumer):
+    place_in_the_middle(reader)
+
+    scans = pull_scans(reader)
+
+    assert_bounded(scans)
+    assert sum(scan.rows for scan in scans) == PAGE_SIZE
+
+
+def test_two_conditions_instead_of_the_folded_one_would_wade_through_what_was_read(
+    reader: Consumer,
+):
+    """The planner trap: the index scan starts at the lower of them, which is no position."""
+    place(reader, "format('%s:%s:', event.xid, event.xid)::pg_snapshot", row=EVENT_COUNT - 1)
+    text = sql.load("pull")
+    start = text.index("AND (xid, id) > (\n")
+    end = text.index("AND xid < (SELECT pg_snapshot_xmax(snapshot) FROM horizon)")
+    unfolded = (
+        "AND xid >= pg_snapshot_xmax(%(cursor)s::pg_snapshot)"
+        " AND (xid, id) > (%(position_xid)s::xid8, %(position_id)s::uuid) "
+    )
+    trap = text[:start] + unfolded + text[end:]
+
+    assert sum(scan.blocks for scan in pull_scans(reader, trap)) > 10 * BLOCKS_OF_A_PAGE
+
+
+def test_the_end_of_a_large_stream_is_read_without_its_beginning(reader: Consumer):
+    place(reader, "format('%s:%s:', event.xid, event.xid)::pg_snapshot", row=EVENT_COUNT - 1)
+
+    scans = pull_scans(reader)
+
+    assert_bounded(scans)
+    assert sum(scan.rows for scan in scans) == PAGE_SIZE
+
+
+def test_a_transaction_that_was_open_costs_one_index_probe(reader: Consumer):
+    latest = "pg_snapshot_xmax(pg_current_snapshot())"
+    place(reader, f"format('%s:%s:%s', event.xid, {latest}, event.xid)::pg_snapshot")
+
+    scans = pull_scans(reader)
+
+    assert_bounded(scans)
+    assert sum(scan.rows for scan in scans) == PAGE_SIZE
+
+
+def test_an_idle_look_probes_the_end_of_the_index(reader: Consumer):
+    place(reader, "pg_current_snapshot()")
+
+    scans = event_scans(sql.load("peek"), {"consumer_ids": [reader.pk], "states": [1]})
+
+    assert_bounded(scans, rows=0)
+
+
+def test_the_lag_reads_no_further_than_its_limit(reader: Consumer):
+    place_in_the_middle(reader)
+
+    scans = event_scans(sql.load("lag"), {"consumer_id": reader.pk, "limit": PAGE_SIZE})
+
+    assert_bounded(scans, rows=PAGE_SIZE + 1)
+    assert reader.lag()[:2] == (10_000, True)
