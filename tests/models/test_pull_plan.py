@@ -37,7 +37,7 @@ def reader(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterato
                 FROM generate_series(1, {EVENTS_PER_TRANSACTION}) AS n;
                 COMMIT;
             END LOOP; END $$
-            """
+            """  # noqa: S608  # numbers of this file
         )
         execute("VACUUM ANALYZE kanthorq_django_event")
         yield consumer
@@ -49,7 +49,7 @@ class Scan(NamedTuple):
     """A node of a plan that reads events."""
 
     kind: str
-    index: str | None
+    index_name: str | None
     rows: float
     rows_removed: float
     blocks: int
@@ -103,13 +103,13 @@ def pull_scans(consumer: Consumer, statement: str | None = None) -> list[Scan]:
         "page_size": PAGE_SIZE,
     }
     scans = event_scans(statement or sql.load("pull"), params)
-    return [scan for scan in scans if scan.index != "kanthorq_django_event_pkey"]
+    return [scan for scan in scans if scan.index_name != "kanthorq_django_event_pkey"]
 
 
 def assert_bounded(scans: list[Scan], *, rows: int = PAGE_SIZE) -> None:
     read = [scan for scan in scans if scan.blocks]
     assert {scan.kind for scan in read} <= {"Index Scan", "Index Only Scan"}
-    assert {scan.index for scan in read} <= {INDEX}
+    assert {scan.index_name for scan in read} <= {INDEX}
     assert sum(scan.rows + scan.rows_removed for scan in read) <= rows
     assert sum(scan.blocks for scan in read) <= BLOCKS_OF_A_PAGE
 
@@ -125,7 +125,7 @@ def place(consumer: Consumer, cursor: str, window: str = "NULL", row: int = 0) -
             SELECT xid, id FROM kanthorq_django_event ORDER BY xid, id OFFSET {row} LIMIT 1
         ) AS event
         WHERE consumer.id = {consumer.pk}
-        """
+        """  # noqa: S608  # expressions of this file
     )
 
 
