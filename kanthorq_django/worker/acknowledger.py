@@ -1,10 +1,13 @@
 """Writes the verdicts of handlers, as many as have come together in one statement."""
 
+import contextlib
+import itertools
 import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import replace
+from typing import Any
 
 from django.db import DatabaseError, connections
 
@@ -14,21 +17,32 @@ from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.executor import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
+from kanthorq_django.worker.warden import Bounded
 
 logger = logging.getLogger("kanthorq_django.worker")
 
 BATCH_MAX = 1_000  # verdicts in one statement
+RESULT_REFUSED = Failure("The database refused to store the result of the handler.")
+FAILURE_REFUSED = Failure(
+    "The database refused to store the failure; the log of the worker has it."
+)
 
 
 class Acknowledger:
     """A thread that settles tasks; ``written`` is told which leases need no renewal any more."""
 
-    def __init__(self, using: str, written: Callable[[Iterable[Lease]], None]) -> None:
+    def __init__(
+        self,
+        using: str,
+        written: Callable[[Iterable[Lease]], None],
+        bounded: Bounded = contextlib.nullcontext,
+    ) -> None:
         self._using = using
         self._written = written
+        self._bounded = bounded
         self._endings: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
         self._abandon = threading.Event()
-        self._backoff = Backoff("acknowledger", self._abandon)
+        self._backoff = Backoff("acknowledger")
         self._thread = threading.Thread(target=self._run, name="kanthorq-acknowledger", daemon=True)
 
     def start(self) -> None:
@@ -65,47 +79,45 @@ class Acknowledger:
 
     def write(self, endings: list[Ending]) -> None:
         """Write verdicts now, in this thread; returns when the database has answered."""
-        acks = [ending for ending in endings if isinstance(ending, Ack)]
-        if acks:
-            self._persist(partial(self._write_acks, acks), fallback=partial(self._one_by_one, acks))
+        self._persist(self._write_acks, [end for end in endings if isinstance(end, Ack)])
+        backs = sorted((end for end in endings if isinstance(end, HandBack)), key=_delay)
+        for _, together in itertools.groupby(backs, key=_delay):
+            self._persist(self._write_hand_backs, list(together))
         for ending in endings:
-            match ending:
-                case Nack():
-                    self._persist(partial(self._write_nack, ending))
-                case HandBack():
-                    self._persist(partial(self._write_hand_back, ending))
+            if isinstance(ending, Nack):
+                self._persist(self._write_nacks, [ending])
         self._written([ending.lease for ending in endings])
 
-    def _persist(
-        self, write: Callable[[], None], *, fallback: Callable[[], None] | None = None
-    ) -> None:
+    def _persist(self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]) -> None:
         """Run ``write`` until the database has answered; a refused statement is not repeated."""
-        while not self._abandon.is_set():
+        while endings and not self._abandon.is_set():
             try:
-                write()
+                with self._bounded(connections[self._using]):
+                    write(endings)
             except UNAVAILABLE as error:
-                self._backoff.failed(error)
-            except DatabaseError:
-                if fallback is None:
-                    logger.exception("A verdict could not be written; its lease will run out.")
-                else:
-                    fallback()
-                return
+                connections.close_all()
+                self._abandon.wait(self._backoff.failed(error))
+            except Exception as error:  # noqa: BLE001  # no verdict may end this thread
+                return self._refused(write, endings, error)
             else:
-                self._backoff.succeeded()
-                return
+                return self._backoff.succeeded()
+        return None
 
-    def _one_by_one(self, acks: Sequence[Ack]) -> None:
-        """One verdict that the database refuses must not take the others with it."""
-        for ack in acks:
-            self._persist(
-                partial(self._write_acks, [ack]), fallback=partial(self._refuse_result, ack)
-            )
-
-    def _refuse_result(self, ack: Ack) -> None:
-        failure = Failure("The database refused to store the result of the handler.")
-        nack = Nack(ack.message, failure, lease.AT_ONCE, is_final=True)
-        self._persist(partial(self._write_nack, nack))
+    def _refused(
+        self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending], error: Exception
+    ) -> None:
+        """Write one by one: a verdict that the database refuses must not take others with it."""
+        if len(endings) > 1:
+            for ending in endings:
+                self._persist(write, [ending])
+            return
+        logger.error("A verdict could not be written.", exc_info=error)
+        match endings[0], error:
+            case Ack(message), DatabaseError():
+                nack = Nack(message, RESULT_REFUSED, lease.AT_ONCE, is_final=True)
+                self._persist(self._write_nacks, [nack])
+            case Nack(failure=failure) as nack, DatabaseError() if failure is not FAILURE_REFUSED:
+                self._persist(self._write_nacks, [replace(nack, failure=FAILURE_REFUSED)])
 
     def _write_acks(self, acks: Sequence[Ack]) -> None:
         settled = lease.ack({ack.lease: ack.result for ack in acks}, self._using)
@@ -113,25 +125,35 @@ class Acknowledger:
             if ack.lease.task_id in settled:
                 signals.acked.send_robust(Task, message=ack.message)
             else:
-                self._log_lost(ack)
+                _log_lost(ack)
 
-    def _write_nack(self, nack: Nack) -> None:
-        state = lease.nack(
-            nack.lease, nack.failure, self._using, delay=nack.delay, is_final=nack.is_final
-        )
-        if state is None:
-            self._log_lost(nack)
-        else:
-            signals.nacked.send_robust(Task, message=nack.message, reason=nack.failure.error)
+    def _write_nacks(self, nacks: Sequence[Nack]) -> None:
+        for nack in nacks:
+            state = lease.nack(
+                nack.lease, nack.failure, self._using, delay=nack.delay, is_final=nack.is_final
+            )
+            if state is None:
+                _log_lost(nack)
+            else:
+                signals.nacked.send_robust(Task, message=nack.message, reason=nack.failure.error)
 
-    def _write_hand_back(self, back: HandBack) -> None:
-        if not lease.hand_back([back.lease], self._using, delay=back.delay):
-            self._log_lost(back)
+    def _write_hand_backs(self, backs: Sequence[HandBack]) -> None:
+        """Give back tasks that share a delay."""
+        leases = [back.lease for back in backs]
+        ours = lease.hand_back(leases, self._using, delay=backs[0].delay)
+        for back in backs:
+            if back.lease.task_id not in ours:
+                _log_lost(back)
 
-    def _log_lost(self, ending: Ending) -> None:
-        logger.info(
-            "Lease %d of task %d was over before its verdict; nothing was written.",
-            ending.lease.epoch,
-            ending.lease.task_id,
-            extra={"task_id": ending.lease.task_id, "lease_epoch": ending.lease.epoch},
-        )
+
+def _delay(back: HandBack) -> Any:
+    return back.delay
+
+
+def _log_lost(ending: Ending) -> None:
+    logger.info(
+        "Lease %d of task %d was over before its verdict; nothing was written.",
+        ending.lease.epoch,
+        ending.lease.task_id,
+        extra={"task_id": ending.lease.task_id, "lease_epoch": ending.lease.epoch},
+    )

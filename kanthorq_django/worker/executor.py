@@ -5,9 +5,11 @@ exceptions are turned into one here, which the acknowledger writes.
 """
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -25,6 +27,7 @@ from kanthorq_django.worker.flight import Flight
 logger = logging.getLogger("kanthorq_django.worker")
 
 VERDICT_ROLLED_BACK = "The transaction in which the message was ended was rolled back."
+UNTOLD_DELAY = timedelta(minutes=1)  # before the next attempt when not even the policy can tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ def execute(flight: Flight) -> Ending:
         else:
             result = flight.handler(message)
     except BaseException as error:  # noqa: BLE001  # sys.exit() in a handler is its failure, not ours
-        return _after_error(flight, error)
-    return _after_return(flight, result)
+        return _concluded(_after_error, flight, error)
+    return _concluded(_after_return, flight, result)
 
 
 async def aexecute(flight: Flight) -> Ending:
@@ -81,19 +84,35 @@ async def aexecute(flight: Flight) -> Ending:
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  # sys.exit() would end the loop for all others
-        return _after_error(flight, error)
-    return _after_return(flight, result)
+        return _concluded(_after_error, flight, error)
+    return _concluded(_after_return, flight, result)
 
 
 def after_timeout(flight: Flight) -> Ending:
     """Return the ending of a coroutine that was interrupted because its time was up."""
     error = TimeoutError(f"The handler took longer than its timeout of {flight.timeout}.")
-    return _after_error(flight, error)
+    return _concluded(_after_error, flight, error)
 
 
 def after_interrupt(flight: Flight) -> Ending:
     """Return the ending of a coroutine that was interrupted: cancelled, or its lease is gone."""
-    return _after_error(flight, TaskCancelled("The handler was interrupted: it was to stop."))
+    error = TaskCancelled("The handler was interrupted: it was to stop.")
+    return _concluded(_after_error, flight, error)
+
+
+def _concluded(step: Callable[[Flight, Any], Ending], flight: Flight, outcome: Any) -> Ending:
+    """Return what ``step`` makes of the outcome, whatever goes wrong on the way.
+
+    A retry policy, a logging filter or the text of an exception may raise too; a thread that
+    died of it would leave the task leased for as long as the process lives.
+    """
+    try:
+        return step(flight, outcome)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            logger.exception("The outcome of a handler could not be told.")
+        failure = Failure(f"The handler's outcome could not be told: {type(error).__name__}.")
+        return Nack(flight.message, failure, UNTOLD_DELAY)
 
 
 def _call_in_transaction(flight: Flight) -> Any:

@@ -8,9 +8,13 @@ from datetime import timedelta
 
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.domain.subscriptions import Handler, Subscription
+from kanthorq_django.domain.verdicts import Snooze
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task
 from kanthorq_django.models.lease import Lease
+
+# Before a cancellation is offered again that this worker's code, older or newer, cannot handle.
+ELSEWHERE = timedelta(seconds=30)
 
 
 class Flight:
@@ -21,10 +25,10 @@ class Flight:
         self.stop = threading.Event()
         self.message = Message(task, stop=self.stop)
         self.lease: Lease = self.message.lease
-        self.renewed_at = leased_at
         self.started_at: float | None = None
         # How to interrupt the handler itself, which only a coroutine allows.
         self.interrupt: Callable[[], None] | None = None
+        self._renewed_at = self._proven_at = leased_at
 
     @property
     def is_cancellation(self) -> bool:
@@ -32,13 +36,17 @@ class Flight:
 
     @property
     def handler(self) -> Handler:
-        if self.is_cancellation and self.subscription.cancel_handler is not None:
-            return self.subscription.cancel_handler
-        return self.subscription.handler
+        """What to run. Raises Snooze for a cancellation that only other code can handle."""
+        if not self.is_cancellation:
+            return self.subscription.handler
+        if self.subscription.cancel_handler is None:
+            raise Snooze(ELSEWHERE)
+        return self.subscription.cancel_handler
 
     @property
     def is_async(self) -> bool:
-        return inspect.iscoroutinefunction(self.handler)
+        chosen = self.subscription.cancel_handler if self.is_cancellation else None
+        return inspect.iscoroutinefunction(chosen or self.subscription.handler)
 
     @property
     def timeout(self) -> timedelta | None:
@@ -50,13 +58,21 @@ class Flight:
         self.started_at = time.monotonic()
         return not (self.stop.is_set() or self.is_expired(self.started_at))
 
+    def renewed(self, asked_at: float) -> None:
+        """Note that the lease was extended at ``asked_at`` or later."""
+        self._renewed_at = self._proven_at = asked_at
+
+    def proven(self, asked_at: float) -> None:
+        """Note that the lease was ours, but its row locked: a handler that acks in a long block."""
+        self._proven_at = asked_at
+
     def is_expired(self, now: float) -> bool:
         """Tell whether the lease has run out unless it was renewed without our knowing."""
-        return now >= self.renewed_at + self.subscription.visibility_timeout.total_seconds()
+        return now >= self._proven_at + self.subscription.visibility_timeout.total_seconds()
 
     def needs_renewal(self, now: float) -> bool:
         third = self.subscription.visibility_timeout.total_seconds() / 3
-        return now >= self.renewed_at + third
+        return now >= self._renewed_at + third
 
     def is_overdue(self, now: float) -> bool:
         """Tell whether the handler has used up its timeout: its lease is not renewed any more."""
@@ -76,7 +92,9 @@ class Flight:
 class Flights:
     """Every flight of this process, from its lease until its verdict is written."""
 
-    def __init__(self) -> None:
+    def __init__(self, emptied: Callable[[], None]) -> None:
+        """Call ``emptied`` whenever the last flight has gone."""
+        self._emptied = emptied
         self._lock = threading.Lock()
         self._flights: dict[Lease, Flight] = {}
 
@@ -95,3 +113,6 @@ class Flights:
         with self._lock:
             for lease in leases:
                 self._flights.pop(lease, None)
+            is_empty = not self._flights
+        if is_empty:
+            self._emptied()

@@ -5,6 +5,7 @@ they start within about a second, so that idle peers never starve behind a hoard
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -23,7 +24,8 @@ from kanthorq_django.worker.executor import (
     execute,
 )
 from kanthorq_django.worker.flight import Flight
-from kanthorq_django.worker.upkeep import UNAVAILABLE, note_use, refresh_connections
+from kanthorq_django.worker.upkeep import note_use, refresh_connections
+from kanthorq_django.worker.warden import Bounded
 
 Settle = Callable[[Ending], None]
 
@@ -31,19 +33,33 @@ Settle = Callable[[Ending], None]
 class Lane:
     """A bounded number of running handlers, and the flights that wait for one of them to end."""
 
-    def __init__(self, concurrency: int, settle: Settle, wake: threading.Event) -> None:
+    def __init__(
+        self, concurrency: int, settle: Settle, wake: Callable[[], None], bounded: Bounded
+    ) -> None:
         self.concurrency = concurrency
         self._settle = settle
         self._wake = wake
+        self._bounded = bounded
         lock = threading.Lock()
         self._arrived = threading.Condition(lock)
         self._emptied = threading.Condition(lock)
         self._waiting: deque[Flight] = deque()
+        self._threads: list[threading.Thread] = []
         self._running = 0
         self._pace = _Pace()
-        self._low_water = 0
+        self._is_refusing = False
         self._is_closed = False
         self.started_count = 0
+
+    @property
+    def accepted_count(self) -> int:
+        """How many handlers have been started, or are still to be."""
+        with self._arrived:
+            return self.started_count + len(self._waiting)
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
 
     @property
     def is_idle(self) -> bool:
@@ -52,23 +68,37 @@ class Lane:
             return not self._waiting and not self._running
 
     def start(self) -> None:
-        """Start what the handlers run in."""
-        raise NotImplementedError
+        """Start the threads: daemons, for a handler that hangs must not keep the process alive."""
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self, seconds: float) -> None:
+        """Wait for the threads to end, after ``drain()`` and the last handler."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def room(self) -> int:
-        """Return how many more tasks may be leased for this lane now."""
+        """Return how many more tasks may be leased now; who gets 0 is woken when there is room."""
         with self._arrived:
-            target = self.concurrency + self._pace.per_second(self.started_count)
-            self._low_water = target // 2
-            if len(self._waiting) > self._low_water:
-                return 0  # refilling only when half has gone keeps the batches large
-            return max(0, target - self._running - len(self._waiting))
+            room = self._room()
+            self._is_refusing = room == 0
+            return room
 
     def submit(self, flights: list[Flight]) -> None:
         """Queue leased flights to be started in order."""
         with self._arrived:
             self._waiting.extend(flights)
             self._arrived.notify(len(flights))
+
+    def surplus(self) -> list[Flight]:
+        """Take back what was leased at a pace that handlers no longer keep up."""
+        with self._arrived:
+            target = self._target()
+            held = self._running + len(self._waiting)
+            if held <= 2 * target:
+                return []
+            return [self._waiting.pop() for _ in range(min(held - target, len(self._waiting)))]
 
     def drain(self) -> list[Flight]:
         """Start nothing any more; return what was not started."""
@@ -84,6 +114,15 @@ class Lane:
         with self._emptied:
             return self._emptied.wait_for(lambda: not self._running, seconds)
 
+    def _target(self) -> int:
+        return self.concurrency + self._pace.per_second(self.started_count)
+
+    def _room(self) -> int:
+        target = self._target()
+        if len(self._waiting) > target // 2:
+            return 0  # refilling only when half has gone keeps the batches large
+        return max(0, target - self._running - len(self._waiting))
+
     def _next(self) -> Flight | None:
         """Wait for a flight and count it as running; None when the lane is closed."""
         with self._arrived:
@@ -93,9 +132,14 @@ class Lane:
             flight = self._waiting.popleft()
             self._running += 1
             self.started_count += 1
-            if len(self._waiting) == self._low_water:
-                self._wake.set()
+            self._invite()
             return flight
+
+    def _unstarted(self, flight: Flight) -> Ending:
+        """Take back the count of a flight whose handler must not run; others may run it."""
+        with self._arrived:
+            self.started_count -= 1
+        return HandBack(flight.message, AT_ONCE)
 
     def _ended(self, ending: Ending) -> None:
         self._settle(ending)
@@ -103,19 +147,23 @@ class Lane:
             self._running -= 1
             if not self._running:
                 self._emptied.notify_all()
-            is_hungry = not self._waiting
-        if is_hungry:
-            self._wake.set()
+            self._invite()
+
+    def _invite(self) -> None:
+        if self._is_refusing and self._room():
+            self._is_refusing = False
+            self._wake()
 
 
 class ThreadLane(Lane):
     """Plain handlers, each thread with Django connections of its own."""
 
     def start(self) -> None:
-        """Start the threads: daemons, for a handler that hangs must not keep the process alive."""
-        for number in range(self.concurrency):
-            name = f"kanthorq-handler-{number}"
-            threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"kanthorq-handler-{number}", daemon=True)
+            for number in range(self.concurrency)
+        ]
+        super().start()
 
     def _run(self) -> None:
         while (flight := self._next()) is not None:
@@ -124,11 +172,8 @@ class ThreadLane(Lane):
 
     def _handle(self, flight: Flight) -> Ending:
         if not flight.start():
-            return Ending(flight.message)
-        try:
-            refresh_connections()
-        except UNAVAILABLE:
-            return HandBack(flight.message, AT_ONCE)
+            return self._unstarted(flight)
+        refresh_connections(self._bounded)
         ending = execute(flight)
         note_use()
         return ending
@@ -140,9 +185,26 @@ class CoroutineLane(Lane):
     def start(self) -> None:
         """Start the event loop and the thread that feeds it."""
         self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        threading.Thread(target=self._loop.run_forever, name="kanthorq-loop", daemon=True).start()
-        threading.Thread(target=self._feed, name="kanthorq-feeder", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._serve, name="kanthorq-loop", daemon=True),
+            threading.Thread(target=self._feed, name="kanthorq-feeder", daemon=True),
+        ]
+        super().start()
+
+    def finish(self, seconds: float) -> None:
+        with contextlib.suppress(RuntimeError):  # closed already
+            self._loop.call_soon_threadsafe(self._closing.set)
+        super().finish(seconds)
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._stay_open())
+
+    async def _stay_open(self) -> None:
+        await self._closing.wait()
+        await sync_to_async(connections.close_all)()
 
     def _feed(self) -> None:
         slots = threading.Semaphore(self.concurrency)
@@ -150,30 +212,40 @@ class CoroutineLane(Lane):
             self._loop.call_soon_threadsafe(self._spawn, flight, slots)
 
     def _spawn(self, flight: Flight, slots: threading.Semaphore) -> None:
-        task = self._loop.create_task(self._handle(flight, slots))
-        self._tasks.add(task)  # the loop itself keeps only weak references
-        task.add_done_callback(self._tasks.discard)
+        task = self._keep(self._loop.create_task(self._handle(flight, slots)))
+
+        def cancel() -> None:
+            if not task.cancelling():  # once: what it cleans up must not be interrupted again
+                task.cancel()
 
         def interrupt() -> None:
-            self._loop.call_soon_threadsafe(task.cancel)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(cancel)
 
         flight.interrupt = interrupt
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Hold ``task`` until it is done: the loop itself keeps only weak references."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _handle(self, flight: Flight, slots: threading.Semaphore) -> None:
         try:
             ending = await self._execute(flight)
         except asyncio.CancelledError:
-            ending = after_interrupt(flight)
+            is_started = flight.started_at is not None
+            ending = after_interrupt(flight) if is_started else self._unstarted(flight)
         slots.release()
         self._ended(ending)
 
     async def _execute(self, flight: Flight) -> Ending:
+        # First in line for the one thread in which Django's ORM serves coroutines; not awaited,
+        # so that a handler which needs no database does not wait for those that do.
+        self._keep(self._loop.create_task(sync_to_async(refresh_connections)(self._bounded)))
+        await asyncio.sleep(0)
         if not flight.start():
-            return Ending(flight.message)
-        try:
-            await sync_to_async(refresh_connections)()
-        except UNAVAILABLE:
-            return HandBack(flight.message, AT_ONCE)
+            return self._unstarted(flight)
         seconds = None if flight.timeout is None else flight.timeout.total_seconds()
         try:
             async with asyncio.timeout(seconds):

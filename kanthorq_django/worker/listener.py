@@ -6,35 +6,36 @@ Polling goes on all the time, so nothing here is needed for correctness.
 """
 
 import contextlib
-import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
-import psycopg
-from django.db import DatabaseError, connections
+from django.db import OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
 from kanthorq_django.models.notifications import channel
 from kanthorq_django.worker.upkeep import Backoff
-
-logger = logging.getLogger("kanthorq_django.worker")
+from kanthorq_django.worker.warden import Bounded
 
 CALL_EVERY = 30.0  # seconds between two calls to ourselves
 ANSWER_WITHIN = 5.0  # seconds after which an unanswered call means deafness
-SLICE = 0.5  # seconds after which a quiet wait looks whether it is to stop
+SLICE = 0.2  # seconds after which a quiet wait looks whether it is to stop
+RETRY_LONGEST = 60.0  # seconds: a pooler that keeps us deaf will not let us hear soon
 
 
 class Listener:
     """A thread that listens for the streams of this worker and calls ``wake``."""
 
-    def __init__(self, using: str, stream_ids: Iterable[int], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, using: str, stream_ids: Iterable[int], wake: Callable[[], None], bounded: Bounded
+    ) -> None:
         self._using = using
         self._channels = [channel(stream_id) for stream_id in stream_ids]
         self._wake = wake
+        self._bounded = bounded
         self._stop = threading.Event()
-        self._backoff = Backoff("listener", self._stop)
+        self._backoff = Backoff("listener", longest=RETRY_LONGEST)
         self._own_channel = f"kanthorq_call_{id(self)}_{time.time_ns()}"
         self._thread = threading.Thread(target=self._run, name="kanthorq-listener", daemon=True)
 
@@ -50,29 +51,31 @@ class Listener:
             try:
                 with self._connected() as connection:
                     self._listen(connection)
-            except (DatabaseError, psycopg.Error, _Deaf) as error:
-                self._backoff.failed(error)
+            except Exception as error:  # noqa: BLE001  # polling goes on, and so does this thread
+                self._stop.wait(self._backoff.failed(error))
 
     @contextlib.contextmanager
-    def _connected(self) -> Any:
-        wrapper = connections.create_connection(self._using)
-        wrapper.connect()
+    def _connected(self) -> Iterator[BaseDatabaseWrapper]:
+        connection = connections.create_connection(self._using)
+        connection.connect()
         try:
             # Autocommit: a listener inside a transaction would hold up the notification queue.
-            wrapper.set_autocommit(True)
-            yield wrapper.connection
+            connection.set_autocommit(True)
+            yield connection
         finally:
-            wrapper.close()
+            connection.close()
 
-    def _listen(self, connection: "psycopg.Connection[Any]") -> None:
-        for name in (*self._channels, self._own_channel):
-            connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
+    def _listen(self, connection: BaseDatabaseWrapper) -> None:
+        with self._bounded(connection):
+            for name in (*self._channels, self._own_channel):
+                connection.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
         self._wake()  # for what was published before we listened
-        call = _Call(connection, self._own_channel)
+        call = _Call(self._own_channel)
         while not self._stop.is_set():
-            call.make_if_due()
-            for notification in connection.notifies(timeout=SLICE, stop_after=1):
-                if notification.channel == self._own_channel:
+            with self._bounded(connection):
+                call.make_if_due(connection)
+            for heard in connection.connection.notifies(timeout=SLICE, stop_after=1):
+                if heard.channel == self._own_channel:
                     call.answered()
                     self._backoff.succeeded()
                 else:
@@ -82,17 +85,16 @@ class Listener:
 class _Call:
     """A notification to ourselves, and whether it has come back in time."""
 
-    def __init__(self, connection: "psycopg.Connection[Any]", name: str) -> None:
-        self._connection = connection
+    def __init__(self, name: str) -> None:
         self._name = name
         self._made_at: float | None = None
         self._answered_at = float("-inf")
 
-    def make_if_due(self) -> None:
+    def make_if_due(self, connection: BaseDatabaseWrapper) -> None:
         now = time.monotonic()
         if self._made_at is None:
             if now - self._answered_at >= CALL_EVERY:
-                self._connection.execute("SELECT pg_notify(%s, '')", [self._name])
+                connection.connection.execute("SELECT pg_notify(%s, '')", [self._name])
                 self._made_at = now
         elif now - self._made_at > ANSWER_WITHIN:
             raise _Deaf(
@@ -104,5 +106,5 @@ class _Call:
         self._made_at, self._answered_at = None, time.monotonic()
 
 
-class _Deaf(Exception):
+class _Deaf(OperationalError):
     """Our own call did not come back."""

@@ -6,34 +6,48 @@ import math
 import os
 import random
 import socket
+import sys
 import threading
 import time
+from collections.abc import Iterable
 from datetime import timedelta
+from typing import Protocol
 
-from django.db import connections, router
+from django.db import Error, connections, router
 from django.db.models.functions import Now
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.subscriptions import Subscription
-from kanthorq_django.models import Consumer, Task, Worker, lease
+from kanthorq_django.models import Consumer, Worker
+from kanthorq_django.models.lease import AT_ONCE
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
+from kanthorq_django.worker.executor import HandBack
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.lanes import CoroutineLane, Lane, ThreadLane
 from kanthorq_django.worker.listener import Listener
 from kanthorq_django.worker.options import WorkerOptions
-from kanthorq_django.worker.puller import Look, Puller
+from kanthorq_django.worker.puller import Haul, Look, Puller
 from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
-from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
+from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, refresh_connections
+from kanthorq_django.worker.warden import Warden
 
 logger = logging.getLogger("kanthorq_django.worker")
 
-CONTENDED = 0.05  # seconds to rest when another worker was at the same rows
-BURST_REST = 0.02  # seconds between looks whether a burst is over
-RENEWER_TICK_MIN, RENEWER_TICK_MAX = 0.1, 5.0  # seconds
-FLUSH_SECONDS = 5.0  # what verdicts and goodbyes may take beyond the shutdown timeout
+TICK_MIN, TICK_MAX = 0.1, 5.0  # seconds between two looks at the leases in flight
+PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
+INTERRUPT_SECONDS = 1.0  # for handlers that heed the request to stop
+FLUSH_SECONDS = 10.0  # what verdicts and goodbyes may take beyond the shutdown timeout
 FORGET_AFTER = timedelta(days=1)  # rows of workers that died without a goodbye
+
+
+class Part(Protocol):
+    """A thread of the worker, or several."""
+
+    def start(self) -> None: ...
+
+    def finish(self, seconds: float) -> object: ...
 
 
 class WorkerLoop:
@@ -44,26 +58,33 @@ class WorkerLoop:
         self._using: str = router.db_for_write(Consumer)
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._backoff = Backoff("puller", self._stop)
-        self._flights = Flights()
+        self._backoff = Backoff("puller")
+        self._flights = Flights(emptied=self._wake.set)
         self._scheduler = Scheduler(self._using)
-        self._leased_count = 0
+        self._lanes: dict[bool, Lane] = {}
+        self._parts: list[Part] = []
 
     @property
     def handled_count(self) -> int:
         """How many handlers have been started."""
         return sum(lane.started_count for lane in self._lanes.values())
 
+    @property
+    def has_stragglers(self) -> bool:
+        """Whether handlers still run, after ``run()``, that did not end within their time."""
+        return not all(lane.is_idle for lane in self._lanes.values())
+
     def stop(self) -> None:
-        """Ask the loop to end; safe in a signal handler, which may do no more than this."""
+        """Ask the loop to end; for any other thread than the one that runs it."""
         self._stop.set()
         self._wake.set()
 
     def run(self) -> int:
         """Work; return how many handlers were started.
 
-        Raises ConfigurationError when a consumer is unknown or declared in two streams, and
-        django.db.OperationalError when there is no database to begin with.
+        Raises ConfigurationError when a consumer is unknown or declared in two streams,
+        PullRefused when a burst had to leave events unread, and django.db.OperationalError
+        when there is no database to begin with.
         """
         self._set_up()
         try:
@@ -71,23 +92,26 @@ class WorkerLoop:
                 self._turn()
         finally:
             self._shut_down()
+        if self._options.burst:
+            for refusal in self._puller.refusals:
+                raise refusal
         return self.handled_count
 
     def _set_up(self) -> None:
         consumers = sync(self._options.consumers or None, using=self._using)
         self._subscriptions = {consumer.pk: find(consumer.name) for consumer in consumers}
-        self._puller = Puller(consumers, self._options, self._using)
+        tick = self._tick()
+        self._warden = Warden(self._flights, tick)
+        bounded = self._warden.bounded
+        self._puller = Puller(consumers, self._options, self._using, bounded)
         self._row = self._sign_in(consumers)
-        self._acknowledger = Acknowledger(self._using, self._flights.remove)
-        self._renewer = Renewer(self._flights, self._row, self._using, self._renewer_tick())
+        self._acknowledger = Acknowledger(self._using, self._flights.remove, bounded)
+        self._renewer = Renewer(self._flights, self._row, self._using, tick, bounded)
         self._lanes = self._make_lanes()
-        self._listener = self._make_listener(consumers)
-        for part in (self._acknowledger, self._renewer, *self._lanes.values(), self._listener):
-            if part is not None:
-                part.start()
-        logger.info(
-            "worker %s started for %s", self._row, ", ".join(self._row.consumers) or "nobody"
-        )
+        self._parts = [self._acknowledger, self._renewer, *self._make_listeners(consumers)]
+        for part in (self._warden, *self._parts, *self._lanes.values()):
+            part.start()
+        logger.info("worker %s started for %s", self._row, ", ".join(self._row.consumers))
 
     def _sign_in(self, consumers: list[Consumer]) -> Worker:
         workers = Worker.objects.using(self._using)
@@ -99,13 +123,14 @@ class WorkerLoop:
             consumers=[consumer.name for consumer in consumers],
         )
 
-    def _renewer_tick(self) -> float:
+    def _tick(self) -> float:
+        """Return how often leases and timeouts have to be looked at, in seconds."""
         spans = [sub.visibility_timeout / 6 for sub in self._subscriptions.values()]
         for subscription in self._subscriptions.values():
             timeouts = (subscription.timeout, subscription.cancel_timeout)
             spans += [timeout / 4 for timeout in timeouts if timeout is not None]
-        shortest = min((span.total_seconds() for span in spans), default=RENEWER_TICK_MAX)
-        return min(max(shortest, RENEWER_TICK_MIN), RENEWER_TICK_MAX)
+        shortest = min((span.total_seconds() for span in spans), default=TICK_MAX)
+        return min(max(shortest, TICK_MIN), TICK_MAX)
 
     def _make_lanes(self) -> dict[bool, Lane]:
         """Return the lanes by whether their handlers are coroutines; unneeded ones do not exist."""
@@ -115,125 +140,132 @@ class WorkerLoop:
             for handler in (subscription.handler, subscription.cancel_handler)
             if handler is not None
         }
-        classes: dict[bool, type[ThreadLane | CoroutineLane]] = {
-            False: ThreadLane,
-            True: CoroutineLane,
-        }
+        classes: dict[bool, type[Lane]] = {False: ThreadLane, True: CoroutineLane}
         return {
-            kind: classes[kind](self._options.concurrency, self._acknowledger.settle, self._wake)
+            kind: classes[kind](
+                self._options.concurrency,
+                self._acknowledger.settle,
+                self._wake.set,
+                self._warden.bounded,
+            )
             for kind in kinds
         }
 
-    def _make_listener(self, consumers: list[Consumer]) -> Listener | None:
-        if not (self._options.listen and self._options.pulls):
-            return None
+    def _make_listeners(self, consumers: list[Consumer]) -> list[Listener]:
+        """Return the listener, if there is anything to wait for."""
+        if self._options.burst or not (self._options.listen and self._options.pulls):
+            return []
         streams = {consumer.stream_id for consumer in consumers}
-        return Listener(get_settings().LISTEN_DATABASE or self._using, streams, self._wake.set)
+        using = get_settings().LISTEN_DATABASE or self._using
+        return [Listener(using, streams, self._wake.set, self._warden.bounded)]
 
     def _turn(self) -> None:
         """Fetch what there is room for, then rest until something is due or wakes us."""
         self._wake.clear()
+        if self._stop.is_set():
+            return  # asked between the loop's look and the line above, which forgot the wake-up
         try:
-            due_in = self._scheduler.turn() if self._options.pulls else math.inf
+            due_in = self._publish_scheduled()
             seconds = min(self._fetch(), due_in)
-        except UNAVAILABLE as error:
-            self._backoff.failed(error)
+        except Error as error:
+            if self._options.burst and not isinstance(error, UNAVAILABLE):
+                raise
+            connections.close_all()
+            self._stop.wait(self._backoff.failed(error))
             return
         self._backoff.succeeded()
         if seconds:
             self._wake.wait(seconds)
 
+    def _publish_scheduled(self) -> float:
+        if not self._options.pulls:
+            return math.inf
+        with self._warden.bounded(connections[self._using]):
+            return self._scheduler.turn()
+
     def _fetch(self) -> float:
         """Lease and hand over one round of tasks; return how many seconds to rest."""
+        is_quiet = not len(self._flights)  # before the look: a handler's last act may be to publish
         looks = self._puller.look()
-        if self._is_done(looks):
+        if is_quiet and self._is_done(looks):
             self._stop.set()
             return 0
-        has_progressed = is_contended = False
-        for consumer in self._puller.in_turn():
-            look = looks.get(consumer.pk)
-            room = self._room(consumer)
-            if look is None or not look.has_work or room < 1:
-                continue
-            leased_at = time.monotonic()
-            haul = self._puller.fetch(consumer, look, room)
-            self._hand_over(haul.tasks, self._subscriptions[consumer.pk], leased_at)
-            has_progressed = has_progressed or haul.has_progressed
-            is_contended = is_contended or haul.is_contended
-        if has_progressed:
-            return 0
-        return CONTENDED if is_contended else self._rest(looks)
+        has_progressed = False
+        for consumer in self._puller.in_turn(looks):
+            if room := self._room(consumer):
+                for haul in self._puller.fetch(consumer, looks[consumer.pk], room):
+                    self._hand_over(haul, self._subscriptions[consumer.pk])
+                    has_progressed = True
+        for lane in self._lanes.values():
+            self._hand_back(lane.surplus())
+        return 0 if has_progressed else self._rest(looks)
 
     def _room(self, consumer: Consumer) -> int:
-        subscription = self._subscriptions[consumer.pk]
-        room = self._lanes[inspect.iscoroutinefunction(subscription.handler)].room()
-        if self._options.max_tasks is not None:
-            room = min(room, self._options.max_tasks - self._leased_count)
-        return room
+        handler = self._subscriptions[consumer.pk].handler
+        room = self._lanes[inspect.iscoroutinefunction(handler)].room()
+        return max(0, min(room, self._left()))
 
-    def _hand_over(self, tasks: list[Task], subscription: Subscription, leased_at: float) -> None:
-        flights = [Flight(task, subscription, leased_at) for task in tasks]
-        self._leased_count += len(flights)
+    def _left(self) -> int:
+        """Return how many more tasks may be leased at all."""
+        limit = self._options.max_tasks or sys.maxsize
+        return limit - sum(lane.accepted_count for lane in self._lanes.values())
+
+    def _hand_over(self, haul: Haul, subscription: Subscription) -> None:
+        flights = [Flight(task, subscription, haul.asked_at) for task in haul.tasks]
         self._flights.add(flights)
         for kind, lane in self._lanes.items():
             if chosen := [flight for flight in flights if flight.is_async is kind]:
                 lane.submit(chosen)
 
     def _is_done(self, looks: dict[int, Look]) -> bool:
-        if len(self._flights):
-            return False
-        if self._options.max_tasks is not None and self._leased_count >= self._options.max_tasks:
+        if self._left() <= 0:
             return True
         return self._options.burst and not any(look.has_work for look in looks.values())
 
     def _rest(self, looks: dict[int, Look]) -> float:
         """Until the next task is due, at most a poll interval; jitter keeps peers out of step."""
-        if self._options.burst or self._options.max_tasks is not None:
-            return BURST_REST
-        waits = [look.due_in for look in looks.values() if look.due_in is not None]
         seconds = self._options.poll_interval.total_seconds()
         jittered = seconds * random.uniform(0.9, 1)  # noqa: S311  # not a secret
-        return min([jittered, *(wait for wait in waits if wait > 0)])
+        are_waiting = any(lane.waiting_count for lane in self._lanes.values())
+        longest = PACE_CHECKED_EVERY if are_waiting else math.inf
+        return min(jittered, longest, self._puller.rest(looks))
+
+    def _hand_back(self, flights: Iterable[Flight]) -> None:
+        for flight in flights:
+            self._acknowledger.settle(HandBack(flight.message, AT_ONCE))
 
     def _shut_down(self) -> None:
         """Hand back what was not started, wait for what runs, write its verdicts, sign out."""
         self._stop.set()
-        deadline = time.monotonic() + self._options.shutdown_timeout.total_seconds()
-        watchdog = self._arm_watchdog()
-        self._hand_back_unstarted()
         for lane in self._lanes.values():
-            lane.wait_until_idle(max(0.0, deadline - time.monotonic()))
+            self._hand_back(lane.drain())
+        self._wait_for_handlers(self._options.shutdown_timeout.total_seconds())
         for flight in self._flights:
             flight.give_up()
-        self._acknowledger.finish(FLUSH_SECONDS)
-        self._renewer.finish(FLUSH_SECONDS)
-        if self._listener is not None:
-            self._listener.finish(FLUSH_SECONDS)
+        self._wait_for_handlers(INTERRUPT_SECONDS)
+        deadline = time.monotonic() + FLUSH_SECONDS
+        for part in self._parts:
+            part.finish(_left(deadline))
         self._sign_out()
-        watchdog.cancel()
+        self._warden.finish(_left(deadline))
+        for lane in self._lanes.values():
+            lane.finish(_left(deadline) if lane.is_idle else 0)
         logger.info("worker %s stopped after %d tasks", self._row, self.handled_count)
 
-    def _arm_watchdog(self) -> threading.Timer:
-        """A database that does not answer must not keep a stopping process alive."""
-        seconds = self._options.shutdown_timeout.total_seconds() + 3 * FLUSH_SECONDS
-        watchdog = threading.Timer(seconds, os._exit, [1])
-        watchdog.daemon = True
-        watchdog.start()
-        return watchdog
-
-    def _hand_back_unstarted(self) -> None:
-        leases = [flight.lease for lane in self._lanes.values() for flight in lane.drain()]
-        if not leases:
-            return
-        try:
-            lease.hand_back(leases, self._using)
-        except UNAVAILABLE as error:
-            logger.warning("%d tasks could not be handed back: %s", len(leases), error)
-        self._flights.remove(leases)
+    def _wait_for_handlers(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for lane in self._lanes.values():
+            lane.wait_until_idle(_left(deadline))
 
     def _sign_out(self) -> None:
         try:
-            self._row.delete()
-        except UNAVAILABLE as error:
+            refresh_connections(self._warden.bounded)
+            with self._warden.bounded(connections[self._using]):
+                self._row.delete()
+        except Error as error:
             logger.warning("worker %s could not sign out: %s", self._row, error)
         connections.close_all()
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

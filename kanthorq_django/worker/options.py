@@ -14,6 +14,7 @@ PULLERS = {
     "visibility": frozenset({TaskState.RUNNING, TaskState.CANCELLING}),
 }
 CONCURRENCY_LIMIT = 1_000
+DURATION_LIMIT = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +36,18 @@ class WorkerOptions:
         _check_range("batch_size", self.batch_size, 10_000)
         if self.max_tasks is not None:
             _check_range("max_tasks", self.max_tasks, 2**62)
-        if self.poll_interval <= timedelta(0):
-            raise ConfigurationError(f"poll_interval must be above zero, not {self.poll_interval}.")
-        if self.shutdown_timeout < timedelta(0):
+        if not timedelta(0) < self.poll_interval <= DURATION_LIMIT:
             raise ConfigurationError(
-                f"shutdown_timeout must not be negative, not {self.shutdown_timeout}."
+                f"poll_interval must be above zero and at most {DURATION_LIMIT}, not "
+                f"{self.poll_interval}."
             )
-        if unknown := sorted(set(self.pullers) - PULLERS.keys()):
+        if not timedelta(0) <= self.shutdown_timeout <= DURATION_LIMIT:
             raise ConfigurationError(
-                f"Unknown pullers {', '.join(unknown)}; choose from {', '.join(PULLERS)}."
+                f"shutdown_timeout must be zero to {DURATION_LIMIT}, not {self.shutdown_timeout}."
+            )
+        if not self.pullers or not set(self.pullers) <= PULLERS.keys():
+            raise ConfigurationError(
+                f"pullers must be some of {', '.join(PULLERS)}, not {','.join(self.pullers)!r}."
             )
 
     @property

@@ -3,76 +3,170 @@
 No models are imported up here: a spawned child reads this module before Django is set up.
 """
 
+import atexit
 import contextlib
+import logging
 import os
+import queue
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
+from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.worker.options import WorkerOptions
 
+logger = logging.getLogger("kanthorq_django.worker")
+
 PARENT_CHECKED_EVERY = 1.0  # seconds
+GRACE = 15.0  # seconds beyond the shutdown timeout, for a database that does not answer
+RELOAD_GRACE = 5.0  # seconds that a code reloader may have to wait for running handlers
+REFUSED = 78  # status of a child that would refuse again; EX_CONFIG of sysexits.h
 
-
-@contextlib.contextmanager
-def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` on the first SIGTERM or SIGINT, and leave at once on the second.
-
-    A handler runs between two bytecodes of whatever the main thread does, so it only sets a
-    flag. Outside of the main thread, as under a code reloader, signals are left alone.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    is_stopping = False
-
-    def handle(number: int, _: FrameType | None) -> None:
-        nonlocal is_stopping
-        if is_stopping:
-            os._exit(128 + number)
-        is_stopping = True
-        stop()
-
-    former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_process(options: WorkerOptions) -> int:
-    """Run one worker in this process until it is done; return how many handlers it started."""
-    from kanthorq_django.worker.loop import WorkerLoop
+    """Run one worker in this process until it is done; return how many handlers it started.
 
-    loop = WorkerLoop(options)
-    with stop_on_signals(loop.stop):
-        return loop.run()
+    Raises as ``WorkerLoop.run()``. Does not return when handlers outlive the shutdown timeout:
+    the interpreter would wait for what they started.
+    """
+    return _run(options, STOP_SIGNALS)
 
 
 def run_child(options: WorkerOptions, parent_pid: int) -> None:
     """Run one worker in a spawned child, and stop when its supervisor is gone."""
+    # Ctrl-C reaches the whole process group; the supervisor alone decides about the end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     import django
+    from django.db import OperationalError
 
     django.setup()
+    _watch_parent(parent_pid)
+    try:
+        _run(options, (signal.SIGTERM,))
+    except KanthorqError as error:
+        logger.error("%s", error)  # noqa: TRY400  # a traceback would not tell more
+        sys.exit(REFUSED)
+    except OperationalError as error:
+        logger.error("The database cannot be reached: %s", " ".join(str(error).split()))  # noqa: TRY400  # nor here
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def stop_on_signals(
+    stop: Callable[[], None],
+    *,
+    patience: float,
+    at_once: Callable[[], None] | None = None,
+    numbers: tuple[signal.Signals, ...] = STOP_SIGNALS,
+) -> Iterator[None]:
+    """Call ``stop`` on the first signal; on the second call ``at_once`` and leave.
+
+    The process also leaves, with status 1, when the block has not ended ``patience`` seconds
+    after the first signal. Outside of the main thread, as under a code reloader, signals are
+    left alone, and ``stop`` is called when the interpreter exits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        with _stop_at_exit(stop):
+            yield
+        return
+    signals = _Signals(stop, patience, at_once)
+    former = {number: signal.signal(number, signals.arrive) for number in numbers}
+    threading.Thread(target=signals.relay, name="kanthorq-signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signals.end()
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+class _Signals:
+    """Hands the first signal to a thread, and leaves on the second.
+
+    A signal handler runs between two bytecodes of the main thread, which may just hold the
+    lock of the very Event that is to be set. A SimpleQueue may be put into at any moment.
+    """
+
+    def __init__(
+        self, stop: Callable[[], None], patience: float, at_once: Callable[[], None] | None
+    ) -> None:
+        self._stop = stop
+        self._patience = patience
+        self._at_once = at_once
+        self._is_stopping = False
+        self._arrivals: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._ended = threading.Event()
+
+    def arrive(self, number: int, _: FrameType | None) -> None:
+        if self._is_stopping:
+            if self._at_once is not None:
+                self._at_once()
+            os._exit(128 + number)
+        self._is_stopping = True
+        self._arrivals.put(True)
+
+    def relay(self) -> None:
+        if self._arrivals.get():
+            self._stop()
+            if not self._ended.wait(self._patience):
+                logger.error("It took too long to stop in good order.")
+                _leave(1)
+
+    def end(self) -> None:
+        self._ended.set()
+        self._arrivals.put(False)
+
+
+def _run(options: WorkerOptions, numbers: tuple[signal.Signals, ...]) -> int:
     from kanthorq_django.worker.loop import WorkerLoop
+    from kanthorq_django.worker.upkeep import expect_dead_hosts
 
+    expect_dead_hosts()
     loop = WorkerLoop(options)
-    # Ctrl-C reaches the whole process group; the supervisor alone decides about the end.
-    with stop_on_signals(loop.stop):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _watch_parent(parent_pid, loop.stop)
-        loop.run()
-    sys.exit(0)
+    patience = options.shutdown_timeout.total_seconds() + GRACE
+    with stop_on_signals(loop.stop, patience=patience, numbers=numbers):
+        count = loop.run()
+    if loop.has_stragglers:
+        _leave(0)
+    return count
 
 
-def _watch_parent(parent_pid: int, stop: Callable[[], None]) -> None:
+def _leave(status: int) -> NoReturn:
+    """End this process without waiting for its threads."""
+    with contextlib.suppress(Exception):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def _stop_at_exit(stop: Callable[[], None]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def farewell() -> None:
+        stop()
+        ended.wait(RELOAD_GRACE)
+
+    atexit.register(farewell)
+    try:
+        yield
+    finally:
+        ended.set()
+        atexit.unregister(farewell)
+
+
+def _watch_parent(parent_pid: int) -> None:
     def watch() -> None:
         pause = threading.Event()
         while os.getppid() == parent_pid:
             pause.wait(PARENT_CHECKED_EVERY)
-        stop()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="kanthorq-parent-watch", daemon=True).start()

@@ -1,13 +1,19 @@
 """Decides whose tasks are fetched next: one look for all consumers, then pulls and claims."""
 
 import logging
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+
+from django.db import connections
 
 from kanthorq_django import sql
 from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.worker.options import WorkerOptions
+from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
+from kanthorq_django.worker.warden import Bounded
 
 logger = logging.getLogger("kanthorq_django.worker")
 
@@ -28,29 +34,31 @@ class Look(NamedTuple):
 
 
 class Haul(NamedTuple):
-    """What was fetched; contended means that another worker was at the same rows."""
+    """What one step leased; ``asked_at`` was read before, so no lease began earlier."""
 
     tasks: list[Task]
-    has_progressed: bool
-    is_contended: bool
-
-    def plus(self, other: "Haul") -> "Haul":
-        return Haul(
-            self.tasks + other.tasks,
-            self.has_progressed or other.has_progressed,
-            self.is_contended or other.is_contended,
-        )
+    asked_at: float
 
 
 class Puller:
     """Fetches leased tasks for the consumers of one worker, in turn, so that none starves."""
 
-    def __init__(self, consumers: list[Consumer], options: WorkerOptions, using: str) -> None:
+    def __init__(
+        self, consumers: list[Consumer], options: WorkerOptions, using: str, bounded: Bounded
+    ) -> None:
         self._consumers = {consumer.pk: consumer for consumer in consumers}
         self._options = options
         self._using = using
+        self._bounded = bounded
         self._turn = 0
-        self._refusals: dict[int, str] = {}
+        self._refusals: dict[int, PullRefused] = {}
+        longest = min(1.0, options.poll_interval.total_seconds())
+        self._pauses = {consumer.pk: _Pause(consumer, longest) for consumer in consumers}
+
+    @property
+    def refusals(self) -> list[PullRefused]:
+        """Why consumers are not read at present."""
+        return list(self._refusals.values())
 
     def look(self) -> dict[int, Look]:
         """Return what there is to do for each consumer; one statement that writes nothing."""
@@ -58,47 +66,102 @@ class Puller:
             "consumer_ids": list(self._consumers),
             "states": sorted(self._options.claims),
         }
+        with self._bounded(connections[self._using]):
+            rows = sql.rows(self._using, "peek", params)
         return {
-            row.id: Look(row.has_events and self._options.pulls, row.due_in_seconds)
-            for row in sql.rows(self._using, "peek", params)
+            row.id: Look(row.has_events and self._may_pull(row.id), row.due_in_seconds)
+            for row in rows
         }
 
-    def in_turn(self) -> Iterator[Consumer]:
-        """Yield every consumer once, starting with another one each time."""
+    def in_turn(self, looks: Mapping[int, Look]) -> Iterator[Consumer]:
+        """Yield each consumer that has work, starting with another one each time."""
         self._turn += 1
         consumers = list(self._consumers.values())
         start = self._turn % len(consumers)
-        yield from consumers[start:] + consumers[:start]
+        for consumer in consumers[start:] + consumers[:start]:
+            look = looks.get(consumer.pk)
+            if look and look.has_work and not self._pauses[consumer.pk].seconds:
+                yield consumer
 
-    def fetch(self, consumer: Consumer, look: Look, room: int) -> Haul:
-        """Lease at most ``room`` tasks: old obligations and new events take turns to come first."""
-        limit = min(room, self._options.batch_size)
+    def rest(self, looks: Mapping[int, Look]) -> float:
+        """Return in how many seconds known work can be fetched; infinite when there is none."""
+        waits = [
+            self._pauses[pk].seconds if look.has_work else look.due_in for pk, look in looks.items()
+        ]
+        return min((wait for wait in waits if wait), default=math.inf)
+
+    def fetch(self, consumer: Consumer, look: Look, room: int) -> Iterator[Haul]:
+        """Lease at most ``room`` tasks: old obligations and new events take turns to come first.
+
+        The tasks of each step are yielded before the next one, which may fail. A consumer is
+        left alone for a while when others are at its rows, and when its statements fail.
+        Raises django.db.Error when the connection is lost.
+        """
+        pause = self._pauses[consumer.pk]
+        try:
+            with self._bounded(connections[self._using]):
+                yield from self._steps(consumer, look, min(room, self._options.batch_size))
+        except Exception as error:
+            is_final = self._options.burst and not isinstance(error, UNAVAILABLE)
+            if is_final or not connections[self._using].is_usable():
+                raise
+            pause.failed(error)
+
+    def _steps(self, consumer: Consumer, look: Look, limit: int) -> Iterator[Haul]:
         steps = [self._claim] * look.is_due + [self._pull] * look.has_events
         if self._turn % 2:
             steps.reverse()
-        haul = Haul([], has_progressed=False, is_contended=False)
+        is_contended = True
         for step in steps:
-            if len(haul.tasks) < limit:
-                haul = haul.plus(step(consumer, limit - len(haul.tasks)))
-        return haul
+            asked_at = time.monotonic()
+            if limit and (tasks := step(consumer, limit)) is not None:
+                is_contended = False
+                limit -= len(tasks)
+                yield Haul(tasks, asked_at)
+        self._pauses[consumer.pk].succeeded(is_contended=is_contended)
 
-    def _claim(self, consumer: Consumer, limit: int) -> Haul:
-        tasks = consumer.claim(limit, states=self._options.claims)
-        return Haul(tasks, has_progressed=bool(tasks), is_contended=not tasks)
+    def _claim(self, consumer: Consumer, limit: int) -> list[Task] | None:
+        return consumer.claim(limit, states=self._options.claims) or None
 
-    def _pull(self, consumer: Consumer, limit: int) -> Haul:
+    def _pull(self, consumer: Consumer, limit: int) -> list[Task] | None:
+        """Return the tasks of a page, which may be none; None when nothing could be read."""
         try:
             page = consumer.pull_page(limit)
         except PullRefused as error:
-            if self._options.burst:
-                raise
-            self._refuse(consumer, str(error))
-            return Haul([], has_progressed=False, is_contended=False)
+            self._refuse(consumer, error)
+            return None
         self._refusals.pop(consumer.pk, None)
-        return Haul(page.tasks, has_progressed=not page.is_idle, is_contended=page.is_idle)
+        return None if page.is_idle else page.tasks
 
-    def _refuse(self, consumer: Consumer, reason: str) -> None:
-        """Say once why a consumer is not read; the next look tries again, as after a failover."""
-        if self._refusals.get(consumer.pk) != reason:
-            self._refusals[consumer.pk] = reason
+    def _may_pull(self, consumer_id: int) -> bool:
+        # A burst does not wait for what is refused; anybody else tries again, as after a failover.
+        return self._options.pulls and not (self._options.burst and consumer_id in self._refusals)
+
+    def _refuse(self, consumer: Consumer, reason: PullRefused) -> None:
+        """Say once why a consumer is not read."""
+        if str(self._refusals.get(consumer.pk)) != str(reason):
             logger.error("%s", reason, extra={"consumer": consumer.name})
+        self._refusals[consumer.pk] = reason
+
+
+class _Pause:
+    """How long a consumer is left alone."""
+
+    def __init__(self, consumer: Consumer, longest: float) -> None:
+        self._contention = Backoff("", first=0.05, longest=longest)
+        self._failure = Backoff(f"consumer {consumer.name}", first=0.5, longest=30.0)
+        self._until = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+    def failed(self, error: Exception) -> None:
+        self._until = time.monotonic() + self._failure.failed(error)
+
+    def succeeded(self, *, is_contended: bool) -> None:
+        self._failure.succeeded()
+        if is_contended:
+            self._until = time.monotonic() + self._contention.grow()
+        else:
+            self._contention.reset()

@@ -1,6 +1,5 @@
 """Keeps the leases in flight alive, and learns which of them are lost or asked to cancel."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +10,8 @@ from django.db import connections
 from kanthorq_django.models import Worker, lease
 from kanthorq_django.models.worker import SEEN_EVERY
 from kanthorq_django.worker.flight import Flight, Flights
-from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
-
-logger = logging.getLogger("kanthorq_django.worker")
+from kanthorq_django.worker.upkeep import Backoff
+from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # leases in one statement
 
@@ -21,13 +19,16 @@ BATCH_MAX = 1_000  # leases in one statement
 class Renewer:
     """A thread with a connection of its own, so that no handler can keep leases from renewal."""
 
-    def __init__(self, flights: Flights, row: Worker, using: str, interval: float) -> None:
+    def __init__(
+        self, flights: Flights, row: Worker, using: str, interval: float, bounded: Bounded
+    ) -> None:
         self._flights = flights
         self._row = row
         self._using = using
         self._interval = interval
+        self._bounded = bounded
         self._stop = threading.Event()
-        self._backoff = Backoff("renewer", self._stop)
+        self._backoff = Backoff("renewer")
         self._seen_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="kanthorq-renewer", daemon=True)
 
@@ -40,28 +41,19 @@ class Renewer:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
-            self._keep_bounds()
             self._attempt(self._renew)
             self._attempt(self._be_seen)
         connections.close_all()
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
-            step()
-        except UNAVAILABLE as error:
-            self._backoff.failed(error)
-        except Exception:
-            # Without this thread every lease of the process would run out.
-            logger.exception("The renewer failed; it goes on.")
+            with self._bounded(connections[self._using]):
+                step()
+        except Exception as error:  # noqa: BLE001  # if this thread died, every lease would run out
+            connections.close_all()
+            self._stop.wait(self._backoff.failed(error))
         else:
             self._backoff.succeeded()
-
-    def _keep_bounds(self) -> None:
-        """Stop handlers that are over their time, or whose lease can no longer be proved."""
-        now = time.monotonic()
-        for flight in self._flights:
-            if flight.is_overdue(now) or flight.is_expired(now):
-                flight.give_up()
 
     def _renew(self) -> None:
         now = time.monotonic()
@@ -77,15 +69,18 @@ class Renewer:
                 held: flight.subscription.visibility_timeout for held, flight in batch.items()
             }
             for row in lease.renew(extensions, self._using):
-                self._learn(batch[lease.Lease(row.id, row.lease_epoch)], row, asked_at)
-
-    def _learn(self, flight: Flight, row: Any, asked_at: float) -> None:
-        if row.is_renewed:
-            flight.renewed_at = asked_at
-        if not row.is_ours or row.is_cancelled:
-            flight.give_up()
+                _learn(batch[lease.Lease(row.id, row.lease_epoch)], row, asked_at)
 
     def _be_seen(self) -> None:
         if time.monotonic() - self._seen_at >= SEEN_EVERY.total_seconds():
             self._row.see()
             self._seen_at = time.monotonic()
+
+
+def _learn(flight: Flight, row: Any, asked_at: float) -> None:
+    if row.is_renewed:
+        flight.renewed(asked_at)
+    elif row.is_ours:
+        flight.proven(asked_at)
+    if not row.is_ours or row.is_cancelled:
+        flight.give_up()

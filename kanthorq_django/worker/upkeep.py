@@ -4,46 +4,69 @@ import logging
 import random
 import threading
 import time
-from datetime import timedelta
 
-from django.db import InterfaceError, OperationalError, connections
+import psycopg
+from django.db import InterfaceError, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+from kanthorq_django.worker.warden import Bounded
 
 logger = logging.getLogger("kanthorq_django.worker")
 
-# What the database's absence looks like; everything else is a defect and is not retried.
-UNAVAILABLE = (OperationalError, InterfaceError)
+# What the database's absence looks like, and, as InternalError, a primary that became a standby.
+UNAVAILABLE = (OperationalError, InterfaceError, InternalError)
 
 CHECK_AFTER_IDLE = 1.0  # seconds a connection may rest before it is tried out
 _rested = threading.local()
 
+# libpq's own defaults wait for hours on a host that is gone without a word.
+CONNECTION_OPTIONS = {
+    "connect_timeout": 10,  # seconds
+    "keepalives_idle": 30,  # seconds
+    "keepalives_interval": 10,  # seconds
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+}
 
-def refresh_connections() -> None:
+
+def expect_dead_hosts() -> None:
+    """Give this process's connections time limits where the project's settings have none."""
+    for connection in connections.all():
+        if connection.vendor == "postgresql":
+            options = connection.settings_dict.setdefault("OPTIONS", {})
+            options.update(CONNECTION_OPTIONS | options)
+
+
+def refresh_connections(bounded: Bounded) -> None:
     """Leave this thread only with connections that a handler can use right away.
 
     A handler may have left one broken or inside a transaction, and the server may have been
     restarted while a thread was idle. CONN_MAX_AGE is meant for requests: a worker's
-    connections live as long as they work.
+    connections live as long as they work. ``bounded`` limits the time that a probe may take.
     """
     now = time.monotonic()
     has_rested = now - getattr(_rested, "since", 0.0) > CHECK_AFTER_IDLE
     for connection in connections.all(initialized_only=True):
-        if connection.connection is None:
-            continue
-        if _is_dangling(connection) or not (
-            _is_fresh(connection, has_rested=has_rested) or connection.is_usable()
-        ):
+        if _is_dangling(connection):
+            # Only a new wrapper has forgotten the block that was never left.
             connection.close()
-        connection.errors_occurred = False
+            del connections[connection.alias]
+        elif connection.connection and (has_rested or connection.errors_occurred):
+            with bounded(connection):
+                is_usable = connection.is_usable()
+            if not is_usable:
+                connection.close()
+            connection.errors_occurred = False
     _rested.since = now
 
 
 def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
-    return connection.in_atomic_block or not connection.get_autocommit()
-
-
-def _is_fresh(connection: BaseDatabaseWrapper, *, has_rested: bool) -> bool:
-    return not (has_rested or connection.errors_occurred)
+    if connection.connection is None:
+        return connection.in_atomic_block
+    return (
+        connection.in_atomic_block
+        or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+    )
 
 
 def note_use() -> None:
@@ -52,26 +75,38 @@ def note_use() -> None:
 
 
 class Backoff:
-    """Capped, jittered waits between tries while the database is away; logs once per change."""
+    """Capped, jittered waits that double from failure to failure; says once what goes wrong."""
 
-    FIRST = timedelta(milliseconds=100)
-    LONGEST = timedelta(seconds=5)
-
-    def __init__(self, what: str, stop: threading.Event) -> None:
+    def __init__(self, what: str, *, first: float = 0.1, longest: float = 5.0) -> None:
+        """Name ``what`` may fail; ``first`` and ``longest`` waits are seconds."""
         self._what = what
-        self._stop = stop
-        self._wait = self.FIRST
+        self._first, self._longest = first, longest
+        self._wait = first
+        self._is_failing = False
 
-    def failed(self, error: Exception) -> None:
-        """Drop this thread's connections and wait; returns early when the worker stops."""
-        if self._wait == self.FIRST:
-            logger.warning("%s interrupted, trying again: %s", self._what, error)
-        connections.close_all()
-        jitter = random.uniform(0.5, 1)  # noqa: S311  # not a secret
-        self._stop.wait(self._wait.total_seconds() * jitter)
-        self._wait = min(self._wait * 2, self.LONGEST)
+    def failed(self, error: Exception) -> float:
+        """Return how many seconds to wait before the next try."""
+        if not self._is_failing:
+            self._is_failing = True
+            expected = isinstance(error, (*UNAVAILABLE, psycopg.OperationalError))
+            logger.warning(
+                "%s interrupted, trying again: %s",
+                self._what,
+                " ".join(str(error).split()),
+                exc_info=None if expected else error,
+            )
+        return self.grow()
 
     def succeeded(self) -> None:
-        if self._wait != self.FIRST:
+        if self._is_failing:
+            self._is_failing = False
             logger.warning("%s works again", self._what)
-            self._wait = self.FIRST
+            self.reset()
+
+    def grow(self) -> float:
+        """Return the next wait in seconds without a word, as when others are merely faster."""
+        wait, self._wait = self._wait, min(self._wait * 2, self._longest)
+        return wait * random.uniform(0.5, 1)  # noqa: S311  # not a secret
+
+    def reset(self) -> None:
+        self._wait = self._first

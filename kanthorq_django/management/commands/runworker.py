@@ -6,13 +6,15 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import OperationalError, ProgrammingError
+from django.db import connections, router
 from django.utils import autoreload
 
 from kanthorq_django.domain.subscriptions import registry
-from kanthorq_django.exceptions import KanthorqError
+from kanthorq_django.management.refusals import one_sentence
+from kanthorq_django.models import Consumer
+from kanthorq_django.subscribers import sync
 from kanthorq_django.worker.options import PULLERS, WorkerOptions
-from kanthorq_django.worker.process import run_process, stop_on_signals
+from kanthorq_django.worker.process import GRACE, run_process, stop_on_signals
 from kanthorq_django.worker.supervisor import Supervisor
 
 PROCESSES_LIMIT = 256
@@ -29,7 +31,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         add = parser.add_argument
         add("consumers", nargs="*", metavar="CONSUMER", help="only these; all by default")
-        add("--concurrency", type=int, help="handlers that one process runs at a time")
+        add(
+            "--concurrency",
+            type=int,
+            help="handlers at a time in one process, plain and async ones each",
+        )
         add("--processes", type=int, default=1, help="worker processes (default: 1)")
         add("--batch-size", type=int, help="tasks that one pull or claim leases at most")
         add("--poll-interval", type=_seconds, metavar="SECONDS", help="between looks for work")
@@ -51,38 +57,44 @@ class Command(BaseCommand):
         given["consumers"] = tuple(options["consumers"])
         if settings.DEBUG:
             self.stderr.write(
-                self.style.WARNING("DEBUG is on: Django keeps every query in memory.")
+                self.style.WARNING("DEBUG is on: each connection remembers its queries in memory.")
             )
         if reload:
-            autoreload.run_with_reloader(self._work, processes, given)
+            autoreload.run_with_reloader(self._work_until_reload, processes, given)
         else:
             self._work(processes, given)
 
-    def _work(self, processes: int, given: dict[str, Any]) -> None:
+    def _work_until_reload(self, processes: int, given: dict[str, Any]) -> None:
         try:
+            self._work(processes, given)
+        except CommandError as error:
+            # The next change of the code may mend it.
+            self.stderr.write(self.style.ERROR(str(error)))
+
+    def _work(self, processes: int, given: dict[str, Any]) -> None:
+        alias = router.db_for_write(Consumer)
+        with one_sentence(alias):
             options = WorkerOptions(**given)
             if not registry.all():
                 raise CommandError(
                     "No code declares a subscriber; write one in <app>/subscribers.py."
                 )
-            self._run(options, processes)
-        except KanthorqError as error:
-            raise CommandError(str(error)) from error
-        except OperationalError as error:
-            raise CommandError(f"The database cannot be reached: {error}".strip()) from error
-        except ProgrammingError as error:
-            raise CommandError(
-                f"The database is not ready, run manage.py migrate: {str(error).splitlines()[0]}"
-            ) from error
+            if connections[alias].vendor != "postgresql":
+                raise CommandError(f"The database {alias!r} is not PostgreSQL.")
+            if processes > 1:
+                self._supervise(options, processes, alias)
+            else:
+                count = run_process(options)
+                self.stdout.write(self.style.SUCCESS(f"Handled {count} tasks."))
 
-    def _run(self, options: WorkerOptions, processes: int) -> None:
-        if processes > 1:
-            supervisor = Supervisor(options, processes)
-            with stop_on_signals(supervisor.stop):
-                supervisor.run()
-        else:
-            count = run_process(options)
-            self.stdout.write(self.style.SUCCESS(f"Handled {count} tasks."))
+    def _supervise(self, options: WorkerOptions, processes: int, alias: str) -> None:
+        # What no process could do is refused here, once, instead of by all of them for ever.
+        sync(options.consumers or None, using=alias)
+        connections.close_all()
+        supervisor = Supervisor(options, processes)
+        patience = supervisor.patience + GRACE
+        with stop_on_signals(supervisor.stop, patience=patience, at_once=supervisor.kill):
+            supervisor.run()
 
 
 def _seconds(text: str) -> timedelta:
