@@ -4,16 +4,28 @@
 WITH consumer AS (
     SELECT * FROM kanthorq_django_consumer WHERE id = %(consumer_id)s
 ),
-due AS MATERIALIZED (
+due_freely AS MATERIALIZED (
     SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at
     FROM kanthorq_django_task
     WHERE consumer_id = %(consumer_id)s
-        AND state IN (1, 2, 3, 102)  -- spelt out, so that the partial index is provably enough
+        -- Spelt out as in the partial index, so that it is provably enough.
+        AND state IN (1, 2, 3, 102) AND (turn_key IS NULL OR state = 3)
         AND state = ANY(%(states)s::smallint[])
         AND schedule_at <= statement_timestamp()
     ORDER BY schedule_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
+),
+due_in_turn AS MATERIALIZED (
+    SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at
+    FROM kanthorq_django_task
+    WHERE id = ANY(%(in_turn)s::bigint[])
+        AND state + 0 = ANY(%(states)s::smallint[])
+        AND schedule_at <= statement_timestamp()
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+due AS (
+    SELECT * FROM due_in_turn UNION ALL SELECT * FROM due_freely
 ),
 fate AS (
     SELECT
@@ -46,13 +58,18 @@ claimed AS (
         schedule_at = CASE WHEN fate.becomes > 0
             THEN statement_timestamp() + fate.visibility_timeout ELSE task.schedule_at END,
         finalized_at = CASE WHEN fate.becomes < 0 THEN statement_timestamp() END,
-        attempted_errors = CASE WHEN fate.was <> 2 THEN task.attempted_errors ELSE
-            CASE WHEN jsonb_array_length(task.attempted_errors) >= %(errors_max)s
-                THEN task.attempted_errors - 0 ELSE task.attempted_errors END
+        -- A cancelling task may have waited for its back-off: only its last lease surely ran out.
+        attempted_errors = CASE WHEN fate.was <> 2 AND fate.becomes <> -102
+            THEN task.attempted_errors ELSE
+            jsonb_path_query_array(
+                task.attempted_errors, '$[last - $before to last]',
+                jsonb_build_object('before', %(errors_max)s - 2)
+            )
             || jsonb_build_array(jsonb_build_object(
                 'at', statement_timestamp(),
-                'attempt', task.attempt_count,
-                'verb', 'handle',
+                'attempt', CASE fate.was WHEN 2 THEN task.attempt_count
+                    ELSE task.cancel_attempt_count END,
+                'verb', CASE fate.was WHEN 2 THEN 'handle' ELSE 'cancel' END,
                 'error', %(lease_ran_out)s::text,
                 'stack', ''
             ))

@@ -33,8 +33,11 @@ SET
         ELSE task.cancel_attempt_count END,
     finalized_at = CASE WHEN ours.becomes < 0 THEN statement_timestamp() END,
     attempted_errors =
-        CASE WHEN jsonb_array_length(task.attempted_errors) >= %(errors_max)s
-            THEN task.attempted_errors - 0 ELSE task.attempted_errors END
+        -- The newest of the old ones, one less than may stay.
+        jsonb_path_query_array(
+            task.attempted_errors, '$[last - $before to last]',
+            jsonb_build_object('before', %(errors_max)s - 2)
+        )
         || jsonb_build_array(jsonb_build_object(
             'at', statement_timestamp(),
             'attempt', CASE ours.was WHEN 2 THEN task.attempt_count ELSE task.cancel_attempt_count END,

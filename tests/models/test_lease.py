@@ -1,0 +1,300 @@
+"""What the holder of a lease may do, and nobody else."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from kanthorq_django.domain.failures import Failure
+from kanthorq_django.domain.states import LEASED
+from kanthorq_django.models import Task, TaskState, lease
+from kanthorq_django.models.lease import Lease
+from tests.concurrency import elsewhere
+from tests.factories import ConsumerFactory, TaskFactory
+
+pytestmark = pytest.mark.django_db
+
+MINUTE = timedelta(minutes=1)
+FAILURE = Failure("failed", "the stack")
+NOT_LEASED = sorted(set(TaskState) - LEASED)
+
+
+def now() -> datetime:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        moment: datetime = cursor.fetchone()[0]
+    return moment
+
+
+def running(**options: Any) -> Task:
+    return TaskFactory.create(state=TaskState.RUNNING, **options)
+
+
+def cancelling(**options: Any) -> Task:
+    """A cancellation in its first attempt."""
+    options.setdefault("cancel_attempt_count", 1)
+    return TaskFactory.create(state=TaskState.CANCELLING, lease_epoch=2, **options)
+
+
+def fields(task: Task) -> dict[str, Any]:
+    """Every column of the task as it is stored."""
+    return dict(Task.objects.filter(pk=task.pk).values().get())
+
+
+def ack(held: Lease) -> object:
+    return lease.ack({held: '"done"'}, "default")
+
+
+def nack(held: Lease) -> object:
+    return lease.nack(held, FAILURE, "default") or set()
+
+
+def hand_back(held: Lease) -> object:
+    return lease.hand_back([held], "default")
+
+
+def renew(held: Lease) -> object:
+    return {row.id for row in lease.renew({held: MINUTE}, "default") if row.is_renewed}
+
+
+VERBS = (ack, nack, hand_back, renew)
+
+
+# The fence
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("make", [running, cancelling])
+@pytest.mark.parametrize("other", [-1, 1])
+def test_nothing_is_done_with_another_epoch(
+    verb: Callable[[Lease], object], make: Callable[..., Task], other: int
+):
+    task = make()
+    before = fields(task)
+    assert verb(Lease(task.pk, task.lease_epoch + other)) == set()
+    assert fields(task) == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("state", NOT_LEASED)
+def test_nothing_is_done_with_a_task_that_is_not_leased(
+    verb: Callable[[Lease], object], state: TaskState
+):
+    task = TaskFactory.create(state=state, lease_epoch=1)
+    before = fields(task)
+    assert verb(task.lease) == set()
+    assert fields(task) == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_nothing_is_done_with_a_task_that_is_gone(verb: Callable[[Lease], object]):
+    assert verb(Lease(1, 1)) == set()
+
+
+def test_of_many_only_ours_are_acked():
+    first, second, third = running(), running(), running()
+    results = {first.lease: "1", Lease(second.pk, 9): "2", third.lease: None}
+    assert lease.ack(results, "default") == {first.pk, third.pk}
+    states = Task.objects.order_by("pk").values_list("state", "result")
+    assert list(states) == [
+        (TaskState.COMPLETED, 1),
+        (TaskState.RUNNING, None),
+        (TaskState.COMPLETED, None),
+    ]
+
+
+def test_no_lease_at_all_is_nothing_to_do():
+    assert lease.ack({}, "default") == set()
+    assert lease.hand_back([], "default") == set()
+    assert lease.renew({}, "default") == []
+
+
+# Ack
+
+
+def test_ack_of_a_cancellation_cancels_the_task_and_keeps_no_result():
+    task = cancelling(result={"earlier": True})
+    assert ack(task.lease) == {task.pk}
+    after = fields(task)
+    assert (after["state"], after["result"]) == (TaskState.CANCELLED, {"earlier": True})
+    assert after["finalized_at"] is not None
+
+
+def test_ack_leaves_counters_and_history_alone():
+    task = running(attempt_count=3, lease_epoch=5, attempted_errors=[{"error": "once"}])
+    ack(task.lease)
+    after = fields(task)
+    assert (after["attempt_count"], after["lease_epoch"]) == (3, 5)
+    assert after["attempted_errors"] == [{"error": "once"}]
+
+
+# Nack
+
+
+def test_nack_tells_where_it_led():
+    assert lease.nack(running().lease, FAILURE, "default") == TaskState.RETRYABLE
+    final = running()
+    assert lease.nack(final.lease, FAILURE, "default", is_final=True) == TaskState.DISCARDED
+    assert lease.nack(final.lease, FAILURE, "default") is None
+
+
+def test_nack_of_a_cancellation_waits_and_ends_its_lease():
+    task = cancelling(attempt_count=7)
+    before = now()
+    state = lease.nack(task.lease, FAILURE, "default", delay=MINUTE)
+    after = fields(task)
+    assert state == after["state"] == TaskState.CANCELLING
+    assert (after["lease_epoch"], after["attempt_count"], after["cancel_attempt_count"]) == (
+        3,
+        7,
+        1,
+    )
+    assert before <= after["schedule_at"] - MINUTE <= now()
+    (error,) = after["attempted_errors"]
+    assert (error["verb"], error["attempt"], error["error"]) == ("cancel", 1, "failed")
+
+
+def test_a_second_nack_of_a_cancellation_is_fenced():
+    task = cancelling()
+    nack(task.lease)
+    before = fields(task)
+    assert nack(task.lease) == set()
+    assert fields(task) == before
+
+
+def test_nack_of_the_last_cancellation_attempt_discards_the_task():
+    consumer = ConsumerFactory.create(has_cancel_handler=True, cancel_attempt_max=3)
+    task = cancelling(consumer=consumer, cancel_attempt_count=3)
+    assert nack(task.lease) == TaskState.DISCARDED
+    assert fields(task)["finalized_at"] is not None
+
+
+def test_a_final_nack_forgoes_the_attempts_of_a_cancellation():
+    task = cancelling()
+    assert lease.nack(task.lease, FAILURE, "default", is_final=True) == TaskState.DISCARDED
+
+
+def test_nack_of_a_running_task_asked_to_cancel_begins_its_cancellation_anew_and_at_once():
+    consumer = ConsumerFactory.create(has_cancel_handler=True)
+    task = running(consumer=consumer, cancel_requested_at=Now(), cancel_attempt_count=9)
+    before = now()
+    assert lease.nack(task.lease, FAILURE, "default", delay=MINUTE) == TaskState.CANCELLING
+    after = fields(task)
+    assert (after["lease_epoch"], after["cancel_attempt_count"]) == (2, 0)
+    assert before <= after["schedule_at"] <= now()
+    assert after["attempted_errors"][0]["verb"] == "handle"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 9])
+def test_only_the_newest_errors_stay_in_the_history(size: int, limit: int, settings):
+    settings.KANTHORQ = {"ERRORS_MAX": limit}
+    past = [{"error": number} for number in range(size)]
+    task = running(attempted_errors=past)
+    nack(task.lease)
+    errors = [error["error"] for error in fields(task)["attempted_errors"]]
+    assert errors == [*range(size), "failed"][-limit:]
+
+
+# Handing back
+
+
+def test_hand_back_refunds_the_attempt_and_makes_the_task_available():
+    task = running(attempt_count=3, attempted_errors=[{"error": "once"}])
+    before = now()
+    assert hand_back(task.lease) == {task.pk}
+    after = fields(task)
+    assert (after["state"], after["attempt_count"]) == (TaskState.AVAILABLE, 2)
+    assert after["lease_epoch"] == 3
+    assert before <= after["schedule_at"] <= now()
+    assert after["attempted_errors"] == [{"error": "once"}]
+
+
+def test_hand_back_with_a_delay_makes_the_task_wait():
+    task = running()
+    before = now()
+    lease.hand_back([task.lease], "default", delay=MINUTE)
+    assert before <= fields(task)["schedule_at"] - MINUTE <= now()
+
+
+def test_hand_back_of_a_cancellation_refunds_its_attempt_and_ends_its_lease():
+    task = cancelling(attempt_count=3, cancel_attempt_count=2)
+    hand_back(task.lease)
+    after = fields(task)
+    assert (after["state"], after["lease_epoch"]) == (TaskState.CANCELLING, 3)
+    assert (after["attempt_count"], after["cancel_attempt_count"]) == (3, 1)
+    assert hand_back(task.lease) == set()
+
+
+@pytest.mark.parametrize("has_handler", [False, True])
+def test_hand_back_of_a_task_asked_to_cancel_cancels_it(has_handler: bool):
+    consumer = ConsumerFactory.create(has_cancel_handler=has_handler)
+    task = running(consumer=consumer, cancel_requested_at=Now())
+    before = now()
+    lease.hand_back([task.lease], "default", delay=MINUTE)
+    after = fields(task)
+    assert after["state"] == (TaskState.CANCELLING if has_handler else TaskState.CANCELLED)
+    assert (after["finalized_at"] is None) == has_handler
+    assert after["cancel_attempt_count"] == 0
+    if has_handler:
+        assert before <= after["schedule_at"] <= now()
+
+
+# Renewing
+
+
+def test_renew_moves_the_end_of_a_lease_away_but_never_nearer():
+    short = running()
+    long = running(schedule_at=Now() + 10 * MINUTE)
+    end = fields(long)["schedule_at"]
+    before = now()
+    lease.renew({short.lease: 2 * MINUTE, long.lease: MINUTE}, "default")
+    assert before <= fields(short)["schedule_at"] - 2 * MINUTE <= now()
+    assert fields(long)["schedule_at"] == end
+
+
+def test_renew_tells_of_each_lease_how_it_stands():
+    ours, asked = running(), running(cancel_requested_at=Now())
+    taken, done = running(lease_epoch=2), TaskFactory.create(state=TaskState.COMPLETED)
+    undone = cancelling()
+    held = [ours.lease, asked.lease, Lease(taken.pk, 1), done.lease, undone.lease, Lease(0, 1)]
+    rows = {
+        (row.id, row.lease_epoch): (row.is_renewed, row.is_ours, row.is_cancelled)
+        for row in lease.renew(dict.fromkeys(held, MINUTE), "default")
+    }
+    assert rows == {
+        ours.lease: (True, True, False),
+        asked.lease: (True, True, True),
+        (taken.pk, 1): (False, False, False),
+        done.lease: (False, False, False),
+        undone.lease: (True, True, False),
+        (0, 1): (False, False, False),
+    }
+
+
+@pytest.mark.django_db(transaction=True)
+def test_renew_passes_over_a_task_that_is_being_acked_and_renews_the_others():
+    acking, other = running(), running()
+    held = dict.fromkeys((acking.lease, other.lease), timedelta(hours=1))
+    with transaction.atomic():
+        lease.ack({acking.lease: None}, "default")
+        rows = elsewhere(lambda: lease.renew(held, "default"))
+        assert {row.id: (row.is_renewed, row.is_ours) for row in rows} == {
+            acking.pk: (False, True),
+            other.pk: (True, True),
+        }
+    assert fields(acking)["state"] == TaskState.COMPLETED
+    assert fields(other)["schedule_at"] > now() + timedelta(minutes=50)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_renew_tells_that_a_task_was_taken_over():
+    task = running(schedule_at=Now() - MINUTE)
+    elsewhere(task.consumer.claim)
+    end = fields(task)["schedule_at"]
+    (row,) = lease.renew({task.lease: timedelta(hours=1)}, "default")
+    assert (row.is_renewed, row.is_ours) == (False, False)
+    assert fields(task)["schedule_at"] == end
