@@ -101,7 +101,6 @@ class _Books:
         yield "payments", _repeated(payment.event_id for payment in self._payments)
         yield "refunds", _repeated(refund.event_id for refund in self._refunds)
         yield "bookings", _repeated(booking.event_id for booking in self._bookings)
-        yield "e-mails", _repeated(email.event_id for email in self._emails)
         yield "parcels", _repeated((parcel.event_id, parcel.fate) for parcel in self._parcels)
 
     def _phantoms(self) -> int:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 LOOK_EVERY = 0.05  # seconds
+ASK_EVERY = 1.0  # seconds between questions after progress, which cost more
 LONGEST = 30.0  # seconds without progress
 
 
@@ -17,9 +18,12 @@ def wait_until(is_done: Callable[[], bool], progress: Callable[[], object]) -> N
     Raises NothingHappens if ``progress()`` has returned the same for half a minute.
     """
     seen, moved_at = progress(), time.monotonic()
+    asked_at = moved_at
     while not is_done():
         time.sleep(LOOK_EVERY)
-        now = time.monotonic()
+        if (now := time.monotonic()) - asked_at < ASK_EVERY:
+            continue
+        asked_at = now
         if (latest := progress()) != seen:
             seen, moved_at = latest, now
         elif now - moved_at > LONGEST:

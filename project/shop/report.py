@@ -50,7 +50,7 @@ def print_next_steps(narrator: Narrator, manage: str) -> None:
 
 def _print_tasks(narrator: Narrator, tasks: TaskQuerySet) -> None:
     counts = Counter(tasks.values_list("consumer__name", "state"))
-    narrator.heading("Where the tasks are", *COLUMNS)
+    narrator.heading("Tasks by state", *COLUMNS)
     for consumer in sorted({name for name, _ in counts}):
         narrator.row(consumer, *(counts[consumer, state] for state in COLUMNS.values()))
     narrator.line("  later: the courier comes tomorrow    parked: until a person releases them")
@@ -58,7 +58,7 @@ def _print_tasks(narrator: Narrator, tasks: TaskQuerySet) -> None:
 
 
 def _print_money(narrator: Narrator, audit: Audit) -> None:
-    narrator.heading("Where the money is", "moved", "booked", "")
+    narrator.heading("Money in euros", "moved", "booked")
     sums = {"payments": audit.payments, "refunds": audit.refunds}
     for name, money in sums.items():
         verdict = "equal" if money.moved == money.booked else "NOT EQUAL"
@@ -73,7 +73,7 @@ def _print_checks(narrator: Narrator, tasks: TaskQuerySet, audit: Audit) -> None
     narrator.number("duplicates", sum(audit.doubled.values()), _name_faults(audit.doubled))
     narrator.number("phantoms", audit.phantom_count, "outlived the rollback of their order")
     narrator.number("taken over", taken_over, "tasks that the killed worker had begun")
-    narrator.number("retried", retried, "tasks that failed at first: the mail server was busy")
+    narrator.number("retried", retried, "tasks that failed at first: a busy mail server")
 
 
 def _name_faults(faults: dict[str, int]) -> str:

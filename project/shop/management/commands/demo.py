@@ -3,6 +3,8 @@
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,9 @@ class Command(BaseCommand):
     def handle(self, *, customers: int, serve: bool, port: int, **_: Any) -> None:
         _check(customers, serve=serve)
         self._narrator = Narrator(self.stdout)
-        # However it is asked to end, it ends as on Ctrl-C, and takes its processes along.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
         try:
-            self._run(customers, port if serve else None)
+            with _ending_as_on_ctrl_c():
+                self._run(customers, port if serve else None)
         except KeyboardInterrupt:
             self.stdout.write("\nStopped.")
             sys.exit(0 if serve else INTERRUPTED)
@@ -72,7 +72,8 @@ class Command(BaseCommand):
         self._narrator.tell("The database is started if need be, and migrated.")
         call_command("migrate", verbosity=0, interactive=False)
         version = connection.cursor().connection.info.server_version
-        self._narrator.tell(f"PostgreSQL {version // 10_000}.{version % 10_000}; logs: {logs}/")
+        self._narrator.tell(f"PostgreSQL {version // 10_000}.{version % 10_000} is ready.")
+        self._narrator.tell(f"Workers write to {logs}/")
 
     def _tell_story(self, customers: int, logs: Path) -> None:
         sale, pace = Story(self._narrator, logs, customers).run()
@@ -81,6 +82,18 @@ class Command(BaseCommand):
         if not found.is_sound:
             raise CommandError("This must never be: see above what is lost, doubled or not equal.")
         self._narrator.line("\nNothing was lost, nothing was doubled, every cent is booked.")
+
+
+@contextmanager
+def _ending_as_on_ctrl_c() -> Iterator[None]:
+    """However it is asked to end, it takes its processes along."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    former = [signal.signal(number, signal.default_int_handler) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, former, strict=True):
+            signal.signal(number, handler)
 
 
 def _python() -> str:
