@@ -46,7 +46,7 @@ def demo(output: Path, *arguments: object) -> Iterator[Running]:
         process = subprocess.Popen(
             [sys.executable, "manage.py", "demo", *map(str, arguments)],
             cwd=settings.BASE_DIR,
-            env=os.environ | environment(),
+            env=os.environ | environment() | {"TMPDIR": str(output.parent)},
             stdin=subprocess.DEVNULL,
             stdout=written,
             stderr=written,

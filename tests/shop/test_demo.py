@@ -3,6 +3,7 @@
 import io
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from http.cookiejar import CookieJar
 from pathlib import Path
@@ -63,7 +64,8 @@ def test_the_demo_ends_well_and_leaves_nothing_running(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("ledger_that_books_twice")
-def test_the_demo_fails_when_money_is_booked_twice(monkeypatch):
+def test_the_demo_fails_when_money_is_booked_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     output = io.StringIO()
@@ -118,6 +120,15 @@ def log_in(address: str, password: str) -> str:
     }
     with browser.open(f"{address}login/", urlencode(form).encode()) as page:
         return str(page.read().decode())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_is_not_there_is_said_in_one_line(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nowhere")
+    with demo(tmp_path / "output") as run:
+        assert run.wait() == 1
+    assert "The database cannot be reached: connection failed" in run.text().splitlines()[-1]
+    assert "Traceback" not in run.text()
 
 
 def test_a_port_that_is_free_is_taken():

@@ -54,7 +54,8 @@ class Command(BaseCommand):
         except (NothingHappens, WorkerEnded, ServerEnded, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from error
         except OperationalError as error:
-            raise CommandError(f"The database cannot be reached: {error}".strip()) from error
+            reason = " ".join(str(error).split())
+            raise CommandError(f"The database cannot be reached: {reason}") from error
 
     def _run(self, customers: int, port: int | None) -> None:
         logs = Path(tempfile.mkdtemp(prefix="kanthorq-demo-"))
