@@ -1,0 +1,210 @@
+"""The wake-up of idle workers: one notification per stream and transaction, after its commit."""
+
+import logging
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from pytest_django import Settings
+
+from kanthorq_django import publish, publish_many
+from kanthorq_django.models import Event, Stream
+from kanthorq_django.models.notifications import channel
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SENTINEL = "sentinel"
+PATIENCE = 20.0  # seconds
+
+
+class Ear:
+    """Listens on a raw connection to the streams ``a`` and ``b``."""
+
+    def __init__(self, ear: psycopg.Connection, mouth: psycopg.Connection) -> None:
+        self._ear, self._mouth = ear, mouth
+        self._names = {channel(Stream.objects.register(name).pk): name for name in ("a", "b")} | {
+            SENTINEL: SENTINEL
+        }
+        for heard in self._names:
+            ear.execute(f"LISTEN {heard}".encode())
+
+    def heard(self) -> list[str]:
+        """Return the streams that were announced since the last call, in order.
+
+        Notifications arrive in the order of their commits, so one of our own ends the list.
+        """
+        self._mouth.execute(f"NOTIFY {SENTINEL}".encode())
+        streams: list[str] = []
+        for notification in self._ear.notifies(timeout=PATIENCE):
+            assert notification.payload == ""
+            if notification.channel == SENTINEL:
+                return streams
+            streams.append(self._names[notification.channel])
+        raise AssertionError("The sentinel was not heard.")
+
+
+def raw_connection() -> psycopg.Connection:
+    with connection.cursor():
+        assert connection.connection is not None
+        info = connection.connection.info
+    return psycopg.connect(
+        host=info.host,
+        port=info.port,
+        user=info.user,
+        password=info.password,
+        dbname=info.dbname,
+        autocommit=True,
+    )
+
+
+@pytest.fixture
+def ear() -> Iterator[Ear]:
+    with raw_connection() as listening, raw_connection() as speaking:
+        yield Ear(listening, speaking)
+
+
+def test_an_event_alone_announces_its_stream(ear: Ear) -> None:
+    publish("order.paid", stream="a")
+    assert ear.heard() == ["a"]
+    publish("order.paid", stream="b")
+    publish("order.paid", stream="a")
+    assert ear.heard() == ["b", "a"]
+
+
+def test_a_transaction_announces_each_stream_once_and_after_its_commit(ear: Ear) -> None:
+    with CaptureQueriesContext(connection) as queries, transaction.atomic():
+        for stream in "abab":
+            publish("order.paid", stream=stream)
+        publish_many([Event(subject="x"), Event(subject="y")], stream="a")
+        assert not [query for query in queries if "pg_notify" in query["sql"]]
+        assert ear.heard() == []
+    assert ear.heard() == ["a", "b"]
+
+
+def test_many_events_announce_their_stream_once(ear: Ear) -> None:
+    publish_many((Event(subject="order.paid") for _ in range(100)), stream="a")
+    assert ear.heard() == ["a"]
+
+
+def test_a_rollback_announces_nothing(ear: Ear) -> None:
+    with transaction.atomic():
+        publish("order.paid", stream="a")
+        transaction.set_rollback(True)
+    assert ear.heard() == []
+
+
+def test_a_savepoint_that_rolls_back_announces_nothing(ear: Ear) -> None:
+    with transaction.atomic():
+        with transaction.atomic():
+            publish("order.paid", stream="a")
+            transaction.set_rollback(True)
+        publish("order.paid", stream="b")
+    assert ear.heard() == ["b"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_rolled_back_savepoint_does_not_silence_what_stays(ear: Ear, is_first: bool) -> None:
+    with transaction.atomic():
+        if is_first:
+            publish("order.paid", stream="a")
+        with transaction.atomic():
+            publish("order.paid", stream="a")
+            transaction.set_rollback(True)
+        if not is_first:
+            publish("order.paid", stream="a")
+    assert ear.heard() == ["a"]
+
+
+def test_savepoints_that_are_released_announce_their_stream_once(ear: Ear) -> None:
+    with transaction.atomic():
+        for _ in range(3):
+            with transaction.atomic():
+                publish("order.paid", stream="a")
+        with transaction.atomic(), transaction.atomic(savepoint=False):
+            publish("order.paid", stream="a")
+    assert ear.heard() == ["a"]
+
+
+def test_a_released_savepoint_inside_one_that_rolls_back_announces_nothing(ear: Ear) -> None:
+    with transaction.atomic():
+        with transaction.atomic():
+            with transaction.atomic():
+                publish("order.paid", stream="a")
+            publish("order.sent", stream="a")
+            transaction.set_rollback(True)
+        assert not Event.objects.exists()
+    assert ear.heard() == []
+
+
+def test_a_released_savepoint_inside_one_that_rolls_back_does_not_speak_for_others(
+    ear: Ear,
+) -> None:
+    with transaction.atomic():
+        with transaction.atomic():
+            with transaction.atomic():
+                publish("order.paid", stream="a")
+            transaction.set_rollback(True)
+        publish("order.sent", stream="a")
+    assert ear.heard() == ["a"]
+
+
+def test_transactions_that_follow_each_other_each_announce(ear: Ear) -> None:
+    for _ in range(2):
+        with transaction.atomic():
+            publish("order.paid", stream="a")
+    assert ear.heard() == ["a", "a"]
+
+
+def test_a_known_key_announces_nothing(ear: Ear) -> None:
+    publish("order.paid", stream="a", idempotency_key="k")
+    assert ear.heard() == ["a"]
+    publish("order.paid", stream="a", idempotency_key="k")
+    publish_many([Event(subject="order.paid", idempotency_key="k") for _ in range(2)], stream="a")
+    assert ear.heard() == []
+
+
+def test_a_refused_event_announces_nothing(ear: Ear) -> None:
+    with transaction.atomic(), pytest.raises(ValueError, match="subject"):
+        publish("not a subject", stream="a")
+    assert ear.heard() == []
+
+
+def test_notifications_can_be_switched_off(ear: Ear, settings: Settings) -> None:
+    settings.KANTHORQ = {"NOTIFY": False}
+    publish("order.paid", stream="a")
+    with transaction.atomic():
+        publish("order.paid", stream="b")
+    assert ear.heard() == []
+
+
+def test_a_transaction_managed_by_hand_publishes_and_leaves_waking_to_the_poll(ear: Ear) -> None:
+    transaction.set_autocommit(False)
+    try:
+        publish("order.paid", stream="a")
+        publish_many([Event(subject="x"), Event(subject="y", idempotency_key="k")], stream="a")
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert Event.objects.count() == 3
+    assert ear.heard() == []
+
+
+def test_a_notification_that_fails_after_the_commit_is_logged_and_not_raised(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    with raw_connection() as operator, caplog.at_level(logging.ERROR, "django.db.backends.base"):
+        try:
+            with transaction.atomic():
+                transaction.on_commit(
+                    lambda: operator.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+                )
+                publish("order.paid", stream="a")
+        finally:
+            connection.close()
+    assert Event.objects.get().subject == "order.paid"
+    assert "wake" in caplog.text
