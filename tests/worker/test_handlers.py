@@ -1,0 +1,244 @@
+"""How handlers run beside each other: in threads, and on one event loop."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import DatabaseError, InterfaceError, connection, transaction
+
+from kanthorq_django import subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task, TaskState
+from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Overlap:
+    """Counts how many are inside at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.inside = self.most = self.total = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.inside += 1
+            self.total += 1
+            self.most = max(self.most, self.inside)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.inside -= 1
+
+
+def test_handlers_run_in_threads_at_the_same_time():
+    meeting = threading.Barrier(4, timeout=PATIENCE)
+
+    @subscribe("work.>", stream="work", consumer="meets")
+    def meet(message: Message) -> None:
+        meeting.wait()  # passes only when four are here
+
+    announce(4)
+
+    assert work_off("meets", concurrency=4) == 4
+    assert Task.objects.completed().count() == 4
+
+
+def test_a_slow_handler_does_not_hold_up_the_batch():
+    end = threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="one-is-slow")
+    def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            end.wait(PATIENCE)
+
+    announce(30)
+    with working("one-is-slow", concurrency=2, batch_size=30):
+        wait_for_state(TaskState.COMPLETED, 29)
+        assert Task.objects.running().count() == 1
+        end.set()
+        wait_for_state(TaskState.COMPLETED, 30)
+
+
+def test_no_more_handlers_run_at_a_time_than_asked_for():
+    overlap = Overlap()
+
+    @subscribe("work.>", stream="work", consumer="counted")
+    def count(message: Message) -> None:
+        with overlap:
+            threading.Event().wait(0.01)
+
+    announce(40)
+
+    assert work_off("counted", concurrency=3) == 40
+    assert overlap.most == 3
+
+
+def test_coroutines_overlap_on_one_loop():
+    overlap, threads = Overlap(), set()
+
+    @subscribe("work.>", stream="work", consumer="waits")
+    async def wait(message: Message) -> None:
+        threads.add(threading.get_ident())
+        with overlap:
+            await asyncio.sleep(0.2)
+
+    announce(20)
+
+    assert work_off("waits", concurrency=20) == 20
+    assert overlap.most == 20
+    assert len(threads) == 1
+
+
+def test_no_more_coroutines_run_at_a_time_than_asked_for():
+    overlap = Overlap()
+
+    @subscribe("work.>", stream="work", consumer="counted")
+    async def count(message: Message) -> None:
+        with overlap:
+            await asyncio.sleep(0.01)
+
+    announce(40)
+
+    assert work_off("counted", concurrency=3) == 40
+    assert overlap.most == 3
+
+
+def test_a_coroutine_that_uses_the_orm_does_not_hold_up_one_that_does_not():
+    is_held, end = threading.Event(), threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="uses-orm")
+    async def look_up(message: Message) -> int:
+        def block() -> int:
+            is_held.set()
+            end.wait(PATIENCE)
+            return Task.objects.count()
+
+        return await sync_to_async(block)()
+
+    @subscribe("other.>", stream="work", consumer="is-quick")
+    async def be_quick(message: Message) -> None:
+        is_held.wait(PATIENCE)
+
+    announce(1)
+    with working("uses-orm", "is-quick", concurrency=4):
+        assert is_held.wait(PATIENCE)
+        announce(3, "other.due")
+        wait_for_state(TaskState.COMPLETED, 3, consumer__name="is-quick")
+        end.set()
+        wait_for_state(TaskState.COMPLETED, 1, consumer__name="uses-orm")
+
+
+def test_plain_and_async_handlers_share_a_worker():
+    @subscribe("work.>", stream="work", consumer="plain")
+    def plain(message: Message) -> str:
+        return threading.current_thread().name
+
+    @subscribe("work.>", stream="work", consumer="async")
+    async def coroutine(message: Message) -> str:
+        return threading.current_thread().name
+
+    announce(1)
+
+    assert work_off("plain", "async", concurrency=1) == 2
+    results = dict(Task.objects.values_list("consumer__name", "result"))
+    assert results == {"plain": "kanthorq-handler-0", "async": "kanthorq-loop"}
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("no")])
+def test_whatever_a_coroutine_raises_the_loop_goes_on(error: BaseException):
+    @subscribe("work.>", stream="work", consumer="raises")
+    async def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            raise error
+
+    announce(3)
+
+    assert work_off("raises", concurrency=1) == 3
+    assert Counter(Task.objects.values_list("state", flat=True)) == {
+        TaskState.RETRYABLE: 1,
+        TaskState.COMPLETED: 2,
+    }
+
+
+def test_an_outcome_that_cannot_be_told_does_not_cost_the_thread():
+    class Raises(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise ZeroDivisionError
+
+    @subscribe("work.>", stream="work", consumer="untold")
+    def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            logging.getLogger("kanthorq_django.worker").addFilter(untold)
+            raise ValueError("no")
+        logging.getLogger("kanthorq_django.worker").removeFilter(untold)
+
+    untold = Raises()
+    announce(5)
+
+    assert work_off("untold", concurrency=1) == 5
+    assert Task.objects.completed().count() == 4
+    (task,) = Task.objects.retryable()
+    assert "ZeroDivisionError" in task.attempted_errors[0]["error"]
+
+
+def leave_a_block_open() -> None:
+    transaction.atomic().__enter__()
+
+
+def leave_a_lost_block_open() -> None:
+    transaction.atomic().__enter__()
+    connection.connection.close()
+
+
+def leave_autocommit_off() -> None:
+    transaction.set_autocommit(False)
+
+
+def leave_a_broken_transaction() -> None:
+    transaction.set_autocommit(False)
+    with contextlib.suppress(DatabaseError):
+        connection.cursor().execute("SELECT 1/0")
+
+
+def close_the_connection() -> None:
+    connection.close()
+
+
+def close_the_connection_behind_django() -> None:
+    connection.connection.close()
+    with contextlib.suppress(DatabaseError, InterfaceError):
+        Task.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        leave_a_block_open,
+        leave_a_lost_block_open,
+        leave_autocommit_off,
+        leave_a_broken_transaction,
+        close_the_connection,
+        close_the_connection_behind_django,
+    ],
+)
+def test_what_a_handler_leaves_behind_does_not_harm_the_next(harm: Callable[[], None]):
+    @subscribe("work.>", stream="work", consumer="harms")
+    def handle(message: Message) -> int:
+        assert not connection.in_atomic_block
+        with transaction.atomic():
+            count = Task.objects.count()
+        if message.event.json() == 0:
+            harm()
+        return count
+
+    announce(2)
+
+    assert work_off("harms", concurrency=1) == 2
+    assert list(Task.objects.values_list("state", flat=True)) == [TaskState.COMPLETED] * 2
