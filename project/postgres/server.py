@@ -68,7 +68,7 @@ class Server:
 
         Raises ServerFailed with PostgreSQL's own words if it does not come up.
         """
-        if self._users_lock is not None and self.is_ready:
+        if self._has_share and self.is_ready:
             return
         try:
             self._prepare_folder()
@@ -173,12 +173,18 @@ class Server:
             os.close(descriptor)
 
     def _share(self) -> None:
-        if self._users_lock is None:
+        if not self._has_share:
+            self.leave()
             self._users_lock = watcher.open_lock(self.folder / "users.lock")
             fcntl.flock(self._users_lock, fcntl.LOCK_SH)
 
+    @property
+    def _has_share(self) -> bool:
+        held = self._users_lock
+        return held is not None and watcher.is_lock_of(held, self.folder / "users.lock")
+
     def _run(self) -> None:
-        """Return when the server is ready and watched; start.lock and users.lock are held."""
+        """Return when the server is ready and watched. The caller holds start.lock and a share."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             server_lock = watcher.open_lock(self.folder / "server.lock")

@@ -66,6 +66,14 @@ def is_locked(path: Path) -> bool:
         os.close(descriptor)
 
 
+def is_lock_of(descriptor: int, path: Path) -> bool:
+    """Tell whether an open lock is the one at ``path``, not one of a folder deleted since."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold a lock file for the length of a block; threads exclude each other too."""
@@ -118,6 +126,8 @@ def _stop_after_last_user(orders: Orders, watcher_lock: int) -> None:
         fcntl.flock(users, fcntl.LOCK_EX)  # waits here for as long as anybody uses the server
         fcntl.flock(users, fcntl.LOCK_UN)
         with exclusive(folder / "start.lock"):
+            if not is_lock_of(users, folder / "users.lock"):
+                return  # the server here now is another one, with a watcher of its own
             if try_lock(users):  # else somebody came while we waited for start.lock
                 _stop(orders)
                 os.close(watcher_lock)  # before start.lock, so that the next starter gets a watcher

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -270,6 +270,24 @@ def test_a_stale_pid_file_does_not_mislead_even_if_its_number_is_in_use(project)
         assert server.pid is None
         with server:
             assert query(server, "SELECT 1") == 1
+
+
+def test_a_user_of_a_deleted_server_becomes_a_user_of_its_successor(new_project, hold):
+    with leaving(server_of(new_project)) as server:
+        server.start()
+        deleted = server.pid
+        assert deleted is not None
+        shutil.rmtree(server.folder)
+        other = hold(new_project)
+        other.answer()
+        server.start()
+        other.kill()
+        other.wait()
+        with os.fdopen(watcher.open_lock(server.folder / "users.lock")) as users:
+            assert not watcher.try_lock(users.fileno())
+        assert query(server, "SELECT 1") == 1
+    with suppress(ProcessLookupError):  # without its data it ends by itself, within a minute
+        os.kill(deleted, signal.SIGQUIT)
 
 
 def test_a_start_cut_off_in_initdb_is_done_again(new_project):
