@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,8 @@ def reconfigured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return change
 
 
-def found(**options: Any) -> dict[str, CheckMessage]:
-    messages = run_checks(tags=[checks.TAG], **options)
+def found(databases: Sequence[str] = ()) -> dict[str, CheckMessage]:
+    messages = run_checks(tags=[checks.TAG], databases=databases)
     return {str(message.id).removeprefix("kanthorq_django."): message for message in messages}
 
 
