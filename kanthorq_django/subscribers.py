@@ -7,7 +7,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from django.utils import timezone
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ATTEMPT_MAX = 16
 VISIBILITY_TIMEOUT_MIN = timedelta(seconds=1)
 VISIBILITY_TIMEOUT_MAX = timedelta(hours=12)
+BATCH_MAX = 10_000  # messages in one call
 STARTS = ("all", "new")
 
 __all__ = ["Subscriber", "registry", "subscribe", "sync"]
@@ -59,6 +60,9 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     atomic: bool = False,
     deliver: str | datetime = "all",
     parked: bool = False,
+    serialize: bool | Literal["strict"] = False,
+    batch: int = 1,
+    grouped: bool = False,
 ) -> Callable[[Callable[[Any], R_co]], Subscriber[R_co]]:
     """Let the decorated function handle each event of ``stream`` that ``includes`` select.
 
@@ -66,7 +70,12 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     ``consumer`` defaults to ``<module's app>.<function>``. ``atomic`` runs it and its
     acknowledgement in one transaction: exactly-once effects. ``deliver`` says where a new
     consumer starts: ``"all"``, ``"new"`` or an aware datetime. ``attempt_max`` defaults to
-    the retry policy's, else 16. Raises ConfigurationError naming what is wrong.
+    the retry policy's, else 16. ``serialize`` runs tasks with the same resource key one at a
+    time: True lets later ones pass a task that waits for its retry, ``"strict"`` does not.
+    With ``batch`` above 1 the function is called with a list of at most that many messages;
+    ``grouped`` gives it those of one resource key, in the order of publishing.
+
+    Raises ConfigurationError naming what is wrong.
     """
     policy = Polynomial() if retry is None else retry
     _check_spelling(includes, excludes)
@@ -88,6 +97,9 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
             atomic=atomic,
             deliver=deliver,
             parked=parked,
+            serialize=serialize,
+            batch=batch,
+            grouped=grouped,
         )
         _check(subscription)
         registry.add(subscription)
@@ -170,10 +182,21 @@ def _registration(subscription: Subscription) -> "Registration":
         visibility_timeout=subscription.visibility_timeout,
         timeout=subscription.timeout,
         parked=subscription.parked,
+        serialize=_serialize(subscription),
         deliver=subscription.deliver,
         has_cancel_handler=subscription.cancel_handler is not None,
         cancel_attempt_max=subscription.cancel_attempt_max,
     )
+
+
+def _serialize(subscription: Subscription) -> str:
+    from kanthorq_django.models.turns import Serialize
+
+    if subscription.serialize == "strict":
+        return str(Serialize.STRICT.value)
+    # A group is all of one key, so two groups of a key never run side by side.
+    is_on = subscription.serialize or subscription.grouped
+    return str(Serialize.ON.value if is_on else Serialize.OFF.value)
 
 
 def _attempt_max(given: int | None, policy: RetryPolicy) -> int:
@@ -272,6 +295,7 @@ def _check_limits(subscription: Subscription) -> None:
             f"{VISIBILITY_TIMEOUT_MIN} to {VISIBILITY_TIMEOUT_MAX}, not {visibility!r}."
         )
     _check_timeout(name, subscription.timeout)
+    _check_batch(subscription)
 
 
 def _check_retry(consumer: str, retry: object) -> None:
@@ -286,6 +310,23 @@ def _check_timeout(consumer: str, timeout: timedelta | None) -> None:
         raise ConfigurationError(
             f"Consumer {consumer!r}: timeout must be a timedelta above zero or None, "
             f"not {timeout!r}."
+        )
+
+
+def _check_batch(subscription: Subscription) -> None:
+    name, batch = subscription.consumer, subscription.batch
+    if type(batch) is not int or not 1 <= batch <= BATCH_MAX:
+        raise ConfigurationError(
+            f"Consumer {name!r}: batch must be 1 to {BATCH_MAX}, not {batch!r}."
+        )
+    if subscription.grouped and batch == 1:
+        raise ConfigurationError(
+            f"Consumer {name!r}: grouped=True hands over several messages; say how many with batch."
+        )
+    if subscription.serialize not in (False, True, "strict"):
+        raise ConfigurationError(
+            f"Consumer {name!r}: serialize must be False, True or 'strict', not "
+            f"{subscription.serialize!r}."
         )
 
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 
@@ -27,6 +27,9 @@ class Subscription:
     atomic: bool = False
     deliver: str | datetime = "all"
     parked: bool = False
+    serialize: bool | Literal["strict"] = False
+    batch: int = 1
+    grouped: bool = False
     cancel_handler: Handler | None = None
     cancel_retry: RetryPolicy | None = None
     cancel_timeout: timedelta | None = None

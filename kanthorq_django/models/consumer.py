@@ -34,6 +34,7 @@ from kanthorq_django.models.fields import (
 )
 from kanthorq_django.models.isolation import never_stricter, read_committed
 from kanthorq_django.models.stream import Stream
+from kanthorq_django.models.turns import Serialize, align_turns, next_in_turn, turns_locked
 
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet
@@ -61,6 +62,7 @@ class Registration(NamedTuple):
     deliver: str | datetime = "all"
     has_cancel_handler: bool = False
     cancel_attempt_max: int = 16
+    serialize: str = Serialize.OFF
 
 
 class Page(NamedTuple):
@@ -81,7 +83,7 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             raise ConfigurationError(f"{str(name)[:80]!a} cannot name a consumer: {problem}.")
         self._for_write = True
         stream = Stream.objects.using(self.db).register(given.stream)
-        sql.rows(
+        written = sql.rows(
             self.db,
             "register_consumer",
             {
@@ -95,6 +97,8 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             },
         )
         consumer = self.get(name=name)
+        if any(not row.is_new for row in written):
+            align_turns(consumer)
         if consumer.stream_id != stream.pk:
             raise ConfigurationError(
                 f"Consumer {name!r} reads the stream {consumer.stream.name!r} and cannot move to "
@@ -117,6 +121,9 @@ class Consumer(models.Model):
     deliver_from = models.DateTimeField(null=True, blank=True)
     has_cancel_handler = models.BooleanField(default=False)
     cancel_attempt_max = models.PositiveSmallIntegerField(default=16)
+    serialize = models.CharField(
+        max_length=6, choices=Serialize.choices, blank=True, default=Serialize.OFF.value
+    )
 
     # All that is visible in ``cursor`` has been read. While a backlog is worked off, ``window``
     # is the snapshot being read, and (position_xid, position_id) the last event taken from it.
@@ -129,6 +136,9 @@ class Consumer(models.Model):
         db_default=RawSQL("(pg_control_system()).system_identifier", ()), editable=False
     )
     created_at = CreatedAtField()
+
+    # Of the consumer's keys, the one whose turn was last, as far as this process knows.
+    served_key = ""
 
     objects = models.Manager.from_queryset(ConsumerQuerySet)()
 
@@ -204,22 +214,22 @@ class Consumer(models.Model):
         signals.pulled.send(Consumer, consumer=self, tasks=page.tasks)
         return page
 
-    def claim(self, limit: int = 100, *, states: Iterable[TaskState] = CLAIMABLE) -> "list[Task]":
+    def claim(
+        self,
+        limit: int = 100,
+        *,
+        states: Iterable[TaskState] = CLAIMABLE,
+        per_key: int = 1,
+    ) -> "list[Task]":
         """Lease at most ``limit`` tasks that are due and in ``states``; an empty list: none is.
 
-        Tasks that used up their attempts, or were asked to cancel, end here and are not returned.
+        Tasks that used up their attempts, or were asked to cancel, end here and are not
+        returned. Of tasks that are serialized, ``per_key`` of a key are leased at a time.
         """
         _check_limit(limit)
-        params = {
-            "consumer_id": self.pk,
-            "states": sorted(states),
-            "limit": limit,
-            "lease_ran_out": LEASE_RAN_OUT,
-            "errors_max": get_settings().ERRORS_MAX,
-        }
+        wanted = sorted(states)
         while True:
-            with never_stricter(self.using):
-                rows = sql.rows(self.using, "claim", params)
+            rows = self._claim_in_turn(limit, wanted, per_key)
             tasks = self._tasks(rows)
             if tasks or rows[0].due_count == 0:
                 signals.claimed.send(Consumer, consumer=self, tasks=tasks)
@@ -263,6 +273,30 @@ class Consumer(models.Model):
         if not rows[0].is_sane:
             raise cursors.foreign_cluster(self)
         return Page(self._tasks(rows), rows[0].is_idle)
+
+    def _claim_in_turn(self, limit: int, states: list[TaskState], per_key: int) -> list[Any]:
+        if self.serialize == Serialize.OFF:
+            with never_stricter(self.using):
+                return self._claim(limit, states, [])
+        with turns_locked(self) as is_ours:
+            # A quarter stays free for what waits for no turn, as cancellations do.
+            share = max(1, limit - limit // 4)
+            in_turn = next_in_turn(self, share, per_key) if is_ours else []
+            return self._claim(limit - len(in_turn), states, in_turn)
+
+    def _claim(self, limit: int, states: list[TaskState], in_turn: list[int]) -> list[Any]:
+        return sql.rows(
+            self.using,
+            "claim",
+            {
+                "consumer_id": self.pk,
+                "states": states,
+                "limit": limit,
+                "in_turn": in_turn,
+                "lease_ran_out": LEASE_RAN_OUT,
+                "errors_max": get_settings().ERRORS_MAX,
+            },
+        )
 
     def _tasks(self, rows: Iterable[Any]) -> "list[Task]":
         from kanthorq_django.models.task import Task

@@ -161,6 +161,8 @@ class Task(models.Model):
         Event, models.PROTECT, related_name="tasks", db_index=False, db_constraint=False
     )
     resource_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, db_default="", default="")
+    # The resource key, if the consumer serializes its tasks by it.
+    turn_key = models.CharField(max_length=KEY_SIZE_MAX, null=True, blank=True)  # noqa: DJ001  # null: none
     state = models.SmallIntegerField(
         choices=[(state.value, state.label) for state in TaskState],
         default=TaskState.AVAILABLE.value,
@@ -215,8 +217,21 @@ class Task(models.Model):
             # One range per consumer serves scheduled, available, retryable, stuck, cancelling.
             models.Index(
                 fields=["consumer", "schedule_at", "id"],
-                condition=Q(state__in=[state.value for state in sorted(CLAIMABLE)]),
+                condition=Q(state__in=[state.value for state in sorted(CLAIMABLE)])
+                & (Q(turn_key__isnull=True) | Q(state=TaskState.CANCELLING.value)),
                 name="kanthorq_task_due",
+            ),
+            # Whose turn it is: the keys of a consumer, and the first task of each.
+            models.Index(
+                fields=["consumer", "turn_key", "id"],
+                condition=Q(turn_key__isnull=False, state__in=[1, 2, 102]),
+                name="kanthorq_task_turns",
+            ),
+            # Whether a key is busy.
+            models.Index(
+                fields=["consumer", "turn_key"],
+                condition=Q(turn_key__isnull=False, state=TaskState.RUNNING.value),
+                name="kanthorq_task_turn_taken",
             ),
             # Operators cancel by what a task is about; most tasks have no key and no entry.
             models.Index(

@@ -26,11 +26,20 @@ SELECT
             ORDER BY event.xid, event.id
             LIMIT 1
         ) IS NOT NULL AS has_events,
+    -- Whose turn it is only a claim can tell; that there is one is enough to try.
+    consumer.serialize <> '' AND EXISTS (
+        SELECT FROM kanthorq_django_task AS task
+        WHERE task.consumer_id = consumer.id
+            AND task.turn_key > ''
+            AND task.state IN (1, 2, 102)
+            AND task.state = ANY(%(states)s::smallint[])
+            AND task.schedule_at <= statement_timestamp()
+    ) AS has_turns,
     extract(epoch FROM (
         SELECT min(task.schedule_at)
         FROM kanthorq_django_task AS task
         WHERE task.consumer_id = consumer.id
-            AND task.state IN (1, 2, 3, 102)
+            AND task.state IN (1, 2, 3, 102) AND (task.turn_key IS NULL OR task.state = 3)
             AND task.state = ANY(%(states)s::smallint[])
     ) - statement_timestamp())::float8 AS due_in_seconds
 FROM kanthorq_django_consumer AS consumer

@@ -78,17 +78,20 @@ matching AS MATERIALIZED (
 ),
 pulled AS (
     INSERT INTO kanthorq_django_task (
-        consumer_id, event_id, resource_key, state, schedule_at,
+        consumer_id, event_id, resource_key, turn_key, state, schedule_at,
         attempt_count, lease_epoch, attempted_at
     )
     SELECT
-        consumer.id, matching.id, matching.resource_key,
+        consumer.id, matching.id, matching.resource_key, turn.key,
         CASE WHEN consumer.parked THEN 0 WHEN leased THEN 2 ELSE 1 END,
         CASE WHEN leased THEN statement_timestamp() + consumer.visibility_timeout
             ELSE coalesce(matching.schedule_at, statement_timestamp()) END,
         leased::int, leased::int, CASE WHEN leased THEN statement_timestamp() END
     FROM matching, consumer,
-        LATERAL (SELECT NOT consumer.parked
+        -- What is serialized by key waits for its turn, which only a claim can tell.
+        LATERAL (SELECT CASE WHEN consumer.serialize <> '' AND matching.resource_key <> ''
+            THEN matching.resource_key END) AS turn (key),
+        LATERAL (SELECT NOT consumer.parked AND turn.key IS NULL
             AND coalesce(matching.schedule_at <= statement_timestamp(), true)) AS due (leased)
     ORDER BY matching.xid, matching.id
     -- Never met while the cursor is right; the second line of defence.

@@ -5,18 +5,20 @@ WITH consumer AS (
 ),
 pulled AS (
     INSERT INTO kanthorq_django_task (
-        consumer_id, event_id, resource_key, state, schedule_at,
+        consumer_id, event_id, resource_key, turn_key, state, schedule_at,
         attempt_count, lease_epoch, attempted_at
     )
     SELECT
-        consumer.id, event.id, event.resource_key,
+        consumer.id, event.id, event.resource_key, turn.key,
         CASE WHEN consumer.parked THEN 0 WHEN leased THEN 2 ELSE 1 END,
         CASE WHEN leased THEN statement_timestamp() + consumer.visibility_timeout
             ELSE coalesce(event.schedule_at, statement_timestamp()) END,
         leased::int, leased::int, CASE WHEN leased THEN statement_timestamp() END
     FROM consumer
     JOIN kanthorq_django_event AS event ON event.stream_id = consumer.stream_id,
-        LATERAL (SELECT NOT consumer.parked
+        LATERAL (SELECT CASE WHEN consumer.serialize <> '' AND event.resource_key <> ''
+            THEN event.resource_key END) AS turn (key),
+        LATERAL (SELECT NOT consumer.parked AND turn.key IS NULL
             AND coalesce(event.schedule_at <= statement_timestamp(), true)) AS due (leased)
     WHERE NOT pg_visible_in_snapshot(event.xid, consumer."cursor")
         AND event.subject ~ %(includes)s

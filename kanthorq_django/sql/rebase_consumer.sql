@@ -38,9 +38,13 @@ owed AS MATERIALIZED (
             ELSE is_unread AND (is_at_beginning OR coalesce(is_native, true)) END
 ),
 added AS (
-    INSERT INTO kanthorq_django_task (consumer_id, event_id, resource_key, state, schedule_at)
+    INSERT INTO kanthorq_django_task (
+        consumer_id, event_id, resource_key, turn_key, state, schedule_at
+    )
     SELECT
-        consumer.id, owed.id, owed.resource_key, CASE WHEN consumer.parked THEN 0 ELSE 1 END,
+        consumer.id, owed.id, owed.resource_key,
+        CASE WHEN consumer.serialize <> '' AND owed.resource_key <> '' THEN owed.resource_key END,
+        CASE WHEN consumer.parked THEN 0 ELSE 1 END,
         coalesce(owed.schedule_at, statement_timestamp())
     FROM owed, consumer
     ORDER BY owed.id

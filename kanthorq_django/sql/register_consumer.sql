@@ -2,12 +2,12 @@
 -- written. A consumer that starts "new" begins at a snapshot that is own-transaction-safe.
 INSERT INTO kanthorq_django_consumer AS consumer (
     stream_id, name, subject_includes, subject_excludes, attempt_max, visibility_timeout,
-    timeout, parked, deliver_from, has_cancel_handler, cancel_attempt_max, "cursor"
+    timeout, parked, deliver_from, has_cancel_handler, cancel_attempt_max, serialize, "cursor"
 )
 SELECT
     %(stream_id)s, %(name)s, %(subject_includes)s::jsonb, %(subject_excludes)s::jsonb,
     %(attempt_max)s, %(visibility_timeout)s::interval, %(timeout)s::interval, %(parked)s,
-    %(deliver_from)s::timestamptz, %(has_cancel_handler)s, %(cancel_attempt_max)s,
+    %(deliver_from)s::timestamptz, %(has_cancel_handler)s, %(cancel_attempt_max)s, %(serialize)s,
     CASE
         WHEN NOT %(from_now)s THEN '1:1:'::pg_snapshot
         WHEN pg_visible_in_snapshot(pg_current_xact_id(), latest) THEN
@@ -28,14 +28,15 @@ SET
     timeout = excluded.timeout,
     parked = excluded.parked,
     has_cancel_handler = excluded.has_cancel_handler,
-    cancel_attempt_max = excluded.cancel_attempt_max
+    cancel_attempt_max = excluded.cancel_attempt_max,
+    serialize = excluded.serialize
 WHERE (
     consumer.subject_includes, consumer.subject_excludes, consumer.attempt_max,
     consumer.visibility_timeout, consumer.timeout, consumer.parked,
-    consumer.has_cancel_handler, consumer.cancel_attempt_max
+    consumer.has_cancel_handler, consumer.cancel_attempt_max, consumer.serialize
 ) IS DISTINCT FROM (
     excluded.subject_includes, excluded.subject_excludes, excluded.attempt_max,
     excluded.visibility_timeout, excluded.timeout, excluded.parked,
-    excluded.has_cancel_handler, excluded.cancel_attempt_max
+    excluded.has_cancel_handler, excluded.cancel_attempt_max, excluded.serialize
 )
 RETURNING id, xmax = 0 AS is_new;

@@ -69,7 +69,10 @@ class Puller:
         with self._bounded(connections[self._using]):
             rows = sql.rows(self._using, "peek", params)
         return {
-            row.id: Look(row.has_events and self._may_pull(row.id), row.due_in_seconds)
+            row.id: Look(
+                row.has_events and self._may_pull(row.id),
+                0.0 if row.has_turns else row.due_in_seconds,
+            )
             for row in rows
         }
 

@@ -1,0 +1,88 @@
+"""Tasks that are serialized by their resource key: one of a key at a time, across all workers.
+
+The consumer's row is locked while a turn is given, in a statement before the one that looks:
+two workers can never both find the same key free. No session state is involved, so it holds
+behind a pooler as well, and a lease that runs out frees its key by itself.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections, models
+
+from kanthorq_django import sql
+from kanthorq_django.domain.states import FINAL
+from kanthorq_django.models.isolation import read_committed
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.consumer import Consumer
+
+KEYS_PER_TASK = 4  # keys looked at for each task that is wanted; busy ones yield none
+
+
+class Serialize(models.TextChoices):
+    """Whether tasks with the same resource key run one at a time, and what a retry means."""
+
+    OFF = "", "side by side"
+    ON = "on", "one at a time; later ones pass a task that waits for its retry"
+    STRICT = "strict", "one at a time, in order; later ones wait for a task's retry"
+
+
+@contextmanager
+def turns_locked(consumer: "Consumer") -> Iterator[bool]:
+    """Hold the right to give turns for the block; False when another worker has it."""
+    if connections[consumer.using].in_atomic_block:
+        # A test that drains; whoever else claims meanwhile has to wait for its end.
+        yield _lock(consumer)
+        return
+    with read_committed(consumer.using):
+        yield _lock(consumer)
+
+
+def next_in_turn(consumer: "Consumer", limit: int, per_key: int) -> list[int]:
+    """Return the ids of at most ``limit`` tasks whose turn it is, ``per_key`` of each key.
+
+    Goes on after the key that it served last, so that keys take turns as well.
+    """
+    start = consumer.served_key
+    found = _look(consumer, start, limit, per_key)
+    if len(found) < limit and start:
+        again = _look(consumer, "", limit - len(found), per_key)
+        found += [pk for pk in again if pk not in found]
+    return found
+
+
+def align_turns(consumer: "Consumer") -> None:
+    """Let open tasks follow a consumer that began or ceased to serialize."""
+    tasks = consumer.tasks.using(consumer.using).exclude(state__in=FINAL)
+    if consumer.serialize == Serialize.OFF:
+        tasks.filter(turn_key__isnull=False).update(turn_key=None)
+    else:
+        keyed = tasks.filter(turn_key__isnull=True).exclude(resource_key="")
+        keyed.update(turn_key=models.F("resource_key"))
+
+
+def _look(consumer: "Consumer", after_key: str, limit: int, per_key: int) -> list[int]:
+    keys_max = max(limit * KEYS_PER_TASK, 100)
+    rows: list[Any] = sql.rows(
+        consumer.using,
+        "turns",
+        {
+            "consumer_id": consumer.pk,
+            "after_key": after_key,
+            "is_strict": consumer.serialize == Serialize.STRICT,
+            "per_key": per_key,
+            "keys_max": keys_max,
+            "limit": limit,
+        },
+    )
+    is_cut_short = rows and (len(rows) == limit or rows[-1].position == keys_max)
+    consumer.served_key = rows[-1].turn_key if is_cut_short else ""
+    return [row.id for row in rows if row.id is not None]
+
+
+def _lock(consumer: "Consumer") -> bool:
+    rows = type(consumer)._base_manager.using(consumer.using).filter(pk=consumer.pk)
+    locked = rows.select_for_update(skip_locked=True, no_key=True, of=("self",))
+    return locked.values_list("pk", flat=True).first() is not None

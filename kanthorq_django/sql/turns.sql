@@ -1,0 +1,60 @@
+-- Whose turn is it among the tasks of a consumer that serializes by key? The caller holds the
+-- consumer's lock, so nobody else starts one meanwhile. Jumps from key to key through the
+-- index, starting after the key that was served last, so that no key is passed over for long.
+-- A key is busy while one of its tasks has a live lease. Otherwise its first due task is next;
+-- strictly, a task that waits for its retry keeps the ones behind it waiting as well.
+WITH RECURSIVE keys (turn_key, position) AS (
+    (
+        SELECT turn_key, 1
+        FROM kanthorq_django_task
+        WHERE consumer_id = %(consumer_id)s AND turn_key > %(after_key)s AND state IN (1, 2, 102)
+        ORDER BY turn_key
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT
+        (
+            SELECT task.turn_key
+            FROM kanthorq_django_task AS task
+            WHERE task.consumer_id = %(consumer_id)s
+                AND task.turn_key > keys.turn_key
+                AND task.state IN (1, 2, 102)
+            ORDER BY task.turn_key
+            LIMIT 1
+        ),
+        keys.position + 1
+    FROM keys
+    WHERE keys.turn_key IS NOT NULL AND keys.position < %(keys_max)s
+),
+next AS (
+    SELECT keys.turn_key, keys.position, head.id, head.is_ready
+    FROM keys
+    LEFT JOIN LATERAL (
+        SELECT
+            task.id,
+            bool_and(task.schedule_at <= statement_timestamp()) OVER (ORDER BY task.id) AS is_ready
+        FROM (
+            SELECT id, schedule_at
+            FROM kanthorq_django_task
+            WHERE consumer_id = %(consumer_id)s
+                AND turn_key = keys.turn_key
+                AND state IN (1, 2, 102)
+                AND (schedule_at <= statement_timestamp() OR (%(is_strict)s AND state = 102))
+            ORDER BY id
+            LIMIT %(per_key)s
+        ) AS task
+        WHERE NOT EXISTS (
+            SELECT FROM kanthorq_django_task AS running
+            WHERE running.consumer_id = %(consumer_id)s
+                AND running.turn_key = keys.turn_key
+                AND running.state = 2
+                AND running.schedule_at > statement_timestamp()
+        )
+    ) AS head ON head.is_ready
+    WHERE keys.turn_key IS NOT NULL
+)
+SELECT id, turn_key, position
+FROM next
+WHERE id IS NOT NULL OR position = %(keys_max)s
+ORDER BY position, id
+LIMIT %(limit)s;

@@ -1,0 +1,212 @@
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from django.db import connections
+from django.db.models.functions import Now
+
+from kanthorq_django import publish_many
+from kanthorq_django.domain.failures import Failure
+from kanthorq_django.models import Consumer, Event, Task, TaskState, lease
+from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
+from tests.factories import ConsumerFactory
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def publish_keys(consumer: Consumer, *keys: str) -> list[Event]:
+    events = [Event(subject="a.b", resource_key=key) for key in keys]
+    published = publish_many(events, stream=consumer.stream.name)
+    while consumer.pull_page(1_000).tasks or not consumer.pull_page(1_000).is_idle:
+        pass
+    return published
+
+
+def claimed(consumer: Consumer, limit: int = 100, **options) -> list[Task]:
+    return consumer.claim(limit, **options)
+
+
+def events_of(tasks: list[Task]) -> list[object]:
+    return [task.event_id for task in tasks]
+
+
+@pytest.fixture(params=[Serialize.ON, Serialize.STRICT])
+def consumer(request) -> Consumer:
+    return ConsumerFactory.create(serialize=request.param.value)
+
+
+def test_one_task_of_a_key_is_leased_at_a_time_in_order_of_publishing(consumer):
+    first, second, third = publish_keys(consumer, "a", "a", "a")
+
+    for expected in (first, second, third):
+        (task,) = claimed(consumer)
+        assert task.event_id == expected.pk
+        assert claimed(consumer) == []
+        lease.ack({task.lease: None}, consumer.using)
+    assert claimed(consumer) == []
+
+
+def test_keys_do_not_wait_for_each_other(consumer):
+    a, _, b, c = publish_keys(consumer, "a", "a", "b", "c")
+    assert events_of(claimed(consumer)) == [a.pk, b.pk, c.pk]
+
+
+def test_tasks_without_a_key_are_not_serialized(consumer):
+    publish_keys(consumer, "", "", "")
+    # They need no turn: the pull has leased them all.
+    assert Task.objects.filter(consumer=consumer).running().count() == 3
+
+
+@pytest.mark.parametrize(("serialize", "passes"), [(Serialize.ON, True), (Serialize.STRICT, False)])
+def test_a_task_that_waits_for_its_retry_is_passed_unless_strictly(serialize, passes):
+    consumer = ConsumerFactory.create(serialize=serialize.value)
+    _, second = publish_keys(consumer, "a", "a")
+    (task,) = claimed(consumer)
+    lease.nack(task.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+
+    assert events_of(claimed(consumer)) == ([second.pk] if passes else [])
+
+
+def test_a_discarded_task_does_not_wedge_its_key(consumer):
+    _, second = publish_keys(consumer, "a", "a")
+    (task,) = claimed(consumer)
+    lease.nack(task.lease, Failure("never"), consumer.using, is_final=True)
+    assert events_of(claimed(consumer)) == [second.pk]
+
+
+def test_a_lease_that_runs_out_frees_its_key(consumer):
+    first, _ = publish_keys(consumer, "a", "a")
+    claimed(consumer)
+    Task.objects.running().update(schedule_at=Now() - timedelta(seconds=1))
+
+    (again,) = claimed(consumer)
+    assert (again.event_id, again.attempt_count) == (first.pk, 2)
+    assert claimed(consumer) == []
+
+
+def test_a_retry_that_comes_due_waits_for_the_one_that_runs():
+    consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
+    first, _second = publish_keys(consumer, "a", "a")
+    (task,) = claimed(consumer)
+    lease.nack(task.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+    (running,) = claimed(consumer)
+    Task.objects.retryable().update(schedule_at=Now())
+    assert claimed(consumer) == []
+
+    lease.ack({running.lease: None}, consumer.using)
+    assert events_of(claimed(consumer)) == [first.pk]
+
+
+def test_keys_take_turns_when_there_is_little_room(consumer):
+    publish_keys(consumer, *"abcabcabc")
+    served = []
+    for _ in range(9):
+        (task,) = claimed(consumer, 1)
+        served.append(task.resource_key)
+        lease.ack({task.lease: None}, consumer.using)
+    assert served == list("abcabcabc")
+
+
+def test_a_group_is_all_of_one_key_in_order(consumer):
+    events = publish_keys(consumer, "a", "b", "a", "b", "a")
+    tasks = claimed(consumer, per_key=10)
+    by_key = {key: [t.event_id for t in tasks if t.resource_key == key] for key in "ab"}
+    assert by_key["a"] == [events[0].pk, events[2].pk, events[4].pk]
+    assert by_key["b"] == [events[1].pk, events[3].pk]
+    assert claimed(consumer, per_key=10) == []
+
+
+def test_cancelling_tasks_need_no_turn(consumer):
+    Consumer.objects.filter(pk=consumer.pk).update(has_cancel_handler=True)
+    publish_keys(consumer, "a", "a")
+    claimed(consumer)
+    Task.objects.available().cancel()
+    (task,) = claimed(consumer)
+    assert task.state == TaskState.CANCELLING
+
+
+def test_a_consumer_that_ceases_to_serialize_strands_nothing():
+    given = Registration(stream="turns", includes=[">"], serialize="on")
+    consumer = Consumer.objects.register("turns", given)
+    publish_keys(consumer, "a", "a", "a")
+    consumer = Consumer.objects.register("turns", given._replace(serialize=""))
+    assert len(claimed(consumer)) == 3
+
+    Task.objects.all().update(state=TaskState.AVAILABLE, schedule_at=Now())
+    consumer = Consumer.objects.register("turns", given)
+    assert len(claimed(consumer)) == 1
+
+
+def test_two_workers_that_see_different_moments_do_not_both_serve_a_key():
+    """One picks the second task while the first waits for its retry, which then comes due."""
+    consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
+    publish_keys(consumer, "a", "a")
+    (first,) = claimed(consumer)
+    lease.nack(first.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+    has_picked, may_go_on = threading.Event(), threading.Event()
+
+    def pick_and_claim() -> None:
+        mine = Consumer.objects.get(pk=consumer.pk)
+        with turns_locked(mine) as is_ours:
+            picked = next_in_turn(mine, 10, 1) if is_ours else []
+            has_picked.set()
+            assert may_go_on.wait(10)
+            mine._claim(10, [TaskState.AVAILABLE, TaskState.RETRYABLE], picked)
+        connections.close_all()
+
+    other = threading.Thread(target=pick_and_claim, daemon=True)
+    other.start()
+    assert has_picked.wait(10)
+    Task.objects.retryable().update(schedule_at=Now())
+    assert claimed(consumer) == []
+    may_go_on.set()
+    other.join(10)
+    assert Task.objects.running().count() == 1
+
+
+class Hands:
+    """Who holds a key at this moment, told by the workers themselves."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._held: Counter[str] = Counter()
+        self.overlaps = 0
+
+    @contextmanager
+    def holding(self, key: str) -> Iterator[None]:
+        with self._guard:
+            self._held[key] += 1
+            self.overlaps += self._held[key] > 1
+        yield
+        with self._guard:
+            self._held[key] -= 1
+
+
+@pytest.mark.parametrize("key_count", [1, 5])
+def test_no_two_workers_ever_hold_the_same_key(key_count):
+    consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
+    events = publish_keys(consumer, *(f"key-{number % key_count}" for number in range(40)))
+    hands = Hands()
+    done: list[object] = []
+
+    def work() -> None:
+        mine = Consumer.objects.get(pk=consumer.pk)
+        while len(done) < len(events):
+            for task in mine.claim(3):
+                with hands.holding(task.resource_key):
+                    task.refresh_from_db()  # a round trip in which others may claim
+                lease.ack({task.lease: None}, mine.using)
+                done.append(task.event_id)
+        connections.close_all()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert hands.overlaps == 0
+    assert sorted(done) == sorted(event.pk for event in events)
