@@ -33,6 +33,8 @@ from kanthorq_django.models.notifications import wake_after_commit
 from kanthorq_django.models.stream import Stream, check_stream_name
 
 if TYPE_CHECKING:
+    from django.db.models.fields.related_descriptors import RelatedManager
+
     from kanthorq_django.models.task import Task
 
 STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
@@ -108,7 +110,7 @@ class Event(models.Model):
 
     if TYPE_CHECKING:
         stream_id: int
-        tasks: models.Manager[Task]
+        tasks: RelatedManager[Task]
 
     class Meta:
         permissions = [("view_body", "Can view the bodies of events")]

@@ -9,6 +9,8 @@ from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models.fields import CreatedAtField
 
 if TYPE_CHECKING:
+    from django.db.models.fields.related_descriptors import RelatedManager
+
     from kanthorq_django.models.consumer import Consumer
     from kanthorq_django.models.event import Event
 
@@ -39,8 +41,8 @@ class Stream(models.Model):
     objects = models.Manager.from_queryset(StreamQuerySet)()
 
     if TYPE_CHECKING:
-        consumers: models.Manager[Consumer]
-        events: models.Manager[Event]
+        consumers: RelatedManager[Consumer]
+        events: RelatedManager[Event]
 
     def __str__(self) -> str:
         return self.name
