@@ -1,4 +1,4 @@
-"""The shop's rows: facts that code wrote, so they can be read here and not be changed."""
+"""The shop's rows: facts that code wrote, to be read, and addresses, which may be corrected."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ class SaleAdmin(ReadOnly, _ModelAdmin):
 
 @admin.register(Order)
 class OrderAdmin(ReadOnly, _ModelAdmin):
-    """An order and all that came of it."""
+    """An order and all that came of it; its tasks can be resumed once its address is right."""
 
     list_display = ["key", "customer", "total", "status", "placed_at", "tasks"]
     list_filter = ["status", "sale"]
@@ -85,7 +85,10 @@ class OrderAdmin(ReadOnly, _ModelAdmin):
     show_full_result_count = False
     inlines = [PaymentInline, RefundInline, BookingInline, EmailInline, ParcelInline]
     fields = ["sale", "customer", "email", "total", "status", "placed_at", "reviewed_at", "tasks"]
-    readonly_fields = ["placed_at", "tasks"]
+    readonly_fields = ["sale", "customer", "total", "status", "placed_at", "reviewed_at", "tasks"]
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return super(ReadOnly, self).has_change_permission(request, obj)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str

@@ -90,7 +90,7 @@ def test_an_interrupted_demo_takes_its_workers_along(tmp_path: Path):
 
 @pytest.mark.django_db(transaction=True)
 def test_the_admin_is_served_with_a_worker_until_it_is_stopped(tmp_path: Path):
-    SaleFactory.create()
+    SaleFactory.create(placed_count=1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with demo(tmp_path / "output", "--serve", "--port", port) as run:

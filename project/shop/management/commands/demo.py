@@ -60,7 +60,7 @@ class Command(BaseCommand):
     def _run(self, customers: int, port: int | None) -> None:
         logs = Path(tempfile.mkdtemp(prefix="kanthorq-demo-"))
         self._set_up(logs)
-        if port is None or not Sale.objects.exists():
+        if port is None or not Sale.objects.filter(placed_count__gt=0).exists():
             self._tell_story(customers, logs)
         if port is None:
             print_next_steps(self._narrator, f"{_python()} manage.py")
