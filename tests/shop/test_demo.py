@@ -1,8 +1,10 @@
 """``manage.py demo``, run as a person runs it, on a small scale."""
 
 import io
+import os
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from http.cookiejar import CookieJar
@@ -18,9 +20,10 @@ from django.db import connection
 from kanthorq_django.models import Worker
 from project.shop.invariants import audit
 from project.shop.models import Payment, Sale
+from project.shop.patience import wait_until
 from project.shop.serving import free_port, provide_login
 from tests.shop.factories import SaleFactory
-from tests.shop.running import demo, environment, is_alive
+from tests.shop.running import Running, demo, environment, is_alive
 
 CUSTOMERS = 40
 WIDTH = 80
@@ -89,6 +92,15 @@ def test_an_interrupted_demo_takes_its_workers_along(tmp_path: Path):
 
 
 @pytest.mark.django_db(transaction=True)
+def test_the_demo_gives_up_when_a_worker_dies_that_it_did_not_kill(tmp_path: Path):
+    with demo(tmp_path / "output", "--customers", 100_000) as run:
+        _, second = run.wait_for(PIDS).groups()
+        os.kill(int(second), signal.SIGKILL)
+        assert run.wait() == 1
+    assert "A worker ended with status -9; its log is" in run.text().splitlines()[-1]
+
+
+@pytest.mark.django_db(transaction=True)
 def test_the_admin_is_served_with_a_worker_until_it_is_stopped(tmp_path: Path):
     SaleFactory.create(placed_count=1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -99,11 +111,27 @@ def test_the_admin_is_served_with_a_worker_until_it_is_stopped(tmp_path: Path):
             ).groups()
             assert f":{port}/" not in address
             assert "Log out" in log_in(address, password)
+            os.kill(worker_of(run), signal.SIGKILL)
+            run.wait_for("another starts")
             run.process.send_signal(signal.SIGTERM)
             assert run.wait() == 0
-    assert not Worker.objects.exists()
+    # The processes of the killed worker see by themselves that it is gone.
+    wait_until(lambda: not Worker.objects.exists(), lambda: None)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(address.split(":")[2].split("/")[0])))
+
+
+def worker_of(run: Running) -> int:
+    """Return the process id of the worker that the demo has started."""
+    listing = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, check=True, text=True
+    )
+    (pid,) = [
+        int(line.split()[0])
+        for line in listing.stdout.splitlines()
+        if line.split()[1] == str(run.process.pid) and "runworker" in line
+    ]
+    return pid
 
 
 def log_in(address: str, password: str) -> str:
