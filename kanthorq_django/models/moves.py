@@ -69,10 +69,12 @@ class MovableQuerySet(models.QuerySet[M]):
         stored.filter(pk__in=updated, state__in=move.sources).update(**changes)
         stored.filter(pk__in=requested, state__in=askable).update(cancel_requested_at=Now())
         wake_after_commit({task.stream for task in locked if task.pk in updated}, self.db)
+        left = chunk.keys() - updated - requested
         return Outcome(
-            tuple(event_id for pk, event_id in chunk.items() if pk in updated),
-            tuple(event_id for pk, event_id in chunk.items() if pk in requested),
-            tuple(event_id for pk, event_id in chunk.items() if pk not in updated | requested),
+            *(
+                tuple(event_id for pk, event_id in chunk.items() if pk in told)
+                for told in (updated, requested, left)
+            )
         )
 
     def _lock(self, pks: Iterable[int], states: Iterable[TaskState]) -> list[Any]:

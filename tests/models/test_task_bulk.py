@@ -1,0 +1,85 @@
+"""Verbs over a great many tasks."""
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.models.moves import CHUNK_SIZE
+from tests.factories import ConsumerFactory
+
+MEMORY_BASE = 4 * 2**20  # bytes: one chunk of rows
+MEMORY_PER_TASK = 512  # bytes: its id, as it was given and as it is told, and no row
+
+INSERT = """
+    INSERT INTO kanthorq_django_task (consumer_id, event_id, state)
+    SELECT %s, gen_random_uuid(), 1 FROM generate_series(1, %s)
+"""
+
+
+def fill(count: int) -> Consumer:
+    consumer: Consumer = ConsumerFactory.create()
+    with connection.cursor() as cursor:
+        cursor.execute(INSERT, [consumer.pk, count])
+    return consumer
+
+
+def by_queryset(consumer: Consumer) -> Callable[[], Outcome]:
+    return Task.objects.filter(consumer=consumer).cancel
+
+
+def by_event_ids(consumer: Consumer) -> Callable[[], Outcome]:
+    ids = list(Task.objects.filter(consumer=consumer).values_list("event_id", flat=True))
+    return lambda: consumer.cancel(ids)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", [by_queryset, by_event_ids])
+def test_a_great_many_tasks_are_cancelled_in_one_call_and_in_bounded_memory(
+    way: Callable[[Consumer], Callable[[], Outcome]], count: int
+):
+    cancel = way(fill(count))
+    tracemalloc.start()
+    try:
+        outcome = cancel()
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(set(outcome.updated)) == count
+    assert outcome.noop == ()
+    assert Task.objects.cancelled().count() == count
+    assert peak_bytes < MEMORY_BASE + count * MEMORY_PER_TASK
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("count", [CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1])
+def test_every_task_is_moved_whatever_the_last_chunk_holds(count: int):
+    consumer = fill(count)
+    assert len(Task.objects.filter(consumer=consumer).cancel().updated) == count
+    assert not Task.objects.exclude(state=TaskState.CANCELLED).exists()
+
+
+@pytest.mark.django_db
+def test_the_number_of_statements_grows_with_the_chunks_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kanthorq_django.models.moves.CHUNK_SIZE", 10)
+
+    def statements(count: int) -> int:
+        tasks = Task.objects.filter(consumer=fill(count))
+        with CaptureQueriesContext(connection) as captured:
+            tasks.cancel()
+        return len(captured)
+
+    assert statements(10) == statements(1)
+    assert statements(20) - statements(10) <= 4
+
+
+@pytest.mark.django_db
+def test_server_side_cursors_may_be_off_as_behind_a_pooler(settings: Any, monkeypatch: Any):
+    monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
+    assert len(Task.objects.filter(consumer=fill(CHUNK_SIZE + 1)).cancel().updated) > CHUNK_SIZE
