@@ -102,8 +102,9 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
             grouped=grouped,
         )
         _check(subscription)
+        subscriber = _with_on_cancel(handler, subscription)
         registry.add(subscription)
-        return _with_on_cancel(handler, subscription)
+        return subscriber
 
     return register
 

@@ -30,7 +30,7 @@ SET
     has_cancel_handler = excluded.has_cancel_handler,
     cancel_attempt_max = excluded.cancel_attempt_max,
     serialize = excluded.serialize
-WHERE (
+WHERE consumer.stream_id = excluded.stream_id AND (
     consumer.subject_includes, consumer.subject_excludes, consumer.attempt_max,
     consumer.visibility_timeout, consumer.timeout, consumer.parked,
     consumer.has_cancel_handler, consumer.cancel_attempt_max, consumer.serialize

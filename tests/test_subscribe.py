@@ -1,0 +1,504 @@
+"""What code declares about consumers, and what ``sync()`` makes of it."""
+
+import functools
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from pytest_django import DjangoAssertNumQueries, Settings
+
+from kanthorq_django import Exponential, Fixed, Never, Polynomial, publish, subscribe
+from kanthorq_django.domain.subscriptions import Registry, Subscription
+from kanthorq_django.exceptions import ConfigurationError, InvalidFilter
+from kanthorq_django.models import Consumer, Event, Stream, Task
+from kanthorq_django.subscribers import find, sync
+
+SECOND = timedelta(seconds=1)
+
+
+def handle(message: Any) -> None:
+    """Does nothing, well."""
+
+
+async def handle_async(message: Any) -> None:
+    """Does nothing, later."""
+
+
+def declare(*includes: str, consumer: str = "repayments", **options: Any) -> Subscription:
+    """Subscribe a fresh handler and return what was noted of it."""
+
+    def refund(message: Any) -> None:
+        """A handler of its own, so that it can have attributes of its own."""
+
+    subscribe(*includes or (">",), consumer=consumer, **options)(refund)
+    return find(consumer)
+
+
+# --- declaring
+
+
+def test_a_subscriber_stays_the_function_that_it_was() -> None:
+    def refund(message: Any) -> str:
+        return f"refunded {message}"
+
+    subscribed = subscribe("order.cancelled", consumer="repayments")(refund)
+
+    assert subscribed is refund
+    assert subscribed("order 17") == "refunded order 17"
+    assert find("repayments").handler is refund
+
+
+def test_a_declaration_is_noted_with_every_option() -> None:
+    moment = datetime(2026, 11, 20, tzinfo=UTC)
+    retry = Exponential(attempt_max=7)
+    options: dict[str, Any] = {
+        "stream": "orders",
+        "visibility_timeout": 5 * SECOND,
+        "timeout": SECOND,
+        "retry": retry,
+        "atomic": True,
+        "deliver": moment,
+        "parked": True,
+    }
+    noted = declare("order.cancelled", "order.refunded.>", excludes=["order.refunded.x"], **options)
+    assert {name: getattr(noted, name) for name in options} == options
+    assert noted.includes == ("order.cancelled", "order.refunded.>")
+    assert noted.excludes == ("order.refunded.x",)
+    assert noted.attempt_max == 7
+
+
+def test_the_defaults_are_kanthorqs() -> None:
+    noted = declare("order.>")
+    assert (noted.stream, noted.attempt_max, noted.retry) == ("default", 16, Polynomial())
+    assert (noted.visibility_timeout, noted.timeout) == (60 * SECOND, None)
+    assert (noted.deliver, noted.parked, noted.atomic, noted.excludes) == ("all", False, False, ())
+
+
+def test_a_consumer_is_called_after_its_app_and_function_unless_told() -> None:
+    subscribe("order.>")(handle)
+    assert find("tests.handle").handler is handle
+
+
+def test_the_policy_says_how_many_attempts_unless_the_consumer_does() -> None:
+    assert declare(retry=Never()).attempt_max == 1
+    assert declare(attempt_max=3).attempt_max == 3
+    assert declare(attempt_max=3, retry=Fixed(attempt_max=3)).attempt_max == 3
+
+
+def test_an_async_handler_and_a_callable_object_may_subscribe() -> None:
+    class Refund:
+        def __call__(self, message: Any) -> None: ...
+
+    subscribe("order.>", consumer="async")(handle_async)
+    subscribe("order.>", consumer="object")(Refund())
+    subscribe("order.>", consumer="partial")(functools.partial(lambda extra, message: None, 1))
+    assert {find(name).consumer for name in ("async", "object", "partial")} == {
+        "async",
+        "object",
+        "partial",
+    }
+
+
+def test_two_subscribers_of_one_consumer_are_recorded(declared: Registry) -> None:
+    before = len(declared.duplicates)
+    first = declare("order.>")
+    subscribe("order.>", consumer="repayments")(handle)
+    ((one, other),) = declared.duplicates[before:]
+    assert one is first
+    assert other is find("repayments")
+
+
+def test_an_unknown_consumer_is_answered_with_near_ones() -> None:
+    declare()
+    with pytest.raises(ConfigurationError, match="'repaymnts'; did you mean 'repayments'"):
+        find("repaymnts")
+    with pytest.raises(ConfigurationError, match=r"'zzzzzz'; known: \[.*'repayments'"):
+        find("zzzzzz")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "problem"),
+    [
+        (["order..paid"], "include filter 'order..paid' is not valid: it has an empty token"),
+        ([">.paid"], "'>' may only stand last"),
+        (["a.**"], "contains a wildcard"),
+        (["a b"], "contains a space"),
+        (["a\x00"], "not printable"),
+        ([""], "it is empty"),
+        (["x" * 256], "256 bytes"),
+        ([None], "must be a str, not NoneType"),
+        (["a"] * 65, "has 65 include filters, the limit is 64"),
+    ],
+)
+def test_a_bad_filter_is_refused(patterns: list[str], problem: str) -> None:
+    with pytest.raises(InvalidFilter, match=f"(?s)'repayments'.*{problem}"):
+        declare(*patterns)
+    problem = problem.replace("include", "exclude")
+    with pytest.raises(InvalidFilter, match=f"(?s)'repayments'.*{problem}"):
+        declare(">", excludes=patterns)
+
+
+def test_the_project_sets_the_number_of_filters(settings: Settings) -> None:
+    settings.KANTHORQ = {"FILTERS_MAX": 2}
+    declare("a", "b", excludes=("c", "d"))
+    with pytest.raises(InvalidFilter, match="the limit is 2"):
+        declare("a", "b", "c")
+
+
+def test_a_subscriber_without_a_filter_is_refused() -> None:
+    with pytest.raises(InvalidFilter, match="has no subject filter; use '>'"):
+        subscribe(consumer="repayments")(handle)
+    with pytest.raises(InvalidFilter, match=r"@subscribe\('order.>'\)"):
+        subscribe(handle)  # type: ignore[arg-type]  # a decorator without its brackets
+
+
+def test_one_str_is_no_list_of_excludes() -> None:
+    with pytest.raises(InvalidFilter, match="excludes must be a list or tuple"):
+        declare("order.>", excludes="orders")
+
+
+def takes_nothing() -> None: ...
+
+
+def takes_two(message: Any, other: Any) -> None: ...
+
+
+def generates(message: Any) -> Iterator[None]:
+    yield
+
+
+async def generates_async(message: Any) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    ("handler", "problem"),
+    [
+        (None, "must be callable"),
+        ("shop.refund", "must be callable"),
+        (takes_nothing, "takes_nothing must take one argument, the message"),
+        (takes_two, "takes_two must take one argument"),
+        (functools.partial(takes_two, 1, 2), "must take one argument"),
+        (generates, "generates is a generator, which would never run"),
+        (generates_async, "generates_async is a generator"),
+    ],
+)
+def test_what_cannot_handle_a_message_is_refused(handler: Any, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        subscribe("order.>", consumer="repayments")(handler)
+    declared_handler: Any = declare().handler
+    with pytest.raises(ConfigurationError, match=problem):
+        declared_handler.on_cancel()(handler)
+
+
+def test_a_handler_that_takes_no_attribute_is_refused(declared: Registry) -> None:
+    before = declared.all()
+    with pytest.raises(ConfigurationError, match="takes no attribute; use a function"):
+        subscribe("order.>", consumer="repayments")([].append)
+    assert declared.all() == before
+
+
+def test_what_has_no_name_needs_one() -> None:
+    with pytest.raises(ConfigurationError, match="give consumer="):
+        subscribe("order.>")(functools.partial(handle))
+    with pytest.raises(ConfigurationError, match="cannot name a consumer"):
+        subscribe("order.>")(lambda message: None)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"consumer": ""}, "cannot name a consumer"),
+        ({"consumer": "a b"}, "'a b' cannot name a consumer"),
+        ({"consumer": "x" * 129}, "129 characters, the limit is 128"),
+        ({"stream": "a/b"}, "'a/b' cannot name a stream"),
+        ({"stream": None}, "cannot name a stream: it must be a str"),
+        ({"attempt_max": 0}, "attempt_max must be 1 to 32767, not 0"),
+        ({"attempt_max": -1}, "attempt_max must be"),
+        ({"attempt_max": 32_768}, "attempt_max must be"),
+        ({"attempt_max": True}, "attempt_max must be"),
+        ({"attempt_max": 1.0}, "attempt_max must be"),
+        ({"attempt_max": "5"}, "attempt_max must be"),
+        ({"attempt_max": 3, "retry": Never()}, "attempt_max is 3, but its retry policy says 1"),
+        ({"retry": 5}, "retry must be a retry policy"),
+        ({"retry": Fixed}, "retry must be a retry policy"),
+        ({"visibility_timeout": timedelta(0)}, "visibility_timeout must be .*0:00:01 to 12:00:00"),
+        ({"visibility_timeout": -5 * SECOND}, "visibility_timeout"),
+        ({"visibility_timeout": timedelta(milliseconds=10)}, "visibility_timeout"),
+        ({"visibility_timeout": timedelta(hours=12, seconds=1)}, "visibility_timeout"),
+        ({"visibility_timeout": timedelta.max}, "visibility_timeout"),
+        ({"visibility_timeout": 30}, "visibility_timeout must be a timedelta"),
+        ({"visibility_timeout": 0.01}, "visibility_timeout"),
+        ({"visibility_timeout": float("nan")}, "visibility_timeout"),
+        ({"visibility_timeout": 1e18}, "visibility_timeout"),
+        ({"visibility_timeout": "30"}, "visibility_timeout"),
+        ({"visibility_timeout": True}, "visibility_timeout"),
+        ({"visibility_timeout": None}, "visibility_timeout"),
+        ({"timeout": timedelta(0)}, "timeout must be a timedelta above zero or None"),
+        ({"timeout": 5}, "timeout must be"),
+        ({"deliver": "latest"}, "deliver must be 'all', 'new' or an aware datetime"),
+        ({"deliver": None}, "deliver must be"),
+        ({"deliver": datetime(2026, 11, 20)}, "deliver must be"),  # noqa: DTZ001  # so it is
+        ({"deliver": 0}, "deliver must be"),
+    ],
+)
+def test_a_bad_option_is_refused_and_nothing_is_declared(
+    options: dict[str, Any], problem: str, declared: Registry
+) -> None:
+    before = declared.all()
+    with pytest.raises(ConfigurationError, match=f"(?s){problem}"):
+        subscribe("order.>", **({"consumer": "repayments"} | options))(handle)
+    assert declared.all() == before
+
+
+@pytest.mark.parametrize("visibility", [SECOND, timedelta(hours=12)])
+def test_the_edges_of_a_visibility_timeout_are_allowed(visibility: timedelta) -> None:
+    assert declare(visibility_timeout=visibility).visibility_timeout == visibility
+
+
+def test_an_async_handler_cannot_be_atomic() -> None:
+    with pytest.raises(ConfigurationError, match="atomic=True needs a plain function"):
+        subscribe("order.>", consumer="repayments", atomic=True)(handle_async)
+    handler: Any = declare(atomic=True).handler
+    with pytest.raises(ConfigurationError, match="atomic=True needs a plain function"):
+        handler.on_cancel()(handle_async)
+
+
+def test_a_cancellation_handler_is_noted_and_stays_callable() -> None:
+    @subscribe("order.>", consumer="repayments", retry=Fixed())
+    def refund(message: Any) -> None: ...
+
+    policy = Exponential(attempt_max=10)
+
+    @refund.on_cancel(retry=policy, timeout=SECOND)
+    def undo(message: Any) -> str:
+        return "undone"
+
+    noted = find("repayments")
+    assert noted.cancel_handler is undo
+    assert (noted.cancel_policy, noted.cancel_attempt_max, noted.cancel_timeout) == (
+        policy,
+        10,
+        SECOND,
+    )
+    assert undo(None) == "undone"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"retry": 5}, "retry must be a retry policy"), ({"timeout": 5}, "timeout must be")],
+)
+def test_a_bad_option_of_a_cancellation_is_refused(options: dict[str, Any], problem: str) -> None:
+    handler: Any = declare().handler
+    with pytest.raises(ConfigurationError, match=problem):
+        handler.on_cancel(**options)(handle)
+    assert find("repayments").cancel_handler is None
+
+
+# --- writing it into the database
+
+
+def synced(*includes: str, **options: Any) -> Consumer:
+    """Declare the consumer anew, as a new version of the code does, and sync it."""
+    declare(*includes, **options)
+    (consumer,) = sync(["repayments"])
+    return consumer
+
+
+@pytest.mark.django_db
+def test_sync_inserts_what_is_declared() -> None:
+    consumer = synced(
+        "order.cancelled",
+        "order.refunded.>",
+        stream="orders",
+        excludes=("order.refunded.x",),
+        attempt_max=3,
+        visibility_timeout=5 * SECOND,
+        timeout=SECOND,
+        parked=True,
+    )
+    stored = Consumer.objects.get(name="repayments")
+    assert consumer == stored
+    assert stored.stream.name == "orders"
+    assert stored.subject_includes == ["order.cancelled", "order.refunded.>"]
+    assert stored.subject_excludes == ["order.refunded.x"]
+    assert (stored.attempt_max, stored.cancel_attempt_max) == (3, 3)
+    assert (stored.visibility_timeout, stored.timeout) == (5 * SECOND, SECOND)
+    assert stored.parked
+    assert not stored.has_cancel_handler
+
+
+@pytest.mark.django_db
+def test_sync_applies_what_changed() -> None:
+    first = synced("order.>", attempt_max=3, timeout=SECOND)
+    declare("invoice.*", "order.paid", excludes=("invoice.draft",), attempt_max=5, parked=True)
+    handler: Any = find("repayments").handler
+    handler.on_cancel(retry=Fixed(attempt_max=2))(handle)
+    (second,) = sync(["repayments"])
+
+    assert second.pk == first.pk
+    stored = Consumer.objects.get(name="repayments")
+    assert stored.subject_includes == ["invoice.*", "order.paid"]
+    assert stored.subject_excludes == ["invoice.draft"]
+    assert (stored.attempt_max, stored.timeout, stored.parked) == (5, None, True)
+    assert (stored.has_cancel_handler, stored.cancel_attempt_max) == (True, 2)
+
+    synced("invoice.*")
+    stored.refresh_from_db()
+    assert (stored.has_cancel_handler, stored.cancel_attempt_max) == (False, 16)
+
+
+def row_version(consumer: Consumer) -> tuple[Any, ...]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT ctid, xmin FROM kanthorq_django_consumer WHERE id = %s", [consumer.pk]
+        )
+        version: tuple[Any, ...] = cursor.fetchone()
+    return version
+
+
+@pytest.mark.django_db
+def test_sync_does_not_write_what_has_not_changed() -> None:
+    consumer = synced("order.>", excludes=("order.x",))
+    version = row_version(consumer)
+    synced("order.>", excludes=("order.x",), deliver="new", retry=Fixed(), atomic=True)
+    assert row_version(consumer) == version
+    synced("order.>", excludes=("order.y",))
+    assert row_version(consumer) != version
+
+
+@pytest.mark.django_db
+def test_sync_registers_all_that_is_declared_or_what_it_is_told(declared: Registry) -> None:
+    declare(consumer="first", stream="a")
+    declare(consumer="second", stream="b")
+    assert [consumer.name for consumer in sync(["second"])] == ["second"]
+    assert not Consumer.objects.filter(name="first").exists()
+    names = {subscription.consumer for subscription in declared.all()}
+    assert {consumer.name for consumer in sync()} == names
+    assert set(Consumer.objects.values_list("name", flat=True)) == names
+
+
+@pytest.mark.django_db
+def test_sync_of_an_unknown_consumer_writes_nothing(
+    django_assert_num_queries: DjangoAssertNumQueries,
+) -> None:
+    declare()
+    with django_assert_num_queries(0), pytest.raises(ConfigurationError, match="'nobody'"):
+        sync(["repayments", "nobody"])
+
+
+@pytest.mark.django_db
+def test_a_consumer_that_code_forgot_keeps_its_row(declared: Registry) -> None:
+    consumer = synced("order.>")
+    declared.remove("repayments")
+    sync()
+    assert Consumer.objects.get(name="repayments") == consumer
+
+
+@pytest.mark.django_db
+def test_a_consumer_does_not_move_to_another_stream() -> None:
+    consumer = synced("order.>", stream="orders")
+    declare("invoice.>", stream="invoices")
+    with pytest.raises(
+        ConfigurationError, match="reads the stream 'orders' and cannot move to 'invoices'"
+    ):
+        sync(["repayments"])
+    stored = Consumer.objects.get(name="repayments")
+    assert (stored.stream, stored.subject_includes) == (consumer.stream, ["order.>"])
+
+
+@pytest.mark.django_db
+def test_the_transaction_of_a_refused_sync_is_still_usable() -> None:
+    synced("order.>", stream="orders")
+    declare("order.>", stream="invoices")
+    with transaction.atomic():
+        with pytest.raises(ConfigurationError):
+            sync(["repayments"])
+        Stream.objects.register("kept")
+    assert Stream.objects.filter(name="kept").exists()
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_sync_writes_into_the_database_that_it_is_told() -> None:
+    declare()
+    (consumer,) = sync(["repayments"], using="other")
+    assert consumer._state.db == "other"
+    assert not Consumer.objects.exists()
+
+
+# --- and what a consumer then gets
+
+
+def pulled(consumer: Consumer) -> list[str]:
+    subjects = []
+    while tasks := consumer.pull(2):
+        subjects += [task.event.subject for task in tasks]
+    return subjects
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_new_consumer_starts_with_the_first_event() -> None:
+    publish("order.one")
+    consumer = synced(deliver="all")
+    publish("order.two")
+    assert pulled(consumer) == ["order.one", "order.two"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_consumer_may_start_with_what_comes_after_it() -> None:
+    publish("order.one")
+    consumer = synced(deliver="new")
+    publish("order.two")
+    assert pulled(consumer) == ["order.two"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_consumer_that_starts_new_gets_what_its_own_transaction_publishes_after_it() -> None:
+    with transaction.atomic():
+        publish("order.one")
+        consumer = synced(deliver="new")
+        publish("order.two")
+    # A transaction is new as a whole or not at all: nothing of it may be lost.
+    assert "order.two" in pulled(consumer)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_consumer_may_start_at_a_moment() -> None:
+    publish("order.one")
+    second = publish("order.two")
+    consumer = synced(deliver=second.created_at)
+    publish("order.three")
+    assert pulled(consumer) == ["order.two", "order.three"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_deliver_counts_for_a_new_consumer_only() -> None:
+    publish("order.one")
+    synced(deliver="all")
+    consumer = synced(deliver="new")
+    assert pulled(consumer) == ["order.one"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_changed_filters_count_from_then_on() -> None:
+    consumer = synced("order.*")
+    for subject in ("order.one", "invoice.one"):
+        publish(subject)
+    assert pulled(consumer) == ["order.one"]
+
+    consumer = synced(">", excludes=("order.>",))
+    for subject in ("order.two", "invoice.two"):
+        publish(subject)
+    assert pulled(consumer) == ["invoice.two"]
+    assert Task.objects.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_consumer_that_parks_makes_pending_tasks_from_then_on() -> None:
+    publish("order.one")
+    assert pulled(synced()) == ["order.one"]
+    publish("order.two")
+    assert pulled(synced(parked=True)) == []
+    assert Task.objects.pending().get().event == Event.objects.get(subject="order.two")
