@@ -4,28 +4,17 @@ Nothing here touches the database until ``sync()``, so it can be imported at any
 """
 
 import difflib
-import inspect
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
-from django.utils import timezone
-
-from kanthorq_django.conf import get_settings
-from kanthorq_django.domain import subjects
-from kanthorq_django.domain.names import name_problem
-from kanthorq_django.domain.retry import ATTEMPT_LIMIT, Polynomial, RetryPolicy
+from kanthorq_django import declarations
+from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 from kanthorq_django.domain.subscriptions import Subscription, registry
-from kanthorq_django.exceptions import ConfigurationError, InvalidFilter
+from kanthorq_django.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer, Registration
-
-ATTEMPT_MAX = 16
-VISIBILITY_TIMEOUT_MIN = timedelta(seconds=1)
-VISIBILITY_TIMEOUT_MAX = timedelta(hours=12)
-BATCH_MAX = 10_000  # messages in one call
-STARTS = ("all", "new")
 
 __all__ = ["Subscriber", "registry", "subscribe", "sync"]
 
@@ -78,19 +67,19 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     Raises ConfigurationError naming what is wrong.
     """
     policy = Polynomial() if retry is None else retry
-    _check_spelling(includes, excludes)
+    declarations.check_spelling(includes, excludes)
 
     def register(handler: Callable[[Any], R_co]) -> Subscriber[R_co]:
-        _check_handler(handler)
-        name = _default_name(handler) if consumer is None else consumer
-        _check_retry(name, policy)
+        declarations.check_handler(handler)
+        name = declarations.default_name(handler) if consumer is None else consumer
+        declarations.check_retry(name, policy)
         subscription = Subscription(
             consumer=name,
             stream=stream,
             handler=handler,
             includes=tuple(includes),
             excludes=tuple(excludes),
-            attempt_max=_attempt_max(attempt_max, policy),
+            attempt_max=declarations.attempts(attempt_max, policy),
             visibility_timeout=visibility_timeout,
             timeout=timeout,
             retry=policy,
@@ -101,7 +90,7 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
             batch=batch,
             grouped=grouped,
         )
-        _check(subscription)
+        declarations.check(subscription)
         subscriber = _with_on_cancel(handler, subscription)
         registry.add(subscription)
         return subscriber
@@ -132,11 +121,11 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
         *, retry: RetryPolicy | None = None, timeout: timedelta | None = None
     ) -> Callable[[C], C]:
         def register(cancel_handler: C) -> C:
-            _check_handler(cancel_handler)
-            _check_atomic(subscription, cancel_handler)
-            _check_timeout(subscription.consumer, timeout)
+            declarations.check_handler(cancel_handler)
+            declarations.check_atomic(subscription, cancel_handler)
+            declarations.check_timeout(subscription.consumer, timeout)
             if retry is not None:
-                _check_retry(subscription.consumer, retry)
+                declarations.check_retry(subscription.consumer, retry)
             subscription.cancel_handler = cancel_handler
             subscription.cancel_retry = retry
             subscription.cancel_timeout = timeout
@@ -148,7 +137,8 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
         handler.on_cancel = on_cancel  # type: ignore[attr-defined]  # functions take attributes
     except AttributeError as error:
         raise ConfigurationError(
-            f"{_name(handler)} cannot be a handler, as it takes no attribute; use a function."
+            f"{declarations.name_of(handler)} cannot be a handler, as it takes no attribute; "
+            "use a function."
         ) from error
     return cast("Subscriber[R_co]", handler)
 
@@ -198,144 +188,3 @@ def _serialize(subscription: Subscription) -> str:
     # A group is all of one key, so two groups of a key never run side by side.
     is_on = subscription.serialize or subscription.grouped
     return str(Serialize.ON.value if is_on else Serialize.OFF.value)
-
-
-def _attempt_max(given: int | None, policy: RetryPolicy) -> int:
-    if given is not None and policy.attempt_max not in (None, given):
-        raise ConfigurationError(
-            f"attempt_max is {given}, but its retry policy says {policy.attempt_max}; give one."
-        )
-    return (policy.attempt_max or ATTEMPT_MAX) if given is None else given
-
-
-def _check_handler(handler: object) -> None:
-    if not callable(handler):
-        raise ConfigurationError(f"A handler must be callable, not {handler!r}.")
-    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-        raise ConfigurationError(f"{_name(handler)} is a generator, which would never run.")
-    try:
-        inspect.signature(handler).bind(object())
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{_name(handler)} must take one argument, the message: {error}."
-        ) from error
-
-
-def _name(handler: object) -> str:
-    if name := getattr(handler, "__qualname__", None):
-        return f"{getattr(handler, '__module__', '?')}.{name}"
-    return repr(handler)
-
-
-def _default_name(handler: object) -> str:
-    name = getattr(handler, "__name__", None)
-    if name is None:
-        raise ConfigurationError(f"{_name(handler)} has no name of its own; give consumer=….")
-    return f"{handler.__module__.split('.')[0]}.{name}"
-
-
-def _check_spelling(includes: tuple[object, ...], excludes: object) -> None:
-    """Refuse what Python would take for something else: a bare decorator, a str as a list."""
-    if any(callable(pattern) for pattern in includes):
-        raise InvalidFilter("@subscribe needs subject filters: @subscribe('order.>').")
-    if isinstance(excludes, str):
-        raise InvalidFilter(f"excludes must be a list or tuple of filters, not {excludes[:80]!r}.")
-
-
-def _check(subscription: Subscription) -> None:
-    name = subscription.consumer
-    for noun, given in (("consumer", name), ("stream", subscription.stream)):
-        if problem := name_problem(given):
-            raise ConfigurationError(f"{str(given)[:80]!a} cannot name a {noun}: {problem}.")
-    _check_filters(name, "include", subscription.includes)
-    _check_filters(name, "exclude", subscription.excludes)
-    if not subscription.includes:
-        raise InvalidFilter(f"Consumer {name!r} has no subject filter; use '>' for all subjects.")
-    _check_limits(subscription)
-    _check_deliver(name, subscription.deliver)
-    _check_atomic(subscription, subscription.handler)
-
-
-def _check_atomic(subscription: Subscription, handler: object) -> None:
-    if subscription.atomic and inspect.iscoroutinefunction(handler):
-        raise ConfigurationError(
-            f"Consumer {subscription.consumer!r}: atomic=True needs a plain function, as Django's "
-            "transactions do; an async handler cannot run inside one."
-        )
-
-
-def _check_filters(consumer: str, kind: str, patterns: tuple[str, ...]) -> None:
-    limit = get_settings().FILTERS_MAX
-    if len(patterns) > limit:
-        raise InvalidFilter(
-            f"Consumer {consumer!r} has {len(patterns)} {kind} filters, the limit is {limit} "
-            "(KANTHORQ['FILTERS_MAX'])."
-        )
-    for pattern in patterns:
-        if problem := subjects.filter_problem(pattern):
-            raise InvalidFilter(
-                f"Consumer {consumer!r}: the {kind} filter {str(pattern)[:80]!a} is not valid: "
-                f"{problem}."
-            )
-
-
-def _check_limits(subscription: Subscription) -> None:
-    name = subscription.consumer
-    attempts = subscription.attempt_max
-    if type(attempts) is not int or not 1 <= attempts <= ATTEMPT_LIMIT:
-        raise ConfigurationError(
-            f"Consumer {name!r}: attempt_max must be 1 to {ATTEMPT_LIMIT}, not {attempts!r}."
-        )
-    visibility = subscription.visibility_timeout
-    if (
-        not isinstance(visibility, timedelta)
-        or not VISIBILITY_TIMEOUT_MIN <= visibility <= VISIBILITY_TIMEOUT_MAX
-    ):
-        raise ConfigurationError(
-            f"Consumer {name!r}: visibility_timeout must be a timedelta from "
-            f"{VISIBILITY_TIMEOUT_MIN} to {VISIBILITY_TIMEOUT_MAX}, not {visibility!r}."
-        )
-    _check_timeout(name, subscription.timeout)
-    _check_batch(subscription)
-
-
-def _check_retry(consumer: str, retry: object) -> None:
-    if not isinstance(retry, RetryPolicy):
-        raise ConfigurationError(
-            f"Consumer {consumer!r}: retry must be a retry policy such as Fixed(), not {retry!r}."
-        )
-
-
-def _check_timeout(consumer: str, timeout: timedelta | None) -> None:
-    if timeout is not None and not (isinstance(timeout, timedelta) and timeout > timedelta(0)):
-        raise ConfigurationError(
-            f"Consumer {consumer!r}: timeout must be a timedelta above zero or None, "
-            f"not {timeout!r}."
-        )
-
-
-def _check_batch(subscription: Subscription) -> None:
-    name, batch = subscription.consumer, subscription.batch
-    if type(batch) is not int or not 1 <= batch <= BATCH_MAX:
-        raise ConfigurationError(
-            f"Consumer {name!r}: batch must be 1 to {BATCH_MAX}, not {batch!r}."
-        )
-    if subscription.grouped and batch == 1:
-        raise ConfigurationError(
-            f"Consumer {name!r}: grouped=True hands over several messages; say how many with batch."
-        )
-    if subscription.serialize not in (False, True, "strict"):
-        raise ConfigurationError(
-            f"Consumer {name!r}: serialize must be False, True or 'strict', not "
-            f"{subscription.serialize!r}."
-        )
-
-
-def _check_deliver(consumer: str, deliver: object) -> None:
-    if isinstance(deliver, datetime) and timezone.is_aware(deliver):
-        return
-    if deliver not in STARTS:
-        raise ConfigurationError(
-            f"Consumer {consumer!r}: deliver must be 'all', 'new' or an aware datetime, not "
-            f"{deliver!r}."
-        )

@@ -242,6 +242,11 @@ def test_what_has_no_name_needs_one() -> None:
         ({"deliver": None}, "deliver must be"),
         ({"deliver": datetime(2026, 11, 20)}, "deliver must be"),  # noqa: DTZ001  # so it is
         ({"deliver": 0}, "deliver must be"),
+        ({"batch": 0}, "batch must be 1 to 10000, not 0"),
+        ({"batch": 10_001}, "batch must be"),
+        ({"batch": True}, "batch must be"),
+        ({"grouped": True}, "say how many with batch"),
+        ({"serialize": "yes"}, "serialize must be False, True or 'strict'"),
     ],
 )
 def test_a_bad_option_is_refused_and_nothing_is_declared(
