@@ -6,9 +6,9 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.formats import number_format
 from django.utils.html import format_html, format_html_join
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -16,15 +16,17 @@ from django.utils.translation import gettext_lazy as _
 from kanthorq_django.admin.display import (
     NOTHING,
     STATE_LABELS,
+    Minimum,
     badge,
     exact_moment,
     link,
     moment,
+    number,
     page_url,
 )
 from kanthorq_django.admin.paginator import COUNT_MAX
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
-from kanthorq_django.admin.tally import Count, Tally, tally
+from kanthorq_django.admin.tally import Tally, tally
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.models import Consumer, Task, Worker
@@ -67,7 +69,6 @@ class ConsumerAdmin(ReadOnlyAdmin):
 
     list_display = ("name", "life", "filters", "lag_text", "tasks", "worker_count")
     linked_lookups = ("stream__id__exact",)
-    list_select_related = ("stream",)
     list_per_page = 25
     ordering = ("name",)
     sortable_by = ("name",)
@@ -83,6 +84,7 @@ class ConsumerAdmin(ReadOnlyAdmin):
                     "visibility_timeout",
                     "timeout",
                     "parked",
+                    "serialize",
                     "deliver_from",
                     "has_cancel_handler",
                     "cancel_attempt_max",
@@ -97,6 +99,9 @@ class ConsumerAdmin(ReadOnlyAdmin):
             },
         ),
     )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("stream")
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Allow it only for a consumer that neither code declares nor a worker works for."""
@@ -113,9 +118,8 @@ class ConsumerAdmin(ReadOnlyAdmin):
         """Count the tasks that go with the consumer; Django would load and list each of them."""
         (consumer,) = objs
         count = Task.objects.filter(consumer=consumer).values("pk")[: COUNT_MAX + 1].count()
-        told = ngettext("%d task", "%d tasks", count) % count
-        if count > COUNT_MAX:
-            told = gettext("more than %d tasks") % COUNT_MAX
+        shown = number(Minimum(COUNT_MAX) if count > COUNT_MAX else count)
+        told = ngettext("%s task", "%s tasks", count) % shown
         return [str(consumer), [told]], {str(self.opts.verbose_name_plural): 1}, set(), []
 
     @admin.display(description=_("declared"))
@@ -154,9 +158,9 @@ class ConsumerAdmin(ReadOnlyAdmin):
         lag: Lag = getattr(consumer, "shown_lag", None) or consumer.lag()
         if lag.oldest is None:
             return gettext("caught up")
-        number = f"{number_format(lag.count, force_grouping=True)}{'+' * lag.is_bounded}"
+        count = Minimum(lag.count) if lag.is_bounded else lag.count
         oldest = moment(timezone.now() - lag.oldest)
-        return format_html(gettext("{} events, the oldest {}"), number, oldest)
+        return format_html(gettext("{} events, the oldest {}"), number(count), oldest)
 
     @admin.display(description=_("tasks"))
     def tasks(self, consumer: Any) -> str:
@@ -183,7 +187,7 @@ class ConsumerAdmin(ReadOnlyAdmin):
         return exact_moment(consumer.created_at)
 
     def _chips(self, consumer: Consumer, counted: Tally) -> Iterator[tuple[str]]:
-        if counted.stuck.number:
+        if counted.stuck:
             yield (self._chip(consumer, gettext("Stuck"), counted.stuck, "stuck", stuck="yes"),)
         for state in SHOWN_STATES:
             if count := counted.counts.get(state):
@@ -191,11 +195,11 @@ class ConsumerAdmin(ReadOnlyAdmin):
                 yield (self._chip(consumer, label, count, kind, state__exact=int(state)),)
 
     def _chip(
-        self, consumer: Consumer, label: object, count: Count, kind: str, **query: str | int
+        self, consumer: Consumer, label: object, count: int, kind: str, **query: str | int
     ) -> str:
         query["consumer__id__exact"] = consumer.pk
         url = page_url(self.admin_site.name, "task_changelist", query=query)
-        return link(url, badge(f"{label} {count}", kind))
+        return link(url, badge(f"{label} {number(count)}", kind))
 
 
 def _alive_workers(using: str) -> list[Worker]:

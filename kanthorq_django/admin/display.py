@@ -7,7 +7,7 @@ from datetime import datetime
 from django.contrib.humanize.templatetags.humanize import naturaltime
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
-from django.utils.formats import date_format
+from django.utils.formats import date_format, number_format
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
@@ -28,6 +28,25 @@ STATE_LABELS = {
     TaskState.DISCARDED: _("Discarded"),
 }
 _NOT_A_LINE = re.compile(r"[^\n\t]")
+
+
+class Estimate(int):
+    """A number that nobody counted, and that says so wherever a template prints it."""
+
+    def __str__(self) -> str:
+        return f"≈ {number(int(self))}"
+
+
+class Minimum(int):
+    """A number at which counting stopped, and that says so wherever a template prints it."""
+
+    def __str__(self) -> str:
+        return f"{number(int(self))}+"
+
+
+def number(count: int) -> str:
+    """Return ``count`` for people, with the reader's separators."""
+    return str(count) if type(count) is not int else number_format(count, force_grouping=True)
 
 
 def visible(text: str) -> str:

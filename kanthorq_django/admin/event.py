@@ -20,7 +20,7 @@ from kanthorq_django import signals, sql
 from kanthorq_django.admin import content
 from kanthorq_django.admin.display import NOTHING, exact_moment, link, moment, page_url
 from kanthorq_django.admin.due import task_badge, with_is_due
-from kanthorq_django.admin.readonly import ReadOnlyAdmin
+from kanthorq_django.admin.readonly import ReadOnlyAdmin, RelatedFilter
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
 from kanthorq_django.models import Event, Task
 
@@ -45,8 +45,7 @@ class EventAdmin(ReadOnlyAdmin):
     """What was published. The body is shown to those with the permission ``view_body`` alone."""
 
     list_display = ("name", "stream_link", "resource_key_text", "size", "created")
-    list_select_related = ("stream",)
-    list_filter = ("stream",)
+    list_filter = (("stream", RelatedFilter),)
     sortable_by = ("created",)
     search_fields = ("subject",)  # get_search_results() says what is searched
     search_help_text = _("An event id, or the beginning of a subject.")
@@ -62,9 +61,7 @@ class EventAdmin(ReadOnlyAdmin):
         return obj is None or _task_count_if_spent(obj) is not None
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        size = Func(F("body"), function="octet_length", output_field=IntegerField())
-        events: QuerySet[Any] = super().get_queryset(request).defer("body").annotate(body_size=size)
-        return events
+        return _with_size(super().get_queryset(request).select_related("stream").defer("body"))
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return EventList
@@ -181,6 +178,13 @@ class EventAdmin(ReadOnlyAdmin):
             for task in narrow.order_by("consumer__name")
         ]
         return render_to_string("admin/kanthorq_django/event/tasks.html", {"rows": rows})
+
+
+def _with_size(events: QuerySet[Any]) -> QuerySet[Any]:
+    """Let each event tell ``body_size`` in bytes, known without reading the body."""
+    size = Func(F("body"), function="octet_length", output_field=IntegerField())
+    sized: QuerySet[Any] = events.annotate(body_size=size)
+    return sized
 
 
 def _found(events: QuerySet[Any], term: str) -> QuerySet[Any]:

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 from django.core.paginator import Paginator
 from django.db import connections
 from django.db.models import QuerySet
-from django.utils.formats import number_format
 from django.utils.functional import cached_property
-from django.utils.translation import gettext
 
 from kanthorq_django import sql
+from kanthorq_django.admin.display import Estimate, Minimum
 
 if TYPE_CHECKING:
     _Paginator = Paginator[Any]
@@ -18,20 +17,6 @@ else:
 
 COUNT_MAX = 10_000  # rows that are counted one by one
 PAGES_MAX = 1_000  # pages that can be turned: OFFSET reads all that it skips
-
-
-class Estimate(int):
-    """A number that nobody counted, and that says so wherever Django's templates print it."""
-
-    def __str__(self) -> str:
-        return gettext("about %s") % number_format(int(self), force_grouping=True)
-
-
-class Minimum(int):
-    """A number at which counting stopped, and that says so."""
-
-    def __str__(self) -> str:
-        return gettext("more than %s") % number_format(int(self), force_grouping=True)
 
 
 class BoundedPaginator(_Paginator):

@@ -18,6 +18,16 @@ else:
     _ModelAdmin = admin.ModelAdmin
 
 
+class RelatedFilter(admin.RelatedFieldListFilter):
+    """Filters by a related row, also when there is only one to choose from.
+
+    Django drops such a filter, and with it what a link asked for.
+    """
+
+    def has_output(self) -> bool:
+        return True
+
+
 class ReadOnlyAdmin(_ModelAdmin):
     """Rows belong to code and workers: nobody adds, changes or deletes them by hand."""
 
@@ -72,10 +82,11 @@ class ReadOnlyAdmin(_ModelAdmin):
     def _offered_lookups(self, request: HttpRequest) -> set[str]:
         offered = set(self.linked_lookups)
         for item in self.get_list_filter(request):
-            if isinstance(item, str):
-                offered |= {f"{item}__exact", f"{item}__id__exact", f"{item}__isnull"}
-            elif isinstance(item, type) and issubclass(item, SimpleListFilter):
+            if isinstance(item, type) and issubclass(item, SimpleListFilter):
                 offered.add(str(item.parameter_name))
+                continue
+            field = item[0] if isinstance(item, tuple) else item
+            offered |= {f"{field}__exact", f"{field}__id__exact", f"{field}__isnull"}
         return offered
 
     def _check_action(self, request: HttpRequest) -> None:

@@ -1,18 +1,17 @@
 """An operation on all tasks that match: asked first, then done in requests of bounded length."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import BadRequest
-from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
-from kanthorq_django.admin.display import state_badge
+from kanthorq_django.admin.display import number, state_badge
 from kanthorq_django.admin.operations import Operation, Report, carry_out
 from kanthorq_django.admin.paginator import COUNT_MAX
-from kanthorq_django.models import Task
 from kanthorq_django.models.task import TaskQuerySet
 
 if TYPE_CHECKING:
@@ -72,26 +71,20 @@ def _go_on(
 
 
 def _forecast(operation: Operation, tasks: TaskQuerySet) -> dict[str, Any]:
-    """Say in which states the first ``COUNT_MAX`` tasks are, and what would become of them."""
-    counted = tasks.order_by().values("pk")[: COUNT_MAX + 1]
-    per_state = (
-        Task.objects.using(tasks.db)
-        .filter(pk__in=counted)
-        .order_by("consumer__name", "state")
-        .values_list("consumer__name", "state")
-        .annotate(count=Count("pk"))
-    )
+    """Say in which states the tasks, or so many of them, are, and what would become of them."""
+    looked_at = tasks.order_by().values_list("consumer__name", "state")[:COUNT_MAX]
+    counts = Counter(looked_at)
     rows = [
         {
             "consumer": consumer,
             "badge": state_badge(state),
-            "count": count,
+            "count": number(counts[consumer, state]),
             "moves": operation.can_move(state),
         }
-        for consumer, state, count in per_state
+        for consumer, state in sorted(counts)
     ]
-    count = sum(row["count"] for row in rows)
-    return {"rows": rows, "count": min(count, COUNT_MAX), "is_minimum": count > COUNT_MAX}
+    count = counts.total()
+    return {"rows": rows, "count": count, "is_minimum": count == COUNT_MAX}
 
 
 def _page(

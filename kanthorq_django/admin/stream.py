@@ -6,10 +6,17 @@ from django.contrib import admin
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.utils.html import format_html_join
-from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin.display import NOTHING, exact_moment, link, moment, page_url
+from kanthorq_django.admin.display import (
+    NOTHING,
+    Minimum,
+    exact_moment,
+    link,
+    moment,
+    number,
+    page_url,
+)
 from kanthorq_django.admin.paginator import COUNT_MAX
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.models import Consumer, Event, Stream
@@ -69,9 +76,7 @@ class StreamAdmin(ReadOnlyAdmin):
     @admin.display(description=_("events"))
     def events(self, stream: Stream) -> str:
         count = Event.objects.filter(stream=stream).values("pk")[: COUNT_MAX + 1].count()
-        told = str(count)
-        if count > COUNT_MAX:
-            told = gettext("more than %d") % COUNT_MAX
+        told = number(Minimum(COUNT_MAX) if count > COUNT_MAX else count)
         url = page_url(
             self.admin_site.name, "event_changelist", query={"stream__id__exact": stream.pk}
         )

@@ -5,9 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.utils.formats import number_format
-
 from kanthorq_django import sql
+from kanthorq_django.admin.display import Estimate, Minimum
 from kanthorq_django.admin.paginator import estimate_rows
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.models import Task
@@ -17,34 +16,24 @@ SAMPLED = 100_000  # tasks among which the completed ones are counted
 ALL = 100.0  # percent
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """``number`` tasks: at least so many (``is_minimum``), or about so many (``is_estimate``)."""
-
-    number: int
-    is_minimum: bool = False
-    is_estimate: bool = False
-
-    def __str__(self) -> str:
-        text = number_format(self.number, force_grouping=True)
-        return f"{'≈ ' * self.is_estimate}{text}{'+' * self.is_minimum}"
-
-
 @dataclass(slots=True)
 class Tally:
-    """A consumer's tasks by state, without states that have none; ``stuck`` ones run too."""
+    """A consumer's tasks by state, without states that have none; ``stuck`` ones run too.
 
-    counts: dict[TaskState, Count] = field(default_factory=dict)
-    stuck: Count = Count(0)
+    A number may be a Minimum, and that of completed tasks an Estimate.
+    """
+
+    counts: dict[TaskState, int] = field(default_factory=dict)
+    stuck: int = 0
 
     def add(self, row: Any, *, is_cut: bool, is_sampled: bool) -> None:
         """Take over a row of ``tally_tasks``."""
         if row.state == TaskState.COMPLETED:
-            self.counts[TaskState.COMPLETED] = Count(row.count, is_estimate=is_sampled)
+            self.counts[TaskState.COMPLETED] = (Estimate if is_sampled else int)(row.count)
             return
-        self.counts[TaskState(row.state)] = Count(row.count, is_minimum=is_cut)
-        if row.stuck_count:
-            self.stuck = Count(row.stuck_count, is_minimum=is_cut)
+        counted = Minimum if is_cut else int
+        self.counts[TaskState(row.state)] = counted(row.count)
+        self.stuck = counted(row.stuck_count) if row.stuck_count else self.stuck
 
 
 def tally(consumer_ids: Collection[int], using: str) -> dict[int, Tally]:

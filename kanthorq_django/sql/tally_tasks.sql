@@ -1,6 +1,7 @@
 -- How many tasks consumers have in each state. What is unfinished or was set aside is counted by
--- its index, at most so many rows of a state (of all claimable states together); completed tasks
--- have no index, so they are counted in a sample of the table's pages. Reads only.
+-- its index, at most so many rows of a state (of all claimable states together, once with turns
+-- and once without); completed tasks have no index, so they are counted in a sample of the
+-- table's pages. Reads only.
 SELECT asked.consumer_id, counted.state, counted.count, counted.stuck_count
 FROM unnest(%(consumer_ids)s::bigint[]) AS asked (consumer_id)
 CROSS JOIN LATERAL (
@@ -11,11 +12,23 @@ CROSS JOIN LATERAL (
             count(*) FILTER (WHERE state = 2 AND schedule_at <= statement_timestamp())
                 AS stuck_count
         FROM (
-            SELECT state, schedule_at
-            FROM kanthorq_django_task
-            WHERE consumer_id = asked.consumer_id AND state IN (1, 2, 3, 102)
-            ORDER BY schedule_at, id
-            LIMIT %(limit)s
+            (
+                SELECT state, schedule_at
+                FROM kanthorq_django_task
+                WHERE consumer_id = asked.consumer_id
+                    AND state IN (1, 2, 3, 102) AND (turn_key IS NULL OR state = 3)
+                ORDER BY schedule_at, id
+                LIMIT %(limit)s
+            )
+            UNION ALL
+            (
+                SELECT state, schedule_at
+                FROM kanthorq_django_task
+                WHERE consumer_id = asked.consumer_id
+                    AND state IN (1, 2, 102) AND turn_key IS NOT NULL
+                ORDER BY turn_key, id
+                LIMIT %(limit)s
+            )
         ) AS claimable
         GROUP BY state
     )

@@ -1,0 +1,64 @@
+import re
+
+import pytest
+from django.contrib.staticfiles import finders
+from django.test import Client
+
+from kanthorq_django.models import TaskState, Worker
+from tests.admin.pages import page
+from tests.factories import TaskFactory
+
+pytestmark = pytest.mark.django_db
+
+# What "default-src 'self'" would stop: code and style within the page, and what others serve.
+INLINE = re.compile(
+    r"""<script(?![^>]*\ssrc=)[^>]*>|<style|\sstyle\s*=|\son\w+\s*=\s*["']|javascript:|(?:src|href)="(?:https?:)?//""",
+    re.IGNORECASE,
+)
+
+
+@pytest.fixture
+def pages(admin_client: Client) -> dict[str, str]:
+    failure = {"at": "2030-01-01", "attempt": 1, "verb": "cancel", "error": "E", "stack": "S"}
+    task = TaskFactory.create(state=TaskState.DISCARDED, attempted_errors=[failure])
+    worker = Worker.objects.create(host="shop-1", pid=42, concurrency=10, consumers=["emails"])
+    rows = {
+        "stream": task.consumer.stream_id,
+        "event": task.event_id,
+        "consumer": task.consumer_id,
+        "task": task.pk,
+        "worker": worker.pk,
+    }
+    addresses = [page(f"{noun}_changelist") for noun in rows]
+    addresses += [page(f"{noun}_change", pk) for noun, pk in rows.items()]
+    addresses += [page("consumer_delete", task.consumer_id)]
+    found = {address: admin_client.get(address).content.decode() for address in addresses}
+    data = {"action": "resume", "index": "0", "select_across": "1", "_selected_action": [task.pk]}
+    asked = admin_client.post(page("task_changelist"), data)
+    return found | {"select all": asked.content.decode()}
+
+
+def test_no_page_needs_a_hole_in_a_strict_content_security_policy(pages: dict[str, str]):
+    assert {address: INLINE.findall(html) for address, html in pages.items()} == {
+        address: [] for address in pages
+    }
+
+
+def test_every_page_uses_the_style_sheet_which_is_there(pages: dict[str, str]):
+    for address, html in pages.items():
+        assert "kanthorq_django/admin.css" in html, address
+    assert finders.find("kanthorq_django/admin.css")
+
+
+def test_tables_have_header_cells_with_a_scope(pages: dict[str, str]):
+    for html in pages.values():
+        for table in re.findall(r"<table(?! id=\"result_list\").*?</table>", html, re.DOTALL):
+            if "kq-" in table:
+                assert '<th scope="col">' in table
+                assert '<th scope="row">' in table
+
+
+def test_nothing_is_told_by_colour_alone(pages: dict[str, str]):
+    for html in pages.values():
+        for text in re.findall(r'<span class="kq-badge[^"]*">(.*?)</span>', html):
+            assert text.strip()

@@ -1,0 +1,144 @@
+import re
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.test import Client
+
+from kanthorq_django.admin import operations, select_all
+from kanthorq_django.models import Consumer, Task, TaskState
+from tests.admin.pages import page, text_of, tick, told
+from tests.factories import ConsumerFactory, TaskFactory
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def consumer(db: None) -> Consumer:
+    return ConsumerFactory.create(name="emails")
+
+
+def _ask(client: Client, verb: str, query: str = "") -> Any:
+    """Choose "select all" in the list, filtered by ``query``, and run the action."""
+    some = Task.objects.values_list("pk", flat=True).first()
+    data = {"action": verb, "index": "0", "select_across": "1", "_selected_action": [str(some)]}
+    return client.post(page("task_changelist") + query, data)
+
+
+def _answer(client: Client, asked: Any, query: str = "", **changed: str) -> Any:
+    """Send the form of the page that asked."""
+    hidden = re.findall(
+        r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode()
+    )
+    fields = {name: value for name, value in hidden if name != "csrfmiddlewaretoken"}
+    return client.post(page("task_changelist") + query, fields | changed)
+
+
+def test_all_that_match_are_asked_for_before_anything_changes(operator: Client, consumer: Consumer):
+    TaskFactory.create_batch(2, state=TaskState.DISCARDED, consumer=consumer)
+    TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
+
+    asked = _ask(operator, "resume")
+
+    assert asked.status_code == 200
+    assert "3 tasks match" in text_of(asked)
+    assert "emails Discarded 2 Resume" in text_of(asked)
+    assert "emails Running 1 Left alone" in text_of(asked)
+    assert Task.objects.discarded().count() == 2
+    assert not LogEntry.objects.exists()
+
+
+def test_the_answer_moves_all_that_match_and_nothing_else(operator: Client, consumer: Consumer):
+    TaskFactory.create_batch(3, state=TaskState.DISCARDED, consumer=consumer)
+    TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
+    other = TaskFactory.create(state=TaskState.DISCARDED)
+    query = f"?consumer__id__exact={consumer.pk}"
+
+    response = _answer(operator, _ask(operator, "resume", query), query)
+
+    assert response.status_code == 302
+    assert Task.objects.filter(consumer=consumer, state=TaskState.AVAILABLE).count() == 3
+    other.refresh_from_db()
+    assert other.state == TaskState.DISCARDED
+    assert LogEntry.objects.count() == 3
+    assert told(response)[0][0] == "warning"
+    assert "3 tasks updated, 1 left alone" in told(response)[0][1]
+
+
+def test_a_filter_by_the_state_that_the_verb_leaves_still_reaches_all(
+    operator: Client, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(operations, "BATCH_SIZE", 2)
+    TaskFactory.create_batch(5, state=TaskState.PENDING, consumer=consumer)
+
+    response = _answer(operator, _ask(operator, "release", "?state__exact=0"), "?state__exact=0")
+
+    assert told(response) == [("success", "Release: 5 tasks updated.")]
+    assert Task.objects.available().count() == 5
+
+
+def test_a_long_operation_is_done_in_several_requests(
+    operator: Client, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(operations, "BATCH_SIZE", 2)
+    monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
+    TaskFactory.create_batch(4, state=TaskState.PENDING, consumer=consumer)
+    TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
+
+    response = _ask(operator, "release")
+    done = []
+    while response.status_code == 200:
+        response = _answer(operator, response)
+        done.append(Task.objects.available().count())
+
+    assert done == [2, 4, 4]
+    assert "4 tasks updated, 1 left alone" in told(response)[0][1]
+
+
+def test_each_step_tells_what_was_done_so_far(
+    operator: Client, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(operations, "BATCH_SIZE", 2)
+    monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
+    TaskFactory.create_batch(3, state=TaskState.PENDING, consumer=consumer)
+
+    step = _answer(operator, _ask(operator, "release"))
+
+    assert "So far: 2 tasks updated. There are more" in text_of(step)
+
+
+def test_tasks_that_came_after_the_question_are_left_alone(operator: Client, consumer: Consumer):
+    TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
+    asked = _ask(operator, "release")
+    late = TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
+
+    _answer(operator, asked)
+
+    late.refresh_from_db()
+    assert late.state == TaskState.PENDING
+
+
+@pytest.mark.parametrize("through", ["", "-1", "x", "1" * 5000])
+def test_a_forged_answer_changes_nothing(operator: Client, consumer: Consumer, through: str):
+    TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
+    asked = _ask(operator, "release")
+    assert _answer(operator, asked, through=through).status_code == 400
+    assert Task.objects.pending().count() == 1
+
+
+def test_a_forecast_reads_a_bounded_number_of_tasks(
+    operator: Client, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(select_all, "COUNT_MAX", 3)
+    TaskFactory.create_batch(5, state=TaskState.PENDING, consumer=consumer)
+
+    asked = text_of(_ask(operator, "release"))
+
+    assert "At least 3 tasks match" in asked
+    assert "emails Pending 3 Release" in asked
+
+
+def test_ticked_tasks_are_not_asked_for(operator: Client, consumer: Consumer):
+    task = TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
+    assert tick(operator, "release", [task], select_across="0").status_code == 302
+    assert Task.objects.available().count() == 1

@@ -1,0 +1,159 @@
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from kanthorq_django.domain.failures import Failure
+from kanthorq_django.models import Task, TaskState
+from tests.admin.pages import page, text_of
+from tests.factories import TaskFactory
+
+pytestmark = pytest.mark.django_db
+
+
+def _listed(client: Client, **query: Any) -> list[Task]:
+    response = client.get(page("task_changelist"), query)
+    assert response.status_code == 200
+    return list(response.context["cl"].result_list)
+
+
+def _failure(attempt: int, error: str, stack: str = "") -> dict[str, object]:
+    at = "2030-01-02T03:04:05+00:00"
+    return {"at": at, "attempt": attempt, "verb": "handle", "error": error, "stack": stack}
+
+
+def test_tasks_come_newest_first(viewer: Client):
+    first, second = TaskFactory.create_batch(2)
+    assert _listed(viewer) == [second, first]
+
+
+def test_tasks_are_filtered_by_state_and_consumer(viewer: Client):
+    wanted = TaskFactory.create(state=TaskState.DISCARDED)
+    TaskFactory.create(state=TaskState.COMPLETED, consumer=wanted.consumer)
+    TaskFactory.create(state=TaskState.DISCARDED)
+    query = {"state__exact": -102, "consumer__id__exact": wanted.consumer_id}
+    assert _listed(viewer, **query) == [wanted]
+
+
+def test_a_consumer_that_is_gone_has_no_tasks_even_if_only_one_is_left(viewer: Client):
+    task = TaskFactory.create()
+    assert _listed(viewer, consumer__id__exact=task.consumer_id + 1) == []
+
+
+def test_stuck_tasks_are_those_whose_lease_ran_out(viewer: Client):
+    ago = timezone.now() - timedelta(minutes=1)
+    stuck = TaskFactory.create(state=TaskState.RUNNING, schedule_at=ago)
+    TaskFactory.create(state=TaskState.RUNNING)
+    TaskFactory.create(state=TaskState.RETRYABLE, schedule_at=ago)
+    assert _listed(viewer, stuck="yes") == [stuck]
+
+
+def test_a_task_is_found_by_the_id_of_its_event(viewer: Client):
+    wanted, _other = TaskFactory.create_batch(2)
+    assert _listed(viewer, q=str(wanted.event_id)) == [wanted]
+    assert _listed(viewer, q=wanted.event_id.hex.upper()) == [wanted]
+    assert _listed(viewer, event__id__exact=wanted.event_id) == [wanted]
+
+
+def test_tasks_are_found_by_the_beginning_of_their_subject(viewer: Client):
+    wanted = TaskFactory.create(event__subject="order.paid.v2")
+    TaskFactory.create(event__subject="refund.order.paid")
+    assert _listed(viewer, q="order.pa") == [wanted]
+
+
+def test_tasks_are_found_by_their_exact_resource_key(viewer: Client):
+    wanted = TaskFactory.create(event__resource_key="order-17")
+    TaskFactory.create(event__resource_key="order-170", event__subject="order.paid")
+    assert _listed(viewer, q="order-17") == [wanted]
+
+
+def test_a_resource_key_outranks_a_subject_that_begins_like_it(viewer: Client):
+    wanted = TaskFactory.create(event__resource_key="order", event__subject="refund.made")
+    TaskFactory.create(event__subject="order.paid")
+    assert _listed(viewer, q="order") == [wanted]
+
+
+def test_a_row_tells_the_state_the_attempts_and_the_newest_error(viewer: Client):
+    TaskFactory.create(
+        state=TaskState.RETRYABLE,
+        attempt_count=3,
+        event__subject="order.paid",
+        consumer__name="emails",
+        attempted_errors=[_failure(1, "TimeoutError"), _failure(2, "ValueError: <b>\u202e")],
+    )
+    text = text_of(viewer.get(page("task_changelist")))
+    assert "Retryable order.paid ValueError: &lt;b&gt;\\u202e emails 3 / 16 due" in text
+    assert "TimeoutError" not in text
+
+
+@pytest.mark.parametrize(
+    ("state", "minutes", "text"),
+    [
+        (TaskState.PENDING, 0, "once released"),
+        (TaskState.AVAILABLE, -5, "due 5 minutes ago"),
+        (TaskState.RETRYABLE, 5, "due 4 minutes from now"),
+        (TaskState.RUNNING, 5, "lease ends 4 minutes from now"),
+        (TaskState.RUNNING, -5, "Running, stuck"),
+        (TaskState.RUNNING, -5, "lease ran out 5 minutes ago"),
+        (TaskState.COMPLETED, 0, "ended now"),
+    ],
+)
+def test_a_row_says_what_its_moment_means(
+    viewer: Client, state: TaskState, minutes: int, text: str
+):
+    TaskFactory.create(state=state, schedule_at=timezone.now() + timedelta(minutes=minutes))
+    shown = text_of(viewer.get(page("task_changelist"))).replace("\xa0", " ")
+    assert text in shown
+
+
+def test_errors_are_shown_newest_first_escaped_each_with_its_traceback(viewer: Client):
+    failure = Failure.of(ValueError("<script>"), stack_size_max=1000)
+    task = TaskFactory.create(
+        state=TaskState.DISCARDED,
+        attempted_errors=[
+            _failure(1, "TimeoutError", "Traceback one"),
+            _failure(2, failure.error, failure.stack),
+        ],
+    )
+    html = viewer.get(page("task_change", task.pk)).content.decode()
+    assert html.index("Attempt 2") < html.index("Attempt 1")
+    assert html.count("<details") >= 2
+    assert "ValueError: &lt;script&gt;" in html
+    assert "<script>" not in html.replace("<script src", "")
+
+
+@pytest.mark.parametrize(
+    "entry", ["text", 7, None, {}, {"at": "2030-99-99", "attempt": {}, "stack": ["x"]}]
+)
+def test_errors_of_any_shape_make_a_page(viewer: Client, entry: object):
+    task = TaskFactory.create(state=TaskState.DISCARDED, attempted_errors=[entry])
+    assert viewer.get(page("task_change", task.pk)).status_code == 200
+    assert viewer.get(page("task_changelist")).status_code == 200
+
+
+def test_a_result_is_shown_as_json(viewer: Client):
+    task = TaskFactory.create(state=TaskState.COMPLETED, result={"sent": ["a", "b"]})
+    html = viewer.get(page("task_change", task.pk)).content.decode()
+    assert "{\n  &quot;sent&quot;: [\n    &quot;a&quot;,\n    &quot;b&quot;\n  ]\n}" in html
+
+
+def test_attempts_at_a_cancellation_are_told_apart(viewer: Client):
+    task = TaskFactory.create(state=TaskState.CANCELLING, cancel_attempt_count=2)
+    text = text_of(viewer.get(page("task_change", task.pk)))
+    assert "1 / 16, cancellation 2 / 16" in text
+
+
+def test_a_page_leads_to_the_event_and_the_consumer(viewer: Client):
+    task = TaskFactory.create()
+    html = viewer.get(page("task_change", task.pk)).content.decode()
+    assert page("event_change", task.event_id) in html
+    assert page("consumer_change", task.consumer_id) in html
+
+
+def test_the_history_tells_who_did_what(admin_client: Client):
+    task = TaskFactory.create(state=TaskState.PENDING)
+    admin_client.post(page("task_release", task.pk))
+    text = text_of(admin_client.get(page("task_history", task.pk)))
+    assert "admin release (was pending)" in text
