@@ -23,10 +23,19 @@ class Console:
         self._stdout = stdout
         self._stderr = stderr
         self._style = style
+        self._has_reader = True
 
     def line(self, text: str) -> None:
         """Print one line of data."""
         self._stdout.write(_encodable(text, self._stdout))
+
+    def report(self, text: str) -> None:
+        """Print one line about work that goes on even if the reader of the pipe leaves."""
+        if self._has_reader:
+            try:
+                self.line(text)
+            except BrokenPipeError:
+                self._has_reader = False
 
     def note(self, text: str) -> None:
         """Say something about the data, on stderr."""

@@ -9,13 +9,16 @@ WITH final AS MATERIALIZED (
     ORDER BY id
     FOR UPDATE SKIP LOCKED
 ),
+kept AS MATERIALIZED (
+    -- By the ids once more: joined to them, the planner would read all tasks for each batch.
+    SELECT event_id
+    FROM kanthorq_django_task
+    WHERE event_id = ANY(%(ids)s::uuid[]) AND id NOT IN (SELECT id FROM final)
+),
 spent AS MATERIALIZED (
     SELECT given.id
     FROM unnest(%(ids)s::uuid[]) AS given (id)
-    WHERE NOT EXISTS (
-        SELECT FROM kanthorq_django_task AS task
-        WHERE task.event_id = given.id AND task.id NOT IN (SELECT id FROM final)
-    )
+    WHERE given.id NOT IN (SELECT event_id FROM kept)
 ),
 pruned_task AS (
     DELETE FROM kanthorq_django_task AS task

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.core.management.base import CommandError
 from django.db import connection
 
+from kanthorq_django import publish_many
 from kanthorq_django.management.verbs import VERBS
 from kanthorq_django.management.verbs.verb import VerbTree
 from kanthorq_django.models import Event, Task, Worker
@@ -128,29 +129,47 @@ def test_a_database_that_is_not_postgresql_is_one_sentence(tmp_path: Path):
     assert ran.err == "CommandError: The database 'default' is not PostgreSQL.\n"
 
 
-def test_a_closed_pipe_ends_it_quietly():
-    consumer = ConsumerFactory.create()
-    Task.objects.bulk_create(
-        Task(consumer=consumer, event=event)
-        for event in EventFactory.create_batch(400, stream=consumer.stream)
+def many_tasks(count: int) -> None:
+    """More of them than fit into a pipe, when each is a line."""
+    consumer = ConsumerFactory.create(name="refunds")
+    events = publish_many(
+        (Event(subject="order.paid") for _ in range(count)), stream=consumer.stream.name
     )
-    listing = subprocess.Popen(
-        command("tasks", "list", "--limit", 400, "--json"),
+    Task.objects.bulk_create(Task(consumer=consumer, event=event) for event in events)
+
+
+def read_one_line(*args: object) -> tuple[int, bytes]:
+    """Run it with a reader that leaves after a line; return its exit status and its stderr."""
+    process = subprocess.Popen(
+        command(*args),
         # Unbuffered, Python takes a write that was cut short for a whole one.
         env=environment() | {"PYTHONUNBUFFERED": ""},
         cwd=settings.BASE_DIR,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    with listing:
-        assert listing.stdout is not None
-        assert listing.stderr is not None
-        listing.stdout.readline()
-        listing.stdout.close()
-        said = listing.stderr.read()
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    return process.returncode, said
 
-    assert said == b""
-    assert listing.returncode == 1
+
+def test_a_closed_pipe_ends_a_listing_quietly():
+    many_tasks(500)
+
+    assert read_one_line("tasks", "list", "--limit", 500, "--json") == (1, b"")
+
+
+def test_a_closed_pipe_does_not_stop_what_was_asked_for_halfway():
+    many_tasks(3_000)
+
+    _, said = read_one_line("tasks", "cancel", "--consumer", "refunds", "--yes")
+
+    assert said == b"3,000 updated, 0 requested, 0 noop.\n"
+    assert Task.objects.cancelled().count() == 3_000
 
 
 def test_a_subject_that_the_encoding_of_stdout_lacks_is_escaped():

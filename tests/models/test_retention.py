@@ -7,7 +7,7 @@ import pytest
 from django.db import connection, connections, transaction
 from django.db.models.functions import Now
 
-from kanthorq_django import publish, signals
+from kanthorq_django import publish, publish_many, signals, sql
 from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
@@ -354,3 +354,34 @@ def test_only_a_duration_can_be_older(older_than: Any):
 def test_a_batch_is_a_number_within_bounds(batch: Any):
     with pytest.raises(ValueError, match="batch must be 1 to 100,000"):
         prune(WEEK, batch=batch)
+
+
+def test_a_batch_reads_its_own_rows_and_not_the_whole_table(stream: Stream, consumer: Consumer):
+    publish_many([Event(subject="order.paid") for _ in range(20_000)], stream="orders")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO kanthorq_django_task (consumer_id, event_id, state, finalized_at)"
+            " SELECT %s, id, 101, now() FROM kanthorq_django_event",
+            [consumer.pk],
+        )
+        cursor.execute("ANALYZE kanthorq_django_event, kanthorq_django_task")
+    ids = list(Event.objects.order_by("pk").values_list("pk", flat=True)[:100])
+    page = {"stream_id": stream.pk, "after_xid": "0", "after_id": ids[0], "batch": 100}
+
+    assert rows_read("prunable", page) <= 1_000
+    assert rows_read("prune", {"ids": ids}) <= 1_000
+
+
+def rows_read(statement: str, params: dict[str, Any]) -> float:
+    """Return how many rows the hungriest step of ``statement`` goes through."""
+    explained = f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {sql.load(statement)}"
+    with connection.cursor() as cursor:
+        cursor.execute(explained, params | {"older_than": timedelta(0)})
+        return max(_rows(cursor.fetchone()[0][0]["Plan"]))
+
+
+def _rows(step: dict[str, Any]) -> Iterator[float]:
+    rows = step["Actual Rows"] + step.get("Rows Removed by Filter", 0)
+    yield rows * step["Actual Loops"]
+    for part in step.get("Plans", []):
+        yield from _rows(part)
