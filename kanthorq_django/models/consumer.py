@@ -25,14 +25,14 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import cursor as cursors
-from kanthorq_django.models.cursor import Lag
+from kanthorq_django.models.cursor import Lag, Page
 from kanthorq_django.models.fields import (
     CreatedAtField,
     SnapshotField,
     SubjectFiltersField,
     XidField,
 )
-from kanthorq_django.models.isolation import never_stricter, read_committed
+from kanthorq_django.models.isolation import read_committed, unconflicted
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, align_turns, next_in_turn, turns_locked
 
@@ -63,13 +63,6 @@ class Registration(NamedTuple):
     has_cancel_handler: bool = False
     cancel_attempt_max: int = 16
     serialize: str = Serialize.OFF
-
-
-class Page(NamedTuple):
-    """What one pull did: the tasks it leased, and whether the consumer had caught up."""
-
-    tasks: "list[Task]"
-    is_idle: bool
 
 
 class ConsumerQuerySet(models.QuerySet["Consumer"]):
@@ -169,9 +162,7 @@ class Consumer(models.Model):
     def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
         """Save all but the cursor of a stored consumer, which pulls may have moved meanwhile."""
         if update_fields is None and not self._state.adding:
-            columns = {
-                field.attname for field in self._meta.concrete_fields if not field.primary_key
-            }
+            columns = {field.attname for field in self._meta.concrete_fields} - {"id"}
             update_fields = columns - cursors.COLUMNS - self.get_deferred_fields()
         super().save(update_fields=update_fields, **options)
 
@@ -210,7 +201,8 @@ class Consumer(models.Model):
             locked = sql.rows(self.using, "lock_consumer", {"consumer_id": self.pk})
             if not locked:
                 return Page([], is_idle=True)
-            page = self._read(locked[0], limit)
+            rows = cursors.read_page(self, locked[0], limit)
+            page = Page(self._tasks(rows), rows[0].is_idle)
         signals.pulled.send(Consumer, consumer=self, tasks=page.tasks)
         return page
 
@@ -252,32 +244,9 @@ class Consumer(models.Model):
         _verb.alters_data = True  # type: ignore[attr-defined]
     del _verb
 
-    def _read(self, locked: Any, limit: int) -> Page:
-        cursors.check_cluster(self, locked.cluster_id, locked.current_cluster_id)
-        rows = sql.rows(
-            self.using,
-            "pull",
-            {
-                "consumer_id": self.pk,
-                "stream_id": locked.stream_id,
-                "cursor": locked.cursor,
-                "window": locked.window,
-                "position_xid": locked.position_xid,
-                "position_id": locked.position_id,
-                "includes": subjects.to_regex(json.loads(locked.subject_includes)),
-                "excludes": subjects.to_regex(json.loads(locked.subject_excludes)),
-                "limit": limit,
-                "page_size": max(limit, get_settings().PAGE_SIZE),
-            },
-        )
-        if not rows[0].is_sane:
-            raise cursors.foreign_cluster(self)
-        return Page(self._tasks(rows), rows[0].is_idle)
-
     def _claim_in_turn(self, limit: int, states: list[TaskState], per_key: int) -> list[Any]:
         if self.serialize == Serialize.OFF:
-            with never_stricter(self.using):
-                return self._claim(limit, states, [])
+            return unconflicted(self.using, lambda: self._claim(limit, states, []))
         with turns_locked(self) as is_ours:
             # A quarter stays free for what waits for no turn, as cancellations do.
             share = max(1, limit - limit // 4)

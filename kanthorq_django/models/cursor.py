@@ -1,17 +1,21 @@
 """What a consumer has read of its stream, and where reading is refused."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import InternalError, connections
 
 from kanthorq_django import sql
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain import subjects
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
+    from kanthorq_django.models.task import Task
 
 # What pulls move, and rebase(), and nobody else.
 COLUMNS = frozenset({"cursor", "window", "position_xid", "position_id", "cluster_id"})
@@ -24,6 +28,13 @@ class Lag(NamedTuple):
     count: int  # type: ignore[assignment]
     is_bounded: bool  # there are more than ``count``; it was not counted further
     oldest: timedelta | None  # the age of the oldest event counted; None when there is none
+
+
+class Page(NamedTuple):
+    """What one pull did: the tasks it leased, and whether the consumer had caught up."""
+
+    tasks: "list[Task]"
+    is_idle: bool
 
 
 def lag(consumer: "Consumer", limit: int) -> Lag:
@@ -39,6 +50,35 @@ def has_unread(consumer: "Consumer") -> bool:
     return any(row.has_events for row in sql.rows(consumer.using, "peek", params))
 
 
+def read_page(consumer: "Consumer", locked: Any, limit: int) -> list[Any]:
+    """Turn the next page of events into tasks, and move the cursor past it.
+
+    ``locked`` is the consumer's row as its lock found it. Returns at least one row; those with
+    an ``id`` are leased tasks. Raises ForeignCluster.
+    """
+    if locked.cluster_id != locked.current_cluster_id:
+        raise _foreign_cluster(consumer)
+    rows = sql.rows(
+        consumer.using,
+        "pull",
+        {
+            "consumer_id": consumer.pk,
+            "stream_id": locked.stream_id,
+            "cursor": locked.cursor,
+            "window": locked.window,
+            "position_xid": locked.position_xid,
+            "position_id": locked.position_id,
+            "includes": subjects.to_regex(json.loads(locked.subject_includes)),
+            "excludes": subjects.to_regex(json.loads(locked.subject_excludes)),
+            "limit": limit,
+            "page_size": max(limit, get_settings().PAGE_SIZE),
+        },
+    )
+    if not rows[0].is_sane:
+        raise _foreign_cluster(consumer)
+    return rows
+
+
 def check_no_transaction(using: str) -> None:
     """Raise PullInsideTransaction unless a pull can have a transaction of its own."""
     connection = connections[using]
@@ -46,20 +86,6 @@ def check_no_transaction(using: str) -> None:
         raise PullInsideTransaction(
             "pull() needs a transaction of its own: it would skip what the open one publishes."
         )
-
-
-def check_cluster(consumer: "Consumer", cluster_id: int, current_cluster_id: int) -> None:
-    """Raise ForeignCluster unless the cursor means something here."""
-    if cluster_id != current_cluster_id:
-        raise foreign_cluster(consumer)
-
-
-def foreign_cluster(consumer: "Consumer") -> ForeignCluster:
-    return ForeignCluster(
-        f"The cursor of consumer {consumer.name!r}, or an event of its stream, was written by "
-        "another PostgreSQL cluster, as after a restore or a move. Stop the workers and run: "
-        "manage.py kanthorq rebase"
-    )
 
 
 @contextmanager
@@ -82,3 +108,11 @@ def is_standby(using: str) -> bool:
     with connections[using].cursor() as cursor:
         cursor.execute("SELECT pg_is_in_recovery()")
         return bool(cursor.fetchone()[0])
+
+
+def _foreign_cluster(consumer: "Consumer") -> ForeignCluster:
+    return ForeignCluster(
+        f"The cursor of consumer {consumer.name!r}, or an event of its stream, was written by "
+        "another PostgreSQL cluster, as after a restore or a move. Stop the workers and run: "
+        "manage.py kanthorq rebase"
+    )

@@ -1,10 +1,13 @@
 """READ COMMITTED, which queues need, whatever isolation the project chose for its own work."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
-from django.db import connections, transaction
-from django.db.backends.postgresql.psycopg_any import IsolationLevel
+from django.db import OperationalError, connections, transaction
+from psycopg.errors import SerializationFailure
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -16,14 +19,17 @@ def read_committed(using: str) -> Iterator[None]:
         yield
 
 
-def never_stricter(using: str) -> AbstractContextManager[None]:
-    """Do the same where the settings ask for more, else nothing: it costs three round trips.
+def unconflicted(using: str, run: Callable[[], T]) -> T:
+    """Return what ``run`` returns, also where a stricter default lets it meet a conflict.
 
-    Inside the caller's transaction it does nothing either; the level is the caller's then.
+    It is tried as it is first: a transaction around it would cost three round trips. Inside
+    the caller's transaction the conflict is the caller's.
     """
-    connection = connections[using]
-    level = connection.settings_dict["OPTIONS"].get("isolation_level")
-    is_stricter = level not in (None, IsolationLevel.READ_COMMITTED)
-    if is_stricter and not connection.in_atomic_block:
-        return read_committed(using)
-    return nullcontext()
+    try:
+        return run()
+    except OperationalError as error:
+        is_conflict = isinstance(error.__cause__, SerializationFailure)
+        if not is_conflict or connections[using].in_atomic_block:
+            raise
+    with read_committed(using):
+        return run()

@@ -1,6 +1,8 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from django.db import connection
+from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from pytest_django import DjangoDbBlocker
 
 from tests.clusters.throwaway import database_alias
@@ -26,3 +28,23 @@ def second(transactional_db: None, django_db_blocker: DjangoDbBlocker) -> Iterat
 def third(second: str) -> Iterator[str]:
     with database_alias("third") as alias:
         yield alias
+
+
+@pytest.fixture
+def stricter_default(transactional_db: None) -> Iterator[Callable[[str, str], None]]:
+    """Return a function that sets the isolation level of connections, by settings or server."""
+    options = connection.settings_dict["OPTIONS"]
+    kept = dict(options)
+
+    def set_default(set_by: str, level: str) -> None:
+        if set_by == "settings":
+            options["isolation_level"] = IsolationLevel[level.upper().replace(" ", "_")]
+        else:
+            escaped = level.replace(" ", r"\ ")
+            options["options"] = f"-c default_transaction_isolation={escaped}"
+        connection.close()
+
+    yield set_default
+    options.clear()
+    options.update(kept)
+    connection.close()

@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -77,3 +78,17 @@ def test_the_same_race_shows_what_is_read_twice_without_the_lock(
         race.run()
 
     assert any(isinstance(error, IntegrityError) for error in race.errors), race.verdict
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("set_by", ["settings", "server"])
+def test_a_stricter_default_isolation_changes_nothing(
+    consumer: Consumer, stricter_default: Callable[[str, str], None], level: str, set_by: str
+):
+    stricter_default(set_by, level)
+    race = Race(consumer, seed=0, transactions=20)
+
+    race.run()
+
+    assert race.errors == []
+    assert race.verdict == CLEAN
