@@ -42,7 +42,7 @@ class Migration(migrations.Migration):
             name='Event',
             fields=[
                 ('id', models.UUIDField(default=kanthorq_django.domain.identifiers.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('xid', kanthorq_django.models.fields.XidField(db_default=models.Func(function='pg_current_xact_id'), editable=False)),
+                ('xid', kanthorq_django.models.fields.XidField(db_default=models.Func(function='pg_current_xact_id'), editable=False, serialize=False)),
                 ('subject', kanthorq_django.models.fields.SubjectField(max_length=255)),
                 ('body', models.BinaryField(default=b'', editable=True)),
                 ('metadata', models.JSONField(blank=True, default=dict)),
