@@ -9,10 +9,9 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.retry import ATTEMPT_LIMIT, RetryPolicy
-from kanthorq_django.domain.subscriptions import Subscription
+from kanthorq_django.domain.subscriptions import ATTEMPT_MAX, Subscription
 from kanthorq_django.exceptions import ConfigurationError, InvalidFilter
 
-ATTEMPT_MAX = 16
 VISIBILITY_TIMEOUT_MIN = timedelta(seconds=1)
 VISIBILITY_TIMEOUT_MAX = timedelta(hours=12)
 BATCH_MAX = 10_000  # messages in one call

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 
+ATTEMPT_MAX = 16  # as KanthorQ has it
+
 Handler = Callable[..., Any]
 
 
@@ -20,7 +22,7 @@ class Subscription:
     handler: Handler
     includes: tuple[str, ...]
     excludes: tuple[str, ...] = ()
-    attempt_max: int = 16
+    attempt_max: int = ATTEMPT_MAX
     visibility_timeout: timedelta = timedelta(seconds=60)
     timeout: timedelta | None = None
     retry: RetryPolicy = field(default_factory=Polynomial)
@@ -50,7 +52,10 @@ class Subscription:
 
     @property
     def cancel_attempt_max(self) -> int:
-        return self.cancel_policy.attempt_max or self.attempt_max
+        """How often a cancellation handler is tried, whatever its main handler used up."""
+        if self.cancel_retry is None:
+            return self.retry.attempt_max or self.attempt_max
+        return self.cancel_retry.attempt_max or ATTEMPT_MAX
 
 
 def _origin(subscription: Subscription) -> tuple[str, int | None]:

@@ -1,6 +1,6 @@
 """What the holder of a lease may do with it; each statement is fenced by the lease's epoch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -64,6 +64,12 @@ def renew(extensions: Mapping[Lease, timedelta], using: str) -> list[Any]:
     """
     params = _params(list(extensions)) | {"extensions": list(extensions.values())}
     return sql.rows(using, "renew", params)
+
+
+def asked_to_cancel(leases: Iterable[Lease], using: str) -> list[Lease]:
+    """Return those of ``leases`` whose running task somebody asked to cancel; locks nothing."""
+    rows = sql.rows(using, "cancel_requests", _params(list(leases)))
+    return [Lease(row.id, row.lease_epoch) for row in rows]
 
 
 def _params(leases: Sequence[Lease]) -> dict[str, Any]:

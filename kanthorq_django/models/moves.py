@@ -13,7 +13,11 @@ from django.dispatch import Signal
 
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import Move, TaskState
-from kanthorq_django.models.notifications import wake_after_commit
+from kanthorq_django.models.notifications import (
+    CANCEL_CHANNEL,
+    notify_after_commit,
+    wake_after_commit,
+)
 
 CHUNK_SIZE = 1_000  # rows that one statement locks
 
@@ -69,6 +73,8 @@ class MovableQuerySet(models.QuerySet[M]):
         stored.filter(pk__in=updated, state__in=move.sources).update(**changes)
         stored.filter(pk__in=requested, state__in=askable).update(cancel_requested_at=Now())
         wake_after_commit({task.stream for task in locked if task.pk in updated}, self.db)
+        if requested:
+            notify_after_commit(CANCEL_CHANNEL, self.db)
         left = chunk.keys() - updated - requested
         return Outcome(
             *(

@@ -12,6 +12,8 @@ from django.db import connections, transaction
 
 from kanthorq_django.conf import get_settings
 
+CANCEL_CHANNEL = "kanthorq_cancel"  # some running task was asked to stop
+
 
 def channel(stream_id: int) -> str:
     """Return the name of the channel that announces events of a stream."""
@@ -20,24 +22,29 @@ def channel(stream_id: int) -> str:
 
 def wake_after_commit(stream_ids: Iterable[int], using: str) -> None:
     """Wake the workers of these streams once the current transaction, if any, has committed."""
+    for stream_id in stream_ids:
+        notify_after_commit(channel(stream_id), using)
+
+
+def notify_after_commit(name: str, using: str) -> None:
+    """Notify a channel once the current transaction, if any, has committed; once for all of it."""
     connection = connections[using]
     if not get_settings().NOTIFY or not (connection.get_autocommit() or connection.in_atomic_block):
         return
-    for stream_id in stream_ids:
-        wake = _wake(using, stream_id)
-        # A hook that still waits will do: a savepoint that rolls back takes its hooks along,
-        # so the savepoints that this one was registered under are open around us or released.
-        if not any(hook[1] is wake for hook in connection.run_on_commit):
-            transaction.on_commit(wake, using=using, robust=True)
+    notify = _notifier(using, name)
+    # A hook that still waits will do: a savepoint that rolls back takes its hooks along,
+    # so the savepoints that this one was registered under are open around us or released.
+    if not any(hook[1] is notify for hook in connection.run_on_commit):
+        transaction.on_commit(notify, using=using, robust=True)
 
 
 @functools.cache
-def _wake(using: str, stream_id: int) -> Callable[[], None]:
-    """One function per stream, so that a hook can be recognised."""
+def _notifier(using: str, name: str) -> Callable[[], None]:
+    """One function per channel, so that a hook can be recognised."""
 
     # No functools.partial: Django logs the __qualname__ of a robust hook that failed.
-    def wake() -> None:
+    def notify() -> None:
         with connections[using].cursor() as cursor:
-            cursor.execute("SELECT pg_notify(%s, '')", [channel(stream_id)])
+            cursor.execute("SELECT pg_notify(%s, '')", [name])
 
-    return wake
+    return notify

@@ -14,7 +14,7 @@ from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
-from kanthorq_django.models.notifications import channel
+from kanthorq_django.models.notifications import CANCEL_CHANNEL, channel
 from kanthorq_django.worker.upkeep import Backoff
 from kanthorq_django.worker.warden import Bounded
 
@@ -25,14 +25,18 @@ RETRY_LONGEST = 60.0  # seconds: a pooler that keeps us deaf will not let us hea
 
 
 class Listener:
-    """A thread that listens for the streams of this worker and calls ``wake``."""
+    """A thread that calls ``wake`` for new events, and ``on_cancel`` for requests to cancel."""
 
     def __init__(
-        self, using: str, stream_ids: Iterable[int], wake: Callable[[], None], bounded: Bounded
+        self,
+        using: str,
+        stream_ids: Iterable[int],
+        wake: Callable[[], None],
+        on_cancel: Callable[[], None],
+        bounded: Bounded,
     ) -> None:
         self._using = using
-        self._channels = [channel(stream_id) for stream_id in stream_ids]
-        self._wake = wake
+        self._calls = dict.fromkeys(map(channel, stream_ids), wake) | {CANCEL_CHANNEL: on_cancel}
         self._bounded = bounded
         self._stop = threading.Event()
         self._backoff = Backoff("listener", longest=RETRY_LONGEST)
@@ -67,9 +71,10 @@ class Listener:
 
     def _listen(self, connection: BaseDatabaseWrapper) -> None:
         with self._bounded(connection):
-            for name in (*self._channels, self._own_channel):
+            for name in (*self._calls, self._own_channel):
                 connection.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
-        self._wake()  # for what was published before we listened
+        for call_out in self._calls.values():
+            call_out()  # for what happened before we listened
         call = _Call(self._own_channel)
         while not self._stop.is_set():
             with self._bounded(connection):
@@ -79,7 +84,7 @@ class Listener:
                     call.answered()
                     self._backoff.succeeded()
                 else:
-                    self._wake()
+                    self._calls[heard.channel]()
 
 
 class _Call:

@@ -157,7 +157,8 @@ class WorkerLoop:
             return []
         streams = {consumer.stream_id for consumer in consumers}
         using = get_settings().LISTEN_DATABASE or self._using
-        return [Listener(using, streams, self._wake.set, self._warden.bounded)]
+        on_cancel = self._renewer.look_for_cancellations
+        return [Listener(using, streams, self._wake.set, on_cancel, self._warden.bounded)]
 
     def _turn(self) -> None:
         """Fetch what there is room for, then rest until something is due or wakes us."""

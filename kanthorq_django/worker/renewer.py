@@ -28,6 +28,7 @@ class Renewer:
         self._interval = interval
         self._bounded = bounded
         self._stop = threading.Event()
+        self._nudge = threading.Event()
         self._backoff = Backoff("renewer")
         self._seen_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="kanthorq-renewer", daemon=True)
@@ -35,12 +36,20 @@ class Renewer:
     def start(self) -> None:
         self._thread.start()
 
+    def look_for_cancellations(self) -> None:
+        """Ask at once, rather than with the next renewals; returns immediately."""
+        self._nudge.set()
+
     def finish(self, seconds: float) -> None:
         self._stop.set()
+        self._nudge.set()
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval):
+        while not self._stop.is_set():
+            if self._nudge.wait(self._interval):
+                self._nudge.clear()
+                self._attempt(self._learn_of_cancellations)
             self._attempt(self._renew)
             self._attempt(self._be_seen)
         connections.close_all()
@@ -70,6 +79,11 @@ class Renewer:
             }
             for row in lease.renew(extensions, self._using):
                 _learn(batch[lease.Lease(row.id, row.lease_epoch)], row, asked_at)
+
+    def _learn_of_cancellations(self) -> None:
+        flights = {flight.lease: flight for flight in self._flights}
+        for held in lease.asked_to_cancel(flights, self._using):
+            flights[held].give_up()
 
     def _be_seen(self) -> None:
         if time.monotonic() - self._seen_at >= SEEN_EVERY.total_seconds():
