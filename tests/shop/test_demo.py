@@ -98,6 +98,7 @@ def test_the_demo_gives_up_when_a_worker_dies_that_it_did_not_kill(tmp_path: Pat
         os.kill(int(second), signal.SIGKILL)
         assert run.wait() == 1
     assert "A worker ended with status -9; its log is" in run.text().splitlines()[-1]
+    wait_until(is_alone, lambda: None)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -116,7 +117,7 @@ def test_the_admin_is_served_with_a_worker_until_it_is_stopped(tmp_path: Path):
             run.process.send_signal(signal.SIGTERM)
             assert run.wait() == 0
     # The processes of the killed worker see by themselves that it is gone.
-    wait_until(lambda: not Worker.objects.exists(), lambda: None)
+    wait_until(lambda: not Worker.objects.exists() and is_alone(), lambda: None)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(address.split(":")[2].split("/")[0])))
 
@@ -132,6 +133,16 @@ def worker_of(run: Running) -> int:
         if line.split()[1] == str(run.process.pid) and "runworker" in line
     ]
     return pid
+
+
+def is_alone() -> bool:
+    """Tell whether nobody but the test is connected to its database."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND backend_type = 'client backend'"
+        )
+        return bool(cursor.fetchone() == (1,))
 
 
 def log_in(address: str, password: str) -> str:
