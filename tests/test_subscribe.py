@@ -291,6 +291,14 @@ def test_a_cancellation_handler_is_noted_and_stays_callable() -> None:
     assert undo(None) == "undone"
 
 
+def test_a_cancellation_handler_follows_the_handlers_policy_unless_told() -> None:
+    noted = declare(retry=Fixed(), attempt_max=5)
+    handler: Any = noted.handler
+    handler.on_cancel()(handle)
+    assert (noted.cancel_handler, noted.cancel_timeout) == (handle, None)
+    assert (noted.cancel_policy, noted.cancel_attempt_max) == (Fixed(), 5)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [({"retry": 5}, "retry must be a retry policy"), ({"timeout": 5}, "timeout must be")],
@@ -362,6 +370,21 @@ def row_version(consumer: Consumer) -> tuple[Any, ...]:
         )
         version: tuple[Any, ...] = cursor.fetchone()
     return version
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("options", "stored"),
+    [
+        ({}, ""),
+        ({"serialize": True}, "on"),
+        ({"serialize": "strict"}, "strict"),
+        ({"batch": 10, "grouped": True}, "on"),
+    ],
+)
+def test_sync_applies_how_tasks_of_a_key_take_turns(options: dict[str, Any], stored: str) -> None:
+    synced(serialize=True if stored == "strict" else "strict")
+    assert synced(**options).serialize == stored
 
 
 @pytest.mark.django_db

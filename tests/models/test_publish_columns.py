@@ -1,0 +1,73 @@
+"""The column types of our own, as forms, filters and validation use them."""
+
+import pytest
+from django.core.exceptions import ValidationError
+
+from kanthorq_django import publish
+from kanthorq_django.models import Consumer, Event, Stream
+from tests.factories import ConsumerFactory, StreamFactory
+
+pytestmark = pytest.mark.django_db
+
+
+def messages_of(invalid: Event | Consumer, field: str) -> str:
+    with pytest.raises(ValidationError) as raised:
+        invalid.full_clean()
+    return " ".join(raised.value.message_dict[field])
+
+
+@pytest.mark.parametrize("subject", ["order..paid", "order.*", "a b", "x" * 256, ""])
+def test_validation_refuses_a_bad_subject(subject: str) -> None:
+    assert messages_of(Event(stream=StreamFactory.create(), subject=subject), "subject")
+
+
+def test_validation_says_what_is_wrong_with_a_subject() -> None:
+    event = Event(stream=StreamFactory.create(), subject="order.*")
+    assert "'order.*' is not a subject: '*' contains a wildcard" in messages_of(event, "subject")
+
+
+@pytest.mark.parametrize(
+    ("filters", "problem"),
+    [
+        (["order..paid"], "'order..paid' is not a filter: it has an empty token"),
+        ([">.a"], "'>' may only stand last"),
+        ([5], "5 is not a filter: it must be a str"),
+        ("order.>", "Subject filters are a list"),
+        ({"order": 1}, "Subject filters are a list"),
+    ],
+)
+def test_validation_refuses_bad_filters(filters: list[str], problem: str) -> None:
+    consumer = ConsumerFactory.build(stream=StreamFactory.create(), subject_includes=filters)
+    assert problem in messages_of(consumer, "subject_includes")
+
+
+def test_valid_rows_pass_validation() -> None:
+    stream = StreamFactory.create()
+    Event(stream=stream, subject="order.paid", body=b"{}").full_clean()
+    ConsumerFactory.build(stream=stream, subject_includes=["order.>", "*"]).full_clean()
+
+
+def test_a_transaction_id_is_a_number_to_filter_and_sort_by() -> None:
+    event = publish("order.paid")
+    assert event.xid is not None
+    found = Event.objects.order_by("-xid")
+    assert found.get(xid=event.xid) == event
+    assert found.get(xid__in=[event.xid, str(event.xid)]) == event
+    assert not found.filter(xid__gt=event.xid).exists()
+    assert not found.filter(xid=None).exists()
+    assert list(found.values_list("xid", flat=True)) == [event.xid]
+
+
+def test_a_transaction_id_beyond_32_bits_is_one_number() -> None:
+    consumer = ConsumerFactory.create()
+    event = publish("order.paid")
+    huge = 2**63 - 1
+    Consumer.objects.filter(pk=consumer.pk).update(
+        position_xid=huge, position_id=event.pk, window=f"{huge}:{huge}:"
+    )
+    consumer.refresh_from_db()
+    assert (consumer.position_xid, consumer.window) == (huge, f"{huge}:{huge}:")
+
+
+def test_a_stream_is_called_by_its_name() -> None:
+    assert str(Stream.objects.register("orders")) == "orders"
