@@ -15,15 +15,14 @@ R = TypeVar("R")
 
 def elsewhere(work: Callable[[], R]) -> R:
     """Run ``work`` to its end in another thread, on a connection of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_closing, work).result(DEADLINE_SECONDS)
+    return begin_elsewhere(work).result(DEADLINE_SECONDS)
 
 
 def begin_elsewhere(work: Callable[[], R]) -> "Future[R]":
     """Start ``work`` in another thread and return at once; its end is waited for at result()."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(_closing, work)
-    pool.shutdown(wait=False)
+    pool.shutdown(wait=False)  # work that waits for a lock of the test must not keep it waiting
     return future
 
 

@@ -4,13 +4,14 @@ import asyncio
 from datetime import timedelta
 from uuid import UUID
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.message import Message
 from tests.ledger.models import Entry
 
 SHORT = timedelta(seconds=2)  # a lease that ends within a test
+GATE = 20_107  # the advisory lock that a test holds to keep handlers waiting
 
 
 @subscribe("entry.>", stream="ledger", consumer="atomic", atomic=True, visibility_timeout=SHORT)
@@ -47,3 +48,44 @@ async def wait_a_while(message: Message) -> int:
     """Many of these run at the same time on one loop."""
     await asyncio.sleep(0.2)
     return message.attempt
+
+
+def pass_gate() -> None:
+    """Wait, inside the database, until no test holds the gate."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [GATE])
+
+
+@subscribe(
+    "gate.>", stream="ledger", consumer="gated-atomic", atomic=True, visibility_timeout=SHORT
+)
+def write_behind_the_gate(message: Message) -> None:
+    """Waits with a write that has not been committed."""
+    Entry.objects.create(event_id=message.event.pk, note="gated-atomic")
+    pass_gate()
+
+
+@subscribe("gate.>", stream="ledger", consumer="gated-ack", visibility_timeout=SHORT)
+def ack_behind_the_gate(message: Message) -> None:
+    """Waits with a write that has not been committed, before its explicit ack."""
+    with transaction.atomic():
+        Entry.objects.create(event_id=message.event.pk, note="gated-ack")
+        pass_gate()
+        message.ack()
+
+
+@subscribe("gate.>", stream="ledger", consumer="acked-gate", visibility_timeout=SHORT)
+def wait_behind_the_gate_with_an_ack(message: Message) -> None:
+    """Waits with a write and an ack that have not been committed."""
+    with transaction.atomic():
+        Entry.objects.create(event_id=message.event.pk, note="acked-gate")
+        message.ack()
+        pass_gate()
+
+
+@subscribe("gate.>", stream="ledger", consumer="gated-plain", visibility_timeout=SHORT)
+def write_after_the_gate(message: Message) -> str:
+    """Writes without a transaction: at least once."""
+    pass_gate()
+    Entry.objects.create(event_id=message.event.pk, note="gated-plain")
+    return f"attempt {message.attempt}"
