@@ -107,7 +107,8 @@ class ConsumerAdmin(ReadOnlyAdmin):
         """Allow it only for a consumer that neither code declares nor a worker works for."""
         if not request.user.has_perm("kanthorq_django.delete_consumer"):
             return False
-        return obj is None or _is_deletable(obj)
+        # Without a row, Django asks whether to offer the deletion of all that are ticked.
+        return obj is not None and _is_deletable(obj)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return ConsumerList

@@ -58,7 +58,8 @@ class EventAdmin(ReadOnlyAdmin):
         """Allow it only for an event that everybody is done with, as ``kanthorq prune`` does."""
         if not request.user.has_perm("kanthorq_django.delete_event"):
             return False
-        return obj is None or _task_count_if_spent(obj) is not None
+        # Without a row, Django asks whether to offer the deletion of all that are ticked.
+        return obj is not None and _task_count_if_spent(obj) is not None
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return _with_size(super().get_queryset(request).select_related("stream").defer("body"))

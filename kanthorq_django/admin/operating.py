@@ -1,15 +1,15 @@
 """The ways to an operation: a ticked list, a button on a task's page, and all that match."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-from django.contrib import messages
+from django.contrib import admin, messages
 from django.contrib.auth import get_permission_codename
 from django.core.exceptions import PermissionDenied
 from django.forms import BooleanField
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
+from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST
 
 from kanthorq_django.admin import select_all
@@ -18,26 +18,39 @@ from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.models import Task
 from kanthorq_django.models.task import TaskQuerySet
 
-Action = Callable[[Any, HttpRequest, TaskQuerySet], HttpResponse | None]
-
 
 class OperatingAdmin(ReadOnlyAdmin):
     """Offers each operation to those who have the permission of that name, and to nobody else."""
 
-    def has_operation_permission(self, request: HttpRequest, operation: Operation) -> bool:
-        """Tell whether the user may see tasks and do this to them."""
-        codename = get_permission_codename(operation.verb, self.opts)
-        return self.has_view_permission(request) and request.user.has_perm(
-            f"{self.opts.app_label}.{codename}"
-        )
+    actions = tuple(OPERATIONS)
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        actions: dict[str, Any] = super().get_actions(request)
-        for operation in OPERATIONS.values():
-            if self.has_operation_permission(request, operation):
-                action = functools.partial(_operate_on_list, operation)
-                actions[operation.verb] = (action, operation.verb, str(operation.description))
-        return actions
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "cancel")
+
+    def has_resume_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "resume")
+
+    def has_release_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "release")
+
+    def has_reset_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "reset")
+
+    @admin.action(permissions=["cancel"], description=_("Cancel selected tasks"))
+    def cancel(self, request: HttpRequest, tasks: TaskQuerySet) -> HttpResponse | None:
+        return self._operate(OPERATIONS["cancel"], request, tasks)
+
+    @admin.action(permissions=["resume"], description=_("Resume selected tasks"))
+    def resume(self, request: HttpRequest, tasks: TaskQuerySet) -> HttpResponse | None:
+        return self._operate(OPERATIONS["resume"], request, tasks)
+
+    @admin.action(permissions=["release"], description=_("Release selected tasks"))
+    def release(self, request: HttpRequest, tasks: TaskQuerySet) -> HttpResponse | None:
+        return self._operate(OPERATIONS["release"], request, tasks)
+
+    @admin.action(permissions=["reset"], description=_("Reset selected tasks"))
+    def reset(self, request: HttpRequest, tasks: TaskQuerySet) -> HttpResponse | None:
+        return self._operate(OPERATIONS["reset"], request, tasks)
 
     def get_urls(self) -> list[URLPattern]:
         return [
@@ -56,7 +69,7 @@ class OperatingAdmin(ReadOnlyAdmin):
         context["operations"] = [
             (operation, self._url(operation.verb, task.pk))
             for operation in OPERATIONS.values()
-            if operation.can_move(task.state) and self.has_operation_permission(request, operation)
+            if operation.can_move(task.state) and self._may(request, operation.verb)
         ]
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -65,16 +78,30 @@ class OperatingAdmin(ReadOnlyAdmin):
         level = messages.WARNING if report.noop or not report.updated else messages.SUCCESS
         self.message_user(request, f"{operation.name}: {report}", level)
 
+    def _may(self, request: HttpRequest, verb: str) -> bool:
+        codename = get_permission_codename(verb, self.opts)
+        return self.has_view_permission(request) and request.user.has_perm(
+            f"{self.opts.app_label}.{codename}"
+        )
+
+    def _operate(
+        self, operation: Operation, request: HttpRequest, tasks: TaskQuerySet
+    ) -> HttpResponse | None:
+        """Operate on the ticked rows at once; ask first when all that match are meant."""
+        if BooleanField(required=False).to_python(request.POST.get("select_across")):
+            return select_all.operate(operation, self, request, tasks)
+        report, _done = carry_out(operation, tasks, request.user.pk)
+        self.tell(request, operation, report)
+        return None
+
     def _view_of(self, operation: Operation) -> Callable[..., HttpResponse]:
         def operate(request: HttpRequest, object_id: str) -> HttpResponse:
-            if not self.has_operation_permission(request, operation):
+            if not self._may(request, operation.verb):
                 raise PermissionDenied
             task = self.get_object(request, object_id)
             if task is None:
                 raise Http404
-            report, _is_done = carry_out(
-                operation, Task.objects.filter(pk=task.pk), request.user.pk
-            )
+            report, _done = carry_out(operation, Task.objects.filter(pk=task.pk), request.user.pk)
             self.tell(request, operation, report)
             query = request.GET.urlencode()
             return HttpResponseRedirect(
@@ -86,14 +113,3 @@ class OperatingAdmin(ReadOnlyAdmin):
     def _url(self, page: str, task_id: int) -> str:
         name = f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
         return reverse(name, args=(task_id,), current_app=self.admin_site.name)
-
-
-def _operate_on_list(
-    operation: Operation, model_admin: OperatingAdmin, request: HttpRequest, tasks: TaskQuerySet
-) -> HttpResponse | None:
-    """Operate on the ticked rows at once; ask first when all that match are meant."""
-    if BooleanField(required=False).to_python(request.POST.get("select_across")):
-        return select_all.operate(operation, model_admin, request, tasks)
-    report, _is_done = carry_out(operation, tasks, request.user.pk)
-    model_admin.tell(request, operation, report)
-    return None

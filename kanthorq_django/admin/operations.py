@@ -31,7 +31,6 @@ class Operation:
 
     verb: str
     name: str | Promise
-    description: str | Promise
     effect: str | Promise
     apply: Callable[[TaskQuerySet], Outcome]
 
@@ -45,28 +44,24 @@ OPERATIONS = {
         Operation(
             "cancel",
             _("Cancel"),
-            _("Cancel selected tasks"),
             _("Tasks that wait will not run. Tasks that run are left alone."),
             TaskQuerySet.cancel,
         ),
         Operation(
             "resume",
             _("Resume"),
-            _("Resume selected tasks"),
             _("Cancelled and discarded tasks run again at once; their history is kept."),
             TaskQuerySet.resume,
         ),
         Operation(
             "release",
             _("Release"),
-            _("Release selected tasks"),
             _("Pending tasks run at once."),
             TaskQuerySet.release,
         ),
         Operation(
             "reset",
             _("Reset"),
-            _("Reset selected tasks"),
             _(
                 "Final tasks run again at once, completed ones too; their attempts, errors and "
                 "results are forgotten."

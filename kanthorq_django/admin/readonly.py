@@ -52,12 +52,6 @@ class ReadOnlyAdmin(_ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        actions: dict[str, Any] = super().get_actions(request)
-        # Whether a row may go is a question of that row; Django would ask for none.
-        actions.pop("delete_selected", None)
-        return actions
-
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Allow only what the page itself links to.
 
