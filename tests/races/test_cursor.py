@@ -92,3 +92,14 @@ def test_a_stricter_default_isolation_changes_nothing(
 
     assert race.errors == []
     assert race.verdict == CLEAN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_a_long_race_with_many_publishers_and_pullers(consumer: Consumer, seed: int):
+    race = Race(consumer, seed=seed, transactions=300)
+
+    race.run(publishers=10, limits=(1, 3, 3, 7, 50))
+
+    assert race.errors == []
+    assert race.verdict == CLEAN
