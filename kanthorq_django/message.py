@@ -8,6 +8,7 @@ that rolls back leaves the message as open as it was.
 
 import logging
 import threading
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -82,7 +83,7 @@ class Message:
         """
         using = self._check_database()
         if lease.ack({self.lease: encode_result(result)}, using):
-            self._decide(using)
+            self.decide(using)
             signals.acked.send(Task, message=self)
         elif not self._was_acked():
             raise AlreadyAcknowledged(f"{self.task} was ended with nack() before.")
@@ -98,7 +99,7 @@ class Message:
         check_delay("delay", wait)
         failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
         if lease.nack(self.lease, failure, using, delay=wait) is not None:
-            self._decide(using)
+            self.decide(using)
             signals.nacked.send(Task, message=self, reason=reason)
         elif self._was_acked():
             raise AlreadyAcknowledged(f"{self.task} was ended with ack() before.")
@@ -120,7 +121,7 @@ class Message:
         check_delay("duration", duration)
         end = Greatest("schedule_at", Now() + duration)
         if not self._held().update(schedule_at=end):
-            raise self._lost()
+            raise self.lost()
 
     async def aextend(self, duration: timedelta) -> None:
         """Do what ``extend()`` does, from a coroutine."""
@@ -169,7 +170,7 @@ class Message:
                     )
         return using
 
-    def _decide(self, using: str) -> None:
+    def decide(self, using: str) -> None:
         """Remember that the handler has spoken, and, once it is committed, that this lasts."""
         self._has_verdict = True
         if connections[using].in_atomic_block:
@@ -202,10 +203,10 @@ class Message:
         counter = self.task.cancel_attempt_count if self._is_cancellation else 0
         nacked = (TaskState.CANCELLING, self.lease.epoch + 1, counter)
         if (state, epoch, cancel_attempt_count) != nacked:
-            raise self._lost()
+            raise self.lost()
         return False
 
-    def _lost(self) -> LeaseLost:
+    def lost(self) -> LeaseLost:
         """Return the error to raise, and let the open block not commit even if it is swallowed."""
         blocks = connections[self._using].atomic_blocks
         # A TestCase's own block is no transaction of the application.
@@ -223,3 +224,16 @@ def encode_result(result: Any) -> str | None:
     if result is None:
         return None
     return encode_json("result", result, size_max=get_settings().RESULT_SIZE_MAX)
+
+
+def ack_together(messages: Sequence[Message], result: Any, using: str) -> None:
+    """End the tasks of ``messages`` well, in one statement, inside the open block of ``using``.
+
+    Raises LeaseLost unless every one of them was still ours.
+    """
+    encoded = encode_result(result)
+    settled = lease.ack({message.lease: encoded for message in messages}, using)
+    for message in messages:
+        if message.lease.task_id not in settled:
+            raise LeaseLost(message.lost())
+        message.decide(using)

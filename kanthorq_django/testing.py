@@ -14,6 +14,7 @@ from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
+from kanthorq_django.worker.call import Call, Round, calls
 from kanthorq_django.worker.executor import Ending, aexecute, execute
 from kanthorq_django.worker.flight import Flight
 
@@ -28,13 +29,22 @@ def drain(*consumers: str) -> int:
     """
     using: str = router.db_for_write(Consumer)
     rows = sync(consumers or None, using=using)
+    for row in rows:
+        row.group_size = find(row.name).group_size
     acknowledger = Acknowledger(using, written=lambda leases: None)
     count = 0
-    while tasks := [task for row in rows for task in _lease_due(row, using)]:
-        for task in tasks:
-            acknowledger.write([_handle(task)])
-        count += len(tasks)
+    while leased := [(row, tasks) for row in rows if (tasks := list(_lease_due(row, using)))]:
+        for row, tasks in leased:
+            for call in _calls(row, tasks):
+                for round_ in call.rounds:
+                    acknowledger.write(_handle(round_))
+            count += len(tasks)
     return count
+
+
+def _calls(consumer: Consumer, tasks: list[Task]) -> list[Call]:
+    subscription = find(consumer.name)
+    return calls([Flight(task, subscription, time.monotonic()) for task in tasks], subscription)
 
 
 def _lease_due(consumer: Consumer, using: str) -> Iterable[Task]:
@@ -55,7 +65,7 @@ def _pull_uncommitted(consumer: Consumer, using: str) -> list[Task]:
     return [Task.from_row(row, consumer) for row in sql.rows(using, "pull_uncommitted", params)]
 
 
-def _handle(task: Task) -> Ending:
-    flight = Flight(task, find(task.consumer.name), time.monotonic())
-    flight.start()
-    return async_to_sync(aexecute)(flight) if flight.is_async else execute(flight)
+def _handle(round_: Round) -> list[Ending]:
+    for flight in round_:
+        flight.start()
+    return async_to_sync(aexecute)(*round_) if round_[0].is_async else execute(*round_)

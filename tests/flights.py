@@ -30,6 +30,12 @@ def fly(task: Task, handler: Callable[[Message], Any], **options: Any) -> Ending
     """Run ``handler`` and write its verdict; return it."""
     flight = board(task, handler, **options)
     flight.start()
-    ending = async_to_sync(aexecute)(flight) if flight.is_async else execute(flight)
+    ending = run(flight)
     settle(ending)
+    return ending
+
+
+def run(flight: Flight) -> Ending:
+    """Run the handler of one task; return how its lease is to end."""
+    (ending,) = async_to_sync(aexecute)(flight) if flight.is_async else execute(flight)
     return ending

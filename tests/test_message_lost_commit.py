@@ -10,9 +10,9 @@ from django.db import OperationalError, transaction
 from kanthorq_django import Fixed
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker.executor import Ack, Nack, execute
+from kanthorq_django.worker.executor import Ack, Nack
 from tests.factories import TaskFactory
-from tests.flights import board, settle
+from tests.flights import board, run, settle
 from tests.ledger.models import Entry
 from tests.proxy import Proxy, through_a_proxy
 
@@ -60,7 +60,7 @@ def test_a_commit_that_happened_is_not_nacked_though_its_reply_was_lost(
     flight = board(task, handler, retry=AT_ONCE, **options)
     lost = proxy.lose_reply_to("COMMIT")
 
-    ending = execute(flight)
+    ending = run(flight)
 
     assert lost.is_set()
     assert isinstance(ending, Nack)  # as far as the handler's side can tell
@@ -78,14 +78,14 @@ def test_a_commit_that_never_arrived_is_nacked_and_done_once_by_the_next_attempt
 ):
     lost = proxy.lose("COMMIT")
 
-    settle(execute(board(task, handler, retry=AT_ONCE, **options)))
+    settle(run(board(task, handler, retry=AT_ONCE, **options)))
 
     assert lost.is_set()
     assert not Entry.objects.exists()
     (again,) = task.consumer.claim()
     assert again.attempt_count == 2
     assert len(again.attempted_errors) == 1
-    settle(execute(board(again, handler, retry=AT_ONCE, **options)))
+    settle(run(board(again, handler, retry=AT_ONCE, **options)))
     task.refresh_from_db()
     assert task.state == TaskState.COMPLETED
     assert Entry.objects.count() == 1
@@ -95,7 +95,7 @@ def test_an_explicit_ack_whose_reply_was_lost_is_not_nacked(task: Task, proxy: P
     flight = board(task, Message.ack)
     lost = proxy.lose_reply_to("UPDATE kanthorq_django_task")
 
-    ending = execute(flight)
+    ending = run(flight)
 
     assert lost.is_set()
     assert isinstance(ending, Nack)
@@ -105,7 +105,7 @@ def test_an_explicit_ack_whose_reply_was_lost_is_not_nacked(task: Task, proxy: P
 
 
 def test_an_implicit_ack_is_written_again_until_it_is_answered(task: Task, proxy: Proxy):
-    ending = execute(board(task, lambda message: "done"))
+    ending = run(board(task, lambda message: "done"))
     assert isinstance(ending, Ack)
     lost = proxy.lose("UPDATE kanthorq_django_task")
     lost_again = proxy.lose_reply_to("UPDATE kanthorq_django_task")
@@ -119,7 +119,7 @@ def test_an_implicit_ack_is_written_again_until_it_is_answered(task: Task, proxy
 
 
 def test_an_implicit_nack_whose_reply_was_lost_counts_once(task: Task, proxy: Proxy):
-    ending = execute(board(task, lambda message: 1 / 0))
+    ending = run(board(task, lambda message: 1 / 0))
     lost = proxy.lose_reply_to("UPDATE kanthorq_django_task")
 
     settle(ending)

@@ -47,6 +47,11 @@ class Subscription:
         return self.handler is not former.handler and _origin(self) == _origin(former)
 
     @property
+    def group_size(self) -> int:
+        """How many tasks of one resource key are handled together."""
+        return self.batch if self.grouped else 1
+
+    @property
     def cancel_policy(self) -> RetryPolicy:
         return self.cancel_retry or self.retry
 

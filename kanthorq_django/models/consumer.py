@@ -132,6 +132,8 @@ class Consumer(models.Model):
 
     # Of the consumer's keys, the one whose turn was last, as far as this process knows.
     served_key = ""
+    # How many tasks of one key are handled together.
+    group_size = 1
 
     objects = models.Manager.from_queryset(ConsumerQuerySet)()
 
@@ -211,17 +213,16 @@ class Consumer(models.Model):
         limit: int = 100,
         *,
         states: Iterable[TaskState] = CLAIMABLE,
-        per_key: int = 1,
     ) -> "list[Task]":
         """Lease at most ``limit`` tasks that are due and in ``states``; an empty list: none is.
 
         Tasks that used up their attempts, or were asked to cancel, end here and are not
-        returned. Of tasks that are serialized, ``per_key`` of a key are leased at a time.
+        returned. Of tasks that are serialized, ``group_size`` of a key are leased at a time.
         """
         _check_limit(limit)
         wanted = sorted(states)
         while True:
-            rows = self._claim_in_turn(limit, wanted, per_key)
+            rows = self._claim_in_turn(limit, wanted)
             tasks = self._tasks(rows)
             if tasks or rows[0].due_count == 0:
                 signals.claimed.send(Consumer, consumer=self, tasks=tasks)
@@ -244,13 +245,13 @@ class Consumer(models.Model):
         _verb.alters_data = True  # type: ignore[attr-defined]
     del _verb
 
-    def _claim_in_turn(self, limit: int, states: list[TaskState], per_key: int) -> list[Any]:
+    def _claim_in_turn(self, limit: int, states: list[TaskState]) -> list[Any]:
         if self.serialize == Serialize.OFF:
             return unconflicted(self.using, lambda: self._claim(limit, states, []))
         with turns_locked(self) as is_ours:
             # A quarter stays free for what waits for no turn, as cancellations do.
             share = max(1, limit - limit // 4)
-            in_turn = next_in_turn(self, share, per_key) if is_ours else []
+            in_turn = next_in_turn(self, share) if is_ours else []
             return self._claim(limit - len(in_turn), states, in_turn)
 
     def _claim(self, limit: int, states: list[TaskState], in_turn: list[int]) -> list[Any]:

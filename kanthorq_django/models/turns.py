@@ -40,15 +40,15 @@ def turns_locked(consumer: "Consumer") -> Iterator[bool]:
         yield _lock(consumer)
 
 
-def next_in_turn(consumer: "Consumer", limit: int, per_key: int) -> list[int]:
-    """Return the ids of at most ``limit`` tasks whose turn it is, ``per_key`` of each key.
+def next_in_turn(consumer: "Consumer", limit: int) -> list[int]:
+    """Return the ids of at most ``limit`` tasks whose turn it is, a group of each key.
 
     Goes on after the key that it served last, so that keys take turns as well.
     """
     start = consumer.served_key
-    found = _look(consumer, start, limit, per_key)
+    found = _look(consumer, start, limit)
     if len(found) < limit and start:
-        again = _look(consumer, "", limit - len(found), per_key)
+        again = _look(consumer, "", limit - len(found))
         found += [pk for pk in again if pk not in found]
     return found
 
@@ -63,7 +63,7 @@ def align_turns(consumer: "Consumer") -> None:
         keyed.update(turn_key=models.F("resource_key"))
 
 
-def _look(consumer: "Consumer", after_key: str, limit: int, per_key: int) -> list[int]:
+def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
     keys_max = max(limit * KEYS_PER_TASK, 100)
     rows: list[Any] = sql.rows(
         consumer.using,
@@ -72,7 +72,7 @@ def _look(consumer: "Consumer", after_key: str, limit: int, per_key: int) -> lis
             "consumer_id": consumer.pk,
             "after_key": after_key,
             "is_strict": consumer.serialize == Serialize.STRICT,
-            "per_key": per_key,
+            "per_key": consumer.group_size,
             "keys_max": keys_max,
             "limit": limit,
         },

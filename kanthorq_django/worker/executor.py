@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,8 +20,8 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
-from kanthorq_django.message import Message, encode_result
-from kanthorq_django.models.lease import Lease
+from kanthorq_django.message import Message, ack_together, encode_result
+from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
 
 logger = logging.getLogger("kanthorq_django.worker")
@@ -64,66 +64,78 @@ class HandBack(Ending):
     delay: timedelta
 
 
-def execute(flight: Flight) -> Ending:
-    """Run a plain handler; every exception becomes an ending, so the worker lives on."""
-    message = flight.message
+def execute(*flights: Flight) -> list[Ending]:
+    """Run a plain handler once; every exception becomes endings, so the worker lives on."""
     try:
-        if flight.subscription.atomic:
-            result = _call_in_transaction(flight)
-        else:
-            result = flight.handler(message)
+        call = _call_in_transaction if flights[0].subscription.atomic else _call
+        result = call(flights)
     except BaseException as error:  # noqa: BLE001  # sys.exit() in a handler is its failure, not ours
-        return _concluded(_after_error, flight, error)
-    return _concluded(_after_return, flight, result)
+        return _concluded(_after_error, flights, error)
+    return _concluded(_after_return, flights, result)
 
 
-async def aexecute(flight: Flight) -> Ending:
+async def aexecute(*flights: Flight) -> list[Ending]:
     """Run an ``async def`` handler, as ``execute()`` does."""
     try:
-        result = await flight.handler(flight.message)
+        result = await _call(flights)
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  # sys.exit() would end the loop for all others
-        return _concluded(_after_error, flight, error)
-    return _concluded(_after_return, flight, result)
+        return _concluded(_after_error, flights, error)
+    return _concluded(_after_return, flights, result)
 
 
-def after_timeout(flight: Flight) -> Ending:
-    """Return the ending of a coroutine that was interrupted because its time was up."""
-    error = TimeoutError(f"The handler took longer than its timeout of {flight.timeout}.")
-    return _concluded(_after_error, flight, error)
+def after_timeout(*flights: Flight) -> list[Ending]:
+    """Return the endings of a coroutine that was interrupted because its time was up."""
+    error = TimeoutError(f"The handler took longer than its timeout of {flights[0].timeout}.")
+    return _concluded(_after_error, flights, error)
 
 
-def after_interrupt(flight: Flight) -> Ending:
-    """Return the ending of a coroutine that was interrupted: cancelled, or its lease is gone."""
+def after_interrupt(*flights: Flight) -> list[Ending]:
+    """Return the endings of an interrupted coroutine: cancelled, or its leases are gone."""
     error = TaskCancelled("The handler was interrupted: it was to stop.")
-    return _concluded(_after_error, flight, error)
+    return _concluded(_after_error, flights, error)
 
 
-def _concluded(step: Callable[[Flight, Any], Ending], flight: Flight, outcome: Any) -> Ending:
-    """Return what ``step`` makes of the outcome, whatever goes wrong on the way.
+def _call(flights: Sequence[Flight]) -> Any:
+    """Call the handler with its message, or with the list of them if it takes batches."""
+    first = flights[0]
+    if first.subscription.batch == 1 or first.is_cancellation:
+        return first.handler(first.message)
+    return first.handler([flight.message for flight in flights])
+
+
+def _concluded(
+    step: Callable[[Flight, Any], Ending], flights: Iterable[Flight], outcome: Any
+) -> list[Ending]:
+    """Return what ``step`` makes of the outcome for each message, whatever goes wrong on the way.
 
     A retry policy, a logging filter or the text of an exception may raise too; a thread that
-    died of it would leave the task leased for as long as the process lives.
+    died of it would leave the tasks leased for as long as the process lives.
     """
-    try:
-        return step(flight, outcome)
-    except Exception as error:
-        with contextlib.suppress(Exception):
-            logger.exception("The outcome of a handler could not be told.")
-        failure = Failure(f"The handler's outcome could not be told: {type(error).__name__}.")
-        return Nack(flight.message, failure, UNTOLD_DELAY)
+    endings = []
+    for flight in flights:
+        try:
+            endings.append(step(flight, outcome))
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                logger.exception("The outcome of a handler could not be told.")
+            failure = Failure(f"The handler's outcome could not be told: {type(error).__name__}.")
+            endings.append(Nack(flight.message, failure, UNTOLD_DELAY))
+    return endings
 
 
-def _call_in_transaction(flight: Flight) -> Any:
-    message = flight.message
-    with transaction.atomic(using=message.task._state.db):
-        result = flight.handler(message)
-        _refuse_awaitable(flight, result)
-        if not message.has_verdict():
-            message.ack(result)
-        elif message.is_open():
+def _call_in_transaction(flights: Sequence[Flight]) -> Any:
+    """Run the handler and its verdicts in one block: all of it commits, or none."""
+    using = flights[0].message.task._state.db
+    messages = [flight.message for flight in flights]
+    with transaction.atomic(using=using):
+        result = _call(flights)
+        _refuse_awaitable(flights[0], result)
+        if any(message.has_verdict() and message.is_open() for message in messages):
             raise KanthorqError(VERDICT_ROLLED_BACK)
+        if unsaid := [message for message in messages if not message.has_verdict()]:
+            ack_together(unsaid, result, using)
     return result
 
 
@@ -158,8 +170,10 @@ def _after_error(flight: Flight, error: BaseException) -> Ending:
         case Discard():
             return _failed(flight, error, is_final=True)
         case LeaseLost():
-            _log(flight, logging.WARNING, "lost its lease; its transaction was rolled back")
-            return _nack(message, error)
+            _log(flight, logging.WARNING, "lost its lease, or its batch did; the transaction was rolled back")
+            # Of a batch only one may be lost; the others are none the worse for it.
+            is_batch = flight.subscription.batch > 1
+            return HandBack(message, AT_ONCE) if is_batch else _nack(message, error)
     return _failed(flight, error)
 
 

@@ -9,12 +9,13 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from asgiref.sync import sync_to_async
 from django.db import connections
 
 from kanthorq_django.models.lease import AT_ONCE
+from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.executor import (
     Ending,
     HandBack,
@@ -43,19 +44,20 @@ class Lane:
         lock = threading.Lock()
         self._arrived = threading.Condition(lock)
         self._emptied = threading.Condition(lock)
-        self._waiting: deque[Flight] = deque()
+        self._waiting: deque[Call] = deque()
         self._threads: list[threading.Thread] = []
         self._running = 0
         self._pace = _Pace()
         self._is_refusing = False
         self._is_closed = False
-        self.started_count = 0
+        self._call_count = 0
+        self.started_count = 0  # tasks
 
     @property
     def accepted_count(self) -> int:
-        """How many handlers have been started, or are still to be."""
+        """How many tasks have been started, or are still to be."""
         with self._arrived:
-            return self.started_count + len(self._waiting)
+            return self.started_count + sum(len(call.flights) for call in self._waiting)
 
     @property
     def waiting_count(self) -> int:
@@ -79,17 +81,17 @@ class Lane:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def room(self) -> int:
-        """Return how many more tasks may be leased now; who gets 0 is woken when there is room."""
+        """Return how many more calls are wanted now; who gets 0 is woken when there is room."""
         with self._arrived:
             room = self._room()
             self._is_refusing = room == 0
             return room
 
-    def submit(self, flights: list[Flight]) -> None:
-        """Queue leased flights to be started in order."""
+    def submit(self, calls: list[Call]) -> None:
+        """Queue calls to be started in order."""
         with self._arrived:
-            self._waiting.extend(flights)
-            self._arrived.notify(len(flights))
+            self._waiting.extend(calls)
+            self._arrived.notify(len(calls))
 
     def surplus(self) -> list[Flight]:
         """Take back what was leased at a pace that handlers no longer keep up."""
@@ -98,13 +100,14 @@ class Lane:
             held = self._running + len(self._waiting)
             if held <= 2 * target:
                 return []
-            return [self._waiting.pop() for _ in range(min(held - target, len(self._waiting)))]
+            count = min(held - target, len(self._waiting))
+            return _flights(self._waiting.pop() for _ in range(count))
 
     def drain(self) -> list[Flight]:
         """Start nothing any more; return what was not started."""
         with self._arrived:
             self._is_closed = True
-            unstarted = list(self._waiting)
+            unstarted = _flights(self._waiting)
             self._waiting.clear()
             self._arrived.notify_all()
         return unstarted
@@ -115,7 +118,7 @@ class Lane:
             return self._emptied.wait_for(lambda: not self._running, seconds)
 
     def _target(self) -> int:
-        return self.concurrency + self._pace.per_second(self.started_count)
+        return self.concurrency + self._pace.per_second(self._call_count)
 
     def _room(self) -> int:
         target = self._target()
@@ -123,26 +126,34 @@ class Lane:
             return 0  # refilling only when half has gone keeps the batches large
         return max(0, target - self._running - len(self._waiting))
 
-    def _next(self) -> Flight | None:
-        """Wait for a flight and count it as running; None when the lane is closed."""
+    def _next(self) -> Call | None:
+        """Wait for a call and count it as running; None when the lane is closed."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting or self._is_closed)
             if self._is_closed:
                 return None
-            flight = self._waiting.popleft()
+            call = self._waiting.popleft()
             self._running += 1
-            self.started_count += 1
+            self._call_count += 1
+            self.started_count += len(call.flights)
             self._invite()
-            return flight
+            return call
 
-    def _unstarted(self, flight: Flight) -> Ending:
-        """Take back the count of a flight whose handler must not run; others may run it."""
-        with self._arrived:
-            self.started_count -= 1
-        return HandBack(flight.message, AT_ONCE)
+    def _startable(self, round_: Round) -> Round:
+        """Note the start of those whose lease surely stands, and hand the others back."""
+        started = tuple(flight for flight in round_ if flight.start())
+        self._hand_back(flight for flight in round_ if flight not in started)
+        return started
 
-    def _ended(self, ending: Ending) -> None:
-        self._settle(ending)
+    def _hand_back(self, flights: Iterable[Flight]) -> None:
+        """Take back the count of tasks whose handler must not run; others may run it."""
+        for flight in flights:
+            with self._arrived:
+                self.started_count -= 1
+            self._settle(HandBack(flight.message, AT_ONCE))
+
+    def _ended(self) -> None:
+        """Note the end of a call, whose endings have been settled."""
         with self._emptied:
             self._running -= 1
             if not self._running:
@@ -166,17 +177,19 @@ class ThreadLane(Lane):
         super().start()
 
     def _run(self) -> None:
-        while (flight := self._next()) is not None:
-            self._ended(self._handle(flight))
+        while (call := self._next()) is not None:
+            for round_ in call.rounds:
+                self._handle(round_)
+            self._ended()
         connections.close_all()
 
-    def _handle(self, flight: Flight) -> Ending:
-        if not flight.start():
-            return self._unstarted(flight)
-        refresh_connections(self._bounded)
-        ending = execute(flight)
-        note_use()
-        return ending
+    def _handle(self, round_: Round) -> None:
+        if started := self._startable(round_):
+            refresh_connections(self._bounded)
+            endings = execute(*started)
+            note_use()
+            for ending in endings:
+                self._settle(ending)
 
 
 class CoroutineLane(Lane):
@@ -208,21 +221,24 @@ class CoroutineLane(Lane):
 
     def _feed(self) -> None:
         slots = threading.Semaphore(self.concurrency)
-        while slots.acquire() and (flight := self._next()) is not None:
-            self._loop.call_soon_threadsafe(self._spawn, flight, slots)
+        while slots.acquire() and (call := self._next()) is not None:
+            self._loop.call_soon_threadsafe(self._spawn, call, slots)
 
-    def _spawn(self, flight: Flight, slots: threading.Semaphore) -> None:
-        task = self._keep(self._loop.create_task(self._handle(flight, slots)))
+    def _spawn(self, call: Call, slots: threading.Semaphore) -> None:
+        task = self._keep(self._loop.create_task(self._handle(call, slots)))
 
         def cancel() -> None:
-            if not task.cancelling():  # once: what it cleans up must not be interrupted again
+            # Once: what it cleans up must not be interrupted again. And not while it still
+            # works for messages of the batch that nobody gave up.
+            if call.is_given_up and not task.cancelling():
                 task.cancel()
 
         def interrupt() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(cancel)
 
-        flight.interrupt = interrupt
+        for flight in call.flights:
+            flight.interrupt = interrupt
 
     def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         """Hold ``task`` until it is done: the loop itself keeps only weak references."""
@@ -230,28 +246,35 @@ class CoroutineLane(Lane):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _handle(self, flight: Flight, slots: threading.Semaphore) -> None:
-        try:
-            ending = await self._execute(flight)
-        except asyncio.CancelledError:
-            is_started = flight.started_at is not None
-            ending = after_interrupt(flight) if is_started else self._unstarted(flight)
-        slots.release()
-        self._ended(ending)
-
-    async def _execute(self, flight: Flight) -> Ending:
+    async def _handle(self, call: Call, slots: threading.Semaphore) -> None:
         # First in line for the one thread in which Django's ORM serves coroutines; not awaited,
         # so that a handler which needs no database does not wait for those that do.
         self._keep(self._loop.create_task(sync_to_async(refresh_connections)(self._bounded)))
-        await asyncio.sleep(0)
-        if not flight.start():
-            return self._unstarted(flight)
-        seconds = None if flight.timeout is None else flight.timeout.total_seconds()
+        for round_ in call.rounds:
+            await self._execute(round_)
+        slots.release()
+        self._ended()
+
+    async def _execute(self, round_: Round) -> None:
+        started: Round = ()
         try:
-            async with asyncio.timeout(seconds):
-                return await aexecute(flight)
+            await asyncio.sleep(0)
+            if not (started := self._startable(round_)):
+                return
+            timeout = started[0].timeout
+            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+                endings = await aexecute(*started)
         except TimeoutError:
-            return after_timeout(flight)
+            endings = after_timeout(*started)
+        except asyncio.CancelledError:
+            endings = after_interrupt(*started)
+            self._hand_back(round_ if not started else ())
+        for ending in endings:
+            self._settle(ending)
+
+
+def _flights(calls: Iterable[Call]) -> list[Flight]:
+    return [flight for call in calls for flight in call.flights]
 
 
 class _Pace:

@@ -22,6 +22,7 @@ from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.lease import AT_ONCE
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
+from kanthorq_django.worker.call import calls
 from kanthorq_django.worker.executor import HandBack
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.lanes import CoroutineLane, Lane, ThreadLane
@@ -103,6 +104,8 @@ class WorkerLoop:
         tick = self._tick()
         self._warden = Warden(self._flights, tick)
         bounded = self._warden.bounded
+        for consumer in consumers:
+            consumer.group_size = self._subscriptions[consumer.pk].group_size
         self._puller = Puller(consumers, self._options, self._using, bounded)
         self._row = self._sign_in(consumers)
         self._acknowledger = Acknowledger(self._using, self._flights.remove, bounded)
@@ -202,9 +205,12 @@ class WorkerLoop:
         return 0 if has_progressed else self._rest(looks)
 
     def _room(self, consumer: Consumer) -> int:
-        handler = self._subscriptions[consumer.pk].handler
-        room = self._lanes[inspect.iscoroutinefunction(handler)].room()
-        return max(0, min(room, self._left()))
+        """Return how many tasks may be leased for ``consumer`` now."""
+        subscription = self._subscriptions[consumer.pk]
+        is_async = inspect.iscoroutinefunction(subscription.handler)
+        wanted = self._lanes[is_async].room() * subscription.batch
+        at_once = max(self._options.batch_size, subscription.batch)
+        return max(0, min(wanted, at_once, self._left()))
 
     def _left(self) -> int:
         """Return how many more tasks may be leased at all."""
@@ -214,8 +220,9 @@ class WorkerLoop:
     def _hand_over(self, haul: Haul, subscription: Subscription) -> None:
         flights = [Flight(task, subscription, haul.asked_at) for task in haul.tasks]
         self._flights.add(flights)
+        found = calls(flights, subscription)
         for kind, lane in self._lanes.items():
-            if chosen := [flight for flight in flights if flight.is_async is kind]:
+            if chosen := [call for call in found if call.is_async is kind]:
                 lane.submit(chosen)
 
     def _is_done(self, looks: dict[int, Look]) -> bool:

@@ -103,7 +103,7 @@ class Puller:
         pause = self._pauses[consumer.pk]
         try:
             with self._bounded(connections[self._using]):
-                yield from self._steps(consumer, look, min(room, self._options.batch_size))
+                yield from self._steps(consumer, look, room)
         except Exception as error:
             is_final = self._options.burst and not isinstance(error, UNAVAILABLE)
             if is_final or not connections[self._using].is_usable():

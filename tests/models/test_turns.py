@@ -26,8 +26,8 @@ def publish_keys(consumer: Consumer, *keys: str) -> list[Event]:
     return published
 
 
-def claimed(consumer: Consumer, limit: int = 100, **options) -> list[Task]:
-    return consumer.claim(limit, **options)
+def claimed(consumer: Consumer, limit: int = 100) -> list[Task]:
+    return consumer.claim(limit)
 
 
 def events_of(tasks: list[Task]) -> list[object]:
@@ -113,11 +113,12 @@ def test_keys_take_turns_when_there_is_little_room(consumer):
 
 def test_a_group_is_all_of_one_key_in_order(consumer):
     events = publish_keys(consumer, "a", "b", "a", "b", "a")
-    tasks = claimed(consumer, per_key=10)
+    consumer.group_size = 10
+    tasks = claimed(consumer)
     by_key = {key: [t.event_id for t in tasks if t.resource_key == key] for key in "ab"}
     assert by_key["a"] == [events[0].pk, events[2].pk, events[4].pk]
     assert by_key["b"] == [events[1].pk, events[3].pk]
-    assert claimed(consumer, per_key=10) == []
+    assert claimed(consumer) == []
 
 
 def test_cancelling_tasks_need_no_turn(consumer):
@@ -152,7 +153,7 @@ def test_two_workers_that_see_different_moments_do_not_both_serve_a_key():
     def pick_and_claim() -> None:
         mine = Consumer.objects.get(pk=consumer.pk)
         with turns_locked(mine) as is_ours:
-            picked = next_in_turn(mine, 10, 1) if is_ours else []
+            picked = next_in_turn(mine, 10) if is_ours else []
             has_picked.set()
             assert may_go_on.wait(10)
             mine._claim(10, [TaskState.AVAILABLE, TaskState.RETRYABLE], picked)

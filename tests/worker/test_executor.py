@@ -15,9 +15,9 @@ from kanthorq_django import Discard, Fixed, Never, Retry, Snooze, signals
 from kanthorq_django.exceptions import LeaseLost, TaskCancelled
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker.executor import Ack, Ending, HandBack, Nack, execute
+from kanthorq_django.worker.executor import Ack, Ending, HandBack, Nack
 from tests.factories import ConsumerFactory, TaskFactory
-from tests.flights import board, fly, settle
+from tests.flights import board, fly, run, settle
 from tests.ledger.models import Entry
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -118,7 +118,7 @@ def test_many_acks_are_written_together_each_with_its_result():
     endings = []
     for number in range(3):
         task = TaskFactory.create(state=TaskState.RUNNING)
-        endings.append(execute(board(task, partial(lambda number, message: number, number))))
+        endings.append(run(board(task, partial(lambda number, message: number, number))))
     Task.objects.filter(pk=endings[1].message.task.pk).update(lease_epoch=2)
     settle(*endings)
     ordered = Task.objects.order_by("pk").values_list("state", "result")
@@ -533,7 +533,7 @@ def cancelled_by(task: Task, undo: Callable[[Message], Any]) -> Ending:
     """Run ``undo`` as the cancellation handler of the task's consumer."""
     flight = board(task, lambda message: 1 / 0, retry=Fixed(delay=timedelta(0)))
     flight.subscription.handler.on_cancel(retry=Fixed(delay=timedelta(minutes=4)))(undo)  # type: ignore[attr-defined]
-    ending = execute(flight)
+    ending = run(flight)
     settle(ending)
     return ending
 

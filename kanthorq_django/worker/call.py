@@ -1,0 +1,69 @@
+"""What one thread or coroutine of a lane does at a stretch: rounds of messages, in order.
+
+Nearly always that is one message. A batch is one round of many; a message that failed before
+is a round of its own, so a poison message sinks its batch once and then only itself.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from kanthorq_django.domain.subscriptions import Subscription
+from kanthorq_django.worker.flight import Flight
+
+Round = tuple[Flight, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Rounds that are run one after the other; all of one kind, plain or coroutine."""
+
+    rounds: tuple[Round, ...]
+
+    @property
+    def flights(self) -> list[Flight]:
+        return [flight for round_ in self.rounds for flight in round_]
+
+    @property
+    def is_async(self) -> bool:
+        return self.rounds[0][0].is_async
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody wants any of it any more."""
+        return all(flight.stop.is_set() for flight in self.flights)
+
+
+def calls(flights: Iterable[Flight], subscription: Subscription) -> list[Call]:
+    """Return how leased tasks are to be run: one by one, in batches, or in groups by key."""
+    alone, together = [], []
+    for flight in flights:
+        is_single = subscription.batch == 1 or flight.is_cancellation
+        (alone if is_single else together).append(flight)
+    singles = [Call(((flight,),)) for flight in alone]
+    if subscription.grouped:
+        return singles + list(_grouped(together, subscription.batch))
+    return singles + [Call((round_,)) for round_ in _rounds(together, subscription.batch)]
+
+
+def _grouped(flights: list[Flight], size: int) -> Iterator[Call]:
+    """One call for each key: what has the same key must not run side by side."""
+    in_order = sorted(flights, key=lambda flight: (_key(flight), flight.lease.task_id))
+    for _, found in groupby(in_order, key=_key):
+        yield Call(tuple(_rounds(list(found), size)))
+
+
+def _rounds(flights: list[Flight], size: int) -> Iterator[Round]:
+    for has_failed, found in groupby(flights, key=_has_failed):
+        of_a_kind = list(found)
+        step = 1 if has_failed else size
+        for start in range(0, len(of_a_kind), step):
+            yield tuple(of_a_kind[start : start + step])
+
+
+def _key(flight: Flight) -> str:
+    return flight.message.task.resource_key
+
+
+def _has_failed(flight: Flight) -> bool:
+    return flight.message.attempt > 1

@@ -1,0 +1,239 @@
+"""Handlers that get many messages in one call."""
+
+import threading
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from django.db import connections
+from django.db.models.functions import Now
+
+from kanthorq_django import Fixed, publish_many, subscribe
+from kanthorq_django.exceptions import ConfigurationError
+from kanthorq_django.message import Message
+from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.testing import drain
+from tests.ledger.models import Entry
+from tests.worker.working import announce, work_off
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+AT_ONCE = Fixed(delay=timedelta(0))
+
+
+def publish_keys(*keys: str) -> list[Event]:
+    return publish_many(
+        [Event(subject="work.due", resource_key=key) for key in keys], stream="work"
+    )
+
+
+def test_a_batch_handler_gets_many_messages_in_one_call():
+    sizes = []
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=50)
+    def handle(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+
+    announce(120)
+
+    assert work_off("batched") == 120
+    assert sum(sizes) == 120
+    assert max(sizes) == 50
+    assert Task.objects.completed().count() == 120
+
+
+def test_a_batch_may_be_larger_than_the_workers_own():
+    sizes = []
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=300)
+    def handle(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+
+    announce(300)
+    work_off("batched", batch_size=10)
+    assert sizes == [300]
+
+
+def test_a_poison_message_sinks_its_batch_once_and_then_only_itself():
+    sizes = []
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=10, retry=AT_ONCE, attempt_max=3)
+    def handle(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+        if any(message.event.json() == 7 for message in messages):
+            raise ValueError("poison")
+
+    announce(10)
+    work_off("batched")
+    assert Task.objects.completed().count() == 9
+    (poison,) = Task.objects.discarded()
+    assert poison.event.json() == 7
+    assert poison.attempt_count == 3
+    assert Counter(sizes) == {10: 1, 1: 9 + 2}
+
+
+def test_an_atomic_batch_commits_its_writes_and_all_its_acks_together():
+    @subscribe("work.>", stream="work", consumer="batched", batch=10, atomic=True, retry=AT_ONCE)
+    def handle(messages: list[Message]) -> None:
+        Entry.objects.bulk_create(Entry(event_id=message.event.pk) for message in messages)
+        if len(messages) > 1 and messages[0].attempt == 1:
+            raise ValueError("after the writes")
+
+    events = announce(10)
+    work_off("batched")
+    assert sorted(Entry.objects.values_list("event_id", flat=True)) == sorted(e.pk for e in events)
+    assert Task.objects.completed().count() == 10
+
+
+def test_one_lost_lease_takes_back_the_whole_atomic_batch_but_no_attempts():
+    lost = []
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=10, atomic=True)
+    def handle(messages: list[Message]) -> None:
+        Entry.objects.bulk_create(Entry(event_id=message.event.pk) for message in messages)
+        if not lost:
+            lost.append(messages[3].task.pk)
+            claim_elsewhere(messages[3].task.pk)
+
+    def claim_elsewhere(pk: int) -> None:
+        def claim() -> None:
+            Task.objects.filter(pk=pk).update(schedule_at=Now() - timedelta(seconds=1))
+            Consumer.objects.get(name="batched").claim(1)
+            connections.close_all()
+
+        thread = threading.Thread(target=claim)
+        thread.start()
+        thread.join()
+
+    announce(10)
+    work_off("batched")
+    assert Task.objects.completed().count() == 9
+    assert not Task.objects.completed().filter(attempt_count__gt=1).exists()
+    assert Entry.objects.count() == 9
+    assert Task.objects.running().get().pk == lost[0]
+
+
+def test_each_message_of_a_batch_may_have_a_verdict_of_its_own():
+    @subscribe(
+        "work.>", stream="work", consumer="batched", batch=10, retry=Fixed(delay=timedelta(hours=1))
+    )
+    def handle(messages: list[Message]) -> None:
+        for message in messages:
+            if message.event.json() % 2:
+                message.nack("odd")
+            elif message.event.json() == 0:
+                message.ack("first")
+
+    announce(10)
+    work_off("batched")
+    assert Task.objects.retryable().count() == 5
+    assert Task.objects.completed().count() == 5
+    assert Task.objects.get(result="first").event.json() == 0
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_verdicts_before_a_failure_stand_only_outside_of_the_block(atomic: bool):
+    @subscribe(
+        "work.>", stream="work", consumer="batched", batch=10, atomic=atomic,
+        retry=Fixed(delay=timedelta(hours=1)),
+    )  # fmt: skip
+    def handle(messages: list[Message]) -> None:
+        messages[0].ack()
+        raise ValueError("after the first")
+
+    announce(10)
+    work_off("batched")
+    assert Task.objects.completed().count() == (0 if atomic else 1)
+    assert Task.objects.retryable().count() == (10 if atomic else 9)
+
+
+def test_an_async_handler_takes_batches_too():
+    sizes = []
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=20)
+    async def handle(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+
+    announce(40)
+    work_off("batched")
+    assert sizes == [20, 20]
+    assert Task.objects.completed().count() == 40
+
+
+def test_a_group_is_of_one_key_in_the_order_of_publishing_and_never_beside_itself():
+    groups: list[list[object]] = []
+    inside: Counter[str] = Counter()
+    overlaps = []
+    guard = threading.Lock()
+
+    @subscribe("work.>", stream="work", consumer="grouped", batch=100, grouped=True)
+    def handle(messages: list[Message]) -> None:
+        (key,) = {message.task.resource_key for message in messages}
+        with guard:
+            inside[key] += 1
+            overlaps.extend([key] * (inside[key] - 1))
+            groups.append([message.event.pk for message in messages])
+        threading.Event().wait(0.01)
+        with guard:
+            inside[key] -= 1
+
+    events = publish_keys(*("abc" * 20))
+    work_off("grouped", concurrency=4)
+    assert overlaps == []
+    for number in range(3):
+        expected = [event.pk for event in events[number::3]]
+        assert [pk for group in groups for pk in group if pk in set(expected)] == expected
+    assert len(groups) < 60  # they came together
+
+
+def test_a_group_goes_on_in_order_after_a_failure():
+    seen = []
+
+    @subscribe("work.>", stream="work", consumer="grouped", batch=100, grouped=True, retry=AT_ONCE)
+    def handle(messages: list[Message]) -> None:
+        seen.append([message.attempt for message in messages])
+        if len(messages) == 3:
+            raise ValueError("one of these")
+
+    publish_keys("a", "a", "a")
+    work_off("grouped")
+    assert seen == [[1, 1, 1], [2], [2], [2]]
+
+
+def test_cleanup_of_a_batch_consumer_gets_one_message():
+    cleaned = []
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=10, parked=True)
+    def handle(messages: list[Message]) -> None: ...
+
+    @handle.on_cancel()
+    def clean(message: Message) -> None:
+        cleaned.append(message.event.json())
+
+    announce(3)
+    work_off("batched")
+    Task.objects.pending().cancel()
+    work_off("batched")
+    assert sorted(cleaned) == [0, 1, 2]
+
+
+def test_drain_hands_over_batches_as_a_worker_does():
+    sizes = []
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=4, atomic=True)
+    def handle(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+
+    announce(10)
+    assert drain("batched") == 10
+    assert sizes == [4, 4, 2]
+    assert Task.objects.filter(state=TaskState.COMPLETED).count() == 10
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch": 0}, {"batch": True}, {"batch": 10_001}, {"grouped": True}, {"serialize": 1.5}],
+)
+def test_a_wrong_batch_is_refused(wrong):
+    with pytest.raises(ConfigurationError):
+        subscribe("work.>", consumer="batched", **wrong)(lambda messages: None)
