@@ -34,6 +34,9 @@ class Crowd:
     def __init__(self, queues: list[Future[Tally]]) -> None:
         self._queues = queues
 
+    def has_left(self) -> bool:
+        return all(queue.done() for queue in self._queues)
+
     def tally(self) -> Tally:
         """Wait until the last customer has left; return what they all did."""
         total = Tally()

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+from project.shop.interruption import rest
+
 LOOK_EVERY = 0.05  # seconds
 ASK_EVERY = 1.0  # seconds between questions after progress, which cost more
 LONGEST = 30.0  # seconds without progress
@@ -15,12 +17,13 @@ class NothingHappens(Exception):
 def wait_until(is_done: Callable[[], bool], progress: Callable[[], object]) -> None:
     """Return as soon as ``is_done()``.
 
-    Raises NothingHappens if ``progress()`` has returned the same for half a minute.
+    Raises NothingHappens if ``progress()`` has returned the same for half a minute, and
+    Interrupted if somebody asks for the end.
     """
     seen, moved_at = progress(), time.monotonic()
     asked_at = moved_at
     while not is_done():
-        time.sleep(LOOK_EVERY)
+        rest(LOOK_EVERY)
         if (now := time.monotonic()) - asked_at < ASK_EVERY:
             continue
         asked_at = now

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -52,6 +53,7 @@ class Process:
         """Ask it to end, wait until it has, and kill it if it does not."""
         self._process.terminate()
         try:
-            self._process.wait(STOP_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
         finally:
             self.kill()

@@ -3,12 +3,12 @@
 import random
 import secrets
 import socket
-import time
 from pathlib import Path
 
 from django.contrib.auth import get_user_model
 
 from project.shop.crowd import serve_one
+from project.shop.interruption import rest
 from project.shop.models import Sale
 from project.shop.narrator import Narrator
 from project.shop.patience import wait_until
@@ -33,7 +33,7 @@ class Serving:
         self._port = free_port(port)
 
     def run(self) -> None:
-        """Serve until Ctrl-C; nothing of it runs any more when this returns.
+        """Serve until Interrupted is raised; nothing of it runs any more after that.
 
         Raises ServerEnded if the web server fails, NothingHappens if it does not come up.
         """
@@ -66,7 +66,7 @@ class Serving:
         chance = random.Random()  # noqa: S311  # not a secret
         while True:
             serve_one(sale, chance)
-            time.sleep(CUSTOMER_EVERY)
+            rest(CUSTOMER_EVERY)
             self._check_server()
             if self._worker.status is not None:
                 self._narrator.line(f"  The worker died ({self._worker.status}); another starts.")

@@ -47,7 +47,7 @@ class Story:
     def run(self) -> tuple[Sale, Pace]:
         """Return the sale once all that it led to is settled.
 
-        Raises NothingHappens or WorkerEnded if that is not to be.
+        Raises NothingHappens, WorkerEnded or Interrupted if that is not to be.
         """
         self._sale = Sale.objects.create()
         self._sale.refresh_from_db()  # opened by the database's clock
@@ -72,6 +72,7 @@ class Story:
         self._tell(f"{self._customers:,} customers come to the tills.")
         with shopping(self._sale, self._customers) as crowd:
             self._kill_one_worker()
+            self._wait(crowd.has_left)
             tally = crowd.tally()
         self._sale.placed_count, self._sale.declined_count = tally
         self._sale.save()

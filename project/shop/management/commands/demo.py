@@ -1,10 +1,7 @@
 """``manage.py demo``: sets up, lets the story run, prints what it proves."""
 
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError, connection
 
 from project.shop.crew import WorkerEnded
+from project.shop.interruption import Interrupted, heeding_signals
 from project.shop.invariants import audit
 from project.shop.models import Sale
 from project.shop.narrator import Narrator
@@ -46,9 +44,9 @@ class Command(BaseCommand):
         _check(customers, serve=serve)
         self._narrator = Narrator(self.stdout)
         try:
-            with _ending_as_on_ctrl_c():
+            with heeding_signals():
                 self._run(customers, port if serve else None)
-        except KeyboardInterrupt:
+        except (Interrupted, KeyboardInterrupt):
             self.stdout.write("\nStopped.")
             sys.exit(0 if serve else INTERRUPTED)
         except (NothingHappens, WorkerEnded, ServerEnded, ImproperlyConfigured) as error:
@@ -83,18 +81,6 @@ class Command(BaseCommand):
         if not found.is_sound:
             raise CommandError("This must never be: see above what is lost, doubled or not equal.")
         self._narrator.line("\nNothing was lost, nothing was doubled, every cent is booked.")
-
-
-@contextmanager
-def _ending_as_on_ctrl_c() -> Iterator[None]:
-    """However it is asked to end, it takes its processes along."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    former = [signal.signal(number, signal.default_int_handler) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, former, strict=True):
-            signal.signal(number, handler)
 
 
 def _python() -> str:
