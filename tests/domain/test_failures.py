@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from kanthorq_django.domain.failures import ERROR_SIZE_MAX, Failure
@@ -127,7 +129,8 @@ def test_an_exception_whose_text_cannot_be_read_is_still_told_by_name() -> None:
 
 
 def test_an_exception_whose_traceback_cannot_be_read_is_still_told() -> None:
-    broken = SyntaxError("bad", ("template.html", 1, 1, 5))  # its line of text is no text
+    no_text: Any = 5  # where the line of the source belongs
+    broken = SyntaxError("bad", ("template.html", 1, 1, no_text))
     failure = failure_of(caught(broken))
     assert failure.error.startswith("SyntaxError: bad")
     assert failure.stack

@@ -16,7 +16,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A wall clock that shows what the test sets, in milliseconds."""
     shown = [1_700_000_000_000]
     monkeypatch.setattr(identifiers, "_clock", identifiers._Clock())
-    monkeypatch.setattr(identifiers.time, "time_ns", lambda: shown[0] * 1_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: shown[0] * 1_000_000)
     return shown
 
 

@@ -1,0 +1,136 @@
+"""One event is published once: idempotency keys, save(), and objects that are used again."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.db import DatabaseError, transaction
+
+from kanthorq_django import publish, publish_many, signals
+from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
+from kanthorq_django.models import Event
+from tests.factories import StreamFactory
+from tests.ledger.models import Entry
+
+pytestmark = pytest.mark.django_db
+
+COLUMNS = [field.attname for field in Event._meta.concrete_fields]
+
+
+def columns(event: Event) -> dict[str, Any]:
+    return {name: getattr(event, name) for name in COLUMNS}
+
+
+@pytest.mark.parametrize("key", ["k", "Größe 🛒 100%", "x" * 255])
+def test_a_used_idempotency_key_returns_the_stored_event_and_inserts_nothing(key: str) -> None:
+    first = publish("order.paid", {"total": 3}, metadata={"try": 1}, idempotency_key=key)
+    again = publish("order.paid", {"total": 3}, metadata={"try": 2}, idempotency_key=key)
+    assert again == first
+    assert (first.created, again.created) == (True, False)
+    assert again.metadata == {"try": 1}
+    assert Event.objects.get() == first
+
+
+def test_an_idempotency_key_belongs_to_its_stream() -> None:
+    first = publish("order.paid", stream="a", idempotency_key="k")
+    second = publish("order.paid", stream="b", idempotency_key="k")
+    assert first != second
+    assert second.created
+
+
+@pytest.mark.parametrize(("subject", "body"), [("order.paid", "b"), ("order.sent", "a")])
+def test_a_used_key_with_another_subject_or_body_is_a_conflict(subject: str, body: str) -> None:
+    first = publish("order.paid", "a", stream="orders", idempotency_key="k")
+    with pytest.raises(
+        IdempotencyConflict, match=f"key 'k' was used in stream 'orders' for event {first.pk}"
+    ):
+        publish(subject, body, stream="orders", idempotency_key="k")
+    assert Event.objects.get().body == b"a"
+
+
+def test_a_conflict_leaves_the_callers_transaction_usable() -> None:
+    publish("order.paid", "a", idempotency_key="k")
+    with transaction.atomic():
+        Entry.objects.create(event_id=uuid4(), note="before")
+        with pytest.raises(IdempotencyConflict):
+            publish("order.paid", "b", idempotency_key="k")
+        publish("order.noted")
+    assert Entry.objects.count() == 1
+    assert Event.objects.count() == 2
+
+
+def test_a_receiver_learns_of_new_events_only() -> None:
+    heard: list[list[Event]] = []
+
+    def hear(events: list[Event], **_: object) -> None:
+        heard.append(events)
+
+    signals.published.connect(hear)
+    try:
+        first = publish("order.paid", idempotency_key="k")
+        publish("order.paid", idempotency_key="k")
+        (_, second) = publish_many(
+            [Event(subject="order.paid", idempotency_key="k"), Event(subject="order.sent")]
+        )
+    finally:
+        signals.published.disconnect(hear)
+    assert heard == [[first], [second]]
+
+
+def test_save_and_create_publish_into_the_events_stream() -> None:
+    stream = StreamFactory.create()
+    saved = Event(stream=stream, subject="order.paid", body={"total": 3})
+    saved.save()
+    created = Event.objects.create(stream=stream, subject="order.sent")
+    assert list(Event.objects.order_by("pk")) == [saved, created]
+    assert columns(saved) == columns(Event.objects.get(pk=saved.pk))
+
+
+def test_create_with_a_used_key_becomes_the_stored_event() -> None:
+    stream = StreamFactory.create()
+    first = Event.objects.create(stream=stream, subject="order.paid", idempotency_key="k")
+    again = Event.objects.create(stream=stream, subject="order.paid", idempotency_key="k")
+    assert columns(again) == columns(first)
+    assert not again.created
+    assert not again._state.adding
+
+
+def test_get_or_create_publishes_once() -> None:
+    stream = StreamFactory.create()
+    wanted: dict[str, Any] = {
+        "stream": stream,
+        "idempotency_key": "k",
+        "defaults": {"subject": "order.paid"},
+    }
+    first, is_new = Event.objects.get_or_create(**wanted)
+    again, is_new_again = Event.objects.get_or_create(**wanted)
+    assert (is_new, is_new_again) == (True, False)
+    assert first == again == Event.objects.get()
+
+
+def test_a_copy_in_djangos_way_is_a_new_event() -> None:
+    original = publish("order.paid", {"total": 3}, stream="orders")
+    copy = Event.objects.get(pk=original.pk)
+    copy.pk = None
+    copy._state.adding = True
+    copy.save()
+    assert copy.pk not in (None, original.pk)
+    assert {event.json()["total"] for event in Event.objects.all()} == {3}
+    assert Event.objects.count() == 2
+
+
+def test_an_id_that_is_stored_already_is_refused_by_the_database() -> None:
+    stored = publish("order.paid")
+    with pytest.raises(DatabaseError), transaction.atomic():
+        publish_many([Event(pk=stored.pk, subject="order.sent")])
+    with pytest.raises(DatabaseError), transaction.atomic():
+        publish_many([Event(pk=stored.pk, subject="a"), Event(subject="b")])
+    assert Event.objects.get() == stored
+
+
+def test_an_event_that_was_published_is_not_published_again() -> None:
+    event = publish("order.paid")
+    with pytest.raises(InvalidEvent, match=f"Event {event.pk} has been published already"):
+        publish_many([event])
+    with pytest.raises(InvalidEvent, match="published already"):
+        publish_many([Event.objects.get()])
