@@ -170,7 +170,11 @@ def _after_error(flight: Flight, error: BaseException) -> Ending:
         case Discard():
             return _failed(flight, error, is_final=True)
         case LeaseLost():
-            _log(flight, logging.WARNING, "lost its lease, or its batch did; the transaction was rolled back")
+            _log(
+                flight,
+                logging.WARNING,
+                "lost its lease, alone or with its batch, and was rolled back",
+            )
             # Of a batch only one may be lost; the others are none the worse for it.
             is_batch = flight.subscription.batch > 1
             return HandBack(message, AT_ONCE) if is_batch else _nack(message, error)
