@@ -7,8 +7,6 @@ and counts are limited, the rule is moved up before searching, and a horizon bou
 lie ahead.
 """
 
-import re
-from calendar import monthrange
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, UTC, datetime, time, timedelta
@@ -17,38 +15,26 @@ from zoneinfo import ZoneInfo
 
 from dateutil.rrule import rrulestr
 
-COUNT_MAX = 10_000
-INTERVAL_MAX = 1_000
-TEXT_SIZE_MAX = 500  # characters
+from kanthorq_django.domain.rules import WITHIN_DAYS, RecurrenceProblem, parse, until_moment
+
 # The longest wait that a calendar can ask for: 29 February on a given weekday, across 2100.
 HORIZON_YEARS = 41
 HORIZON = timedelta(days=366 * HORIZON_YEARS)
-LEAP_YEAR = 2024
-YEAR_MAX = 3000
+YEAR_MIN, YEAR_MAX = 1900, 3000
 # A change of the clock can swap the order of two local times that are no further apart.
 GAP_MAX = timedelta(hours=3)
 DAYS_TRIED_MAX = 1_500  # matching days without a matching time, in one search
 
-_STEPS = {"HOURLY": timedelta(hours=1), "MINUTELY": timedelta(minutes=1)}
-_MOVABLE = _STEPS | {"DAILY": timedelta(days=1), "WEEKLY": timedelta(weeks=1)}
-_FREQUENCIES = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY", "HOURLY", "MINUTELY")
-_DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY")
-_RANGES = {
-    "BYSECOND": range(60),
-    "BYMINUTE": range(60),
-    "BYHOUR": range(24),
-    "BYMONTHDAY": (*range(-31, 0), *range(1, 32)),
-    "BYYEARDAY": (*range(-366, 0), *range(1, 367)),
-    "BYWEEKNO": (*range(-53, 0), *range(1, 54)),
-    "BYMONTH": range(1, 13),
-    "BYSETPOS": (*range(-366, 0), *range(1, 367)),
+_STRIDES = {
+    "WEEKLY": timedelta(weeks=1),
+    "DAILY": timedelta(days=1),
+    "HOURLY": timedelta(hours=1),
+    "MINUTELY": timedelta(minutes=1),
 }
-_WEEKDAY = re.compile(r"([+-]?\d{1,2})?(MO|TU|WE|TH|FR|SA|SU)")
-_UNTIL = re.compile(r"\d{8}(T\d{6}Z?)?")
-
-
-class RecurrenceProblem(ValueError):
-    """A rule that is malformed, goes beyond a limit, or never occurs."""
+_MONTHS = {"MONTHLY": 1, "YEARLY": 12}
+_DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY")
+# With any of these a rule by months does not take its day from its start.
+_DAY_CHOICES = ("BYMONTHDAY", "BYYEARDAY", "BYDAY", "BYWEEKNO")
 
 
 @dataclass(frozen=True)
@@ -65,8 +51,13 @@ class Recurrence:
     parts: dict[str, str] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.dtstart.year > YEAR_MAX:
-            raise RecurrenceProblem(f"dtstart {self.dtstart} is after the year {YEAR_MAX}")
+        if not YEAR_MIN <= self.dtstart.year <= YEAR_MAX:
+            raise RecurrenceProblem(
+                f"dtstart {self.dtstart} is not in the years {YEAR_MIN} to {YEAR_MAX}",
+                about="dtstart",
+            )
+        # A rule goes by whole seconds: with more, its first occurrence would lie before it.
+        object.__setattr__(self, "dtstart", self.dtstart.replace(microsecond=0))
         object.__setattr__(self, "parts", parse(self.rule))
         if self.after(self.dtstart - timedelta(microseconds=1)) is None:
             raise RecurrenceProblem(f"{self.rule!r} never occurs from {self.dtstart} on")
@@ -132,11 +123,13 @@ class Recurrence:
         text = self.parts.get("UNTIL")
         if text is None:
             return datetime.max  # noqa: DTZ901  # local times are naive here
-        until = _until(text)
-        return self._local(until.replace(tzinfo=UTC)) if text.endswith("Z") else until
+        until = until_moment(text)
+        # People write the year 9999 for ever, where no zone can be looked up.
+        is_utc = text.endswith("Z") and YEAR_MIN <= until.year <= YEAR_MAX
+        return self._local(until.replace(tzinfo=UTC)) if is_utc else until
 
     def _walk(self, origin: datetime, begin: datetime, end: datetime) -> Iterator[datetime]:
-        if self.parts["FREQ"] in _STEPS:
+        if self.parts["FREQ"] in WITHIN_DAYS:
             yield from self._walk_days(origin, begin, end)
         else:
             yield from self._rule(self._moved_up(origin, begin), end)
@@ -148,131 +141,48 @@ class Recurrence:
         days = _dateutil({"FREQ": "DAILY"} | parts, midnight, end)
         tried = 0
         for day in days:
-            rule = self._rule(
-                self._moved_up(origin, max(begin, day)), day + timedelta(days=1, microseconds=-1)
-            )
+            first = max(begin, day)
+            last = day + timedelta(days=1, microseconds=-1)
             tried += 1
-            for local in rule:
-                tried = 0
-                if local >= begin:
+            for local in self._rule(self._moved_up(origin, first), last):
+                if local >= first:
+                    tried = 0
                     yield local
             if tried > DAYS_TRIED_MAX:
                 return
 
     def _moved_up(self, origin: datetime, begin: datetime) -> datetime:
-        """Return the last step of the rule's own raster at or before ``begin``."""
-        step = _MOVABLE.get(self.parts["FREQ"])
-        if step is None or begin <= origin:
-            return origin
-        stride = step * int(self.parts.get("INTERVAL", "1"))
-        return origin + (begin - origin) // stride * stride
+        """Return a step of the rule's own raster before ``begin``, or ``origin``.
+
+        Not the last one: a week, or a first day, that is cut by the start of a search counts
+        BYSETPOS wrongly, or misses its early hours.
+        """
+        interval = int(self.parts.get("INTERVAL", "1"))
+        if months := _MONTHS.get(self.parts["FREQ"]):
+            passed = (begin.year - origin.year) * 12 + begin.month - origin.month
+            steps = passed // (months * interval) - 1
+            return _later(origin, steps * months * interval) if steps > 0 else origin
+        stride = _STRIDES[self.parts["FREQ"]] * interval
+        return origin + max(0, (begin - origin) // stride - 1) * stride
 
     def _rule(self, start: datetime, end: datetime) -> Iterator[datetime]:
         parts = {name: text for name, text in self.parts.items() if name not in ("COUNT", "UNTIL")}
-        return _dateutil(parts, start, end)
+        return _dateutil(self._implied() | parts, start, end)
+
+    def _implied(self) -> dict[str, str]:
+        """Return what a rule by months takes from its start, which moving up changes."""
+        frequency = self.parts["FREQ"]
+        if frequency not in _MONTHS or not self.parts.keys().isdisjoint(_DAY_CHOICES):
+            return {}
+        origin = self._local(self.dtstart)
+        implied = {"BYMONTHDAY": str(origin.day)}
+        return implied | ({"BYMONTH": str(origin.month)} if frequency == "YEARLY" else {})
 
 
-def parse(text: str) -> dict[str, str]:
-    """Return the parts of a recurrence rule by name, upper case.
-
-    Raises RecurrenceProblem naming the part that is wrong and what it may be.
-    """
-    if not isinstance(text, str) or len(text) > TEXT_SIZE_MAX:
-        raise RecurrenceProblem(f"a rule is a str of at most {TEXT_SIZE_MAX} characters")
-    parts: dict[str, str] = {}
-    for part in text.upper().strip().removeprefix("RRULE:").split(";"):
-        name, separator, value = part.strip().partition("=")
-        if not (separator and value):
-            raise RecurrenceProblem(f"{part!a} is not of the form NAME=VALUE")
-        if name in parts:
-            raise RecurrenceProblem(f"{name} is given twice")
-        _check_part(name, value)
-        parts[name] = value
-    _check_whole(parts)
-    return parts
-
-
-def _check_part(name: str, value: str) -> None:
-    if name in _RANGES:
-        _check_numbers(name, value)
-    elif name in _CHECKS:
-        _CHECKS[name](name, value)
-    else:
-        raise RecurrenceProblem(f"{name!a} is not a part of a recurrence rule")
-
-
-def _check_frequency(name: str, value: str) -> None:
-    if value == "SECONDLY":
-        raise RecurrenceProblem(f"{name}=SECONDLY is too frequent; MINUTELY is the limit")
-    if value not in _FREQUENCIES:
-        raise RecurrenceProblem(f"{name} must be one of {', '.join(_FREQUENCIES)}, not {value!a}")
-
-
-def _check_amount(name: str, value: str) -> None:
-    limit = INTERVAL_MAX if name == "INTERVAL" else COUNT_MAX
-    if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= limit):
-        raise RecurrenceProblem(f"{name} must be 1 to {limit}, not {value!a}")
-
-
-def _check_weekdays(name: str, value: str) -> None:
-    if not all(_WEEKDAY.fullmatch(day) for day in value.split(",")):
-        raise RecurrenceProblem(f"{name}={value} names a weekday other than MO to SU")
-
-
-def _check_until(name: str, value: str) -> None:
-    if _UNTIL.fullmatch(value):
-        try:
-            _until(value)
-        except ValueError:
-            pass
-        else:
-            return
-    raise RecurrenceProblem(f"{name} must look like 20261231 or 20261231T235959Z, not {value!a}")
-
-
-def _until(text: str) -> datetime:
-    """Return the naive moment of UNTIL; a mere date lasts until its end."""
-    if "T" in text:
-        return datetime.strptime(text[:15], "%Y%m%dT%H%M%S")  # noqa: DTZ007  # the caller's zone
-    return datetime.combine(datetime.strptime(text, "%Y%m%d"), time.max)  # noqa: DTZ007
-
-
-_CHECKS = {
-    "FREQ": _check_frequency,
-    "INTERVAL": _check_amount,
-    "COUNT": _check_amount,
-    "UNTIL": _check_until,
-    "BYDAY": _check_weekdays,
-    "WKST": _check_weekdays,
-}
-
-
-def _check_numbers(name: str, value: str) -> None:
-    for text in value.split(","):
-        if not re.fullmatch(r"[+-]?\d{1,3}", text) or int(text) not in _RANGES[name]:
-            raise RecurrenceProblem(f"{name}={value} holds {text!a}, which is out of range")
-
-
-def _check_whole(parts: dict[str, str]) -> None:
-    if "FREQ" not in parts:
-        raise RecurrenceProblem("a rule needs FREQ")
-    if "COUNT" in parts and "UNTIL" in parts:
-        raise RecurrenceProblem("COUNT and UNTIL exclude each other")
-    is_ordinal = any(not day.isalpha() for day in parts.get("BYDAY", "MO").split(","))
-    if is_ordinal and parts["FREQ"] not in ("MONTHLY", "YEARLY"):
-        raise RecurrenceProblem("BYDAY takes numbers with MONTHLY and YEARLY only")
-    _check_day_exists(parts)
-    if parts["FREQ"] in _STEPS and not parts.keys().isdisjoint({"BYWEEKNO", "BYSETPOS"}):
-        raise RecurrenceProblem("BYWEEKNO and BYSETPOS do not go with HOURLY and MINUTELY")
-
-
-def _check_day_exists(parts: dict[str, str]) -> None:
-    """Refuse what dateutil would look for until the end of its time: 30 February."""
-    if "BYMONTH" not in parts or "BYMONTHDAY" not in parts:
-        return
-    lengths = [monthrange(LEAP_YEAR, int(month))[1] for month in parts["BYMONTH"].split(",")]
-    if min(abs(int(day)) for day in parts["BYMONTHDAY"].split(",")) > max(lengths):
-        raise RecurrenceProblem("it never occurs: none of its months has such a day")
+def _later(origin: datetime, months: int) -> datetime:
+    """Return the first day of the month that is so many months later."""
+    year, month = divmod(origin.year * 12 + origin.month - 1 + months, 12)
+    return origin.replace(year=year, month=month + 1, day=1)
 
 
 def _dateutil(parts: dict[str, str], start: datetime, end: datetime) -> Iterator[datetime]:
@@ -282,7 +192,7 @@ def _dateutil(parts: dict[str, str], start: datetime, end: datetime) -> Iterator
     calendar repeats every 400 years, weekdays included, so the search is done that much
     later, where 9999 is near.
     """
-    years = (MAXYEAR - HORIZON_YEARS - start.year) // 400 * 400
+    years = (MAXYEAR - end.year) // 400 * 400
     text = ";".join(f"{name}={value}" for name, value in parts.items())
     try:
         rule = rrulestr(text, dtstart=start.replace(year=start.year + years))

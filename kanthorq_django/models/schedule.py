@@ -22,7 +22,8 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
 from kanthorq_django.domain.outcome import Outcome
-from kanthorq_django.domain.recurrence import TEXT_SIZE_MAX, Recurrence, RecurrenceProblem
+from kanthorq_django.domain.recurrence import Recurrence
+from kanthorq_django.domain.rules import TEXT_SIZE_MAX, RecurrenceProblem
 from kanthorq_django.domain.wording import in_words
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
 from kanthorq_django.models.body import encode_body, encode_metadata

@@ -1,5 +1,6 @@
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -11,11 +12,13 @@ from dateutil.rrule import rrulestr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kanthorq_django.domain.recurrence import Recurrence, RecurrenceProblem
+from kanthorq_django.domain.recurrence import Recurrence
+from kanthorq_django.domain.rules import RecurrenceProblem
 
 BERLIN = ZoneInfo("Europe/Berlin")
 UTC_ZONE = ZoneInfo("UTC")
 START = datetime(2026, 11, 20, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
 
 
 def local(recurrence: Recurrence, after: datetime, count: int) -> list[str]:
@@ -102,6 +105,18 @@ def test_until_ends_a_rule_inclusively(until: str, last: datetime):
         ("FREQ=MINUTELY;INTERVAL=60;BYMINUTE=7", "never occurs"),
         ("FREQ=YEARLY;BYWEEKNO=53;BYMONTH=6", "never occurs"),
         ("FREQ=DAILY;" + "BYDAY=MO;" * 100, "characters"),
+        ("FREQ=YEARLY;INTERVAL=41", "INTERVAL must be 1 to 40"),
+        ("FREQ=MONTHLY;INTERVAL=481", "INTERVAL must be 1 to 480"),
+        ("FREQ=YEARLY;BYDAY=54MO", "numbers weekdays 1 to 53"),
+        ("FREQ=YEARLY;BYMONTH=12;BYDAY=6MO", "numbers weekdays 1 to 5"),
+        ("FREQ=MONTHLY;BYDAY=0MO", "numbers weekdays 1 to 5"),
+        ("FREQ=WEEKLY;WKST=MO,TU", "WKST must be one weekday"),
+        ("FREQ=DAILY;BYHOUR=\u0663", "BYHOUR"),
+        ("FREQ=MINUTELY;BYSECOND=0,30", "BYSECOND takes one number"),
+        ("FREQ=DAILY;BYHOUR=1,2;BYMINUTE=" + ",".join(map(str, range(60))), "120 times a day"),
+        ("FREQ=DAILY;BYSETPOS=2", "BYSETPOS must be at most 1"),
+        ("FREQ=WEEKLY;BYDAY=MO;BYSETPOS=8", "BYSETPOS must be at most 7"),
+        ("FREQ=DAILY;UNTIL=00010101T000000Z", "never occurs"),
     ],
 )
 def test_a_rule_that_is_wrong_or_never_occurs_is_refused(rule: str, word: str):
@@ -110,7 +125,17 @@ def test_a_rule_that_is_wrong_or_never_occurs_is_refused(rule: str, word: str):
 
 
 @pytest.mark.parametrize(
-    "rule", ["FREQ=MINUTELY", "FREQ=HOURLY;BYHOUR=9", "FREQ=DAILY", "FREQ=MINUTELY;INTERVAL=7"]
+    "rule",
+    [
+        "FREQ=MINUTELY",
+        "FREQ=HOURLY;BYHOUR=9",
+        "FREQ=DAILY",
+        "FREQ=MINUTELY;INTERVAL=7",
+        "FREQ=WEEKLY;INTERVAL=2",
+        "FREQ=MONTHLY",
+        "FREQ=YEARLY",
+        "FREQ=YEARLY;BYHOUR=1,2,3;BYMINUTE=0,30",
+    ],
 )
 def test_an_old_start_does_not_make_a_search_long(rule: str, monkeypatch: pytest.MonkeyPatch):
     steps = itertools.count()
@@ -125,6 +150,50 @@ def test_an_old_start_does_not_make_a_search_long(rule: str, monkeypatch: pytest
     assert recurrence.after(START) is not None
     assert recurrence.latest(START, START - timedelta(days=3650)) is not None
     assert next(steps) < 5_000  # a century has 52,594,560 minutes
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["FREQ=MONTHLY;INTERVAL=5", "FREQ=YEARLY", "FREQ=YEARLY;INTERVAL=3;BYMONTH=6", "FREQ=MONTHLY"],
+)
+@pytest.mark.parametrize("day", [5, 30])
+def test_a_rule_by_months_keeps_its_day_however_old_it_is(rule: str, day: int):
+    start = datetime(1926, 1, day, 9, tzinfo=UTC)
+    assert ours(rule, start, START) == dateutils_own(rule, start, START)
+
+
+def test_each_occurrence_of_a_counted_rule_is_counted_once():
+    start = datetime(2026, 11, 20, 3, tzinfo=UTC)
+    rule = Recurrence("FREQ=HOURLY;INTERVAL=9;COUNT=10", start, UTC_ZONE)
+    hours = [start + number * timedelta(hours=9) for number in range(10)]
+    assert list(rule.occurrences(start - timedelta(seconds=1))) == hours
+
+
+def test_a_place_in_the_week_is_counted_from_its_beginning():
+    start = datetime(2026, 11, 18, 9, tzinfo=UTC)  # a Wednesday
+    rule = Recurrence("FREQ=WEEKLY;BYDAY=MO,FR;BYSETPOS=1", start, UTC_ZONE)
+    assert rule.after(datetime(2026, 12, 16, 10, tzinfo=UTC)) == datetime(
+        2026, 12, 21, 9, tzinfo=UTC
+    )
+
+
+def test_a_start_within_a_second_occurs_with_that_second():
+    start = START + timedelta(microseconds=5)
+    assert list(Recurrence("FREQ=DAILY;COUNT=1", start, UTC_ZONE).occurrences(START - DAY)) == [
+        START
+    ]
+
+
+@pytest.mark.parametrize("year", [1, 1899, 3001, 9999])
+def test_a_start_that_no_calendar_needs_is_refused(year: int):
+    with pytest.raises(RecurrenceProblem, match="1900 to 3000") as refused:
+        Recurrence("FREQ=DAILY", datetime(year, 1, 1, tzinfo=UTC), BERLIN)
+    assert refused.value.about == "dtstart"
+
+
+@pytest.mark.parametrize("until", ["99991231", "99991231T235959Z"])
+def test_until_the_end_of_time_is_for_ever(until: str):
+    assert Recurrence(f"FREQ=DAILY;UNTIL={until}", START, BERLIN).after(START) == START + DAY
 
 
 def test_latest_is_the_last_one_within_its_bounds():
@@ -150,15 +219,16 @@ RULES = st.builds(
         st.sampled_from(["", "BYMONTHDAY=1", "BYMONTHDAY=-1", "BYMONTHDAY=28,31"]),
         st.sampled_from(["", "BYHOUR=3", "BYHOUR=0,23"]),
         st.sampled_from(["", "COUNT=1", "COUNT=30"]),
+        st.sampled_from(["", "", "BYSETPOS=1", "BYSETPOS=-1"]),
     ),
-)
+).filter(lambda rule: not re.match("FREQ=(HOURLY|MINUTELY).*BYSETPOS", rule))
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     rule=RULES,
     start=st.datetimes(datetime(2025, 1, 1), datetime(2026, 12, 28), timezones=st.just(UTC)),  # noqa: DTZ001
-    pause=st.timedeltas(timedelta(days=-1), timedelta(days=400)),
+    pause=st.timedeltas(-DAY, timedelta(days=400)) | st.timedeltas(-DAY, 9 * DAY),
 )
 def test_in_utc_it_agrees_with_dateutil(rule: str, start: datetime, pause: timedelta):
     start = start.replace(microsecond=0)

@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kanthorq_django.domain.recurrence import parse
+from kanthorq_django.domain.rules import parse
 from kanthorq_django.domain.wording import in_words
 
 START = datetime(2026, 11, 20, 9, 5, tzinfo=UTC)
