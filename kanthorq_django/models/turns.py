@@ -83,6 +83,8 @@ def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
 
 
 def _lock(consumer: "Consumer") -> bool:
-    rows = type(consumer)._base_manager.using(consumer.using).filter(pk=consumer.pk)
+    from kanthorq_django.models.consumer import Consumer
+
+    rows = Consumer.objects.using(consumer.using).filter(pk=consumer.pk)
     locked = rows.select_for_update(skip_locked=True, no_key=True, of=("self",))
     return locked.values_list("pk", flat=True).first() is not None

@@ -36,7 +36,8 @@ class Call:
 
 def calls(flights: Iterable[Flight], subscription: Subscription) -> list[Call]:
     """Return how leased tasks are to be run: one by one, in batches, or in groups by key."""
-    alone, together = [], []
+    alone: list[Flight] = []
+    together: list[Flight] = []
     for flight in flights:
         is_single = subscription.batch == 1 or flight.is_cancellation
         (alone if is_single else together).append(flight)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure
@@ -127,7 +127,7 @@ def _concluded(
 
 def _call_in_transaction(flights: Sequence[Flight]) -> Any:
     """Run the handler and its verdicts in one block: all of it commits, or none."""
-    using = flights[0].message.task._state.db
+    using = flights[0].message.task._state.db or DEFAULT_DB_ALIAS
     messages = [flight.message for flight in flights]
     with transaction.atomic(using=using):
         result = _call(flights)

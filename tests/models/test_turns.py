@@ -3,6 +3,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from django.db import connections
@@ -192,7 +193,7 @@ def test_no_two_workers_ever_hold_the_same_key(key_count):
     consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
     events = publish_keys(consumer, *(f"key-{number % key_count}" for number in range(40)))
     hands = Hands()
-    done: list[object] = []
+    done: list[UUID] = []
 
     def work() -> None:
         mine = Consumer.objects.get(pk=consumer.pk)

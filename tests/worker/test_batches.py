@@ -86,7 +86,7 @@ def test_an_atomic_batch_commits_its_writes_and_all_its_acks_together():
 
 
 def test_one_lost_lease_takes_back_the_whole_atomic_batch_but_no_attempts():
-    lost = []
+    lost: list[int] = []
 
     @subscribe("work.>", stream="work", consumer="batched", batch=10, atomic=True)
     def handle(messages: list[Message]) -> None:

@@ -75,7 +75,7 @@ def terminate(query: str) -> list[int]:
     return found
 
 
-def _column(statement: str, *params: object) -> list[Any]:
+def _column(statement: str, *params: str | int) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(statement, params)
         return [row[0] for row in cursor.fetchall()]
