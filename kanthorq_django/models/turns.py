@@ -55,7 +55,9 @@ def next_in_turn(consumer: "Consumer", limit: int) -> list[int]:
 
 def align_turns(consumer: "Consumer") -> None:
     """Let open tasks follow a consumer that began or ceased to serialize."""
-    tasks = consumer.tasks.using(consumer.using).exclude(state__in=FINAL)
+    from kanthorq_django.models.task import Task
+
+    tasks = Task.objects.using(consumer.using).filter(consumer=consumer).exclude(state__in=FINAL)
     if consumer.serialize == Serialize.OFF:
         tasks.filter(turn_key__isnull=False).update(turn_key=None)
     else:
