@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
+from psycopg.errors import LockNotAvailable
 
 from kanthorq_django import sql
 from kanthorq_django.domain import subjects
@@ -11,6 +12,8 @@ from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.cursor import is_standby
 from kanthorq_django.models.isolation import read_committed
 from kanthorq_django.models.worker import DEAD_AFTER, Worker
+
+LOCK_TIMEOUT = "10s"
 
 
 class Rebased(NamedTuple):
@@ -25,15 +28,14 @@ def rebase(using: str, *, dry_run: bool = False) -> list[Rebased]:
     """Let all consumers go on in this cluster, after a restore or a move of the database.
 
     Each gets the tasks that it owes and does not have; nothing is lost and nothing repeated,
-    and a second run adds nothing. It is one transaction that waits for open publishers and
-    lets others wait until it ends; with ``dry_run`` it counts, and is rolled back. Returns the
-    consumers in the order of their names. Raises RebaseRefused while a worker is alive, inside
-    a transaction, and on a standby.
+    and a second run adds nothing. It is one transaction, for which publishers wait; with
+    ``dry_run`` it counts, and is rolled back. Returns the consumers in the order of their
+    names. Raises RebaseRefused while a worker is alive or a transaction that published stays
+    open, inside a transaction, and on a standby.
     """
     _check(using)
     with read_committed(using):
-        with connections[using].cursor() as cursor:
-            cursor.execute(sql.load("rebase_lock"))
+        _lock_out_publishers(using)
         rebased = _rebase(using)
         transaction.set_rollback(dry_run, using=using)
     return rebased
@@ -51,6 +53,23 @@ def _check(using: str) -> None:
             "came along with a restore, counts as dead after "
             f"{DEAD_AFTER.total_seconds():.0f} seconds."
         )
+
+
+def _lock_out_publishers(using: str) -> None:
+    """Raise RebaseRefused if an open one keeps us waiting: all others would wait behind us."""
+    with connections[using].cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 0")  # it reads every event
+        cursor.execute("SET LOCAL lock_timeout = %s", [LOCK_TIMEOUT])
+        try:
+            cursor.execute(sql.load("rebase_lock"))
+        except OperationalError as error:
+            if not isinstance(error.__cause__, LockNotAvailable):
+                raise
+            raise RebaseRefused(
+                "A transaction that has published is still open; end it first. It is in "
+                "pg_stat_activity, or in pg_prepared_xacts."
+            ) from error
+        cursor.execute("SET LOCAL lock_timeout = 0")
 
 
 def _rebase(using: str) -> list[Rebased]:

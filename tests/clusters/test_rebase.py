@@ -12,7 +12,7 @@ from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster, RebaseRefused
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
 from kanthorq_django.models.cluster import Rebased, rebase
-from tests.clusters.throwaway import Cluster
+from tests.clusters.throwaway import Cluster, database_alias
 from tests.clusters.world import STREAM, World, read_all, world_in_full_swing
 from tests.races.race import UNIQUE_GUARD, altered
 
@@ -219,6 +219,36 @@ def test_a_rebase_is_refused_while_a_worker_is_alive(database: str):
 def test_a_rebase_is_refused_inside_a_transaction(database: str):
     with transaction.atomic(using=database), pytest.raises(RebaseRefused, match="one is open"):
         rebase(database)
+
+
+def test_a_rebase_is_refused_while_a_publisher_stays_open(
+    database: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("kanthorq_django.models.cluster.LOCK_TIMEOUT", "50ms")
+    settings = connections[database].settings_dict
+    with database_alias(f"{database}_open", **settings) as other, transaction.atomic(other):
+        publish("order.paid", stream=STREAM, using=other)
+        with pytest.raises(RebaseRefused, match="still open"):
+            rebase(database)
+
+    assert rebase(database) == []
+
+
+def test_a_rebase_takes_its_time_whatever_the_limit_of_a_statement_is(
+    cluster: Cluster, database: str
+):
+    World(database).register("reader")
+    publish("order.paid", stream=STREAM, using=database)
+    with connections[database].cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql"
+            " AS $$ BEGIN PERFORM pg_sleep(1.1); RETURN NEW; END $$;"
+            " CREATE TRIGGER dawdle BEFORE INSERT ON kanthorq_django_task"
+            " FOR EACH ROW EXECUTE FUNCTION dawdle();"
+        )
+    options = {"options": "-c statement_timeout=1000"}
+    with cluster.alias(f"{database}_limited", NAME=database, OPTIONS=options) as limited:
+        assert rebase(limited) == [Rebased("reader", 1, 1)]
 
 
 def test_a_stream_without_old_consumers_is_readable_after_a_rebase(database: str):
