@@ -205,7 +205,7 @@ class Consumer(models.Model):
                 return Page([], is_idle=True)
             rows = cursors.read_page(self, locked[0], limit)
             page = Page(self._tasks(rows), rows[0].is_idle)
-        signals.pulled.send(Consumer, consumer=self, tasks=page.tasks)
+        signals.pulled.send_robust(Consumer, consumer=self, tasks=page.tasks)
         return page
 
     def claim(
@@ -225,7 +225,7 @@ class Consumer(models.Model):
             rows = self._claim_in_turn(limit, wanted)
             tasks = self._tasks(rows)
             if tasks or rows[0].due_count == 0:
-                signals.claimed.send(Consumer, consumer=self, tasks=tasks)
+                signals.claimed.send_robust(Consumer, consumer=self, tasks=tasks)
                 return tasks
 
     def cancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:

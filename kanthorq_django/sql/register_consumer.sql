@@ -19,6 +19,20 @@ SELECT
         ELSE latest
     END
 FROM pg_current_snapshot() AS latest
+-- On a conflict the row is locked even if nothing is to be changed, and a worker could not
+-- start while somebody else reads, or holds, the row.
+WHERE NOT EXISTS (
+    SELECT FROM kanthorq_django_consumer AS known
+    WHERE known.name = %(name)s AND (
+        known.stream_id, known.subject_includes, known.subject_excludes,
+        known.attempt_max, known.visibility_timeout, known.timeout, known.parked,
+        known.has_cancel_handler, known.cancel_attempt_max, known.serialize
+    ) IS NOT DISTINCT FROM (
+        %(stream_id)s, %(subject_includes)s::jsonb, %(subject_excludes)s::jsonb,
+        %(attempt_max)s, %(visibility_timeout)s::interval, %(timeout)s::interval, %(parked)s,
+        %(has_cancel_handler)s, %(cancel_attempt_max)s, %(serialize)s
+    )
+)
 ON CONFLICT (name) DO UPDATE
 SET
     subject_includes = excluded.subject_includes,

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from asgiref.sync import sync_to_async
 from django.db import connections
@@ -28,6 +29,8 @@ from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.upkeep import note_use, refresh_connections
 from kanthorq_django.worker.warden import Bounded
 
+WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
+
 Settle = Callable[[Ending], None]
 
 
@@ -44,20 +47,20 @@ class Lane:
         lock = threading.Lock()
         self._arrived = threading.Condition(lock)
         self._emptied = threading.Condition(lock)
-        self._waiting: deque[Call] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._threads: list[threading.Thread] = []
         self._running = 0
         self._pace = _Pace()
         self._is_refusing = False
         self._is_closed = False
-        self._call_count = 0
+        self._ended_count = 0  # calls
         self.started_count = 0  # tasks
 
     @property
     def accepted_count(self) -> int:
         """How many tasks have been started, or are still to be."""
         with self._arrived:
-            return self.started_count + sum(len(call.flights) for call in self._waiting)
+            return self.started_count + sum(len(waiting.call.flights) for waiting in self._waiting)
 
     @property
     def waiting_count(self) -> int:
@@ -90,18 +93,18 @@ class Lane:
     def submit(self, calls: list[Call]) -> None:
         """Queue calls to be started in order."""
         with self._arrived:
-            self._waiting.extend(calls)
+            now = time.monotonic()
+            self._waiting.extend(_Waiting(call, now) for call in calls)
             self._arrived.notify(len(calls))
 
     def surplus(self) -> list[Flight]:
-        """Take back what was leased at a pace that handlers no longer keep up."""
+        """Take back what waits for so long that others had better have it: handlers became slow."""
+        found = []
         with self._arrived:
-            target = self._target()
-            held = self._running + len(self._waiting)
-            if held <= 2 * target:
-                return []
-            count = min(held - target, len(self._waiting))
-            return _flights(self._waiting.pop() for _ in range(count))
+            latest = time.monotonic() - WAIT_LONGEST
+            while self._waiting and self._waiting[0].since < latest:
+                found.append(self._waiting.popleft())
+        return _flights(found)
 
     def drain(self) -> list[Flight]:
         """Start nothing any more; return what was not started."""
@@ -118,7 +121,7 @@ class Lane:
             return self._emptied.wait_for(lambda: not self._running, seconds)
 
     def _target(self) -> int:
-        return self.concurrency + self._pace.per_second(self._call_count)
+        return self.concurrency + self._pace.per_second(self._ended_count)
 
     def _room(self) -> int:
         target = self._target()
@@ -132,16 +135,18 @@ class Lane:
             self._arrived.wait_for(lambda: self._waiting or self._is_closed)
             if self._is_closed:
                 return None
-            call = self._waiting.popleft()
+            call = self._waiting.popleft().call
             self._running += 1
-            self._call_count += 1
             self.started_count += len(call.flights)
             self._invite()
             return call
 
     def _startable(self, round_: Round) -> Round:
-        """Note the start of those whose lease surely stands, and hand the others back."""
-        started = tuple(flight for flight in round_ if flight.start())
+        """Note the start of those whose lease surely stands, and hand the others back.
+
+        A closed lane starts no further round of a call that runs.
+        """
+        started = () if self._is_closed else tuple(flight for flight in round_ if flight.start())
         self._hand_back(flight for flight in round_ if flight not in started)
         return started
 
@@ -156,6 +161,7 @@ class Lane:
         """Note the end of a call, whose endings have been settled."""
         with self._emptied:
             self._running -= 1
+            self._ended_count += 1
             if not self._running:
                 self._emptied.notify_all()
             self._invite()
@@ -273,12 +279,19 @@ class CoroutineLane(Lane):
             self._settle(ending)
 
 
-def _flights(calls: Iterable[Call]) -> list[Flight]:
-    return [flight for call in calls for flight in call.flights]
+class _Waiting(NamedTuple):
+    """A call that is to be started, and since when."""
+
+    call: Call
+    since: float
+
+
+def _flights(found: Iterable[_Waiting]) -> list[Flight]:
+    return [flight for waiting in found for flight in waiting.call.flights]
 
 
 class _Pace:
-    """How many handlers were started within about the last second."""
+    """How many calls have ended within about the last second, so that as many were started."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
@@ -287,8 +300,8 @@ class _Pace:
 
     def per_second(self, count: int) -> int:
         now = time.monotonic()
-        elapsed, started = now - self._since, count - self._count
+        elapsed, ended = now - self._since, count - self._count
         if elapsed < 1:
-            return max(self._rate, started)
-        self._since, self._count, self._rate = now, count, int(started / elapsed)
+            return max(self._rate, ended)
+        self._since, self._count, self._rate = now, count, int(ended / elapsed)
         return self._rate

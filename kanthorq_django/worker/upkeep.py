@@ -1,5 +1,6 @@
 """Keeping database connections usable in threads that live for weeks."""
 
+import contextlib
 import logging
 import random
 import threading
@@ -47,17 +48,24 @@ def refresh_connections(bounded: Bounded) -> None:
     now = time.monotonic()
     has_rested = now - getattr(_rested, "since", 0.0) > CHECK_AFTER_IDLE
     for connection in connections.all(initialized_only=True):
-        if _is_dangling(connection):
-            # Only a new wrapper has forgotten the block that was never left.
-            connection.close()
-            del connections[connection.alias]
-        elif connection.connection and (has_rested or connection.errors_occurred):
-            with bounded(connection):
-                is_usable = connection.is_usable()
-            if not is_usable:
-                connection.close()
-            connection.errors_occurred = False
+        try:
+            is_sound = not _is_dangling(connection)
+            if is_sound and connection.connection and (has_rested or connection.errors_occurred):
+                with bounded(connection):
+                    is_sound = connection.is_usable()
+                connection.errors_occurred = False
+        except Exception:  # noqa: BLE001  # whatever is wrong with it, a new one is better
+            is_sound = False
+        if not is_sound:
+            _forget(connection)
     _rested.since = now
+
+
+def _forget(connection: BaseDatabaseWrapper) -> None:
+    """Close it, and drop its wrapper: only a new one does not know of a block never left."""
+    with contextlib.suppress(Exception):
+        connection.close()
+    del connections[connection.alias]
 
 
 def _is_dangling(connection: BaseDatabaseWrapper) -> bool:

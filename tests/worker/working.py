@@ -8,7 +8,8 @@ from typing import Any
 
 from django.db import connection, connections
 
-from kanthorq_django import publish_many
+from kanthorq_django import publish_many, subscribe
+from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Task
 from kanthorq_django.worker.loop import WorkerLoop
 from kanthorq_django.worker.options import WorkerOptions
@@ -40,6 +41,14 @@ def work_off(*consumers: str, **options: Any) -> int:
     with ThreadPoolExecutor(1) as pool:
         loop = WorkerLoop(WorkerOptions(consumers=consumers, burst=True, **options))
         return pool.submit(_run, loop).result(2 * PATIENCE)
+
+
+def accept(consumer: str, **options: Any) -> None:
+    """Let ``consumer`` take every event of the work stream, and do nothing with it."""
+
+    @subscribe("work.>", stream="work", consumer=consumer, **options)
+    def ignore(message: Message) -> None:
+        pass
 
 
 def announce(count: int = 1, subject: str = "work.due", stream: str = "work") -> list[Event]:

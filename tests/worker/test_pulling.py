@@ -1,0 +1,238 @@
+"""What a worker fetches, how much of it, and how little it asks for when there is nothing."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from kanthorq_django import publish, publish_many, signals, subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.subscribers import sync
+from tests.concurrency import elsewhere, wait_until
+from tests.worker.working import PATIENCE, accept, announce, wait_for_state, work_off, working
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LONG = timedelta(minutes=1)
+
+
+def test_a_notification_wakes_a_worker_long_before_its_poll():
+    accept("woken")
+
+    with working("woken", poll_interval=LONG, listen=True):
+        for count in range(1, 6):
+            announce()  # the first is found when the worker begins to listen
+            wait_for_state(TaskState.COMPLETED, count)
+
+
+def test_a_resumed_task_wakes_a_worker_too():
+    accept("woken")
+    (consumer,) = sync(["woken"])
+    announce()
+    consumer.pull()
+    Task.objects.update(state=TaskState.DISCARDED, finalized_at="2026-01-01T00:00:00Z")
+
+    with working("woken", poll_interval=LONG, listen=True):
+        announce()  # the worker listens once it has handled this
+        wait_for_state(TaskState.COMPLETED)
+        Task.objects.discarded().resume()
+        wait_for_state(TaskState.COMPLETED, 2)
+
+
+def test_a_worker_that_does_not_listen_polls():
+    accept("polls")
+
+    with working("polls", listen=False):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+
+
+def test_a_task_is_handled_when_it_is_due_whatever_the_poll_interval():
+    accept("due")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp() + interval '400 ms'")
+        (due,) = cursor.fetchone()
+    publish("work.later", stream="work", schedule_at=due)
+
+    with working("due", poll_interval=LONG):
+        wait_for_state(TaskState.COMPLETED)
+    task = Task.objects.get()
+    assert due <= task.attempted_at < due + timedelta(seconds=5)
+
+
+def test_tasks_of_one_key_follow_each_other_without_a_poll_between_them():
+    accept("in-turn", serialize=True)
+    publish_many([Event(subject="work.due", resource_key="one") for _ in range(20)], stream="work")
+
+    with working("in-turn", poll_interval=LONG):
+        wait_for_state(TaskState.COMPLETED, 20)
+
+
+def test_a_locked_consumer_does_not_stop_others():
+    accept("locked")
+    accept("free")
+    sync(["locked", "free"])
+    announce(5)
+
+    with transaction.atomic():
+        Consumer.objects.select_for_update().get(name="locked")
+        with working("locked", "free"):
+            wait_for_state(TaskState.COMPLETED, 5, consumer__name="free")
+            assert not Task.objects.filter(consumer__name="locked").exists()
+            elsewhere(lambda: announce(5))
+            wait_for_state(TaskState.COMPLETED, 10, consumer__name="free")
+
+
+def test_a_refused_consumer_does_not_stop_others_and_is_told_once(caplog: Any):
+    accept("foreign")
+    accept("native")
+    sync(["foreign"])
+    Consumer.objects.filter(name="foreign").update(cluster_id=1)
+
+    with working("foreign", "native"):
+        for count in range(1, 6):
+            announce()
+            wait_for_state(TaskState.COMPLETED, count, consumer__name="native")
+    (refusal,) = [record for record in caplog.records if "rebase" in record.message]
+    assert refusal.consumer == "foreign"
+
+
+@contextmanager
+def forbidden(condition: str) -> Iterator[None]:
+    """Let PostgreSQL refuse tasks that meet ``condition`` while the block runs."""
+    table = "ALTER TABLE kanthorq_django_task"
+    with connection.cursor() as cursor:
+        cursor.execute(f"{table} ADD CONSTRAINT guard CHECK (NOT ({condition}))")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(f"{table} DROP CONSTRAINT guard")
+
+
+def test_a_consumer_whose_statements_fail_does_not_stop_others(caplog: Any):
+    accept("failing")
+    accept("sound")
+    failing, _ = sync(["failing", "sound"])
+
+    with working("failing", "sound"):
+        with forbidden(f"consumer_id = {failing.pk}"):
+            for count in (1, 2):
+                announce()
+                wait_for_state(TaskState.COMPLETED, count, consumer__name="sound")
+        wait_for_state(TaskState.COMPLETED, 2, consumer__name="failing")
+    told = [record.message for record in caplog.records if "consumer failing" in record.message]
+    assert len(told) == 2
+    assert told[1] == "consumer failing works again"
+
+
+def test_what_was_claimed_is_run_when_the_pull_after_it_fails():
+    accept("half")
+    (consumer,) = sync(["half"])
+    announce()
+    (task,) = consumer.pull()
+    Task.objects.update(state=TaskState.AVAILABLE, attempt_count=0, schedule_at=Now())
+
+    with forbidden(f"id > {task.pk}"):
+        announce()
+        with working("half"):
+            wait_for_state(TaskState.COMPLETED)
+    assert Task.objects.get().attempt_count == 1
+
+
+def test_a_raising_receiver_of_a_signal_harms_no_task():
+    def interfere(**_: object) -> None:
+        raise ZeroDivisionError
+
+    accept("watched")
+    announce(3)
+    watched = (signals.pulled, signals.claimed, signals.acked)
+    for signal in watched:
+        signal.connect(interfere)
+    try:
+        assert work_off("watched") == 3
+    finally:
+        for signal in watched:
+            signal.disconnect(interfere)
+    assert Task.objects.completed().count() == 3
+
+
+def test_slow_handlers_do_not_hoard():
+    """What a worker holds is bounded by what its handlers start within about a second."""
+    end = threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="slow")
+    def handle(message: Message) -> None:
+        end.wait(PATIENCE)
+
+    announce(200)
+    with working("slow", concurrency=3, batch_size=100):
+        wait_for_state(TaskState.RUNNING, 3)
+        assert Task.objects.count() == 3
+        end.set()
+        wait_for_state(TaskState.COMPLETED, 200)
+
+
+def test_handlers_that_become_slow_give_back_what_they_cannot_start():
+    end = threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="slows-down")
+    def handle(message: Message) -> None:
+        if message.event.subject == "work.slow":
+            end.wait(PATIENCE)
+
+    announce(400)
+    announce(4, "work.slow")
+    announce(400)
+    with working("slows-down", concurrency=4):
+        wait_until(
+            lambda: Task.objects.running().filter(event__subject="work.slow").count() == 4, PATIENCE
+        )
+        wait_for_state(TaskState.RUNNING, 4)
+        given_back = Task.objects.available().filter(attempt_count=0, lease_epoch__gt=0)
+        assert given_back.exists()
+        end.set()
+        wait_for_state(TaskState.COMPLETED, 804)
+    assert set(Task.objects.values_list("attempt_count", flat=True)) == {1}
+
+
+def test_a_free_worker_is_not_starved_by_a_busy_one():
+    end = threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="shared")
+    def handle(message: Message) -> None:
+        if message.event.json() < 2:
+            end.wait(PATIENCE)
+
+    announce(2)
+    with working("shared", concurrency=2, batch_size=100):
+        wait_for_state(TaskState.RUNNING, 2)
+        publish_many(
+            [Event(subject="work.due", body=number) for number in range(2, 102)], stream="work"
+        )
+        with working("shared", concurrency=2, batch_size=100):
+            wait_for_state(TaskState.COMPLETED, 100)
+        end.set()
+        wait_for_state(TaskState.COMPLETED, 102)
+
+
+def test_consumers_take_turns_for_scarce_room():
+    """One with a long backlog does not keep another one waiting until it is through."""
+    order: list[str] = []
+
+    def note(message: Message) -> None:
+        order.append(message.event.subject)
+
+    subscribe("many.>", stream="work", consumer="many")(note)
+    subscribe("few.>", stream="work", consumer="few")(note)
+    announce(300, "many.due")
+    announce(3, "few.due")
+
+    assert work_off("many", "few", concurrency=1) == 303
+    assert order.index("few.due") < 150
