@@ -116,7 +116,8 @@ def schedule(  # noqa: PLR0913  # the columns of a schedule, by keyword only
     are left out. ``catchup`` says what becomes of occurrences that passed while no worker
     ran: ``"all"``, ``"last"`` or ``"none"``. Raises InvalidSchedule, and as ``publish()`` does.
     """
-    from kanthorq_django.models.schedule import Definition, Schedule
+    from kanthorq_django.models.definition import Definition
+    from kanthorq_django.models.schedule import Schedule
 
     definition = Definition(
         rrule=rrule,

@@ -35,6 +35,7 @@ class Migration(migrations.Migration):
                 ('stream', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='schedules', to='kanthorq_django.stream')),
             ],
             options={
+                'permissions': [('cancel_schedule', 'Can cancel schedules'), ('resume_schedule', 'Can resume schedules')],
                 'indexes': [models.Index(condition=models.Q(('next_at__isnull', False)), fields=['next_at'], name='kanthorq_schedule_due')],
             },
         ),

@@ -6,30 +6,36 @@ so crashes and many workers neither skip an occurrence nor publish it twice.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from itertools import islice, takewhile
-from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Any
 
-from django.conf import settings
+from asgiref.sync import sync_to_async
 from django.core.exceptions import ValidationError
-from django.db import connections, models, transaction
+from django.db import connections, models, router, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.identifiers import uuid7
-from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
+from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.recurrence import Recurrence
-from kanthorq_django.domain.rules import TEXT_SIZE_MAX, RecurrenceProblem
+from kanthorq_django.domain.rules import TEXT_SIZE_MAX, RecurrenceProblem, parse
 from kanthorq_django.domain.wording import in_words
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
-from kanthorq_django.models.body import encode_body, encode_metadata
-from kanthorq_django.models.envelope import KEY_SIZE_MAX, check_key, check_subject
+from kanthorq_django.models.definition import (
+    TIMING,
+    Catchup,
+    Definition,
+    problems,
+    recurrence_of,
+    zone_of,
+)
+from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import CreatedAtField, SubjectField
+from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.stream import Stream
 
 logger = logging.getLogger("kanthorq_django.schedule")
@@ -39,54 +45,17 @@ TURN_SIZE = 20  # schedules published in one transaction
 # An occurrence is published a little after its time; later than this it counts as missed.
 MISSED_AFTER = timedelta(minutes=1)
 MOMENT = timedelta(microseconds=1)
-EXDATES_MAX = 1_000
-
 
 _Change = Callable[["Schedule", datetime], tuple[datetime | None, datetime | None]]
 
 
-class Catchup(models.TextChoices):
-    """What becomes of occurrences that passed while no worker ran."""
-
-    ALL = "all", "publish all of them"
-    LAST = "last", "publish the last one"
-    NONE = "none", "leave them out"
-
-
-class Definition(NamedTuple):
-    """What code says about a schedule."""
-
-    rrule: str
-    dtstart: datetime
-    timezone: str | None
-    exdates: Iterable[datetime]
-    subject: str
-    body: Any
-    metadata: Mapping[str, Any] | None
-    stream: str
-    resource_key: str
-    catchup: str
-
-    def columns(self) -> dict[str, Any]:
-        """Return the fields of a schedule but its stream, in the form in which they are stored."""
-        given = self._asdict()
-        del given["stream"]
-        return given | {
-            "timezone": settings.TIME_ZONE if self.timezone is None else self.timezone,
-            "exdates": sorted(
-                _moment("exdates", moment).astimezone(UTC).isoformat() for moment in self.exdates
-            ),
-            "body": encode_body(self.body, size_max=get_settings().BODY_SIZE_MAX),
-            "metadata": {} if self.metadata is None else self.metadata,
-        }
-
-
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
     def register(self, name: str, definition: Definition) -> "Schedule":
-        """Insert the schedule ``name``, or apply what changed of it, from now on.
+        """Insert the schedule ``name``, or apply what changed of it.
 
-        An unchanged definition changes nothing, and a cancelled schedule stays cancelled.
-        Raises InvalidSchedule or InvalidEvent before anything is written.
+        A new or changed rule counts from now on; any other change leaves what is due, or was
+        missed, as it is. A cancelled schedule stays cancelled. Raises InvalidSchedule or
+        InvalidEvent before anything is written.
         """
         self._for_write = True
         columns = definition.columns()
@@ -95,11 +64,11 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
             columns["stream"] = Stream.objects.using(self.db).register(definition.stream)
             rows = self.select_for_update(of=("self",), no_key=True)
             kept, is_new = rows.get_or_create(name=name, defaults=columns)
-            if is_new or kept.differs_from(columns):
-                for column, value in columns.items():
-                    setattr(kept, column, value)
-                kept.next_at = kept.upcoming_from(self._now())
-                kept.save(using=self.db)
+            if is_new:
+                kept.settle()
+                kept.save(update_fields=["next_at"])
+            else:
+                kept.redefine(columns)
         return kept
 
     def cancel(self) -> Outcome:
@@ -116,20 +85,22 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
             lambda schedule, now: (None, schedule.upcoming_from(now)),
         )
 
-    for _verb in (cancel, resume):
-        _verb.alters_data = True  # type: ignore[attr-defined]
-        _verb.queryset_only = True  # type: ignore[attr-defined]
+    async def acancel(self) -> Outcome:
+        return await sync_to_async(self.cancel)()
+
+    async def aresume(self) -> Outcome:
+        return await sync_to_async(self.resume)()
+
+    _verb: Any
+    for _verb in (cancel, resume, acancel, aresume):
+        _verb.alters_data = True
+        _verb.queryset_only = True
     del _verb
 
     def publish_due(self) -> int:
         """Publish the occurrences that are due; return how many events that made."""
         self._for_write = True
-        with transaction.atomic(using=self.db):
-            due = self.filter(next_at__lte=Now(), cancelled_at=None).order_by("next_at", "pk")
-            locked = due.select_for_update(of=("self",), no_key=True, skip_locked=True)
-            rows = list(locked.select_related("stream")[:TURN_SIZE])
-            now = self._now()
-            return sum(schedule.publish_due(now) for schedule in rows)
+        return unconflicted(self.db, self._publish_due)
 
     def seconds_to_next(self) -> float | None:
         """Return in how many seconds the next occurrence is due; None if there is none."""
@@ -137,11 +108,13 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         first = waiting.values_list("next_at", Now()).first()
         return None if first is None else (first[0] - first[1]).total_seconds()
 
-    def _now(self) -> datetime:
-        with connections[self.db].cursor() as cursor:
-            cursor.execute("SELECT statement_timestamp()")
-            moment: datetime = cursor.fetchone()[0]
-        return moment
+    def _publish_due(self) -> int:
+        with transaction.atomic(using=self.db):
+            due = self.filter(next_at__lte=Now(), cancelled_at=None).order_by("next_at", "pk")
+            locked = due.select_for_update(of=("self",), no_key=True, skip_locked=True)
+            rows = list(locked.select_related("stream")[:TURN_SIZE])
+            now = database_now(self.db)
+            return sum(schedule.publish_due(now) for schedule in rows)
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
         if self.query.is_sliced:
@@ -151,7 +124,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
             found = list(self.order_by("pk").values_list("pk", flat=True))
             stored = Schedule._base_manager.using(self.db).filter(sources, pk__in=found)
             locked = stored.select_for_update(of=("self",), no_key=True).order_by("pk")
-            updated, now = [], self._now()
+            updated, now = [], database_now(self.db)
             for schedule in locked:
                 schedule.cancelled_at, schedule.next_at = change(schedule, now)
                 schedule.save(update_fields=["cancelled_at", "next_at"])
@@ -186,6 +159,10 @@ class Schedule(models.Model):
     objects = models.Manager.from_queryset(ScheduleQuerySet)()
 
     class Meta:
+        permissions = [
+            ("cancel_schedule", "Can cancel schedules"),
+            ("resume_schedule", "Can resume schedules"),
+        ]
         indexes = [
             # The look for what is due; ended and cancelled schedules have no entry.
             models.Index(
@@ -199,37 +176,48 @@ class Schedule(models.Model):
         return self.name
 
     def clean(self) -> None:
-        """Check the definition for a form, and settle when it occurs next."""
-        try:
-            self.check_definition()
-        except KanthorqError as error:
-            raise ValidationError(str(error)) from error
+        """Tell a form which fields are wrong, beside those whose columns tell it themselves."""
+        told = {
+            column: str(problem)
+            for column, problem in problems(self)
+            if column != "subject" and getattr(self, column) not in (None, "")
+        }
+        if told:
+            raise ValidationError(told)
 
     def check_definition(self) -> None:
         """Raise InvalidSchedule or InvalidEvent unless this schedule can be kept."""
-        if problem := name_problem(self.name):
-            raise InvalidSchedule(f"{str(self.name)[:80]!a} cannot name a schedule: {problem}.")
-        limits = get_settings()
-        check_subject(self.subject)
-        encode_body(bytes(self.body), size_max=limits.BODY_SIZE_MAX)
-        encode_metadata(self.metadata, size_max=limits.METADATA_SIZE_MAX)
-        check_key("resource_key", self.resource_key, size_min=0)
-        if self.catchup not in Catchup.values:
-            raise InvalidSchedule(
-                f"catchup must be one of {', '.join(Catchup.values)}, not {self.catchup!r}."
-            )
-        self.recurrence()
+        for _column, problem in problems(self):
+            raise problem
 
-    def differs_from(self, definition: Mapping[str, Any]) -> bool:
-        """Tell whether any field of ``definition`` has another value here."""
-        return any(getattr(self, name) != value for name, value in definition.items())
+    def differs_from(self, columns: Mapping[str, Any]) -> bool:
+        """Tell whether any of ``columns`` has another value here."""
+        return any(getattr(self, name) != value for name, value in columns.items())
+
+    def redefine(self, columns: Mapping[str, Any]) -> None:
+        """Take over and save ``columns``; a changed rule counts from now on.
+
+        The caller holds the lock on this row.
+        """
+        timing = {name: columns[name] for name in TIMING if name in columns}
+        is_retimed = self.differs_from(timing)
+        if not self.differs_from(columns):
+            return
+        for name, value in columns.items():
+            setattr(self, name, value)
+        if is_retimed:
+            self.settle()
+        self.save(update_fields=[*columns, "next_at"])
+
+    def settle(self) -> None:
+        """Set, but do not save, when it occurs next: from now on by the database's clock."""
+        now = database_now(self._state.db or router.db_for_write(Schedule))
+        self.next_at = None if self.cancelled_at else self.upcoming_from(now)
 
     def recurrence(self) -> Recurrence:
         """Return the rule, ready to be asked. Raises InvalidSchedule naming what is wrong."""
         try:
-            exdates = frozenset(_moment("exdates", given) for given in self.exdates)
-            dtstart = _moment("dtstart", self.dtstart)
-            return Recurrence(self.rrule, dtstart, _zone(self.timezone), exdates)
+            return recurrence_of(self)
         except RecurrenceProblem as error:
             raise InvalidSchedule(f"Schedule {str(self.name)!a}: {error}.") from error
 
@@ -244,9 +232,14 @@ class Schedule(models.Model):
         return list(islice(self.recurrence().occurrences(self.next_at - MOMENT), count))
 
     def in_words(self) -> str:
-        """Return the rule as a sentence, such as ``every week on Monday at 09:00``."""
-        recurrence = self.recurrence()
-        return in_words(recurrence.parts, recurrence.dtstart.astimezone(recurrence.zone))
+        """Return the rule as a phrase, such as ``every week on Monday at 09:00``.
+
+        Raises InvalidSchedule for what cannot be read any more; searches for nothing.
+        """
+        try:
+            return in_words(parse(self.rrule), self.dtstart.astimezone(zone_of(self.timezone)))
+        except RecurrenceProblem as error:
+            raise InvalidSchedule(f"Schedule {str(self.name)!a}: {error}.") from error
 
     def publish_due(self, now: datetime) -> int:
         """Publish what is due by ``now`` and step on; return how many events that made.
@@ -259,8 +252,8 @@ class Schedule(models.Model):
                 return self._publish_due(now)
         except KanthorqError:
             logger.exception("Schedule %s cannot go on and is cancelled.", self.name)
-            self.cancelled_at = now
-            self.save(update_fields=["cancelled_at"])
+            self.cancelled_at, self.next_at = now, None
+            self.save(update_fields=["cancelled_at", "next_at"])
             return 0
 
     def _publish_due(self, now: datetime) -> int:
@@ -298,19 +291,9 @@ class Schedule(models.Model):
         )
 
 
-def _moment(name: str, given: object) -> datetime:
-    """Return ``given``, a datetime or its ISO text, as an aware moment."""
-    try:
-        moment = datetime.fromisoformat(given) if isinstance(given, str) else given
-    except ValueError:
-        moment = None
-    if not isinstance(moment, datetime) or moment.tzinfo is None:
-        raise InvalidSchedule(f"{name} takes aware datetimes, not {given!r:.80}.")
+def database_now(using: str) -> datetime:
+    """Return what time it is by the database's clock."""
+    with connections[using].cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        moment: datetime = cursor.fetchone()[0]
     return moment
-
-
-def _zone(name: object) -> ZoneInfo:
-    try:
-        return ZoneInfo(str(name))
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise InvalidSchedule(f"{str(name)[:64]!a} is not the name of a time zone.") from error

@@ -5,6 +5,7 @@ import time
 from kanthorq_django.models import Schedule
 
 LOOK_EVERY = 5.0  # seconds after which a schedule that was added meanwhile is noticed
+OTHERS_AT_IT = 0.2  # seconds to leave what is due to the worker that has it locked
 
 
 class Scheduler:
@@ -18,8 +19,10 @@ class Scheduler:
         """Publish what is due; return in how many seconds to come back."""
         if time.monotonic() >= self._next_look:
             schedules = Schedule.objects.using(self._using)
-            schedules.publish_due()
+            count = schedules.publish_due()
             seconds = schedules.seconds_to_next()
+            if seconds is not None and seconds <= 0 and not count:
+                seconds = OTHERS_AT_IT
             rest = LOOK_EVERY if seconds is None else min(max(seconds, 0.0), LOOK_EVERY)
             self._next_look = time.monotonic() + rest
         return max(0.0, self._next_look - time.monotonic())

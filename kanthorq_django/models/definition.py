@@ -1,0 +1,157 @@
+"""What people say about a schedule, in code or in a form, and what is wrong with it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from django.conf import settings
+from django.db import models
+
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.names import name_problem
+from kanthorq_django.domain.recurrence import Recurrence
+from kanthorq_django.domain.rules import RecurrenceProblem
+from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
+from kanthorq_django.models.body import encode_body, encode_metadata
+from kanthorq_django.models.envelope import check_key, check_subject
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.schedule import Schedule
+
+EXDATES_MAX = 1_000
+
+# The columns that say when a schedule occurs; a change of any other leaves that as it is.
+TIMING = ("rrule", "dtstart", "timezone", "exdates")
+_COLUMN_OF = {"rule": "rrule", "dtstart": "dtstart"}
+
+
+class Catchup(models.TextChoices):
+    """What becomes of occurrences that passed while no worker ran."""
+
+    ALL = "all", "publish all of them"
+    LAST = "last", "publish the last one"
+    NONE = "none", "leave them out"
+
+
+class Definition(NamedTuple):
+    """What code says about a schedule."""
+
+    rrule: str
+    dtstart: datetime
+    timezone: str | None
+    exdates: Iterable[datetime]
+    subject: str
+    body: Any
+    metadata: Mapping[str, Any] | None
+    stream: str
+    resource_key: str
+    catchup: str
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of a schedule but its stream, in the form in which they are stored.
+
+        Raises InvalidSchedule or InvalidEvent for what has no such form.
+        """
+        limits = get_settings()
+        given = self._asdict()
+        del given["stream"]
+        return given | {
+            "timezone": settings.TIME_ZONE if self.timezone is None else self.timezone,
+            "exdates": stored_exdates(self.exdates),
+            "body": encode_body(self.body, size_max=limits.BODY_SIZE_MAX),
+            "metadata": encode_metadata(
+                {} if self.metadata is None else self.metadata, size_max=limits.METADATA_SIZE_MAX
+            ),
+        }
+
+
+def stored_exdates(moments: Iterable[object]) -> list[str]:
+    """Return ``moments`` sorted, as ISO 8601 in UTC. Raises InvalidSchedule for what is none."""
+    return [
+        moment.isoformat() for moment in sorted({_moment("exdates", given) for given in moments})
+    ]
+
+
+def zone_of(name: object) -> ZoneInfo:
+    """Return the time zone called ``name``. Raises InvalidSchedule if there is none."""
+    try:
+        return ZoneInfo(str(name))
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise InvalidSchedule(f"{str(name)[:64]!a} is not the name of a time zone.") from error
+
+
+def recurrence_of(schedule: "Schedule") -> Recurrence:
+    """Return the rule, ready to be asked. Raises InvalidSchedule or RecurrenceProblem."""
+    exdates = frozenset(_moment("exdates", given) for given in schedule.exdates)
+    dtstart = _moment("dtstart", schedule.dtstart)
+    return Recurrence(schedule.rrule, dtstart, zone_of(schedule.timezone), exdates)
+
+
+def problems(schedule: "Schedule") -> Iterator[tuple[str, KanthorqError]]:
+    """Yield each column of ``schedule`` that is wrong, with the error that says so."""
+    is_timed = True
+    for column, check in _CHECKS.items():
+        try:
+            check(schedule)
+        except KanthorqError as error:
+            is_timed = is_timed and column not in TIMING
+            yield column, error
+    if is_timed:
+        yield from _recurrence_problems(schedule)
+
+
+def _recurrence_problems(schedule: "Schedule") -> Iterator[tuple[str, KanthorqError]]:
+    try:
+        recurrence_of(schedule)
+    except RecurrenceProblem as problem:
+        text = str(problem)
+        yield _COLUMN_OF[problem.about], InvalidSchedule(f"{text[:1].upper()}{text[1:]}.")
+
+
+def _check_name(schedule: "Schedule") -> None:
+    if problem := name_problem(schedule.name):
+        raise InvalidSchedule(f"{str(schedule.name)[:80]!a} cannot name a schedule: {problem}.")
+
+
+def _check_catchup(schedule: "Schedule") -> None:
+    if schedule.catchup not in Catchup.values:
+        raise InvalidSchedule(
+            f"catchup must be one of {', '.join(Catchup.values)}, not {schedule.catchup!r:.80}."
+        )
+
+
+def _check_exdates(schedule: "Schedule") -> None:
+    if not isinstance(schedule.exdates, list):
+        raise InvalidSchedule(f"exdates must be a list, not {type(schedule.exdates).__name__}.")
+    if len(schedule.exdates) > EXDATES_MAX:
+        raise InvalidSchedule(f"exdates takes at most {EXDATES_MAX:,} moments.")
+    stored_exdates(schedule.exdates)
+
+
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "name": _check_name,
+    "subject": lambda schedule: check_subject(schedule.subject),
+    "body": lambda schedule: encode_body(
+        bytes(schedule.body), size_max=get_settings().BODY_SIZE_MAX
+    ),
+    "metadata": lambda schedule: encode_metadata(
+        schedule.metadata, size_max=get_settings().METADATA_SIZE_MAX
+    ),
+    "resource_key": lambda schedule: check_key("resource_key", schedule.resource_key, size_min=0),
+    "catchup": _check_catchup,
+    "timezone": lambda schedule: zone_of(schedule.timezone),
+    "dtstart": lambda schedule: _moment("dtstart", schedule.dtstart),
+    "exdates": _check_exdates,
+}
+
+
+def _moment(name: str, given: object) -> datetime:
+    """Return ``given``, a datetime or its ISO text, as an aware moment in UTC."""
+    try:
+        moment = datetime.fromisoformat(given) if isinstance(given, str) else given
+        if isinstance(moment, datetime) and moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidSchedule(f"{name} takes aware datetimes, not {given!r:.80}.")

@@ -1,0 +1,148 @@
+"""What becomes of a schedule whose definition changes, and what a form is told of a wrong one."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+
+from kanthorq_django import schedule
+from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.exceptions import InvalidSchedule
+from kanthorq_django.models import Event, Schedule
+
+pytestmark = pytest.mark.django_db
+
+START = datetime(2026, 1, 1, 9, tzinfo=UTC)
+LATE = timedelta(days=3)
+
+
+def daily(**given: Any) -> Schedule:
+    options: dict[str, Any] = {"rrule": "FREQ=DAILY", "dtstart": START, "subject": "report.due"}
+    return schedule("report", **(options | given))
+
+
+def miss(kept: Schedule) -> datetime:
+    """Let the last three occurrences be missed; return when the first of them was due."""
+    assert kept.next_at is not None
+    Schedule.objects.filter(pk=kept.pk).update(next_at=kept.next_at - LATE)
+    return kept.next_at - LATE
+
+
+def test_a_new_body_leaves_what_was_missed_to_be_caught_up():
+    missed = miss(daily(catchup="all"))
+
+    kept = daily(catchup="all", body={"new": True})
+
+    assert kept.next_at == missed
+    assert Schedule.objects.publish_due() == 3
+    assert {event.json()["new"] for event in Event.objects.all()} == {True}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rrule": "FREQ=DAILY;BYHOUR=10"},
+        {"dtstart": START - timedelta(hours=1)},
+        {"timezone": "Asia/Tokyo"},
+        {"exdates": [START]},
+    ],
+)
+def test_a_changed_rule_counts_from_now_on(change: dict[str, Any]):
+    miss(daily(catchup="all"))
+
+    kept = daily(catchup="all", **change)
+
+    assert kept.next_at is not None
+    assert kept.next_at > timezone.now()
+    assert Schedule.objects.publish_due() == 0
+
+
+def test_an_unchanged_definition_writes_nothing(django_assert_max_num_queries: Any):
+    first = daily(metadata={"ids": (1, 2)}, exdates=[START])
+    with django_assert_max_num_queries(5) as queries:
+        daily(metadata={"ids": (1, 2)}, exdates=[START])
+    assert not [query for query in queries if query["sql"].startswith("UPDATE")]
+    assert Schedule.objects.get() == first
+
+
+def test_a_changed_rule_does_not_bring_a_cancelled_schedule_back():
+    daily()
+    Schedule.objects.all().cancel()
+    assert daily(rrule="FREQ=HOURLY").next_at is None
+    assert not Schedule.objects.filter(next_at__isnull=False).exists()
+
+
+async def _async_cancel_and_resume() -> tuple[Outcome, Outcome]:
+    everything = Schedule.objects.all()
+    return await everything.acancel(), await everything.aresume()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_cancel_and_resume_have_async_twins():
+    from asgiref.sync import async_to_sync
+
+    kept = daily()
+    done = Outcome(updated=(kept.pk,))
+    assert async_to_sync(_async_cancel_and_resume)() == (done, done)
+
+
+@pytest.mark.parametrize("verb", ["cancel", "resume", "acancel", "aresume"])
+def test_verbs_that_alter_data_stay_out_of_templates_and_off_the_manager(verb: str):
+    assert getattr(Schedule.objects.all(), verb).alters_data
+    assert not hasattr(Schedule.objects, verb)
+
+
+def test_a_slice_is_not_cancelled():
+    with pytest.raises(TypeError, match="slice"):
+        Schedule.objects.all()[:1].cancel()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fields"),
+    [
+        ({"name": "no spaces"}, {"name"}),
+        ({"rrule": "FREQ=DAILY;INTERVAL=0"}, {"rrule"}),
+        ({"timezone": "Mars/Olympus"}, {"timezone"}),
+        ({"dtstart": datetime(1, 1, 1, tzinfo=UTC)}, {"dtstart"}),
+        ({"exdates": ["soon"]}, {"exdates"}),
+        ({"exdates": [START.isoformat()] * 1_001}, {"exdates"}),
+        ({"exdates": {"a": 1}}, {"exdates"}),
+        ({"metadata": {"a": "\x00"}}, {"metadata"}),
+        ({"body": b"x" * 300_000}, {"body"}),
+        ({"resource_key": "\x07"}, {"resource_key"}),
+        ({"subject": "report.*"}, {"subject"}),
+        ({"name": "", "rrule": "", "subject": ""}, {"name", "rrule", "subject"}),
+        ({"rrule": "FREQ=SECONDLY", "timezone": "Mars", "name": "?"}, {"timezone", "name"}),
+    ],
+)
+def test_a_form_is_told_of_each_wrong_field_once(wrong: dict[str, Any], fields: set[str]):
+    kept = daily()
+    for name, value in wrong.items():
+        setattr(kept, name, value)
+    with pytest.raises(ValidationError) as refused:
+        kept.full_clean()
+    assert {name: len(told) for name, told in refused.value.message_dict.items()} == dict.fromkeys(
+        fields, 1
+    )
+
+
+def test_what_became_impossible_has_no_next_occurrence():
+    kept = daily()
+    miss(kept)
+    Schedule.objects.filter(pk=kept.pk).update(timezone="Gone/Zone")
+    assert Schedule.objects.publish_due() == 0
+    kept.refresh_from_db()
+    assert kept.next_at is None
+    assert kept.cancelled_at is not None
+    with pytest.raises(InvalidSchedule, match="time zone"):
+        Schedule.objects.all().resume()
+    with pytest.raises(InvalidSchedule, match="time zone"):
+        kept.in_words()
+
+
+def test_words_of_a_rule_are_told_without_a_search(monkeypatch: pytest.MonkeyPatch):
+    kept = daily(timezone="Asia/Tokyo")
+    monkeypatch.setattr("kanthorq_django.domain.recurrence._dateutil", None)
+    assert kept.in_words() == "every day at 18:00"
