@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from uuid import UUID
 
 import pytest
@@ -7,7 +8,7 @@ from django.db import IntegrityError
 
 from kanthorq_django.models import Consumer, Event, Task
 from kanthorq_django.models.consumer import Registration
-from tests.races.race import CLEAN, Race, altered
+from tests.races.race import CLEAN, Race, altered, between_lock_and_read
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -73,7 +74,16 @@ def test_the_same_race_shows_what_is_lost_without_a_look_at_late_transactions(
 def test_the_same_race_shows_what_is_read_twice_without_the_lock(
     consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ):
-    with altered(monkeypatch, "lock_consumer", ("FOR NO KEY UPDATE SKIP LOCKED", "")):
+    two = threading.Barrier(2, timeout=1)
+
+    def wait_for_another() -> None:
+        with suppress(threading.BrokenBarrierError):
+            two.wait()
+
+    with (
+        altered(monkeypatch, "lock_consumer", ("FOR NO KEY UPDATE SKIP LOCKED", "")),
+        between_lock_and_read(monkeypatch, wait_for_another),
+    ):
         race = Race(consumer, seed=0)
         race.run()
 
