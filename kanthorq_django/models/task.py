@@ -13,7 +13,7 @@ from uuid import UUID
 from asgiref.sync import sync_to_async
 from django.db import models
 from django.db.models import Case, F, Q, Value, When
-from django.db.models.functions import Now
+from django.db.models.functions import Coalesce, Now
 
 from kanthorq_django import signals
 from kanthorq_django.domain import states
@@ -83,6 +83,8 @@ class TaskQuerySet(MovableQuerySet["Task"]):
             schedule_at=Case(When(has_handler, then=Now()), default=F("schedule_at")),
             finalized_at=Case(When(has_handler, then=None), default=Now()),
             cancel_attempt_count=0,
+            # Since when its end is waited for; an earlier request counts.
+            cancel_requested_at=Coalesce("cancel_requested_at", Now()),
         )
 
     @bulk_verb

@@ -116,6 +116,7 @@ def test_cancel_ends_a_waiting_task_and_its_last_lease(state: TaskState, running
         "finalized_at": "now",
         "lease_epoch": 8,
         "cancel_attempt_count": 0,
+        "cancel_requested_at": "now",
     }
 
 
@@ -127,7 +128,13 @@ def test_cancel_makes_the_cancellation_handler_of_a_waiting_task_due_at_once(sta
         "schedule_at": "now",
         "lease_epoch": 8,
         "cancel_attempt_count": 0,
+        "cancel_requested_at": "now",
     }
+
+
+def test_cancel_keeps_the_moment_of_an_earlier_request():
+    task = aged(S.RETRYABLE, cancel_requested_at=Now() - timedelta(hours=1))
+    assert "cancel_requested_at" not in changed_by("cancel", task)
 
 
 def test_cancel_asks_a_running_task_to_stop_only_if_told_to():
