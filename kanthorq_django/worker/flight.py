@@ -109,10 +109,11 @@ class Flights:
         with self._lock:
             self._flights.update({flight.lease: flight for flight in flights})
 
-    def remove(self, leases: Iterable[Lease]) -> None:
+    def remove(self, leases: Iterable[Lease]) -> list[Flight]:
+        """Forget flights; return those that were still known."""
         with self._lock:
-            for lease in leases:
-                self._flights.pop(lease, None)
+            known = [self._flights.pop(lease) for lease in leases if lease in self._flights]
             is_empty = not self._flights
         if is_empty:
             self._emptied()
+        return known

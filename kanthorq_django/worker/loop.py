@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.models import Consumer, Worker
-from kanthorq_django.models.lease import AT_ONCE
+from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import calls
@@ -108,7 +108,7 @@ class WorkerLoop:
             consumer.group_size = self._subscriptions[consumer.pk].group_size
         self._puller = Puller(consumers, self._options, self._using, bounded)
         self._row = self._sign_in(consumers)
-        self._acknowledger = Acknowledger(self._using, self._flights.remove, bounded)
+        self._acknowledger = Acknowledger(self._using, self._written, bounded)
         self._renewer = Renewer(self._flights, self._row, self._using, tick, bounded)
         self._lanes = self._make_lanes()
         self._parts = [self._acknowledger, self._renewer, *self._make_listeners(consumers)]
@@ -224,6 +224,14 @@ class WorkerLoop:
         for kind, lane in self._lanes.items():
             if chosen := [call for call in found if call.is_async is kind]:
                 lane.submit(chosen)
+
+    def _written(self, leases: Iterable[Lease]) -> None:
+        """Forget leases whose verdicts are written; a key that became free is served at once."""
+        for flight in self._flights.remove(leases):
+            task = flight.message.task
+            if task.turn_key is not None:
+                self._puller.resume(task.consumer_id)
+                self._wake.set()
 
     def _is_done(self, looks: dict[int, Look]) -> bool:
         if self._left() <= 0:

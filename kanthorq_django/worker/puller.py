@@ -60,6 +60,10 @@ class Puller:
         """Why consumers are not read at present."""
         return list(self._refusals.values())
 
+    def resume(self, consumer_id: int) -> None:
+        """End the pause of a consumer at whose rows nobody is any more."""
+        self._pauses[consumer_id].relent()
+
     def look(self) -> dict[int, Look]:
         """Return what there is to do for each consumer; one statement that writes nothing."""
         params = {
@@ -154,16 +158,25 @@ class _Pause:
         self._contention = Backoff("", first=0.05, longest=longest)
         self._failure = Backoff(f"consumer {consumer.name}", first=0.5, longest=30.0)
         self._until = 0.0
+        self._is_contended = False
 
     @property
     def seconds(self) -> float:
         return max(0.0, self._until - time.monotonic())
 
+    def relent(self) -> None:
+        """End the pause if it was for contention."""
+        if self._is_contended:
+            self._contention.reset()
+            self._until = 0.0
+
     def failed(self, error: Exception) -> None:
+        self._is_contended = False
         self._until = time.monotonic() + self._failure.failed(error)
 
     def succeeded(self, *, is_contended: bool) -> None:
         self._failure.succeeded()
+        self._is_contended = is_contended
         if is_contended:
             self._until = time.monotonic() + self._contention.grow()
         else:
