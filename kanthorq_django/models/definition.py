@@ -88,6 +88,11 @@ def recurrence_of(schedule: "Schedule") -> Recurrence:
     return Recurrence(schedule.rrule, dtstart, zone_of(schedule.timezone), exdates)
 
 
+def occurrence_metadata(schedule: "Schedule", moment: datetime) -> dict[str, str]:
+    """Return what an event tells of the occurrence that it was published for."""
+    return {"schedule": schedule.name, "occurrence": moment.isoformat()}
+
+
 def problems(schedule: "Schedule") -> Iterator[tuple[str, KanthorqError]]:
     """Yield each column of ``schedule`` that is wrong, with the error that says so."""
     is_timed = True
@@ -121,6 +126,13 @@ def _check_catchup(schedule: "Schedule") -> None:
         )
 
 
+def _check_metadata(schedule: "Schedule") -> None:
+    size_max = get_settings().METADATA_SIZE_MAX
+    metadata = encode_metadata(schedule.metadata, size_max=size_max)
+    # With what each event is given beside it.
+    encode_metadata(metadata | occurrence_metadata(schedule, datetime.max), size_max=size_max)  # noqa: DTZ901  # its size
+
+
 def _check_exdates(schedule: "Schedule") -> None:
     if not isinstance(schedule.exdates, list):
         raise InvalidSchedule(f"exdates must be a list, not {type(schedule.exdates).__name__}.")
@@ -135,9 +147,7 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "body": lambda schedule: encode_body(
         bytes(schedule.body), size_max=get_settings().BODY_SIZE_MAX
     ),
-    "metadata": lambda schedule: encode_metadata(
-        schedule.metadata, size_max=get_settings().METADATA_SIZE_MAX
-    ),
+    "metadata": _check_metadata,
     "resource_key": lambda schedule: check_key("resource_key", schedule.resource_key, size_min=0),
     "catchup": _check_catchup,
     "timezone": lambda schedule: zone_of(schedule.timezone),

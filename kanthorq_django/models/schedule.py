@@ -5,10 +5,9 @@ key made of schedule and occurrence, and the step to the next occurrence are one
 so crashes and many workers neither skip an occurrence nor publish it twice.
 """
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
-from itertools import islice, takewhile
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -23,7 +22,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import TEXT_SIZE_MAX, RecurrenceProblem, parse
 from kanthorq_django.domain.wording import in_words
-from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
+from kanthorq_django.exceptions import InvalidSchedule
 from kanthorq_django.models.definition import (
     TIMING,
     Catchup,
@@ -33,18 +32,12 @@ from kanthorq_django.models.definition import (
     zone_of,
 )
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
-from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import CreatedAtField, SubjectField
 from kanthorq_django.models.isolation import unconflicted
+from kanthorq_django.models.occurrences import MOMENT, publish_occurrences
 from kanthorq_django.models.stream import Stream
 
-logger = logging.getLogger("kanthorq_django.schedule")
-
-BATCH_SIZE = 100  # occurrences of one schedule published in one transaction
 TURN_SIZE = 20  # schedules published in one transaction
-# An occurrence is published a little after its time; later than this it counts as missed.
-MISSED_AFTER = timedelta(minutes=1)
-MOMENT = timedelta(microseconds=1)
 
 _Change = Callable[["Schedule", datetime], tuple[datetime | None, datetime | None]]
 
@@ -114,7 +107,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
             locked = due.select_for_update(of=("self",), no_key=True, skip_locked=True)
             rows = list(locked.select_related("stream")[:TURN_SIZE])
             now = database_now(self.db)
-            return sum(schedule.publish_due(now) for schedule in rows)
+            return sum(publish_occurrences(schedule, now) for schedule in rows)
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
         if self.query.is_sliced:
@@ -174,6 +167,13 @@ class Schedule(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def life(self) -> str:
+        """Whether it is ``active``, ``cancelled``, or ``ended``: without a next occurrence."""
+        if self.cancelled_at is not None:
+            return "cancelled"
+        return "ended" if self.next_at is None else "active"
 
     def clean(self) -> None:
         """Tell a form which fields are wrong, beside those whose columns tell it themselves."""
@@ -240,55 +240,6 @@ class Schedule(models.Model):
             return in_words(parse(self.rrule), self.dtstart.astimezone(zone_of(self.timezone)))
         except RecurrenceProblem as error:
             raise InvalidSchedule(f"Schedule {str(self.name)!a}: {error}.") from error
-
-    def publish_due(self, now: datetime) -> int:
-        """Publish what is due by ``now`` and step on; return how many events that made.
-
-        The caller holds the lock on this row. A definition that cannot be published any more
-        stops the schedule, with an error in the log.
-        """
-        try:
-            with transaction.atomic(using=self._state.db):
-                return self._publish_due(now)
-        except KanthorqError:
-            logger.exception("Schedule %s cannot go on and is cancelled.", self.name)
-            self.cancelled_at, self.next_at = now, None
-            self.save(update_fields=["cancelled_at", "next_at"])
-            return 0
-
-    def _publish_due(self, now: datetime) -> int:
-        recurrence = self.recurrence()
-        assert self.next_at is not None  # noqa: S101  # it was selected by it
-        moments = self._to_publish(recurrence, self.next_at - MOMENT, now)
-        events = Event.objects.using(self._state.db).publish(
-            [self._event(moment) for moment in moments], stream=self.stream.name
-        )
-        passed = moments[-1] if moments and self.catchup == Catchup.ALL else now
-        self.next_at = recurrence.after(passed)
-        self.last_at = moments[-1] if moments else self.last_at
-        self.save(update_fields=["next_at", "last_at"])
-        return sum(event.created for event in events)
-
-    def _to_publish(
-        self, recurrence: Recurrence, after: datetime, now: datetime
-    ) -> Sequence[datetime]:
-        if self.catchup == Catchup.ALL:
-            due = takewhile(lambda moment: moment <= now, recurrence.occurrences(after))
-            return list(islice(due, BATCH_SIZE))
-        last = recurrence.latest(now, after)
-        if last is None or (self.catchup == Catchup.NONE and now - last > MISSED_AFTER):
-            return []
-        return [last]
-
-    def _event(self, moment: datetime) -> Event:
-        occurrence = moment.isoformat()
-        return Event(
-            subject=self.subject,
-            body=bytes(self.body),
-            metadata={**self.metadata, "schedule": self.name, "occurrence": occurrence},
-            resource_key=self.resource_key,
-            idempotency_key=f"schedule:{self.pk}:{occurrence}",
-        )
 
 
 def database_now(using: str) -> datetime:

@@ -110,6 +110,7 @@ def test_a_slice_is_not_cancelled():
         ({"exdates": [START.isoformat()] * 1_001}, {"exdates"}),
         ({"exdates": {"a": 1}}, {"exdates"}),
         ({"metadata": {"a": "\x00"}}, {"metadata"}),
+        ({"metadata": {"a": "x" * 16_350}}, {"metadata"}),  # too large with the occurrence
         ({"body": b"x" * 300_000}, {"body"}),
         ({"resource_key": "\x07"}, {"resource_key"}),
         ({"subject": "report.*"}, {"subject"}),

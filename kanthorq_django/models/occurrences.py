@@ -1,0 +1,76 @@
+"""What a schedule publishes when it is due: one event for each occurrence, however often tried."""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING
+
+from django.db import transaction
+
+from kanthorq_django.domain.recurrence import Recurrence
+from kanthorq_django.domain.rules import RecurrenceProblem
+from kanthorq_django.exceptions import KanthorqError
+from kanthorq_django.models.definition import Catchup, occurrence_metadata
+from kanthorq_django.models.event import Event
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.schedule import Schedule
+
+logger = logging.getLogger("kanthorq_django.schedule")
+
+BATCH_SIZE = 100  # occurrences of one schedule published in one transaction
+# An occurrence is published a little after its time; later than this it counts as missed.
+MISSED_AFTER = timedelta(minutes=1)
+MOMENT = timedelta(microseconds=1)
+
+
+def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
+    """Publish what is due by ``now`` and step on; return how many events that made.
+
+    The caller holds the lock on the row. A definition that cannot be published any more
+    stops the schedule, with an error in the log.
+    """
+    try:
+        with transaction.atomic(using=schedule._state.db):
+            return _publish(schedule, now)
+    except (KanthorqError, RecurrenceProblem):
+        logger.exception("Schedule %s cannot go on and is cancelled.", schedule.name)
+        schedule.cancelled_at, schedule.next_at = now, None
+        schedule.save(update_fields=["cancelled_at", "next_at"])
+        return 0
+
+
+def _publish(schedule: "Schedule", now: datetime) -> int:
+    recurrence = schedule.recurrence()
+    moments = _due(schedule, recurrence, now)
+    events = Event.objects.using(schedule._state.db).publish(
+        [_event(schedule, moment) for moment in moments], stream=schedule.stream.name
+    )
+    passed = moments[-1] if moments and schedule.catchup == Catchup.ALL else now
+    schedule.next_at = recurrence.after(passed)
+    schedule.last_at = moments[-1] if moments else schedule.last_at
+    schedule.save(update_fields=["next_at", "last_at"])
+    return sum(event.created for event in events)
+
+
+def _due(schedule: "Schedule", recurrence: Recurrence, now: datetime) -> Sequence[datetime]:
+    assert schedule.next_at is not None  # noqa: S101  # it was selected by it
+    after = schedule.next_at - MOMENT
+    if schedule.catchup == Catchup.ALL:
+        due = takewhile(lambda moment: moment <= now, recurrence.occurrences(after))
+        return list(islice(due, BATCH_SIZE))
+    last = recurrence.latest(now, after)
+    if last is None or (schedule.catchup == Catchup.NONE and now - last > MISSED_AFTER):
+        return []
+    return [last]
+
+
+def _event(schedule: "Schedule", moment: datetime) -> Event:
+    return Event(
+        subject=schedule.subject,
+        body=bytes(schedule.body),
+        metadata=schedule.metadata | occurrence_metadata(schedule, moment),
+        resource_key=schedule.resource_key,
+        idempotency_key=f"schedule:{schedule.pk}:{moment.isoformat()}",
+    )
