@@ -8,6 +8,7 @@ from uuid import UUID
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import BinaryField, F, Func, IntegerField, QuerySet, Value
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
@@ -99,13 +100,9 @@ class EventAdmin(ReadOnlyAdmin):
         """Delete the event with its tasks. Raises PermissionDenied if one was reset meanwhile."""
         using = obj._state.db
         sql.rows(using, "lock_stream", {"stream_id": obj.stream_id})
-        if _task_count_if_spent(obj) is not None:
-            params = {"ids": [obj.pk], "older_than": AT_ONCE}
-            (pruned,) = sql.rows(using, "prune", params)
-            if pruned.event_count:
-                signals.pruned.send(Event, count=1, using=using)
-                return
-        raise PermissionDenied
+        if _task_count_if_spent(obj) is None or not _prune(obj):
+            raise PermissionDenied
+        signals.pruned.send(Event, count=1, using=using)
 
     @admin.display(description=_("event"))
     def name(self, event: Event) -> str:
@@ -210,7 +207,14 @@ def _task_count_if_spent(event: Event) -> int | None:
         "after_id": UUID(int=event.pk.int - 1),
         "batch": 1,
     }
-    for row in sql.rows(event._state.db or "default", "prunable", params):
+    for row in sql.rows(event._state.db or DEFAULT_DB_ALIAS, "prunable", params):
         if row.id == event.pk and row.is_prunable:
             return int(row.task_count or 0)
     return None
+
+
+def _prune(event: Event) -> bool:
+    """Delete ``event`` and its tasks, and tell so; do nothing while one is open or locked."""
+    params = {"ids": [event.pk], "older_than": AT_ONCE}
+    (pruned,) = sql.rows(event._state.db or DEFAULT_DB_ALIAS, "prune", params)
+    return bool(pruned.event_count)

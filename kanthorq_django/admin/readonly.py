@@ -8,6 +8,7 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import BadRequest, FieldDoesNotExist, PermissionDenied, ValidationError
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
+from django.utils.text import capfirst
 
 from kanthorq_django.admin.display import NOTHING
 from kanthorq_django.admin.paginator import BoundedPaginator
@@ -71,7 +72,8 @@ class ReadOnlyAdmin(_ModelAdmin):
     ) -> HttpResponse:
         if request.method == "POST":
             self._check_action(request)
-        return super().changelist_view(request, extra_context)
+        title = capfirst(self.opts.verbose_name_plural)
+        return super().changelist_view(request, {"title": title} | (extra_context or {}))
 
     def _offered_lookups(self, request: HttpRequest) -> set[str]:
         offered = set(self.linked_lookups)

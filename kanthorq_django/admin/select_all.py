@@ -74,6 +74,10 @@ def _forecast(operation: Operation, tasks: TaskQuerySet) -> dict[str, Any]:
     """Say in which states the tasks, or so many of them, are, and what would become of them."""
     looked_at = tasks.order_by().values_list("consumer__name", "state")[:COUNT_MAX]
     counts = Counter(looked_at)
+
+    def order(key: tuple[str, int]) -> tuple[bool, str, int]:
+        return not operation.can_move(key[1]), *key
+
     rows = [
         {
             "consumer": consumer,
@@ -81,7 +85,7 @@ def _forecast(operation: Operation, tasks: TaskQuerySet) -> dict[str, Any]:
             "count": number(counts[consumer, state]),
             "moves": operation.can_move(state),
         }
-        for consumer, state in sorted(counts)
+        for consumer, state in sorted(counts, key=order)
     ]
     count = counts.total()
     return {"rows": rows, "count": count, "is_minimum": count == COUNT_MAX}

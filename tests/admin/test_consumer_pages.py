@@ -185,13 +185,23 @@ def test_a_stream_tells_its_consumers_and_events(viewer: Client):
 
 
 def test_a_worker_is_shown_as_alive_or_gone(viewer: Client):
-    _work("emails", "refunds")
+    alive = _work("emails", "refunds")
     gone = _work(seen_at=timezone.now() - timedelta(hours=1))
 
     listed = text_of(viewer.get(page("worker_changelist")))
     filtered = viewer.get(page("worker_changelist"), {"life": "dead"}).context["cl"]
+    others = viewer.get(page("worker_changelist"), {"life": "alive"}).context["cl"]
 
     assert "42@shop-1 Alive 10 emails, refunds" in listed
     assert "42@shop-1 Gone 10" in listed
     assert list(filtered.result_list) == [gone]
+    assert list(others.result_list) == [alive]
     assert "Gone" in text_of(viewer.get(page("worker_change", gone.pk)))
+
+
+def test_a_worker_of_many_consumers_names_a_few_in_the_list_and_all_on_its_page(viewer: Client):
+    names = [f"consumer-{number}" for number in range(7)]
+    worker = _work(*names)
+    listed = text_of(viewer.get(page("worker_changelist")))
+    assert "consumer-3, consumer-4 and 2 others" in listed
+    assert ", ".join(names) in text_of(viewer.get(page("worker_change", worker.pk)))

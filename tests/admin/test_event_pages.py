@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.db import connection
@@ -5,6 +7,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django.admin import content
+from kanthorq_django.admin.event import EventAdmin
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from tests.admin.conftest import MakeClient
 from tests.admin.pages import page, text_of
@@ -159,6 +162,28 @@ def test_an_event_that_a_consumer_has_not_read_cannot_be_deleted(admin_client: C
     address = page("event_delete", event.pk)
     assert admin_client.post(address, {"post": "yes"}).status_code == 403
     assert Event.objects.exists()
+
+
+def test_an_event_whose_task_is_reset_while_it_is_being_deleted_stays(
+    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+):
+    task = TaskFactory.create(state=TaskState.COMPLETED)
+    _read_all(task.consumer)
+    ask = EventAdmin.has_delete_permission
+
+    def reset_after(*args: Any) -> bool:
+        is_allowed = ask(*args)
+        Task.objects.filter(pk=task.pk).reset()
+        return is_allowed
+
+    monkeypatch.setattr(EventAdmin, "has_delete_permission", reset_after)
+    client = client_of("delete_event")
+
+    response = client.post(page("event_delete", task.event_id), {"post": "yes"})
+
+    assert response.status_code == 403
+    assert Event.objects.exists()
+    assert not LogEntry.objects.exists()
 
 
 def test_who_may_not_delete_events_sees_no_way_to(viewer: Client):

@@ -65,6 +65,10 @@ def test_a_message_names_only_a_few_of_many_tasks_left_alone(operator: Client):
     assert len(re.findall(r"\(Running\)", text)) == operations.SPARED_SHOWN
 
 
+def test_a_report_tells_running_tasks_that_were_asked_to_stop():
+    assert str(operations.Report(updated=1, requested=2)) == "1 task updated, 2 asked to stop."
+
+
 def test_each_changed_task_is_logged_and_no_other(operator: Client):
     discarded = TaskFactory.create(state=TaskState.DISCARDED)
     cancelled = TaskFactory.create(state=TaskState.CANCELLED)

@@ -190,6 +190,17 @@ def test_a_long_table_is_estimated(crowd: Consumer):
     assert str(count).startswith("≈ ")
 
 
+def test_a_long_table_that_was_never_analyzed_is_at_least_as_long_as_was_counted(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(paginator, "COUNT_MAX", 2)
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE kanthorq_django_worker")
+    for _ in range(3):
+        Worker.objects.create(host="h", pid=1, concurrency=1)
+    assert str(paginator.BoundedPaginator(Worker.objects.order_by("pk"), 100).count) == "≈ 2"
+
+
 def test_a_list_says_that_its_length_is_estimated(admin_client: Client, crowd: Consumer):
     text = text_of(admin_client.get(page("task_changelist")))
     assert f"≈ {MANY:,} tasks" in text

@@ -5,6 +5,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
+from kanthorq_django.admin.display import link, page_url
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.models import Task, TaskState
 from tests.admin.pages import page, text_of
@@ -125,7 +126,7 @@ def test_errors_are_shown_newest_first_escaped_each_with_its_traceback(viewer: C
 
 
 @pytest.mark.parametrize(
-    "entry", ["text", 7, None, {}, {"at": "2030-99-99", "attempt": {}, "stack": ["x"]}]
+    "entry", ["text", 7, None, {}, {"at": "2030-99-99T00:00:00", "attempt": {}, "stack": ["x"]}]
 )
 def test_errors_of_any_shape_make_a_page(viewer: Client, entry: object):
     task = TaskFactory.create(state=TaskState.DISCARDED, attempted_errors=[entry])
@@ -150,6 +151,15 @@ def test_a_page_leads_to_the_event_and_the_consumer(viewer: Client):
     html = viewer.get(page("task_change", task.pk)).content.decode()
     assert page("event_change", task.event_id) in html
     assert page("consumer_change", task.consumer_id) in html
+
+
+def test_a_page_that_the_project_does_not_have_is_not_linked_to(
+    viewer: Client, monkeypatch: pytest.MonkeyPatch
+):
+    task = TaskFactory.create(consumer__name="emails")
+    assert page_url("admin", "task_change", task.pk) == page("task_change", task.pk)
+    assert page_url("admin", "no_such_page", task.pk) is None
+    assert link(None, "<emails>") == "&lt;emails&gt;"
 
 
 def test_the_history_tells_who_did_what(admin_client: Client):
