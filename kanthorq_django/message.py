@@ -235,5 +235,5 @@ def ack_together(messages: Sequence[Message], result: Any, using: str) -> None:
     settled = lease.ack({message.lease: encoded for message in messages}, using)
     for message in messages:
         if message.lease.task_id not in settled:
-            raise LeaseLost(message.lost())
+            raise message.lost()
         message.decide(using)

@@ -78,7 +78,7 @@ def test_drain_runs_coroutines():
 
 
 @pytest.mark.django_db
-def test_drain_sees_an_ack_inside_the_handlers_own_block():
+def test_drain_sees_an_ack_inside_the_handlers_own_block(caplog: pytest.LogCaptureFixture):
     @subscribe("order.>", stream="kit", consumer="kit")
     def handle(message):
         with transaction.atomic():
@@ -90,6 +90,7 @@ def test_drain_sees_an_ack_inside_the_handlers_own_block():
     task = Task.objects.get()
     assert task.state == TaskState.COMPLETED
     assert task.result == {"kept": True}
+    assert "rolled back" not in caplog.text
 
 
 @pytest.mark.django_db(transaction=True)
