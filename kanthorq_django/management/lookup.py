@@ -7,9 +7,9 @@ from typing import TypeVar
 from django.core.management.base import CommandError
 from django.db import models
 
-from kanthorq_django.models import Consumer, Stream
+from kanthorq_django.models import Consumer, Schedule, Stream
 
-M = TypeVar("M", Consumer, Stream)
+M = TypeVar("M", Consumer, Schedule, Stream)
 
 LISTED_MAX = 10  # names in an error message
 
@@ -17,6 +17,11 @@ LISTED_MAX = 10  # names in an error message
 def find_consumers(names: Iterable[str], using: str) -> list[Consumer]:
     """Return the consumers called ``names``. Raises CommandError for the first unknown one."""
     return _find(Consumer.objects.using(using).select_related("stream"), names)
+
+
+def find_schedules(names: Iterable[str], using: str) -> list[Schedule]:
+    """Return the schedules called ``names``. Raises CommandError for the first unknown one."""
+    return _find(Schedule.objects.using(using).select_related("stream"), names)
 
 
 def find_streams(names: Iterable[str], using: str) -> list[Stream]:

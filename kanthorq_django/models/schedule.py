@@ -6,7 +6,7 @@ so crashes and many workers neither skip an occurrence nor publish it twice.
 """
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -226,20 +226,33 @@ class Schedule(models.Model):
         return self.recurrence().after(moment - MOMENT)
 
     def upcoming(self, count: int = 5) -> list[datetime]:
-        """Return the next occurrences, in UTC; none while cancelled or once ended."""
+        """Return the next occurrences, in UTC.
+
+        None while cancelled, once ended, or when the rule cannot be read any more.
+        """
         if self.next_at is None or self.cancelled_at is not None:
             return []
-        return list(islice(self.recurrence().occurrences(self.next_at - MOMENT), count))
+        try:
+            return list(islice(self.recurrence().occurrences(self.next_at - MOMENT), count))
+        except InvalidSchedule:
+            return []
+
+    def local(self, moment: datetime) -> datetime:
+        """Return ``moment`` as the clocks of the schedule's zone show it; UTC without that zone."""
+        try:
+            return moment.astimezone(zone_of(self.timezone))
+        except InvalidSchedule:
+            return moment.astimezone(UTC)
 
     def in_words(self) -> str:
         """Return the rule as a phrase, such as ``every week on Monday at 09:00``.
 
-        Raises InvalidSchedule for what cannot be read any more; searches for nothing.
+        Searches for nothing. A rule that cannot be read any more is returned as it is.
         """
         try:
-            return in_words(parse(self.rrule), self.dtstart.astimezone(zone_of(self.timezone)))
-        except RecurrenceProblem as error:
-            raise InvalidSchedule(f"Schedule {str(self.name)!a}: {error}.") from error
+            return in_words(parse(self.rrule), self.local(self.dtstart))
+        except RecurrenceProblem:
+            return self.rrule
 
 
 def database_now(using: str) -> datetime:

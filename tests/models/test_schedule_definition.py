@@ -139,8 +139,14 @@ def test_what_became_impossible_has_no_next_occurrence():
     assert kept.cancelled_at is not None
     with pytest.raises(InvalidSchedule, match="time zone"):
         Schedule.objects.all().resume()
-    with pytest.raises(InvalidSchedule, match="time zone"):
-        kept.in_words()
+
+
+def test_what_became_impossible_can_still_be_looked_at():
+    kept = daily()
+    kept.timezone, kept.rrule = "Gone/Zone", "FREQ=FORTNIGHTLY"
+    assert kept.upcoming() == []
+    assert kept.in_words() == "FREQ=FORTNIGHTLY"
+    assert kept.local(START) == START
 
 
 def test_words_of_a_rule_are_told_without_a_search(monkeypatch: pytest.MonkeyPatch):
