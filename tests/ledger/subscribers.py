@@ -1,7 +1,10 @@
 """What worker processes in tests run; each consumer shows one way of handling."""
 
 import asyncio
+import os
+import time
 from datetime import timedelta
+from pathlib import Path
 from uuid import UUID
 
 from django.db import connection, transaction
@@ -89,3 +92,22 @@ def write_after_the_gate(message: Message) -> str:
     pass_gate()
     Entry.objects.create(event_id=message.event.pk, note="gated-plain")
     return f"attempt {message.attempt}"
+
+
+@subscribe("gated.>", stream="ledger", consumer="gated", visibility_timeout=SHORT)
+def wait_at_the_gate(message: Message) -> int:
+    """Waits until the file exists that the body names as its gate."""
+    Entry.objects.create(event_id=message.event.pk, note="started")
+    if gate := message.event.json()["gate"]:
+        deadline = time.monotonic() + 60
+        while not Path(gate).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    return os.getpid()
+
+
+@subscribe(
+    "poison.>", stream="ledger", consumer="poison", attempt_max=2, visibility_timeout=SHORT / 2
+)
+def kill_the_process(message: Message) -> None:
+    """A poison message: no handler, no interpreter, nobody who could nack it."""
+    os._exit(99)

@@ -1,0 +1,125 @@
+"""Several worker processes under one supervisor."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from kanthorq_django import publish, publish_many
+from kanthorq_django.models import Consumer, Event, Task, Worker
+from kanthorq_django.subscribers import sync
+from tests.concurrency import wait_until
+from tests.ledger.models import Entry
+from tests.processes import PATIENCE, is_alive, runworker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+TWO = ("--processes", 2)
+
+
+def test_a_killed_process_is_replaced_and_all_stop_together():
+    with runworker("atomic", *TWO) as supervisor:
+        first, second = supervisor.wait_until_started(2)
+        assert supervisor.pid not in (first, second)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: first not in supervisor.workers(), PATIENCE)
+        survivors = supervisor.wait_until_started(2)
+        assert second in survivors
+
+        assert supervisor.terminate() == 0
+        assert not any(map(is_alive, survivors))
+    assert f"worker process {first} died with status -9" in supervisor.text
+    assert set(Worker.objects.values_list("pid", flat=True)) == {first}  # it said no goodbye
+
+
+def test_processes_end_when_their_supervisor_was_killed():
+    with runworker("atomic", *TWO) as supervisor:
+        workers = supervisor.wait_until_started(2)
+        supervisor.send(signal.SIGKILL)
+
+        wait_until(lambda: not any(map(is_alive, workers)), PATIENCE)
+    assert not Worker.objects.exists()  # in good order
+
+
+def test_ctrl_c_reaches_the_group_and_ends_it_in_good_order(tmp_path: Path):
+    gate = tmp_path / "gate"
+    publish("gated.closed", {"gate": str(gate)}, stream="ledger")
+    with runworker("gated", *TWO) as supervisor:
+        supervisor.wait_until_started(2)
+        wait_until(Entry.objects.exists, PATIENCE)
+        os.killpg(supervisor.pid, signal.SIGINT)
+        wait_until(lambda: Worker.objects.count() == 1, PATIENCE)  # the other one handles still
+        gate.touch()
+
+        assert supervisor.wait() == 0
+    assert "Traceback" not in supervisor.text
+    assert Task.objects.completed().count() == 1
+
+
+def test_ctrl_c_while_processes_start_leaves_no_traceback():
+    with runworker("gated", *TWO) as supervisor:
+        wait_until(lambda: _children(supervisor.pid), PATIENCE)
+        os.killpg(supervisor.pid, signal.SIGINT)
+
+        supervisor.wait()
+        wait_until(lambda: not _children(supervisor.pid), PATIENCE)
+    assert "Traceback" not in supervisor.text
+
+
+def _children(pid: int) -> list[int]:
+    """Return the processes in the session of ``pid``, but for itself."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == pid and fields[0] != "Z":
+            found.append(int(entry.parent.name))
+    return [child for child in found if child != pid]
+
+
+def test_a_second_signal_ends_all_at_once(tmp_path: Path):
+    publish("gated.closed", {"gate": str(tmp_path / "never")}, stream="ledger")
+    with runworker("gated", *TWO) as supervisor:
+        workers = supervisor.wait_until_started(2)
+        wait_until(Entry.objects.exists, PATIENCE)
+        supervisor.send(signal.SIGTERM)
+        wait_until(lambda: Worker.objects.count() == 1, PATIENCE)
+        supervisor.send(signal.SIGTERM)
+
+        assert supervisor.wait(5) == 128 + signal.SIGTERM
+        assert not any(map(is_alive, workers))
+
+
+def test_a_burst_ends_when_every_process_is_done():
+    publish_many([Event(subject="entry.made") for _ in range(50)], stream="ledger")
+    with runworker("atomic", "--burst", *TWO) as supervisor:
+        assert supervisor.wait() == 0, supervisor.text
+    assert Task.objects.completed().count() == Entry.objects.count() == 50
+
+
+def test_a_burst_that_is_refused_fails_instead_of_starting_over():
+    sync(["atomic"])
+    Consumer.objects.update(cluster_id=1)
+    publish("entry.made", stream="ledger")
+    with runworker("atomic", "--burst", *TWO) as supervisor:
+        assert supervisor.wait() == 1
+    assert "manage.py kanthorq rebase" in supervisor.text
+    assert "Traceback" not in supervisor.text
+
+
+def test_a_process_that_has_handled_enough_is_replaced():
+    publish_many([Event(subject="entry.made") for _ in range(6)], stream="ledger")
+    with runworker("atomic", "--max-tasks", 2, "--concurrency", 1, *TWO) as supervisor:
+        wait_until(lambda: Task.objects.completed().count() == 6, PATIENCE)
+        assert supervisor.terminate() == 0
+    assert "died" not in supervisor.text
+
+
+def test_what_no_process_could_do_is_refused_at_once():
+    with runworker("atomik", *TWO) as supervisor:
+        assert supervisor.wait() == 1
+    (line,) = supervisor.text.splitlines()
+    assert line.endswith("No subscriber declares the consumer 'atomik'; did you mean 'atomic'?")
