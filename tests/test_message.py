@@ -1,25 +1,22 @@
 """Explicit verdicts, outside of any transaction."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import connection
-from django.db.models.functions import Now
 
-from kanthorq_django import Fixed, signals, subscribe
-from kanthorq_django.domain.retry import RetryPolicy
+from kanthorq_django import signals
 from kanthorq_django.exceptions import (
     AlreadyAcknowledged,
     InvalidBody,
-    LeaseLost,
     TaskCancelled,
 )
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from tests.factories import ConsumerFactory, TaskFactory
+from tests.clock import now
+from tests.factories import TaskFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -30,25 +27,6 @@ def leased(**options: Any) -> Message:
 
 def stored(message: Message) -> Task:
     return Task.objects.get(pk=message.task.pk)
-
-
-def run_out(message: Message) -> None:
-    Task.objects.filter(pk=message.task.pk).update(schedule_at=Now() - timedelta(seconds=1))
-
-
-def taken_over(message: Message) -> Message:
-    """Let the lease run out and another worker claim the task."""
-    run_out(message)
-    (task,) = message.task.consumer.claim()
-    return Message(task)
-
-
-def now() -> datetime:
-    """The database's clock, the only one that decides."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
-        moment: datetime = cursor.fetchone()[0]
-    return moment
 
 
 @pytest.fixture
@@ -133,257 +111,6 @@ def test_nack_after_ack_raises(heard: list[str]):
     assert heard == ["acked"]
 
 
-# Nack
-
-
-def test_nack_lets_the_task_wait_for_the_delay_it_names():
-    message = leased()
-    before = now()
-
-    message.nack("the bank is closed", delay=timedelta(hours=1))
-
-    task = stored(message)
-    assert task.state == TaskState.RETRYABLE
-    assert before <= task.schedule_at - timedelta(hours=1) <= now()
-    assert task.finalized_at is None
-    (error,) = task.attempted_errors
-    assert before <= datetime.fromisoformat(error.pop("at")) <= now()
-    assert error == {"attempt": 1, "verb": "handle", "error": "the bank is closed", "stack": ""}
-
-
-def test_nack_without_a_delay_follows_the_retry_policy_of_the_consumer():
-    message = leased()
-    name = message.task.consumer.name
-    subscribe(">", consumer=name, retry=Fixed(delay=timedelta(minutes=7)))(lambda message: None)
-    before = now()
-
-    message.nack("no")
-
-    assert before <= stored(message).schedule_at - timedelta(minutes=7) <= now()
-
-
-def test_nack_of_a_consumer_without_code_waits_as_by_default():
-    message = leased(attempt_count=3)
-    before = now()
-    message.nack("no")
-    wait = stored(message).schedule_at - before
-    assert timedelta(seconds=81 * 0.9) <= wait <= timedelta(seconds=81 * 1.1 + 30)
-
-
-class Broken(RetryPolicy):
-    def wait(self, attempt: int) -> timedelta:
-        raise ZeroDivisionError
-
-
-class Nonsense(Fixed):
-    def next_delay(self, attempt: int, *, chance: float | None = None) -> timedelta:
-        return 5  # type: ignore[return-value]  # what a project may get wrong
-
-
-@pytest.mark.parametrize("policy", [Broken(), Nonsense()])
-def test_a_retry_policy_that_fails_gives_way_to_the_default_one(
-    policy: RetryPolicy, caplog: pytest.LogCaptureFixture
-):
-    message = leased()
-    name = message.task.consumer.name
-    subscribe(">", consumer=name, retry=policy)(lambda message: None)
-
-    message.nack("no")
-
-    assert stored(message).state == TaskState.RETRYABLE
-    assert f"The retry policy of {name} failed" in caplog.text
-
-
-def test_nack_notes_an_exception_with_its_traceback():
-    message = leased()
-    try:
-        int("seven")
-    except ValueError as error:
-        message.nack(error)
-    (noted,) = stored(message).attempted_errors
-    assert noted["error"] == "ValueError: invalid literal for int() with base 10: 'seven'"
-    assert noted["stack"].startswith("Traceback")
-    assert "test_message.py" in noted["stack"]
-
-
-def test_nack_takes_reasons_that_no_database_would():
-    message = leased()
-    message.nack(ValueError("a\x00b\ud800c"))
-    (noted,) = stored(message).attempted_errors
-    assert noted["error"] == "ValueError: a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c"
-
-
-def test_nack_keeps_only_the_newest_errors(settings):
-    settings.KANTHORQ = {"ERRORS_MAX": 3}
-    past = [{"error": str(number)} for number in range(3)]
-    message = leased(attempted_errors=past)
-    message.nack("newest")
-    errors = [error["error"] for error in stored(message).attempted_errors]
-    assert errors == ["1", "2", "newest"]
-
-
-def test_nack_of_the_last_attempt_discards_the_task():
-    message = leased(attempt_count=5, consumer=ConsumerFactory.create(attempt_max=5))
-    message.nack("for the last time")
-    task = stored(message)
-    assert task.state == TaskState.DISCARDED
-    assert task.finalized_at is not None
-    assert task.attempted_errors[-1]["attempt"] == 5
-
-
-def test_nack_of_a_resumed_task_that_is_over_its_attempts_discards_it_again():
-    message = leased(attempt_count=6, consumer=ConsumerFactory.create(attempt_max=5))
-    message.nack("again")
-    assert stored(message).state == TaskState.DISCARDED
-
-
-@pytest.mark.parametrize(("has_handler", "expected"), [(False, "CANCELLED"), (True, "CANCELLING")])
-def test_nack_of_a_task_that_was_asked_to_cancel_ends_in_its_cancellation(
-    has_handler: bool, expected: str
-):
-    consumer = ConsumerFactory.create(has_cancel_handler=has_handler)
-    message = leased(consumer=consumer, cancel_requested_at=Now())
-    message.nack("stopped", delay=timedelta(hours=1))
-    task = stored(message)
-    assert task.state == TaskState[expected]
-    assert (task.finalized_at is None) == has_handler
-    assert bool(consumer.claim()) == has_handler  # at once, not after the delay
-
-
-@pytest.mark.parametrize("delay", [timedelta(-1), 5, "1", timedelta.max])
-def test_nack_refuses_a_delay_that_is_none_and_writes_nothing(delay: Any):
-    message = leased()
-    with pytest.raises(ValueError, match="delay"):
-        message.nack("no", delay=delay)
-    assert stored(message).state == TaskState.RUNNING
-    assert not message.has_verdict()
-
-
-def test_a_second_nack_changes_nothing(heard: list[str]):
-    message = leased()
-    message.nack("first", delay=timedelta(minutes=1))
-    first = stored(message)
-    message.nack("second", delay=timedelta(hours=1))
-    second = stored(message)
-    assert (second.attempted_errors, second.schedule_at) == (
-        first.attempted_errors,
-        first.schedule_at,
-    )
-    assert heard == ["nacked"]
-
-
-@pytest.mark.parametrize("attempt_max", [1, 2])
-@pytest.mark.parametrize("was_asked", [False, True])
-@pytest.mark.parametrize("has_handler", [False, True])
-def test_ack_after_nack_raises_wherever_the_nack_led(
-    attempt_max: int, was_asked: bool, has_handler: bool
-):
-    consumer = ConsumerFactory.create(attempt_max=attempt_max, has_cancel_handler=has_handler)
-    message = leased(consumer=consumer, cancel_requested_at=Now() if was_asked else None)
-    message.nack("no")
-    ended = stored(message).state
-    with pytest.raises(AlreadyAcknowledged, match="nack"):
-        message.ack()
-    message.nack("the same again")
-    assert stored(message).state == ended
-
-
-# Lost leases
-
-
-def test_no_verdict_of_a_lease_that_was_taken_over_is_written():
-    message = leased()
-    successor = taken_over(message)
-    before = stored(message)
-    for verdict in (message.ack, lambda: message.nack("late")):
-        with pytest.raises(LeaseLost, match="another worker claimed it"):
-            verdict()
-    after = stored(message)
-    assert (after.state, after.lease_epoch) == (TaskState.RUNNING, 2)
-    assert after.attempted_errors == before.attempted_errors
-    assert not message.has_verdict()
-    successor.ack("by the new one")
-    assert stored(message).result == "by the new one"
-
-
-@pytest.mark.parametrize("verdict", ["ack", "nack"])
-def test_a_stale_verdict_after_the_successor_ended_the_task_raises(verdict: str):
-    message = leased()
-    taken_over(message).ack("by the new one")
-    with pytest.raises(LeaseLost):
-        message.ack() if verdict == "ack" else message.nack("late")
-    assert stored(message).result == "by the new one"
-
-
-def test_a_lease_that_ran_out_but_was_not_taken_over_may_still_end_its_task():
-    message = leased()
-    run_out(message)
-    message.ack()
-    assert stored(message).state == TaskState.COMPLETED
-
-
-@pytest.mark.parametrize("verdict", ["ack", "nack"])
-def test_a_verdict_on_a_deleted_task_raises_lease_lost(verdict: str):
-    message = leased()
-    Task.objects.all().delete()
-    with pytest.raises(LeaseLost, match="deleted"):
-        message.ack() if verdict == "ack" else message.nack("late")
-
-
-@pytest.mark.parametrize("verdict", ["ack", "nack"])
-def test_a_verdict_on_a_task_that_was_reset_raises_lease_lost(verdict: str):
-    message = leased()
-    message.ack()
-    Task.objects.all().reset()
-    with pytest.raises(LeaseLost, match="reset"):
-        message.ack() if verdict == "ack" else message.nack("late")
-    assert stored(message).state == TaskState.AVAILABLE
-
-
-def test_the_last_lease_cannot_end_a_cancellation_that_began_after_it():
-    message = leased(consumer=ConsumerFactory.create(has_cancel_handler=True))
-    message.nack("no")
-    Task.objects.all().cancel()
-    with pytest.raises(AlreadyAcknowledged):
-        message.ack()
-    assert stored(message).state == TaskState.CANCELLING
-
-
-# Extending
-
-
-def test_extend_moves_the_end_of_the_lease_but_never_nearer():
-    message = leased()
-    before = now()
-    message.extend(timedelta(minutes=10))
-    end = stored(message).schedule_at
-    assert before <= end - timedelta(minutes=10) <= now()
-    message.extend(timedelta(seconds=1))
-    assert stored(message).schedule_at == end
-
-
-@pytest.mark.parametrize("duration", [timedelta(-1), 5, timedelta.max])
-def test_extend_refuses_what_is_no_duration(duration: Any):
-    with pytest.raises(ValueError, match="duration"):
-        leased().extend(duration)
-
-
-def test_extend_of_a_lost_lease_raises_and_leaves_the_other_lease_alone():
-    message = leased()
-    taken_over(message)
-    end = stored(message).schedule_at
-    with pytest.raises(LeaseLost):
-        message.extend(timedelta(hours=1))
-    assert stored(message).schedule_at == end
-
-
-def test_extend_of_a_settled_message_raises():
-    message = leased()
-    message.ack()
-    with pytest.raises(LeaseLost):
-        message.extend(timedelta(hours=1))
-
-
 # What a handler is told
 
 
@@ -437,10 +164,3 @@ def test_anack_nacks():
     assert task.schedule_at >= before + timedelta(hours=1)
     with pytest.raises(AlreadyAcknowledged):
         async_to_sync(message.aack)()
-
-
-def test_aextend_extends():
-    message = leased()
-    before = now()
-    async_to_sync(message.aextend)(timedelta(hours=1))
-    assert stored(message).schedule_at >= before + timedelta(hours=1)

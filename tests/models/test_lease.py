@@ -1,17 +1,18 @@
 """What the holder of a lease may do, and nobody else."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models.functions import Now
 
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.states import LEASED
 from kanthorq_django.models import Task, TaskState, lease
 from kanthorq_django.models.lease import Lease
+from tests.clock import now
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, TaskFactory
 
@@ -20,13 +21,6 @@ pytestmark = pytest.mark.django_db
 MINUTE = timedelta(minutes=1)
 FAILURE = Failure("failed", "the stack")
 NOT_LEASED = sorted(set(TaskState) - LEASED)
-
-
-def now() -> datetime:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
-        moment: datetime = cursor.fetchone()[0]
-    return moment
 
 
 def running(**options: Any) -> Task:

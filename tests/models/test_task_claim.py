@@ -1,15 +1,16 @@
 """Which tasks a claim leases, which it ends, and what it leaves alone."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import signals
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.models import Consumer, Task, TaskState
+from tests.clock import now
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 
@@ -22,13 +23,6 @@ PAST = Now() - MINUTE
 @pytest.fixture
 def consumer() -> Consumer:
     return ConsumerFactory.create(visibility_timeout=7 * MINUTE, attempt_max=3)
-
-
-def now() -> datetime:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
-        moment: datetime = cursor.fetchone()[0]
-    return moment
 
 
 def due(consumer: Consumer, state: TaskState = TaskState.AVAILABLE, **options: Any) -> Task:

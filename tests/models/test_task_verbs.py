@@ -4,7 +4,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
 from django.db.models.functions import Now
 
 from kanthorq_django.domain import states
@@ -12,6 +11,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import FINAL
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.models.task import TaskQuerySet
+from tests.clock import now
 from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -29,13 +29,6 @@ HISTORY: dict[str, Any] = {
     "result": {"kept": True},
     "schedule_at": Now() - timedelta(hours=1),
 }
-
-
-def now() -> datetime:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
-        moment: datetime = cursor.fetchone()[0]
-    return moment
 
 
 def fields(task: Task) -> dict[str, Any]:

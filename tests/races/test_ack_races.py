@@ -209,6 +209,13 @@ def test_a_cancel_that_waits_for_a_failure_cancels_the_retry(consumer: Consumer)
     assert outcome.result() == Outcome(updated=(message.event.pk,))
 
 
+def test_a_cancel_does_not_wait_for_tasks_that_it_would_leave_alone(consumer: Consumer):
+    message = stuck(consumer)
+    with transaction.atomic():
+        message.ack()
+        assert elsewhere(Task.objects.all().cancel) == Outcome(noop=(message.event.pk,))
+
+
 def test_a_cancel_that_waits_for_a_success_leaves_it_alone(consumer: Consumer):
     message = stuck(consumer)
     with transaction.atomic():

@@ -1,0 +1,141 @@
+"""Leases that are lost, and leases that are made longer."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db.models.functions import Now
+
+from kanthorq_django.exceptions import (
+    AlreadyAcknowledged,
+    LeaseLost,
+)
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task, TaskState
+from tests.clock import now
+from tests.factories import ConsumerFactory, TaskFactory
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def leased(**options: Any) -> Message:
+    return Message(TaskFactory.create(state=TaskState.RUNNING, **options))
+
+
+def stored(message: Message) -> Task:
+    return Task.objects.get(pk=message.task.pk)
+
+
+def run_out(message: Message) -> None:
+    Task.objects.filter(pk=message.task.pk).update(schedule_at=Now() - timedelta(seconds=1))
+
+
+def taken_over(message: Message) -> Message:
+    """Let the lease run out and another worker claim the task."""
+    run_out(message)
+    (task,) = message.task.consumer.claim()
+    return Message(task)
+
+
+# Lost leases
+
+
+def test_no_verdict_of_a_lease_that_was_taken_over_is_written():
+    message = leased()
+    successor = taken_over(message)
+    before = stored(message)
+    for verdict in (message.ack, lambda: message.nack("late")):
+        with pytest.raises(LeaseLost, match="another worker claimed it"):
+            verdict()
+    after = stored(message)
+    assert (after.state, after.lease_epoch) == (TaskState.RUNNING, 2)
+    assert after.attempted_errors == before.attempted_errors
+    assert not message.has_verdict()
+    successor.ack("by the new one")
+    assert stored(message).result == "by the new one"
+
+
+@pytest.mark.parametrize("verdict", ["ack", "nack"])
+def test_a_stale_verdict_after_the_successor_ended_the_task_raises(verdict: str):
+    message = leased()
+    taken_over(message).ack("by the new one")
+    with pytest.raises(LeaseLost):
+        message.ack() if verdict == "ack" else message.nack("late")
+    assert stored(message).result == "by the new one"
+
+
+def test_a_lease_that_ran_out_but_was_not_taken_over_may_still_end_its_task():
+    message = leased()
+    run_out(message)
+    message.ack()
+    assert stored(message).state == TaskState.COMPLETED
+
+
+@pytest.mark.parametrize("verdict", ["ack", "nack"])
+def test_a_verdict_on_a_deleted_task_raises_lease_lost(verdict: str):
+    message = leased()
+    Task.objects.all().delete()
+    with pytest.raises(LeaseLost, match="deleted"):
+        message.ack() if verdict == "ack" else message.nack("late")
+
+
+@pytest.mark.parametrize("verdict", ["ack", "nack"])
+def test_a_verdict_on_a_task_that_was_reset_raises_lease_lost(verdict: str):
+    message = leased()
+    message.ack()
+    Task.objects.all().reset()
+    with pytest.raises(LeaseLost, match="reset"):
+        message.ack() if verdict == "ack" else message.nack("late")
+    assert stored(message).state == TaskState.AVAILABLE
+
+
+def test_the_last_lease_cannot_end_a_cancellation_that_began_after_it():
+    message = leased(consumer=ConsumerFactory.create(has_cancel_handler=True))
+    message.nack("no")
+    Task.objects.all().cancel()
+    with pytest.raises(AlreadyAcknowledged):
+        message.ack()
+    assert stored(message).state == TaskState.CANCELLING
+
+
+# Extending
+
+
+def test_extend_moves_the_end_of_the_lease_but_never_nearer():
+    message = leased()
+    before = now()
+    message.extend(timedelta(minutes=10))
+    end = stored(message).schedule_at
+    assert before <= end - timedelta(minutes=10) <= now()
+    message.extend(timedelta(seconds=1))
+    assert stored(message).schedule_at == end
+
+
+@pytest.mark.parametrize("duration", [timedelta(-1), 5, timedelta.max])
+def test_extend_refuses_what_is_no_duration(duration: Any):
+    with pytest.raises(ValueError, match="duration"):
+        leased().extend(duration)
+
+
+def test_extend_of_a_lost_lease_raises_and_leaves_the_other_lease_alone():
+    message = leased()
+    taken_over(message)
+    end = stored(message).schedule_at
+    with pytest.raises(LeaseLost):
+        message.extend(timedelta(hours=1))
+    assert stored(message).schedule_at == end
+
+
+def test_extend_of_a_settled_message_raises():
+    message = leased()
+    message.ack()
+    with pytest.raises(LeaseLost):
+        message.extend(timedelta(hours=1))
+
+
+def test_aextend_extends():
+    message = leased()
+    before = now()
+    async_to_sync(message.aextend)(timedelta(hours=1))
+    assert stored(message).schedule_at >= before + timedelta(hours=1)

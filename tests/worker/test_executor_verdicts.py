@@ -1,0 +1,276 @@
+"""Handlers that end their task themselves, and what they return and raise besides."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import transaction
+
+from kanthorq_django import Discard, Snooze
+from kanthorq_django.exceptions import LeaseLost
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.worker.executor import Ending, Nack
+from tests.factories import TaskFactory
+from tests.flights import fly
+from tests.ledger.models import Entry
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Unlucky(Exception):
+    """What goes wrong in a handler."""
+
+
+def go_wrong() -> None:
+    raise Unlucky
+
+
+def book(message: Message) -> None:
+    Entry.objects.create(event_id=message.event.pk)
+
+
+@pytest.fixture
+def task() -> Task:
+    return TaskFactory.create(state=TaskState.RUNNING)
+
+
+def last_error(task: Task) -> str:
+    return str(task.attempted_errors[-1]["error"])
+
+
+# After an explicit verdict
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state"),
+    [
+        (lambda message: message.ack("mine"), TaskState.COMPLETED),
+        (lambda message: message.nack("mine"), TaskState.RETRYABLE),
+    ],
+)
+@pytest.mark.parametrize("atomic", [False, True])
+def test_what_a_handler_returns_after_its_verdict_changes_nothing(
+    task: Task, verdict: Callable[[Message], None], state: TaskState, atomic: bool
+):
+    def handle(message: Message) -> str:
+        verdict(message)
+        return "ignored"
+
+    ending = fly(task, handle, atomic=atomic)
+    assert type(ending) is Ending
+    task.refresh_from_db()
+    assert task.state == state
+    assert task.result in ("mine", None)
+
+
+@pytest.mark.parametrize("raised", [Unlucky(), Snooze(timedelta(1)), Discard(), SystemExit()])
+@pytest.mark.parametrize(
+    ("verdict", "state"),
+    [
+        (lambda message: message.ack("mine"), TaskState.COMPLETED),
+        (lambda message: message.nack("mine"), TaskState.RETRYABLE),
+    ],
+)
+def test_what_a_handler_raises_after_its_verdict_changes_nothing_but_is_logged(
+    task: Task,
+    raised: BaseException,
+    verdict: Callable[[Message], None],
+    state: TaskState,
+    caplog: pytest.LogCaptureFixture,
+):
+    def handle(message: Message) -> None:
+        verdict(message)
+        raise raised
+
+    fly(task, handle)
+    task.refresh_from_db()
+    assert task.state == state
+    assert "raised after it was settled" in caplog.text
+
+
+def test_a_coroutine_may_end_its_task_itself(task: Task):
+    async def handle(message: Message) -> None:
+        await message.aack("by itself")
+
+    fly(task, handle)
+    task.refresh_from_db()
+    assert (task.state, task.result) == (TaskState.COMPLETED, "by itself")
+
+
+# Verdicts that were rolled back
+
+
+def test_a_handler_that_returns_after_its_ack_rolled_back_is_nacked_with_that_reason(task: Task):
+    def handle(message: Message) -> None:
+        try:
+            with transaction.atomic():
+                book(message)
+                message.ack()
+                go_wrong()
+        except Unlucky:
+            return
+
+    fly(task, handle)
+    task.refresh_from_db()
+    assert task.state == TaskState.RETRYABLE
+    assert last_error(task) == ("The transaction in which the message was ended was rolled back.")
+    assert not Entry.objects.exists()
+
+
+def test_a_handler_whose_ack_rolled_back_may_ack_again(task: Task):
+    def handle(message: Message) -> None:
+        try:
+            with transaction.atomic():
+                message.ack("first")
+                go_wrong()
+        except Unlucky:
+            message.ack("second")
+
+    assert type(fly(task, handle)) is Ending
+    task.refresh_from_db()
+    assert (task.state, task.result) == (TaskState.COMPLETED, "second")
+
+
+def test_a_handler_that_raises_out_of_its_block_is_nacked_with_its_exception(task: Task):
+    def handle(message: Message) -> None:
+        with transaction.atomic():
+            book(message)
+            message.ack()
+            raise Unlucky("after the ack")
+
+    fly(task, handle)
+    task.refresh_from_db()
+    assert task.state == TaskState.RETRYABLE
+    assert last_error(task) == "Unlucky: after the ack"
+    assert not Entry.objects.exists()
+
+
+def ack_in_a_lost_savepoint(message: Message) -> None:
+    book(message)
+    try:
+        with transaction.atomic():
+            message.ack()
+            go_wrong()
+    except Unlucky:
+        return
+
+
+def test_an_ack_lost_with_its_savepoint_is_nacked_though_the_outer_block_commits(task: Task):
+    def handle(message: Message) -> None:
+        with transaction.atomic():
+            ack_in_a_lost_savepoint(message)
+
+    fly(task, handle)
+    task.refresh_from_db()
+    assert task.state == TaskState.RETRYABLE
+    assert "rolled back" in last_error(task)
+    assert Entry.objects.count() == 1  # the handler's own block, and its own risk
+
+
+def test_an_atomic_handler_commits_nothing_without_its_ack(task: Task):
+    fly(task, ack_in_a_lost_savepoint, atomic=True)
+    task.refresh_from_db()
+    assert task.state == TaskState.RETRYABLE
+    assert "rolled back" in last_error(task)
+    assert not Entry.objects.exists()
+
+
+# Atomic handlers
+
+
+def test_an_atomic_handler_commits_with_its_ack(task: Task):
+    seen: list[TaskState] = []
+
+    def handle(message: Message) -> str:
+        book(message)
+        transaction.on_commit(lambda: seen.append(TaskState(Task.objects.get().state)))
+        return "booked"
+
+    assert type(fly(task, handle, atomic=True)) is Ending
+    task.refresh_from_db()
+    assert (task.state, task.result) == (TaskState.COMPLETED, "booked")
+    assert seen == [TaskState.COMPLETED]
+    assert Entry.objects.count() == 1
+
+
+def test_an_atomic_handler_that_raises_leaves_nothing_behind(task: Task):
+    def handle(message: Message) -> None:
+        book(message)
+        raise Unlucky
+
+    fly(task, handle, atomic=True)
+    task.refresh_from_db()
+    assert task.state == TaskState.RETRYABLE
+    assert not Entry.objects.exists()
+
+
+def test_an_atomic_handler_without_its_lease_leaves_nothing_behind(task: Task):
+    def handle(message: Message) -> None:
+        book(message)
+        Task.objects.update(lease_epoch=2)
+
+    ending = fly(task, handle, atomic=True)
+    assert isinstance(ending, Nack)
+    task.refresh_from_db()
+    # The update was the handler's own write, so even that is gone; the nack then was in time.
+    assert (task.state, task.lease_epoch) == (TaskState.RETRYABLE, 1)
+    assert last_error(task).startswith("LeaseLost")
+    assert not Entry.objects.exists()
+
+
+def test_a_failing_commit_hook_of_an_atomic_handler_does_not_undo_the_ack(task: Task):
+    def fail() -> None:
+        raise Unlucky
+
+    def handle(message: Message) -> None:
+        book(message)
+        transaction.on_commit(fail)
+
+    fly(task, handle, atomic=True)
+    task.refresh_from_db()
+    assert (task.state, task.attempted_errors) == (TaskState.COMPLETED, [])
+    assert Entry.objects.count() == 1
+
+
+# Stale workers
+
+
+@pytest.mark.parametrize("ends", [lambda message: "late", lambda message: 1 / 0])
+def test_an_implicit_verdict_of_a_lost_lease_changes_nothing(
+    task: Task, ends: Callable[[Message], Any]
+):
+    def handle(message: Message) -> Any:
+        Task.objects.update(lease_epoch=2, attempt_count=2)
+        return ends(message)
+
+    fly(task, handle)
+    task.refresh_from_db()
+    assert (task.state, task.lease_epoch, task.attempt_count) == (TaskState.RUNNING, 2, 2)
+    assert task.attempted_errors == []
+    assert task.result is None
+
+
+def test_a_handler_that_meets_its_lost_lease_is_logged_as_such(
+    task: Task, caplog: pytest.LogCaptureFixture
+):
+    def handle(message: Message) -> None:
+        Task.objects.update(lease_epoch=2)
+        message.ack()
+
+    fly(task, handle)
+    assert "lost its lease" in caplog.text
+    task.refresh_from_db()
+    assert task.state == TaskState.RUNNING
+
+
+def test_a_handler_that_swallows_its_lost_lease_does_not_end_the_task(task: Task):
+    def handle(message: Message) -> None:
+        Task.objects.update(lease_epoch=2)
+        with pytest.raises(LeaseLost):
+            message.ack()
+
+    fly(task, handle)
+    task.refresh_from_db()
+    assert task.state == TaskState.RUNNING
