@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 30
 
 START = """
-import os, subprocess, sys
+import os, signal, subprocess, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which tests may run, ignores it
 from pathlib import Path
 from project.postgres.launcher import project_server
 server = project_server(Path(sys.argv[1]), durable=False)
