@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from kanthorq_django import sql
 from kanthorq_django.domain.states import TaskState
+from kanthorq_django.models.cancellations import Cancellations, cancellations
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.cursor import Lag
 
@@ -37,6 +38,7 @@ class ConsumerStatistics:
     oldest_due: timedelta | None
     completed_lately: int
     lag: Lag
+    cancellations: Cancellations
 
     @property
     def per_minute(self) -> float:
@@ -57,6 +59,7 @@ def stream_statistics(using: str) -> list[StreamStatistics]:
 def consumer_statistics(using: str) -> list[ConsumerStatistics]:
     """Return every consumer's numbers, by stream and name. Counts every task: not for polling."""
     consumers = Consumer.objects.using(using).in_bulk()
+    cancelled = cancellations(consumers, using)
     return [
         ConsumerStatistics(
             name=row.name,
@@ -66,6 +69,7 @@ def consumer_statistics(using: str) -> list[ConsumerStatistics]:
             oldest_due=row.oldest_due,
             completed_lately=row.completed_lately,
             lag=consumers[row.id].lag(),
+            cancellations=cancelled[row.id],
         )
         for row in sql.rows(using, "stats_consumers", {"lately": LATELY})
         if row.id in consumers

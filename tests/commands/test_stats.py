@@ -1,4 +1,5 @@
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db.models.functions import Now
@@ -92,6 +93,66 @@ def test_the_same_numbers_stand_in_aligned_tables(consumer: Consumer):
     assert (by_head["LAG"], by_head["AVAILABLE"], by_head["COMPLETED"]) == ("1", "1", "0")
     assert worker.split()[:3] == ["1@here", "yes", "10"]
     assert "\x1b" not in ran.out
+
+
+def cancelled(consumer: Consumer, *, errors: tuple[str, ...] = (), **given: Any) -> Task:
+    """A task that ended two seconds after it was asked to."""
+    attempts = given.pop("cancel_attempt_count", len(errors) + 1)
+    task: Task = TaskFactory.create(
+        consumer=consumer,
+        cancel_requested_at=Now() - timedelta(seconds=2),
+        cancel_attempt_count=attempts,
+        attempted_errors=[
+            {"at": "2030-01-01T00:00:00+00:00", "attempt": 1, "verb": "cancel", "error": error}
+            for error in errors
+        ],
+        **{"state": TaskState.CANCELLED} | given,
+    )
+    return task
+
+
+def test_cancellations_are_told_with_their_rate_times_and_reasons(consumer: Consumer):
+    cancelled(consumer, cancel_attempt_count=0)
+    cancelled(consumer, errors=("OSError: no file 17",))
+    cancelled(consumer)
+    cancelled(consumer, errors=("OSError: no file 18", "E"), state=TaskState.DISCARDED)
+
+    (told,) = kanthorq("stats", "--json").json["consumers"]
+    numbers = told["cancellations"]
+    spans = numbers.pop("median_seconds"), numbers.pop("longest_seconds")
+
+    assert numbers == {
+        "window_seconds": 86_400,
+        "cancelled": 3,
+        "is_bounded": False,
+        "handler_succeeded": 2,
+        "handler_failed": 1,
+        "success_rate": pytest.approx(2 / 3),
+        "failures": [{"error": "OSError: no file 18", "count": 2}, {"error": "E", "count": 1}],
+    }
+    assert all(2 <= span < 10 for span in spans)
+
+
+def test_cancellations_stand_in_a_table_of_their_own(consumer: Consumer):
+    cancelled(consumer)
+    cancelled(consumer, errors=("OSError: \x1b[2J",), state=TaskState.DISCARDED)
+
+    lines = kanthorq("stats").lines
+
+    head = next(number for number, line in enumerate(lines) if line.startswith("CANCELLATIONS OF"))
+    words = lines[head + 1].split()
+    assert words[:5] == ["refunds", "1", "1", "1", "50%"]
+    assert lines[head + 2] == r"  refunds: 1 x OSError: \x1b[2J"
+
+
+def test_without_cancellations_there_is_no_table_of_them(consumer: Consumer):
+    TaskFactory.create(consumer=consumer, state=TaskState.DISCARDED)
+
+    (told,) = kanthorq("stats", "--json").json["consumers"]
+
+    assert told["cancellations"]["cancelled"] == told["cancellations"]["handler_failed"] == 0
+    assert told["cancellations"]["success_rate"] is None
+    assert "CANCELLATIONS" not in kanthorq("stats").out
 
 
 def test_an_empty_database_has_tables_without_rows():

@@ -8,6 +8,7 @@ from kanthorq_django.domain.states import TaskState
 from kanthorq_django.management.times import format_duration, format_moment
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Worker
+from kanthorq_django.models.cancellations import LATELY, Cancellations
 from kanthorq_django.models.cursor import Lag
 from kanthorq_django.models.statistics import (
     ConsumerStatistics,
@@ -21,14 +22,19 @@ STATES = tuple(state.name.lower() for state in TaskState)
 
 
 class Stats(Verb):
-    """Three tables, or one JSON object with the same numbers."""
+    """Tables, or one JSON object with the same numbers."""
 
     help = "Show streams, consumers with their tasks and lag, and workers."
     description = (
         "LAG counts unread events (10,000+ when there are more), UNREAD and DUE say for how long\n"
         "the oldest event and the oldest due task wait, /MIN is completed tasks a minute over\n"
         "the last five. Every task is counted, which takes a while on a large table: to watch\n"
-        "a system, ask for its health."
+        "a system, ask for its health.\n"
+        "\n"
+        "Cancellations, if there were any in the last 24 hours: how many tasks ended CANCELLED,\n"
+        "in how many a cancellation handler SUCCEEDED or, with its attempts used up, FAILED, the\n"
+        "RATE of success, and the MEDIAN and LONGEST time from the request to the end. Below\n"
+        "stand the reasons for which handlers failed; what differs by numbers alone is one."
     )
     examples = ("stats", "stats --json | jq '.consumers[] | {name, lag}'")
 
@@ -54,6 +60,7 @@ class Stats(Verb):
             return
         self._print_streams(streams)
         self._print_consumers(consumers)
+        self._print_cancellations([each for each in consumers if each.cancellations])
         self._print_workers(workers)
 
     def _print_streams(self, streams: list[StreamStatistics]) -> None:
@@ -87,6 +94,21 @@ class Stats(Verb):
             numbers=numbers,
         )
 
+    def _print_cancellations(self, consumers: list[ConsumerStatistics]) -> None:
+        if not consumers:
+            return
+        numbers = ("CANCELLED", "SUCCEEDED", "FAILED", "RATE", "MEDIAN", "LONGEST")
+        self.console.line("")
+        self.console.table(
+            ("CANCELLATIONS OF", *numbers),
+            [(each.name, *_cancellation_row(each.cancellations)) for each in consumers],
+            numbers=numbers,
+        )
+        for each in consumers:
+            for error, count in each.cancellations.failures:
+                shown = error if error.isprintable() else ascii(error)[1:-1]
+                self.console.line(f"  {each.name}: {count:,} x {shown}")
+
     def _print_workers(self, workers: list[dict[str, Any]]) -> None:
         self.console.line("")
         self.console.table(
@@ -118,6 +140,38 @@ def _seconds(age: timedelta | None) -> float | None:
     return None if age is None else age.total_seconds()
 
 
+def _span(span: timedelta | None) -> str:
+    """Return ``span`` with tenths while it is short: good cancellations take less than seconds."""
+    if span is None or span >= timedelta(minutes=1):
+        return _age(span)
+    return f"{span.total_seconds():.1f}s"
+
+
+def _cancellation_row(told: Cancellations) -> tuple[str, ...]:
+    return (
+        f"{told.cancelled:,}{'+' if told.is_bounded else ''}",
+        f"{told.succeeded:,}",
+        f"{told.failed:,}",
+        NONE if told.success_rate is None else f"{told.success_rate:.0%}",
+        _span(told.median),
+        _span(told.longest),
+    )
+
+
+def _cancellation_json(told: Cancellations) -> dict[str, Any]:
+    return {
+        "window_seconds": LATELY.total_seconds(),
+        "cancelled": told.cancelled,
+        "is_bounded": told.is_bounded,
+        "handler_succeeded": told.succeeded,
+        "handler_failed": told.failed,
+        "success_rate": told.success_rate,
+        "median_seconds": _seconds(told.median),
+        "longest_seconds": _seconds(told.longest),
+        "failures": [{"error": error, "count": count} for error, count in told.failures],
+    }
+
+
 def _stream_json(stream: StreamStatistics) -> dict[str, Any]:
     return {
         "name": stream.name,
@@ -138,6 +192,7 @@ def _consumer_json(consumer: ConsumerStatistics) -> dict[str, Any]:
         "stuck": consumer.stuck,
         "oldest_due_seconds": _seconds(consumer.oldest_due),
         "completed_per_minute": consumer.per_minute,
+        "cancellations": _cancellation_json(consumer.cancellations),
     }
 
 
