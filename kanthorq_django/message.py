@@ -8,7 +8,7 @@ that rolls back leaves the message as open as it was.
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -226,14 +226,16 @@ def encode_result(result: Any) -> str | None:
     return encode_json("result", result, size_max=get_settings().RESULT_SIZE_MAX)
 
 
-def ack_together(messages: Sequence[Message], result: Any, using: str) -> None:
-    """End the tasks of ``messages`` well, in one statement, inside the open block of ``using``.
+def ack_each(results: Mapping[Message, str | None], using: str) -> None:
+    """End tasks well, in one statement, inside the open block of ``using``.
 
     Raises LeaseLost unless every one of them was still ours.
     """
-    encoded = encode_result(result)
-    settled = lease.ack({message.lease: encoded for message in messages}, using)
-    for message in messages:
+    if not results:
+        return
+    encoded = {message.lease: result for message, result in results.items()}
+    settled = lease.ack(encoded, using)
+    for message in results:
         if message.lease.task_id not in settled:
             raise message.lost()
         message.decide(using)

@@ -19,6 +19,8 @@ class Call:
     """Rounds that are run one after the other; all of one kind, plain or coroutine."""
 
     rounds: tuple[Round, ...]
+    # Whether its one round is of single messages that share a transaction.
+    is_shared: bool = False
 
     @property
     def flights(self) -> list[Flight]:
@@ -27,6 +29,25 @@ class Call:
     @property
     def is_async(self) -> bool:
         return self.rounds[0][0].is_async
+
+    @property
+    def may_share(self) -> bool:
+        """Whether it is one message whose handler commits with its ack, so others may join in."""
+        if len(self.rounds) > 1 or len(self.rounds[0]) > 1 or self.is_async:
+            return False
+        (flight,) = self.rounds[0]
+        subscription = flight.subscription
+        return subscription.atomic and subscription.batch == 1 and not flight.is_cancellation
+
+    def with_others(self, others: "Iterable[Call]") -> "Call":
+        """Return a call in which ``others`` share the transaction of this one."""
+        flights = self.flights + [flight for other in others for flight in other.flights]
+        return Call((tuple(flights),), is_shared=True) if len(flights) > 1 else self
+
+    def may_join(self, other: "Call") -> bool:
+        """Whether both may be handled in one transaction: two tasks of one subscriber."""
+        mine, theirs = self.rounds[0][0].subscription, other.rounds[0][0].subscription
+        return mine is theirs and self.may_share and other.may_share
 
     @property
     def is_given_up(self) -> bool:

@@ -20,7 +20,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
-from kanthorq_django.message import Message, ack_together, encode_result
+from kanthorq_django.message import Message, ack_each, encode_result
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
 
@@ -72,6 +72,32 @@ def execute(*flights: Flight) -> list[Ending]:
     except BaseException as error:  # noqa: BLE001  # sys.exit() in a handler is its failure, not ours
         return _concluded(_after_error, flights, error)
     return _concluded(_after_return, flights, result)
+
+
+def execute_together(*flights: Flight) -> list[Ending]:
+    """Run one handler for each of ``flights`` in one transaction: one commit, one ack.
+
+    Each has a savepoint, so one that fails undoes only itself. If the transaction as a whole
+    fails, by a lost lease, a deadlock or its commit, all are run again, each on its own; if it
+    was committed after all, the fence takes the second run back.
+    """
+    using = flights[0].message.task._state.db or DEFAULT_DB_ALIAS
+    failed: list[Ending] = []
+    handled: list[Flight] = []
+    try:
+        with transaction.atomic(using=using):
+            results: dict[Message, str | None] = {}
+            for flight in flights:
+                try:
+                    results |= _call_in_savepoint(flight, using)
+                except BaseException as error:  # noqa: BLE001  # as in execute()
+                    failed += _concluded(_after_error, [flight], error)
+                else:
+                    handled.append(flight)
+            ack_each(results, using)
+    except BaseException:  # noqa: BLE001  # whatever it was, it was of the whole, not of one
+        return [ending for flight in flights for ending in execute(flight)]
+    return failed + _concluded(_after_return, handled, None)
 
 
 async def aexecute(*flights: Flight) -> list[Ending]:
@@ -135,8 +161,21 @@ def _call_in_transaction(flights: Sequence[Flight]) -> Any:
         if any(message.has_verdict() and message.is_open() for message in messages):
             raise KanthorqError(VERDICT_ROLLED_BACK)
         if unsaid := [message for message in messages if not message.has_verdict()]:
-            ack_together(unsaid, result, using)
+            ack_each(dict.fromkeys(unsaid, encode_result(result)), using)
     return result
+
+
+def _call_in_savepoint(flight: Flight, using: str) -> dict[Message, str | None]:
+    """Return the message with its result as JSON, or nothing if the handler ended it itself."""
+    message = flight.message
+    with transaction.atomic(using=using):
+        result = _call([flight])
+        _refuse_awaitable(flight, result)
+        if not message.has_verdict():
+            return {message: encode_result(result)}
+        if message.is_open():
+            raise KanthorqError(VERDICT_ROLLED_BACK)
+    return {}
 
 
 def _after_return(flight: Flight, result: Any) -> Ending:

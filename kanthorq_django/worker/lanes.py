@@ -15,6 +15,7 @@ from typing import NamedTuple
 from asgiref.sync import sync_to_async
 from django.db import connections
 
+from kanthorq_django.conf import get_settings
 from kanthorq_django.models.lease import AT_ONCE
 from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.executor import (
@@ -24,6 +25,7 @@ from kanthorq_django.worker.executor import (
     after_interrupt,
     after_timeout,
     execute,
+    execute_together,
 )
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.upkeep import note_use, refresh_connections
@@ -36,6 +38,8 @@ Settle = Callable[[Ending], None]
 
 class Lane:
     """A bounded number of running handlers, and the flights that wait for one of them to end."""
+
+    group_size = 1  # calls that may share a transaction
 
     def __init__(
         self, concurrency: int, settle: Settle, wake: Callable[[], None], bounded: Bounded
@@ -135,11 +139,20 @@ class Lane:
             self._arrived.wait_for(lambda: self._waiting or self._is_closed)
             if self._is_closed:
                 return None
-            call = self._waiting.popleft().call
+            call = self._take()
             self._running += 1
             self.started_count += len(call.flights)
             self._invite()
             return call
+
+    def _take(self) -> Call:
+        first = self._waiting.popleft().call
+        # A fair share of a backlog: what idle threads can start is not kept from them.
+        share = min(self.group_size, len(self._waiting) // self.concurrency)
+        others: list[Call] = []
+        while len(others) + 1 < share and self._waiting[0].call.may_join(first):
+            others.append(self._waiting.popleft().call)
+        return first.with_others(others)
 
     def _startable(self, round_: Round) -> Round:
         """Note the start of those whose lease surely stands, and hand the others back.
@@ -157,11 +170,11 @@ class Lane:
                 self.started_count -= 1
             self._settle(HandBack(flight.message, AT_ONCE))
 
-    def _ended(self) -> None:
-        """Note the end of a call, whose endings have been settled."""
+    def _ended(self, count: int = 1) -> None:
+        """Note the end of ``count`` calls that were run at a stretch and settled."""
         with self._emptied:
             self._running -= 1
-            self._ended_count += 1
+            self._ended_count += count
             if not self._running:
                 self._emptied.notify_all()
             self._invite()
@@ -176,6 +189,7 @@ class ThreadLane(Lane):
     """Plain handlers, each thread with Django connections of its own."""
 
     def start(self) -> None:
+        self.group_size = get_settings().GROUP_COMMIT
         self._threads = [
             threading.Thread(target=self._run, name=f"kanthorq-handler-{number}", daemon=True)
             for number in range(self.concurrency)
@@ -185,14 +199,14 @@ class ThreadLane(Lane):
     def _run(self) -> None:
         while (call := self._next()) is not None:
             for round_ in call.rounds:
-                self._handle(round_)
-            self._ended()
+                self._handle(round_, execute_together if call.is_shared else execute)
+            self._ended(len(call.flights) if call.is_shared else 1)
         connections.close_all()
 
-    def _handle(self, round_: Round) -> None:
+    def _handle(self, round_: Round, run: Callable[..., list[Ending]]) -> None:
         if started := self._startable(round_):
             refresh_connections(self._bounded)
-            endings = execute(*started)
+            endings = run(*started)
             note_use()
             for ending in endings:
                 self._settle(ending)

@@ -1,0 +1,159 @@
+"""Several tasks of one atomic subscriber in one transaction."""
+
+import threading
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, connections
+from django.db.models.functions import Now
+
+from kanthorq_django import Fixed, subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Consumer, Task
+from tests.ledger.models import Entry
+from tests.worker.working import announce, work_off
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+AT_ONCE = Fixed(delay=timedelta(0))
+
+
+@pytest.fixture(autouse=True)
+def grouped(settings: Any) -> None:
+    settings.KANTHORQ = {"GROUP_COMMIT": 20}
+
+
+def transaction_ids() -> Counter[int]:
+    """Return how many entries each transaction wrote; savepoints have ids of their own."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT note::bigint FROM ledger_entry")
+        return Counter(row[0] for row in cursor.fetchall())
+
+
+def write(message: Message) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id()::text")
+        Entry.objects.create(event_id=message.event.pk, note=cursor.fetchone()[0])
+
+
+def test_tasks_of_a_backlog_share_transactions_and_each_effect_is_there_once():
+    subscribe("work.>", stream="work", consumer="grouped", atomic=True)(write)
+    events = announce(200)
+
+    assert work_off("grouped", concurrency=2, batch_size=200) == 200
+    assert sorted(Entry.objects.values_list("event_id", flat=True)) == sorted(e.pk for e in events)
+    assert Task.objects.completed().count() == 200
+    assert max(transaction_ids().values()) == 20
+
+
+def test_one_that_fails_undoes_only_itself():
+    @subscribe(
+        "work.>", stream="work", consumer="grouped", atomic=True, retry=AT_ONCE, attempt_max=2
+    )
+    def handle(message: Message) -> None:
+        write(message)
+        if message.event.json() % 10 == 3:
+            raise ValueError("after its write")
+
+    announce(100)
+    work_off("grouped", concurrency=1, batch_size=100)
+    assert Task.objects.completed().count() == Entry.objects.count() == 90
+    assert Task.objects.discarded().count() == 10
+    assert set(Task.objects.values_list("attempt_count", flat=True)) == {1, 2}
+
+
+def test_a_statement_that_fails_undoes_only_its_own_task():
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True, attempt_max=1)
+    def handle(message: Message) -> None:
+        write(message)
+        if message.event.json() == 5:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1/0")
+
+    announce(50)
+    work_off("grouped", concurrency=1, batch_size=50)
+    assert Entry.objects.count() == Task.objects.completed().count() == 49
+
+
+def test_a_lost_lease_takes_the_transaction_back_and_the_others_run_alone():
+    lost: list[int] = []
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def handle(message: Message) -> None:
+        write(message)
+        if message.event.json() == 7 and not lost:
+            lost.append(message.task.pk)
+            thread = threading.Thread(target=claim_elsewhere, args=lost)
+            thread.start()
+            thread.join()
+
+    def claim_elsewhere(pk: int) -> None:
+        Task.objects.filter(pk=pk).update(schedule_at=Now() - timedelta(seconds=1))
+        Consumer.objects.get(name="grouped").claim(1)
+        connections.close_all()
+
+    announce(50)
+    work_off("grouped", concurrency=1, batch_size=50)
+    assert Task.objects.completed().count() == Entry.objects.count() == 49
+    assert Task.objects.running().get().pk == lost[0]
+    entries = Entry.objects.values_list("event_id", flat=True)
+    assert len(set(entries)) == len(entries)
+
+
+def test_what_fails_with_the_commit_is_run_again_on_its_own():
+    """A deferred constraint speaks up only at the commit of the whole."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "ALTER TABLE ledger_entry ADD CONSTRAINT once UNIQUE (event_id)"
+            " DEFERRABLE INITIALLY DEFERRED"
+        )
+    try:
+
+        @subscribe("work.>", stream="work", consumer="grouped", atomic=True, attempt_max=1)
+        def handle(message: Message) -> None:
+            write(message)
+            if message.event.json() == 2:
+                write(message)
+
+        announce(30)
+        work_off("grouped", concurrency=1, batch_size=30)
+        assert Entry.objects.count() == Task.objects.completed().count() == 29
+        assert Task.objects.discarded().get().event.json() == 2
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE ledger_entry DROP CONSTRAINT once")
+
+
+def test_explicit_verdicts_and_results_stand_in_a_shared_transaction():
+    @subscribe(
+        "work.>", stream="work", consumer="grouped", atomic=True, retry=Fixed(delay=timedelta(1))
+    )
+    def handle(message: Message) -> int | None:
+        number: int = message.event.json()
+        if number % 3 == 0:
+            message.ack("explicit")
+        elif number % 3 == 1:
+            message.nack("not now")
+        else:
+            return number
+        return None
+
+    announce(60)
+    work_off("grouped", concurrency=1, batch_size=60)
+    assert Task.objects.completed().filter(result="explicit").count() == 20
+    assert Task.objects.retryable().count() == 20
+    results = Task.objects.completed().exclude(result="explicit").values_list("result", flat=True)
+    assert set(results) == set(range(2, 60, 3))
+
+
+def test_idle_threads_are_not_kept_from_a_small_backlog():
+    meeting = threading.Barrier(4, timeout=20)
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def meet(message: Message) -> None:
+        meeting.wait()
+
+    announce(4)
+    assert work_off("grouped", concurrency=4) == 4
