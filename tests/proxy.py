@@ -35,6 +35,7 @@ class Proxy:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(Path(self.host) / f".s.PGSQL.{PORT}"))
         self._listener.listen()
+        self._is_away = False
         self._faults: list[Fault] = []
         self._links: set[_Link] = set()
 
@@ -67,6 +68,21 @@ class Proxy:
         for link in list(self._links):
             link.cut()
 
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Break every connection, and let no new one come about while the block runs."""
+        self._is_away = True
+        self.cut()
+        try:
+            yield
+        finally:
+            self._is_away = False
+
+    def freeze(self) -> None:
+        """Let every connection that there is fall silent without an end: half-open."""
+        for link in list(self._links):
+            link.is_frozen = True
+
     def fault_in(self, sent: bytes) -> Fault | None:
         """Return the fault that ``sent`` brings about, if any; it will not happen again."""
         for fault in self._faults:
@@ -83,6 +99,9 @@ class Proxy:
         with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 client, _ = self._listener.accept()
+                if self._is_away:
+                    client.close()
+                    continue
                 link = _Link(self, client, _connect(self._server))
                 self._links.add(link)
                 threading.Thread(target=link.run, name="proxy-link", daemon=True).start()
@@ -98,6 +117,8 @@ class _Link:
         self._proxy = proxy
         self._client = client
         self._server = server
+        self._is_cut = threading.Event()
+        self.is_frozen = False
 
     def run(self) -> None:
         with self._client, self._server, contextlib.suppress(OSError):
@@ -106,6 +127,7 @@ class _Link:
         self._proxy.forget(self)
 
     def cut(self) -> None:
+        self._is_cut.set()
         for side in (self._client, self._server):
             with contextlib.suppress(OSError):  # that side is closed already
                 side.shutdown(socket.SHUT_RDWR)
@@ -114,6 +136,8 @@ class _Link:
         """Pass on what has come; False when the connection has ended."""
         for side in select.select([self._client, self._server], [], [])[0]:
             is_sent = side is self._client
+            if self.is_frozen:
+                self._is_cut.wait()
             data = side.recv(CHUNK_BYTES)
             if not data:
                 return False

@@ -19,10 +19,13 @@ class Lease(NamedTuple):
     epoch: int
 
 
-def ack(results: Mapping[Lease, str | None], using: str) -> set[int]:
-    """End tasks well, each with its result as JSON text; return the ids that were still ours."""
+def ack(results: Mapping[Lease, str | None], using: str, *, skip_locked: bool = False) -> set[int]:
+    """End tasks well, each with its result as JSON text; return the ids that were still ours.
+
+    With ``skip_locked``, here and below, a task that somebody has locked is left as it is.
+    """
     params = _params(list(results)) | {"results": list(results.values())}
-    return {row.id for row in sql.rows(using, "ack", params)}
+    return {row.id for row in sql.rows(using, "ack", params, skip_locked=skip_locked)}
 
 
 def nack(
@@ -32,6 +35,7 @@ def nack(
     *,
     delay: timedelta = AT_ONCE,
     is_final: bool = False,
+    skip_locked: bool = False,
 ) -> TaskState | None:
     """Note the failure and let the task wait for ``delay``; return its new state.
 
@@ -46,14 +50,21 @@ def nack(
         "stack": failure.stack,
         "errors_max": get_settings().ERRORS_MAX,
     }
-    for row in sql.rows(using, "nack", params):
+    for row in sql.rows(using, "nack", params, skip_locked=skip_locked):
         return TaskState(row.state)
     return None
 
 
-def hand_back(leases: Sequence[Lease], using: str, *, delay: timedelta = AT_ONCE) -> set[int]:
+def hand_back(
+    leases: Sequence[Lease],
+    using: str,
+    *,
+    delay: timedelta = AT_ONCE,
+    skip_locked: bool = False,
+) -> set[int]:
     """Give tasks back without counting the attempt; return the ids that were still ours."""
-    return {row.id for row in sql.rows(using, "hand_back", _params(leases) | {"delay": delay})}
+    params = _params(leases) | {"delay": delay}
+    return {row.id for row in sql.rows(using, "hand_back", params, skip_locked=skip_locked)}
 
 
 def renew(extensions: Mapping[Lease, timedelta], using: str) -> list[Any]:
@@ -64,6 +75,12 @@ def renew(extensions: Mapping[Lease, timedelta], using: str) -> list[Any]:
     """
     params = _params(list(extensions)) | {"extensions": list(extensions.values())}
     return sql.rows(using, "renew", params)
+
+
+def held(leases: Iterable[Lease], using: str) -> set[Lease]:
+    """Return those of ``leases`` that nobody has ended; locks nothing."""
+    rows = sql.rows(using, "held", _params(list(leases)))
+    return {Lease(row.id, row.lease_epoch) for row in rows}
 
 
 def asked_to_cancel(leases: Iterable[Lease], using: str) -> list[Lease]:

@@ -19,10 +19,18 @@ def load(name: str) -> str:
     return files(__package__).joinpath(f"{name}.sql").read_text(encoding="utf-8")
 
 
-def rows(using: str, name: str, params: Mapping[str, Any]) -> list[Any]:
-    """Run ``<name>.sql`` on the database ``using``; return its rows, columns as attributes."""
+def rows(
+    using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False
+) -> list[Any]:
+    """Run ``<name>.sql`` on the database ``using``; return its rows, columns as attributes.
+
+    ``skip_locked`` leaves out tasks that somebody has locked, instead of waiting for them.
+    """
+    text = load(name)
+    if skip_locked:
+        text = text.replace("FOR NO KEY UPDATE OF task", "FOR NO KEY UPDATE OF task SKIP LOCKED")
     with connections[using].cursor() as cursor:
-        cursor.execute(load(name), params)
+        cursor.execute(text, params)
         row = _row_type(tuple(column.name for column in cursor.description))
         return [row._make(values) for values in cursor.fetchall()]
 

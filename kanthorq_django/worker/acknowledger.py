@@ -22,6 +22,7 @@ from kanthorq_django.worker.warden import Bounded
 logger = logging.getLogger("kanthorq_django.worker")
 
 BATCH_MAX = 1_000  # verdicts in one statement
+LOCKED_RETRY = 0.5  # seconds until a verdict is tried again whose task somebody has locked
 RESULT_REFUSED = Failure("The database refused to store the result of the handler.")
 FAILURE_REFUSED = Failure(
     "The database refused to store the failure; the log of the worker has it."
@@ -41,6 +42,7 @@ class Acknowledger:
         self._written = written
         self._bounded = bounded
         self._endings: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
+        self._locked: list[Ending] = []
         self._abandon = threading.Event()
         self._backoff = Backoff("acknowledger")
         self._thread = threading.Thread(target=self._run, name="kanthorq-acknowledger", daemon=True)
@@ -64,21 +66,34 @@ class Acknowledger:
         while is_open:
             endings, is_open = self._take()
             self.write(endings)
+        while self._locked and not self._abandon.wait(LOCKED_RETRY):
+            self.write(self._take_locked())
         connections.close_all()
 
     def _take(self) -> tuple[list[Ending], bool]:
         """Wait for verdicts; return what has come, and whether more may follow."""
-        endings = []
-        ending = self._endings.get()
+        endings = self._take_locked()
+        try:
+            ending = self._endings.get(timeout=LOCKED_RETRY if endings else None)
+        except queue.Empty:
+            return endings, True
         while ending is not None:
             endings.append(ending)
-            if len(endings) == BATCH_MAX or self._endings.empty():
+            if len(endings) >= BATCH_MAX or self._endings.empty():
                 return endings, True
             ending = self._endings.get()
         return endings, False
 
+    def _take_locked(self) -> list[Ending]:
+        locked, self._locked = self._locked, []
+        return locked
+
     def write(self, endings: list[Ending]) -> None:
-        """Write verdicts now, in this thread; returns when the database has answered."""
+        """Write verdicts now, in this thread; returns when the database has answered.
+
+        Those whose tasks somebody has locked are kept for later, so that they do not hold up
+        the others.
+        """
         self._persist(self._write_acks, [end for end in endings if isinstance(end, Ack)])
         backs = sorted((end for end in endings if isinstance(end, HandBack)), key=_delay)
         for _, together in itertools.groupby(backs, key=_delay):
@@ -86,7 +101,8 @@ class Acknowledger:
         for ending in endings:
             if isinstance(ending, Nack):
                 self._persist(self._write_nacks, [ending])
-        self._written([ending.lease for ending in endings])
+        locked = {ending.lease for ending in self._locked}
+        self._written([ending.lease for ending in endings if ending.lease not in locked])
 
     def _persist(self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]) -> None:
         """Run ``write`` until the database has answered; a refused statement is not repeated."""
@@ -120,30 +136,44 @@ class Acknowledger:
                 self._persist(self._write_nacks, [replace(nack, failure=FAILURE_REFUSED)])
 
     def _write_acks(self, acks: Sequence[Ack]) -> None:
-        settled = lease.ack({ack.lease: ack.result for ack in acks}, self._using)
+        results = {ack.lease: ack.result for ack in acks}
+        settled = lease.ack(results, self._using, skip_locked=True)
+        self._sort_out([ack for ack in acks if ack.lease.task_id not in settled])
         for ack in acks:
             if ack.lease.task_id in settled:
                 signals.acked.send_robust(Task, message=ack.message)
-            else:
-                _log_lost(ack)
 
     def _write_nacks(self, nacks: Sequence[Nack]) -> None:
         for nack in nacks:
             state = lease.nack(
-                nack.lease, nack.failure, self._using, delay=nack.delay, is_final=nack.is_final
+                nack.lease,
+                nack.failure,
+                self._using,
+                delay=nack.delay,
+                is_final=nack.is_final,
+                skip_locked=True,
             )
             if state is None:
-                _log_lost(nack)
+                self._sort_out([nack])
             else:
                 signals.nacked.send_robust(Task, message=nack.message, reason=nack.failure.error)
 
     def _write_hand_backs(self, backs: Sequence[HandBack]) -> None:
         """Give back tasks that share a delay."""
         leases = [back.lease for back in backs]
-        ours = lease.hand_back(leases, self._using, delay=backs[0].delay)
-        for back in backs:
-            if back.lease.task_id not in ours:
-                _log_lost(back)
+        ours = lease.hand_back(leases, self._using, delay=backs[0].delay, skip_locked=True)
+        self._sort_out([back for back in backs if back.lease.task_id not in ours])
+
+    def _sort_out(self, unsettled: Sequence[Ending]) -> None:
+        """Keep those whose tasks are merely locked; the leases of the others are over."""
+        if not unsettled:
+            return
+        held = lease.held((ending.lease for ending in unsettled), self._using)
+        for ending in unsettled:
+            if ending.lease in held:
+                self._locked.append(ending)
+            else:
+                _log_lost(ending)
 
 
 def _delay(back: HandBack) -> Any:

@@ -22,7 +22,17 @@ logger = logging.getLogger("kanthorq_django.worker")
 # How long the block may use the connection is limited: see Warden.bounded().
 Bounded = Callable[[BaseDatabaseWrapper], contextlib.AbstractContextManager[object]]
 
-ANSWER_WITHIN = 20.0  # seconds after which a statement of ours will not be answered any more
+# Seconds after which a statement of ours is cancelled, and after which it is not waited for.
+CANCEL_AFTER, CUT_AFTER = 20.0, 25.0
+
+
+class _Wait:
+    """Somebody's wait for an answer from ``connection``."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
+        self.since = time.monotonic()
+        self.is_cancelled = False
 
 
 class Warden:
@@ -33,7 +43,7 @@ class Warden:
         self._interval = interval
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._waits: dict[int, tuple[float, BaseDatabaseWrapper]] = {}
+        self._waits: dict[int, _Wait] = {}
         self._thread = threading.Thread(target=self._run, name="kanthorq-warden", daemon=True)
 
     def start(self) -> None:
@@ -45,13 +55,14 @@ class Warden:
 
     @contextlib.contextmanager
     def bounded(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
-        """Cut ``connection`` if the block takes longer than its statements ever should.
+        """Cancel the block's statement if it takes longer than any should, or cut ``connection``.
 
-        Who waits for it then gets an OperationalError, as for any lost connection.
+        Who waits for it then gets an OperationalError. Cancelled first: a server that waits for
+        a lock would not notice that its client has gone, and leave a backend behind each time.
         """
         thread = threading.get_ident()
         with self._lock:
-            self._waits[thread] = time.monotonic() + ANSWER_WITHIN, connection
+            self._waits[thread] = _Wait(connection)
         try:
             yield
         finally:
@@ -62,7 +73,7 @@ class Warden:
         while not self._stop.wait(self._interval):
             try:
                 self._stop_handlers()
-                self._cut_connections()
+                self._end_waits()
             except Exception:
                 # Without this thread no limit holds any more.
                 logger.exception("The warden failed; it goes on.")
@@ -74,14 +85,31 @@ class Warden:
             if flight.is_overdue(now) or flight.is_expired(now):
                 flight.give_up()
 
-    def _cut_connections(self) -> None:
+    def _end_waits(self) -> None:
         now = time.monotonic()
         with self._lock:
-            for thread, (deadline, connection) in list(self._waits.items()):
-                if now >= deadline:
+            for thread, wait in list(self._waits.items()):
+                if now >= wait.since + CUT_AFTER:
                     del self._waits[thread]
-                    logger.warning("The database does not answer; a connection was cut.")
-                    _cut(connection)
+                    _cut(wait.connection)
+                elif now >= wait.since + CANCEL_AFTER and not wait.is_cancelled:
+                    wait.is_cancelled = True
+                    _cancel(wait.connection)
+
+
+def _cancel(connection: BaseDatabaseWrapper) -> None:
+    """Ask the server to cancel, from a thread: the question itself may remain unanswered."""
+    raw = connection.connection
+    if raw is not None:
+        logger.warning("A statement takes too long; it is cancelled.")
+        threading.Thread(
+            target=_cancel_now, args=(raw,), name="kanthorq-cancel", daemon=True
+        ).start()
+
+
+def _cancel_now(raw: "psycopg.Connection[object]") -> None:
+    with contextlib.suppress(OSError, psycopg.Error):
+        raw.cancel_safe(timeout=CUT_AFTER - CANCEL_AFTER)
 
 
 def _cut(connection: BaseDatabaseWrapper) -> None:
@@ -89,6 +117,7 @@ def _cut(connection: BaseDatabaseWrapper) -> None:
     raw = connection.connection
     if raw is None:
         return  # it is being made, which has a timeout of its own
+    logger.warning("The database does not answer; a connection is cut.")
     with (
         contextlib.suppress(OSError, psycopg.Error),
         socket.socket(fileno=os.dup(raw.fileno())) as held,

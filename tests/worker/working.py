@@ -51,6 +51,22 @@ def accept(consumer: str, **options: Any) -> None:
         pass
 
 
+@contextmanager
+def default_database(**place: str) -> Iterator[None]:
+    """Let threads that begin within the block find the default database somewhere else."""
+    direct = connections.settings["default"]
+    connections.settings["default"] = {
+        **direct,
+        "ENGINE": "django.db.backends.postgresql",
+        "OPTIONS": {},
+        **place,
+    }
+    try:
+        yield
+    finally:
+        connections.settings["default"] = direct
+
+
 def announce(count: int = 1, subject: str = "work.due", stream: str = "work") -> list[Event]:
     """Publish ``count`` events whose bodies are their numbers."""
     return publish_many([Event(subject=subject, body=n) for n in range(count)], stream=stream)

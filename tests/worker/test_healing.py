@@ -1,0 +1,302 @@
+"""Connections that end or fall silent: each part of a worker heals by itself."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection, transaction
+
+from kanthorq_django import Fixed, subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task, TaskState, Worker
+from kanthorq_django.worker import listener, loop, warden
+from tests.concurrency import elsewhere, wait_until
+from tests.ledger.models import Entry
+from tests.proxy import Proxy
+from tests.worker.working import (
+    PATIENCE,
+    accept,
+    announce,
+    backends,
+    default_database,
+    terminate,
+    wait_for_state,
+    working,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SHORT = timedelta(seconds=1)
+LONG = timedelta(minutes=1)
+# How their last statements tell the connections apart.
+LOOK, RENEWAL, ACK = "One cheap look", "Extend the leases in flight", "End leased tasks well"
+
+
+class Gated:
+    """A handler that waits until the test lets it go on."""
+
+    def __init__(self, **options: Any) -> None:
+        self.is_inside, self.gate = threading.Event(), threading.Event()
+        self.cancelled: list[bool] = []
+
+        @subscribe("gated.>", stream="work", consumer="gated", **options)
+        def handle(message: Message) -> None:
+            self.is_inside.set()
+            self.gate.wait(PATIENCE)
+            self.cancelled.append(message.cancelled)
+
+
+@pytest.mark.parametrize("run", range(3))
+def test_a_puller_whose_backend_was_ended_goes_on(run: int):
+    accept("plain")
+
+    with working("plain"):
+        terminate(LOOK)
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+
+
+@pytest.mark.parametrize("run", range(3))
+def test_a_renewer_whose_backend_was_ended_goes_on(run: int):
+    gated = Gated(visibility_timeout=SHORT)
+    announce(1, "gated.due")
+
+    with working("gated"):
+        assert gated.is_inside.wait(PATIENCE)
+        for _ in range(3):
+            terminate(RENEWAL)
+        gated.gate.set()
+        wait_for_state(TaskState.COMPLETED)
+    assert Task.objects.get().lease_epoch == 1
+    assert gated.cancelled == [False]
+
+
+@pytest.mark.parametrize("run", range(3))
+def test_an_acknowledger_whose_backend_was_ended_loses_no_verdict(run: int):
+    accept("plain")
+
+    with working("plain"):
+        for count in range(1, 4):
+            announce()
+            wait_for_state(TaskState.COMPLETED, count)
+            terminate(ACK)
+    assert set(Task.objects.values_list("attempt_count", flat=True)) == {1}
+
+
+@pytest.mark.parametrize("run", range(3))
+def test_a_listener_whose_backend_was_ended_listens_again(run: int):
+    accept("plain")
+
+    with working("plain", listen=True, poll_interval=LONG):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        listening = _listening()
+        _end(listening)
+        wait_until(lambda: _listening() - listening, PATIENCE)
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+
+
+def _listening() -> set[int]:
+    """Return the backends that last said something to a channel of their own."""
+    return {*backends("pg_notify("), *backends("LISTEN ")}
+
+
+def _end(pids: set[int]) -> None:
+    with connection.cursor() as cursor:
+        for pid in pids:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+
+def test_a_handler_whose_backend_was_ended_fails_and_the_next_attempt_succeeds():
+    @subscribe("work.>", stream="work", consumer="writes", retry=Fixed(timedelta(0)), atomic=True)
+    def handle(message: Message) -> None:
+        Entry.objects.create(event_id=message.event.pk)
+        if message.attempt == 1:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    announce(3)
+    with working("writes", concurrency=1):
+        wait_for_state(TaskState.COMPLETED, 3)
+    assert Entry.objects.count() == 3
+    assert set(Task.objects.values_list("attempt_count", flat=True)) == {2}
+
+
+def test_a_handlers_connection_that_ended_while_it_rested_costs_no_attempt():
+    @subscribe("work.>", stream="work", consumer="counts", atomic=True)
+    def handle(message: Message) -> int:
+        return Entry.objects.count()
+
+    announce()
+    with working("counts", concurrency=1):
+        wait_for_state(TaskState.COMPLETED)
+        terminate("COMMIT")
+        threading.Event().wait(1.1)  # rests are noticed from a second on
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+    assert not Task.objects.exclude(attempt_count=1).exists()
+
+
+def test_a_worker_that_loses_all_its_connections_at_once_goes_on():
+    gated = Gated(visibility_timeout=SHORT)
+    accept("plain")
+    announce(1, "gated.due")
+
+    with working("gated", "plain", listen=True):
+        assert gated.is_inside.wait(PATIENCE)
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        _end(set(backends("")))
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+        gated.gate.set()
+        wait_for_state(TaskState.COMPLETED, 3)
+    assert set(Task.objects.values_list("attempt_count", flat=True)) == {1}
+
+
+def cut_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warden, "CANCEL_AFTER", 0.3)
+    monkeypatch.setattr(warden, "CUT_AFTER", 0.5)
+
+
+@contextmanager
+def behind_a_proxy() -> Iterator[Proxy]:
+    connection.ensure_connection()
+    info = connection.connection.info
+    with (
+        Proxy((info.host, info.port)) as proxy,
+        default_database(HOST=proxy.host, PORT=str(proxy.port)),
+    ):
+        yield proxy
+
+
+def test_a_worker_whose_connections_fall_silent_goes_on(monkeypatch: pytest.MonkeyPatch):
+    """Half-open: no error and no end, only silence."""
+    cut_soon(monkeypatch)
+    gated = Gated(visibility_timeout=timedelta(seconds=3))
+    accept("plain")
+    announce(1, "gated.due")
+    with behind_a_proxy() as proxy, working("gated", "plain"):
+        assert gated.is_inside.wait(PATIENCE)
+        announce()
+        wait_for_state(TaskState.COMPLETED)  # now all of its connections are in use
+        proxy.freeze()
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+        gated.gate.set()
+        wait_for_state(TaskState.COMPLETED, 3)
+    assert set(Task.objects.values_list("attempt_count", flat=True)) == {1}
+    assert not Worker.objects.exists()
+
+
+def test_a_listener_that_has_gone_deaf_takes_a_new_connection(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listener, "CALL_EVERY", 0.2)
+    cut_soon(monkeypatch)
+    accept("plain", visibility_timeout=SHORT)
+    with behind_a_proxy() as proxy, working("plain", listen=True, poll_interval=LONG):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        proxy.freeze()
+        announce()  # nobody hears of it, and no poll comes
+        wait_for_state(TaskState.COMPLETED, 2)
+
+
+def test_a_listener_that_hears_nothing_warns_and_polling_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any
+):
+    """As behind a pooler in transaction mode: LISTEN is accepted, and nothing ever arrives."""
+    monkeypatch.setattr(listener, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(psycopg.Connection, "notifies", hear_nothing)
+    accept("plain")
+    with working("plain", listen=True):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        wait_until(lambda: "KANTHORQ['LISTEN'] = False" in caplog.text, PATIENCE)
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+    assert caplog.text.count("KANTHORQ['LISTEN'] = False") == 1
+
+
+def hear_nothing(_: Any, *, timeout: float, **__: Any) -> Iterator[Any]:
+    threading.Event().wait(timeout)
+    return iter(())
+
+
+def test_verdicts_wait_for_a_database_that_is_away():
+    gated = Gated(visibility_timeout=LONG)
+    announce(1, "gated.due")
+    with behind_a_proxy() as proxy, working("gated"):
+        assert gated.is_inside.wait(PATIENCE)
+        with proxy.away():
+            gated.gate.set()
+            wait_until(lambda: gated.cancelled, PATIENCE)
+        wait_for_state(TaskState.COMPLETED)
+    assert Task.objects.get().attempt_count == 1
+
+
+def test_a_worker_stops_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "FLUSH_SECONDS", 0.5)
+    gated = Gated(visibility_timeout=LONG)
+    announce(1, "gated.due")
+    with behind_a_proxy() as proxy, contextlib.ExitStack() as away, working("gated"):
+        assert gated.is_inside.wait(PATIENCE)
+        away.enter_context(proxy.away())
+        gated.gate.set()
+        wait_until(lambda: gated.cancelled, PATIENCE)
+    assert Task.objects.get().state == TaskState.RUNNING  # until its lease runs out
+
+
+def test_a_task_that_somebody_locks_does_not_hold_up_the_verdicts_of_others():
+    gated = Gated(visibility_timeout=LONG)
+    accept("plain")
+    announce(1, "gated.due")
+    with working("gated", "plain"):
+        assert gated.is_inside.wait(PATIENCE)
+        with transaction.atomic():
+            Task.objects.select_for_update(of=("self",)).get()
+            gated.gate.set()
+            wait_until(lambda: gated.cancelled, PATIENCE)
+            elsewhere(lambda: announce(3))
+            wait_until(lambda: elsewhere(Task.objects.completed().count) == 3, PATIENCE)
+        wait_for_state(TaskState.COMPLETED, 4)
+    assert set(Task.objects.values_list("attempt_count", flat=True)) == {1}
+
+
+def test_a_statement_that_waits_for_a_table_is_cancelled_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A migration may lock a table for long; each try must not cost the server a backend."""
+    monkeypatch.setattr(warden, "CANCEL_AFTER", 0.2)
+    accept("plain", visibility_timeout=SHORT)
+    with working("plain"):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE kanthorq_django_task IN ACCESS EXCLUSIVE MODE")
+            seen: set[int] = set()
+            wait_until(lambda: has_seen(6, seen), PATIENCE)
+            assert len(elsewhere(waiting)) <= 3
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+
+
+def has_seen(count: int, seen: set[int]) -> bool:
+    """Add to ``seen`` who waits at present; tell whether ``count`` have been seen."""
+    seen.update(elsewhere(waiting))
+    return len(seen) >= count
+
+
+def waiting() -> list[int]:
+    """Return the backends that wait for a lock in this database."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return [pid for (pid,) in cursor.fetchall()]
