@@ -145,6 +145,23 @@ def test_a_frozen_worker_commits_nothing_after_another_one_finished_its_task(
     check_that_it_still_works(frozen)
 
 
+@pytest.mark.parametrize("consumer", ["gated-atomic", "gated-ack"])
+def test_a_frozen_worker_that_wakes_beside_its_successor_commits_nothing(
+    start: Start, consumer: str
+):
+    with gate_closed():
+        frozen, event_id = freeze_at_the_gate(start, consumer)
+        successor = start(consumer, "--max-tasks", "1")
+        wait_until(lambda: is_at_the_gate(2), PATIENCE)
+        frozen.thaw()
+    assert successor.wait(PATIENCE) == 0
+    wait_until(lambda: frozen.has_logged("lost its lease"), PATIENCE)
+
+    assert is_completed(event_id)
+    assert entries(event_id) == 1
+    check_that_it_still_works(frozen)
+
+
 def test_a_frozen_worker_that_has_acked_already_commits_and_nobody_repeats_it(start: Start):
     with gate_closed():
         frozen, event_id = freeze_at_the_gate(start, "acked-gate")
