@@ -5,17 +5,19 @@ from kanthorq_django.domain.states import CLAIMABLE, FINAL, LEASED, MOVES, TaskS
 
 S = TaskState
 
-VERBS = ("claim", "ack", "nack", "cancel", "resume", "release", "reset")
+VERBS = ("claim", "ack", "nack", "hand_back", "cancel", "resume", "release", "reset")
 # The whole life of a task, written down a second time; what is not here is a no-op.
 LIFE = {
     ("claim", S.AVAILABLE): {S.RUNNING},
     ("claim", S.RETRYABLE): {S.RUNNING},
     ("claim", S.RUNNING): {S.RUNNING, S.DISCARDED, S.CANCELLED, S.CANCELLING},
-    ("claim", S.CANCELLING): {S.CANCELLING},
+    ("claim", S.CANCELLING): {S.CANCELLING, S.CANCELLED, S.DISCARDED},
     ("ack", S.RUNNING): {S.COMPLETED},
     ("ack", S.CANCELLING): {S.CANCELLED},
     ("nack", S.RUNNING): {S.RETRYABLE, S.DISCARDED, S.CANCELLED, S.CANCELLING},
     ("nack", S.CANCELLING): {S.CANCELLING, S.DISCARDED},
+    ("hand_back", S.RUNNING): {S.AVAILABLE, S.CANCELLED, S.CANCELLING},
+    ("hand_back", S.CANCELLING): {S.CANCELLING},
     ("cancel", S.PENDING): {S.CANCELLED, S.CANCELLING},
     ("cancel", S.AVAILABLE): {S.CANCELLED, S.CANCELLING},
     ("cancel", S.RETRYABLE): {S.CANCELLED, S.CANCELLING},
