@@ -39,10 +39,12 @@ class Call:
         subscription = flight.subscription
         return subscription.atomic and subscription.batch == 1 and not flight.is_cancellation
 
-    def with_others(self, others: "Iterable[Call]") -> "Call":
-        """Return a call in which ``others`` share the transaction of this one."""
+    def with_others(self, others: "list[Call]") -> "Call":
+        """Return a call in which ``others``, if any, share the transaction of this one."""
+        if not others:
+            return self
         flights = self.flights + [flight for other in others for flight in other.flights]
-        return Call((tuple(flights),), is_shared=True) if len(flights) > 1 else self
+        return Call((tuple(flights),), is_shared=True)
 
     def may_join(self, other: "Call") -> bool:
         """Whether both may be handled in one transaction: two tasks of one subscriber."""
