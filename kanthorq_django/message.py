@@ -149,6 +149,10 @@ class Message:
         """Tell whether the handler's verdict is known to last; False also while that is unknown."""
         return self._is_durable
 
+    def reopen(self) -> None:
+        """Forget a verdict that was rolled back with a transaction which others shared."""
+        self._has_verdict = self._is_durable
+
     def is_open(self) -> bool:
         """Ask the row whether the task can still be ended with this message."""
         return self._held().exists()
@@ -238,4 +242,5 @@ def ack_each(results: Mapping[Message, str | None], using: str) -> None:
     for message in results:
         if message.lease.task_id not in settled:
             raise message.lost()
+    for message in results:
         message.decide(using)

@@ -96,6 +96,8 @@ def execute_together(*flights: Flight) -> list[Ending]:
                     handled.append(flight)
             ack_each(results, using)
     except BaseException:  # noqa: BLE001  # whatever it was, it was of the whole, not of one
+        for flight in flights:
+            flight.message.reopen()
         return [ending for flight in flights for ending in execute(flight)]
     return failed + _concluded(_after_return, handled, None)
 
