@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.util  # registers its exit hook, which joins, before ours, which stops
 import os
 import signal
 import threading

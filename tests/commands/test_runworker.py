@@ -1,0 +1,202 @@
+"""``manage.py runworker`` as a person and as a service manager meet it."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.core.management import CommandError, call_command, execute_from_command_line
+
+from kanthorq_django import publish, publish_many, subscribe
+from kanthorq_django.domain.subscriptions import Registry
+from kanthorq_django.message import Message
+from kanthorq_django.models import Consumer, Event, Task, Worker
+from kanthorq_django.subscribers import sync
+from tests.concurrency import elsewhere, wait_until
+from tests.ledger import models as touched
+from tests.ledger.models import Entry
+from tests.processes import PATIENCE, environment, runworker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
+
+
+def run(*arguments: object) -> str:
+    """Run the command here, in a thread, as its worker closes its connections at the end."""
+    out = StringIO()
+    elsewhere(lambda: call_command("runworker", *map(str, arguments), stdout=out, stderr=out))
+    return out.getvalue()
+
+
+def test_a_burst_says_how_many_handlers_it_started():
+    publish_many([Event(subject="entry.made") for _ in range(3)], stream="ledger")
+
+    assert run("atomic", "--burst").splitlines()[-1] == "Handled 3 tasks."
+    assert Entry.objects.count() == 3
+
+
+def test_without_names_it_runs_all_consumers(declared: Registry):
+    declared._subscriptions = {}
+    for name in ("one", "two"):
+        subscribe("work.>", stream="work", consumer=name)(lambda message: None)
+    publish("work.due", stream="work")
+
+    assert "Handled 2 tasks." in run("--burst")
+    assert set(Consumer.objects.values_list("name", flat=True)) == {"one", "two"}
+
+
+def test_every_option_reaches_the_worker():
+    publish_many([Event(subject="entry.made") for _ in range(9)], stream="ledger")
+    options = "--concurrency 2 --batch-size 2 --poll-interval 0.5 --no-listen --max-tasks 4"
+    options += " --shutdown-timeout 3 --pullers primary,retry"
+
+    assert "Handled 4 tasks." in run("atomic", *options.split())
+    assert Task.objects.completed().count() == Entry.objects.count() == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "fact"),
+    [
+        (["atomik"], 1, "No subscriber declares the consumer 'atomik'; did you mean 'atomic'?"),
+        (["--concurrency", 0], 1, "concurrency must be 1 to 1000, not 0."),
+        (["--concurrency", 1_000_000], 1, "concurrency must be 1 to 1000, not 1000000."),
+        (["--concurrency", "many"], 2, "argument --concurrency: invalid int value: 'many'"),
+        (["--processes", 0], 1, "--processes must be 1 to 256, not 0."),
+        (["--processes", "-1"], 1, "--processes must be 1 to 256, not -1."),
+        (["--batch-size", 0], 1, "batch_size must be 1 to 10000, not 0."),
+        (["--max-tasks", 0], 1, "max_tasks must be 1 to"),
+        (["--poll-interval", 0], 1, "poll_interval must be above zero and at most 1 day"),
+        (["--poll-interval", "nan"], 2, "'nan' is not a number of seconds"),
+        (["--poll-interval", "1e300"], 2, "'1e300' is not a number of seconds"),
+        (["--poll-interval", "1e9"], 1, "poll_interval must be above zero and at most 1 day"),
+        (["--shutdown-timeout", "-1"], 1, "shutdown_timeout must be zero to 1 day"),
+        (["--shutdown-timeout", "soon"], 2, "'soon' is not a number of seconds"),
+        (["--pullers", "secondary"], 1, "pullers must be some of primary, retry, visibility"),
+        (["--pullers", ""], 1, "pullers must be some of primary, retry, visibility"),
+        (["--speed"], 2, "unrecognized arguments: --speed"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
+)
+def test_bad_input_ends_with_one_sentence_and_no_traceback(
+    arguments: list[object], status: int, fact: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as leaving:
+        execute_from_command_line(["manage.py", "runworker", *map(str, arguments)])
+
+    assert leaving.value.code == status
+    said = capsys.readouterr().err
+    assert fact in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert not Worker.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "fact"),
+    [
+        ({"DATABASE_URL": NOWHERE}, "The database 'default' cannot be reached: "),
+        ({"TESTED_DATABASE": "no_such_database"}, "The database 'default' cannot be reached: "),
+        ({"TESTED_DATABASE": "postgres"}, "run: manage.py migrate kanthorq_django"),
+        ({"DATABASE_URL": "sqlite:///:memory:"}, "The database 'default' is not PostgreSQL."),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_database_that_cannot_be_used_is_one_sentence(
+    variables: dict[str, str], fact: str, processes: int
+):
+    with runworker("atomic", "--processes", processes, **variables) as worker:
+        assert worker.wait() == 1
+    (line,) = worker.text.splitlines()
+    assert line.startswith("CommandError: ")
+    assert fact in line
+
+
+def test_without_subscribers_it_says_where_to_write_one(declared: Registry):
+    declared._subscriptions = {}
+
+    with pytest.raises(CommandError, match=r"write one in <app>/subscribers\.py"):
+        run()
+
+
+def test_a_burst_that_leaves_a_refused_consumer_unread_fails():
+    sync(["atomic"])
+    Consumer.objects.update(cluster_id=1)
+    publish("entry.made", stream="ledger")
+
+    with runworker("atomic", "--burst") as worker:
+        assert worker.wait() == 1
+    assert "manage.py kanthorq rebase" in worker.text.splitlines()[-1]
+    assert "Traceback" not in worker.text
+
+
+def test_debug_is_told_because_it_costs_memory():
+    with runworker("atomic", "--burst", DEBUG="true") as worker:
+        assert worker.wait() == 0
+    assert "DEBUG is on" in worker.text
+
+
+def test_help_has_an_example():
+    ran = subprocess.run(
+        [sys.executable, "manage.py", "runworker", "--help"],
+        env=environment(),
+        cwd=settings.BASE_DIR,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "manage.py runworker refunds emails --concurrency 20" in " ".join(ran.stdout.split())
+
+
+def test_log_records_tell_consumer_event_attempt_and_milliseconds(caplog: Any):
+    @subscribe("work.>", stream="work", consumer="told")
+    def handle(message: Message) -> None:
+        if message.event.subject == "work.bad":
+            raise ValueError("no")
+
+    events = [publish(f"work.{name}", stream="work") for name in ("good", "bad")]
+    with caplog.at_level(logging.INFO, "kanthorq_django.worker"):
+        run("told", "--burst")
+
+    told = {record.event_id: record for record in caplog.records if hasattr(record, "event_id")}
+    for event, level in zip(events, ("INFO", "WARNING"), strict=True):
+        record = told[str(event.pk)]
+        assert (record.consumer, record.subject) == ("told", event.subject)
+        assert (record.attempt, record.levelname) == (1, level)
+        assert 0 <= record.milliseconds < 60_000
+        json.dumps([record.consumer, record.event_id, record.attempt, record.milliseconds])
+
+
+def test_reload_starts_a_new_worker_when_code_changes():
+    code = Path(touched.__file__)
+    with runworker("gated", "--reload", "--poll-interval", 0.2) as worker:
+        (first,) = worker.wait_until_started()
+        publish("gated.open", {"gate": ""}, stream="ledger")
+        wait_until(lambda: Task.objects.completed().count() == 1, PATIENCE)
+        os.utime(code)
+        wait_until(lambda: worker.workers() not in ([], [first]), PATIENCE)
+        publish("gated.open", {"gate": ""}, stream="ledger")
+        wait_until(lambda: Task.objects.completed().count() == 2, PATIENCE)
+        assert not Worker.objects.filter(pid=first).exists()  # it ended in good order
+    assert Task.objects.filter(result=first).count() == 1
+
+
+def test_reload_restarts_several_processes_too():
+    code = Path(touched.__file__)
+    with runworker("gated", "--reload", "--processes", 2) as worker:
+        first = worker.wait_until_started(2)
+        os.utime(code)
+        wait_until(lambda: len(set(worker.workers()) - set(first)) == 2, PATIENCE)
+
+
+def test_reload_waits_for_code_that_can_be_run():
+    with runworker("atomik", "--reload") as worker:
+        worker.wait_for("did you mean 'atomic'")
+        assert worker.is_running
+    assert "Traceback" not in worker.text
