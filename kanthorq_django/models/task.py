@@ -25,6 +25,7 @@ from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import CreatedAtField
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.moves import MovableQuerySet, bulk_verb
+from kanthorq_django.models.turns import present_turn_key
 
 # Nothing happens to tasks in these states until a person or code asks for it.
 SET_ASIDE = (TaskState.DISCARDED, TaskState.CANCELLED, TaskState.PENDING)
@@ -100,6 +101,7 @@ class TaskQuerySet(MovableQuerySet["Task"]):
             schedule_at=Now(),
             finalized_at=None,
             cancel_requested_at=None,
+            turn_key=present_turn_key(),
         )
 
     @bulk_verb
@@ -127,6 +129,7 @@ class TaskQuerySet(MovableQuerySet["Task"]):
             cancel_attempt_count=0,
             cancel_requested_at=None,
             result=None,
+            turn_key=present_turn_key(),
         )
 
     async def acancel(self, *, running: bool = False) -> Outcome:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, models
+from django.db.models import Case, F, Q, When
 
 from kanthorq_django import sql
 from kanthorq_django.domain.states import FINAL
@@ -62,7 +63,16 @@ def align_turns(consumer: "Consumer") -> None:
         tasks.filter(turn_key__isnull=False).update(turn_key=None)
     else:
         keyed = tasks.filter(turn_key__isnull=True).exclude(resource_key="")
-        keyed.update(turn_key=models.F("resource_key"))
+        keyed.update(turn_key=F("resource_key"))
+
+
+def present_turn_key() -> Case:
+    """Return the turn key of tasks that begin again, by what their consumer does now."""
+    from kanthorq_django.models.consumer import Consumer
+
+    serializing = Consumer.objects.exclude(serialize=Serialize.OFF)
+    in_turn = When(~Q(resource_key="") & Q(consumer__in=serializing), then=F("resource_key"))
+    return Case(in_turn, default=None)
 
 
 def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:

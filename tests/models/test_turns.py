@@ -143,6 +143,23 @@ def test_a_consumer_that_ceases_to_serialize_strands_nothing():
     assert len(claimed(consumer)) == 1
 
 
+@pytest.mark.parametrize("verb", ["resume", "reset"])
+def test_a_task_that_ended_under_another_rule_runs_again_under_the_present_one(verb):
+    given = Registration(stream="turns", includes=[">"], serialize="on")
+    consumer = Consumer.objects.register("turns", given)
+    publish_keys(consumer, "a", "a")
+    Task.objects.all().cancel()
+
+    consumer = Consumer.objects.register("turns", given._replace(serialize=""))
+    getattr(Task.objects.all(), verb)()
+    assert len(claimed(consumer)) == 2  # nothing is stranded
+
+    lease.ack({task.lease: None for task in Task.objects.all()}, consumer.using)
+    consumer = Consumer.objects.register("turns", given)
+    Task.objects.all().reset()
+    assert len(claimed(consumer)) == 1  # and nothing runs side by side
+
+
 def test_two_workers_that_see_different_moments_do_not_both_serve_a_key():
     """One picks the second task while the first waits for its retry, which then comes due."""
     consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
