@@ -1,4 +1,4 @@
-"""Pages that show and never edit: what all nouns share."""
+"""What the pages of all nouns share; most of them show and never edit."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,8 @@ class RelatedFilter(admin.RelatedFieldListFilter):
         return True
 
 
-class ReadOnlyAdmin(_ModelAdmin):
-    """Rows belong to code and workers: nobody adds, changes or deletes them by hand."""
+class GuardedAdmin(_ModelAdmin):
+    """Counts and looks up no more than it has to, and refuses what no page of ours sends."""
 
     paginator = BoundedPaginator
     show_full_result_count = False
@@ -43,15 +43,6 @@ class ReadOnlyAdmin(_ModelAdmin):
 
     class Media:
         css = {"all": ("kanthorq_django/admin.css",)}
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Allow only what the page itself links to.
@@ -99,3 +90,16 @@ class ReadOnlyAdmin(_ModelAdmin):
                 self.opts.pk.to_python(selected)
             except ValidationError as error:
                 raise BadRequest("A selected id is not valid.") from error
+
+
+class ReadOnlyAdmin(GuardedAdmin):
+    """Rows belong to code and workers: nobody adds, changes or deletes them by hand."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False

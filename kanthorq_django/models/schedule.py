@@ -139,9 +139,11 @@ class Schedule(models.Model):
     rrule = models.CharField("recurrence rule", max_length=TEXT_SIZE_MAX)
     dtstart = models.DateTimeField("starts at")
     # The rule follows the clocks of this zone: local time stays local across their changes.
-    timezone = models.CharField(max_length=64)
+    timezone = models.CharField("time zone", max_length=64)
     exdates = models.JSONField("left out", default=list, blank=True)  # moments in ISO 8601
-    catchup = models.CharField(max_length=4, choices=Catchup.choices, default=Catchup.LAST)
+    catchup = models.CharField(
+        "missed occurrences", max_length=4, choices=Catchup.choices, default=Catchup.LAST
+    )
 
     # Null when the rule has ended, or while the schedule is cancelled.
     next_at = models.DateTimeField(null=True, blank=True, editable=False)

@@ -9,7 +9,7 @@ from tests.factories import TaskFactory
 
 pytestmark = pytest.mark.django_db
 
-LISTS = ("stream", "event", "consumer", "task", "worker")
+LISTS = ("stream", "event", "consumer", "task", "worker", "schedule")
 SEARCHES = (
     "' OR 1=1 --",
     '"; DROP TABLE kanthorq_django_task; --',

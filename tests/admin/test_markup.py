@@ -1,9 +1,11 @@
 import re
+from datetime import UTC, datetime
 
 import pytest
 from django.contrib.staticfiles import finders
 from django.test import Client
 
+from kanthorq_django import schedule
 from kanthorq_django.models import TaskState, Worker
 from tests.admin.pages import page
 from tests.factories import TaskFactory
@@ -22,16 +24,20 @@ def pages(admin_client: Client) -> dict[str, str]:
     failure = {"at": "2030-01-01", "attempt": 1, "verb": "cancel", "error": "E", "stack": "S"}
     task = TaskFactory.create(state=TaskState.DISCARDED, attempted_errors=[failure])
     worker = Worker.objects.create(host="shop-1", pid=42, concurrency=10, consumers=["emails"])
+    planned = schedule(
+        "report", rrule="FREQ=DAILY", dtstart=datetime(2026, 1, 1, tzinfo=UTC), subject="report.due"
+    )
     rows = {
         "stream": task.consumer.stream_id,
         "event": task.event_id,
         "consumer": task.consumer_id,
         "task": task.pk,
         "worker": worker.pk,
+        "schedule": planned.pk,
     }
     addresses = [page(f"{noun}_changelist") for noun in rows]
     addresses += [page(f"{noun}_change", pk) for noun, pk in rows.items()]
-    addresses += [page("consumer_delete", task.consumer_id)]
+    addresses += [page("consumer_delete", task.consumer_id), page("schedule_add")]
     found = {address: admin_client.get(address).content.decode() for address in addresses}
     data = {"action": "resume", "index": "0", "select_across": "1", "_selected_action": [task.pk]}
     asked = admin_client.post(page("task_changelist"), data)
