@@ -13,6 +13,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from kanthorq_django.admin.cancellations import cancellations_text
 from kanthorq_django.admin.display import (
     NOTHING,
     STATE_LABELS,
@@ -75,7 +76,7 @@ class ConsumerAdmin(ReadOnlyAdmin):
     search_fields = ("name",)
     fieldsets = (
         (None, {"fields": ("name", "life_exactly", "stream_link", "filters", "created")}),
-        (_("Work"), {"fields": ("lag_text", "tasks", "workers")}),
+        (_("Work"), {"fields": ("lag_text", "tasks", "workers", "cancellations")}),
         (
             _("Options"),
             {
@@ -182,6 +183,10 @@ class ConsumerAdmin(ReadOnlyAdmin):
             if consumer.name in worker.consumers
         ]
         return format_html_join(", ", "{}", links) or gettext("none alive")
+
+    @admin.display(description=_("cancellations"))
+    def cancellations(self, consumer: Consumer) -> str:
+        return cancellations_text(consumer)
 
     @admin.display(description=_("created"))
     def created(self, consumer: Consumer) -> str:
