@@ -14,7 +14,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Greatest, Now
 
 from kanthorq_django import signals
@@ -120,7 +120,9 @@ class Message:
         """
         check_delay("duration", duration)
         end = Greatest("schedule_at", Now() + duration)
-        if not self._held().update(schedule_at=end):
+        # A lease that ran out has given the turn of its key to others.
+        ran_out = Q(turn_key__isnull=False, state=TaskState.RUNNING, schedule_at__lte=Now())
+        if not self._held().exclude(ran_out).update(schedule_at=end):
             raise self.lost()
 
     async def aextend(self, duration: timedelta) -> None:
@@ -177,8 +179,12 @@ class Message:
     def decide(self, using: str) -> None:
         """Remember that the handler has spoken, and, once it is committed, that this lasts."""
         self._has_verdict = True
-        if connections[using].in_atomic_block:
+        blocks = connections[using].atomic_blocks
+        # A TestCase's own block never commits, and is no transaction of the application.
+        if blocks and not getattr(blocks[-1], "_from_testcase", False):
             transaction.on_commit(self._endure, using=using)
+        elif blocks:
+            self._is_durable = True
         else:
             self._is_durable = connections[using].get_autocommit()
 

@@ -1,6 +1,7 @@
 -- Extend the leases in flight, and learn how they stand. A row that somebody has locked, most
 -- likely our own handler that acknowledges inside its transaction, is skipped: waiting for it
--- would let all the other leases run out.
+-- would let all the other leases run out. One that ran out while it had its key's turn is lost:
+-- another task of that key may have the turn by now.
 WITH held AS (
     SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(extensions)s::interval[])
         AS given (id, lease_epoch, extension)
@@ -10,6 +11,7 @@ renewable AS MATERIALIZED (
     FROM kanthorq_django_task AS task
     JOIN held ON held.id = task.id AND held.lease_epoch = task.lease_epoch
     WHERE task.state + 0 IN (2, 3)
+        AND (task.turn_key IS NULL OR task.state = 3 OR task.schedule_at > statement_timestamp())
     ORDER BY task.id
     FOR NO KEY UPDATE OF task SKIP LOCKED
 ),
@@ -24,7 +26,9 @@ SELECT
     held.id,
     held.lease_epoch,
     renewed.id IS NOT NULL AS is_renewed,
-    task.lease_epoch IS NOT DISTINCT FROM held.lease_epoch AND task.state IN (2, 3) AS is_ours,
+    task.lease_epoch IS NOT DISTINCT FROM held.lease_epoch AND task.state IN (2, 3)
+        AND (task.turn_key IS NULL OR task.state = 3 OR task.schedule_at > statement_timestamp())
+        AS is_ours,
     task.cancel_requested_at IS NOT NULL AND task.state = 2 AS is_cancelled
 FROM held
 LEFT JOIN kanthorq_django_task AS task ON task.id = held.id

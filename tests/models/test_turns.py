@@ -11,6 +11,8 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish_many
 from kanthorq_django.domain.failures import Failure
+from kanthorq_django.exceptions import LeaseLost
+from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, lease
 from kanthorq_django.models.consumer import Registration
 from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
@@ -229,3 +231,20 @@ def test_no_two_workers_ever_hold_the_same_key(key_count):
         thread.join(60)
     assert hands.overlaps == 0
     assert sorted(done) == sorted(event.pk for event in events)
+
+
+def test_a_lease_that_ran_out_is_not_renewed_once_another_task_has_its_key():
+    consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
+    publish_keys(consumer, "a", "a")
+    (first,) = claimed(consumer)
+    lease.nack(first.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+    (late,) = claimed(consumer)
+    Task.objects.all().update(schedule_at=Now() - timedelta(seconds=1))
+    (again,) = claimed(consumer)
+    assert again.pk == first.pk
+
+    (row,) = lease.renew({late.lease: timedelta(minutes=1)}, consumer.using)
+    assert (row.is_renewed, row.is_ours) == (False, False)
+    with pytest.raises(LeaseLost):
+        Message(late).extend(timedelta(minutes=1))
+    assert list(Task.objects.running().filter(schedule_at__gt=Now())) == [again]
