@@ -184,8 +184,13 @@ class WorkerLoop:
     def _publish_scheduled(self) -> float:
         if not self._options.pulls:
             return math.inf
-        with self._warden.bounded(connections[self._using]):
-            return self._scheduler.turn()
+        try:
+            with self._warden.bounded(connections[self._using]):
+                return self._scheduler.turn()
+        except Exception as error:
+            if self._options.burst and not isinstance(error, UNAVAILABLE):
+                raise
+            return self._scheduler.postpone(error)
 
     def _fetch(self) -> float:
         """Lease and hand over one round of tasks; return how many seconds to rest."""

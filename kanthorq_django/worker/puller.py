@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from django.db import connections
@@ -104,28 +104,30 @@ class Puller:
         left alone for a while when others are at its rows, and when its statements fail.
         Raises django.db.Error when the connection is lost.
         """
-        pause = self._pauses[consumer.pk]
-        try:
-            with self._bounded(connections[self._using]):
-                yield from self._steps(consumer, look, room)
-        except Exception as error:
-            is_final = self._options.burst and not isinstance(error, UNAVAILABLE)
-            if is_final or not connections[self._using].is_usable():
-                raise
-            pause.failed(error)
-
-    def _steps(self, consumer: Consumer, look: Look, limit: int) -> Iterator[Haul]:
-        steps = [self._claim] * look.is_due + [self._pull] * look.has_events
-        if self._turn % 2:
-            steps.reverse()
-        is_contended = True
-        for step in steps:
+        failure: Exception | None = None
+        has_progressed = False
+        for step in self._steps(look):
             asked_at = time.monotonic()
-            if limit and (tasks := step(consumer, limit)) is not None:
-                is_contended = False
-                limit -= len(tasks)
+            try:
+                with self._bounded(connections[self._using]):
+                    tasks = step(consumer, room) if room else None
+            except Exception as error:  # noqa: BLE001  # one consumer's defect is not the others'
+                self._raise_if_final(error)
+                failure, tasks = error, None
+            if tasks is not None:
+                has_progressed = True
+                room -= len(tasks)
                 yield Haul(tasks, asked_at)
-        self._pauses[consumer.pk].succeeded(is_contended=is_contended)
+        self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
+
+    def _steps(self, look: Look) -> Sequence[Callable[[Consumer, int], list[Task] | None]]:
+        steps = [self._claim] * look.is_due + [self._pull] * look.has_events
+        return steps[::-1] if self._turn % 2 else steps
+
+    def _raise_if_final(self, error: Exception) -> None:
+        is_final = self._options.burst and not isinstance(error, UNAVAILABLE)
+        if is_final or not connections[self._using].is_usable():
+            raise error
 
     def _claim(self, consumer: Consumer, limit: int) -> list[Task] | None:
         return consumer.claim(limit, states=self._options.claims) or None
@@ -156,7 +158,7 @@ class _Pause:
 
     def __init__(self, consumer: Consumer, longest: float) -> None:
         self._contention = Backoff("", first=0.05, longest=longest)
-        self._failure = Backoff(f"consumer {consumer.name}", first=0.5, longest=30.0)
+        self._failure = Backoff(f"consumer {consumer.name}", first=0.5)
         self._until = 0.0
         self._is_contended = False
 
@@ -170,14 +172,13 @@ class _Pause:
             self._contention.reset()
             self._until = 0.0
 
-    def failed(self, error: Exception) -> None:
-        self._is_contended = False
-        self._until = time.monotonic() + self._failure.failed(error)
-
-    def succeeded(self, *, is_contended: bool) -> None:
-        self._failure.succeeded()
-        self._is_contended = is_contended
-        if is_contended:
-            self._until = time.monotonic() + self._contention.grow()
-        else:
+    def update(self, failure: Exception | None, *, has_progressed: bool) -> None:
+        """Note what became of a visit, and how long to wait with the next one."""
+        self._is_contended = failure is None
+        wait = self._failure.failed(failure) if failure else self._contention.grow()
+        if not failure:
+            self._failure.succeeded()
+        if has_progressed:
             self._contention.reset()
+        else:
+            self._until = time.monotonic() + wait

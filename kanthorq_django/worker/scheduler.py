@@ -3,6 +3,7 @@
 import time
 
 from kanthorq_django.models import Schedule
+from kanthorq_django.worker.upkeep import Backoff
 
 LOOK_EVERY = 5.0  # seconds after which a schedule that was added meanwhile is noticed
 OTHERS_AT_IT = 0.2  # seconds to leave what is due to the worker that has it locked
@@ -14,6 +15,7 @@ class Scheduler:
     def __init__(self, using: str) -> None:
         self._using = using
         self._next_look = time.monotonic()
+        self._backoff = Backoff("scheduler", longest=LOOK_EVERY)
 
     def turn(self) -> float:
         """Publish what is due; return in how many seconds to come back."""
@@ -25,4 +27,14 @@ class Scheduler:
                 seconds = OTHERS_AT_IT
             rest = LOOK_EVERY if seconds is None else min(max(seconds, 0.0), LOOK_EVERY)
             self._next_look = time.monotonic() + rest
+            self._backoff.succeeded()
         return max(0.0, self._next_look - time.monotonic())
+
+    def postpone(self, error: Exception) -> float:
+        """Come back later after ``error``, which must not keep events from their consumers.
+
+        Returns in how many seconds.
+        """
+        seconds = self._backoff.failed(error)
+        self._next_look = time.monotonic() + seconds
+        return seconds

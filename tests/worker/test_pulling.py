@@ -1,21 +1,28 @@
 """What a worker fetches, how much of it, and how little it asks for when there is nothing."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
+from django.utils import timezone
 
-from kanthorq_django import publish, publish_many, signals, subscribe
+from kanthorq_django import publish, publish_many, schedule, signals, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
 from tests.concurrency import elsewhere, wait_until
-from tests.worker.working import PATIENCE, accept, announce, wait_for_state, work_off, working
+from tests.worker.working import (
+    PATIENCE,
+    accept,
+    announce,
+    forbidden,
+    wait_for_state,
+    work_off,
+    working,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -103,19 +110,6 @@ def test_a_refused_consumer_does_not_stop_others_and_is_told_once(caplog: Any):
     assert refusal.consumer == "foreign"
 
 
-@contextmanager
-def forbidden(condition: str) -> Iterator[None]:
-    """Let PostgreSQL refuse tasks that meet ``condition`` while the block runs."""
-    table = "ALTER TABLE kanthorq_django_task"
-    with connection.cursor() as cursor:
-        cursor.execute(f"{table} ADD CONSTRAINT guard CHECK (NOT ({condition}))")
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute(f"{table} DROP CONSTRAINT guard")
-
-
 def test_a_consumer_whose_statements_fail_does_not_stop_others(caplog: Any):
     accept("failing")
     accept("sound")
@@ -144,6 +138,28 @@ def test_what_was_claimed_is_run_when_the_pull_after_it_fails():
         with working("half"):
             wait_for_state(TaskState.COMPLETED)
     assert Task.objects.get().attempt_count == 1
+
+
+def test_a_schedule_that_fails_does_not_stop_events(caplog: Any):
+    accept("plain")
+    schedule(
+        "ticks",
+        rrule="FREQ=DAILY",
+        dtstart=timezone.now() + timedelta(seconds=1.5),  # rules know whole seconds only
+        subject="work.tick",
+        stream="work",
+    )
+    with working("plain"):
+        with forbidden("subject = 'work.tick'", table="event"):
+            wait_until(lambda: "scheduler interrupted" in caplog.text, PATIENCE)
+            for count in range(1, 4):
+                announce()
+                wait_for_state(TaskState.COMPLETED, count)
+        wait_for_state(TaskState.COMPLETED, 4)
+    assert Event.objects.filter(subject="work.tick").count() == 1
+    told = [record.message for record in caplog.records if "scheduler" in record.message]
+    assert len(told) == 2
+    assert told[1] == "scheduler works again"
 
 
 def test_a_raising_receiver_of_a_signal_harms_no_task():

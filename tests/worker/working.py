@@ -52,7 +52,7 @@ def accept(consumer: str, **options: Any) -> None:
 
 
 @contextmanager
-def default_database(**place: str) -> Iterator[None]:
+def default_database(**place: Any) -> Iterator[None]:
     """Let threads that begin within the block find the default database somewhere else."""
     direct = connections.settings["default"]
     connections.settings["default"] = {
@@ -70,6 +70,19 @@ def default_database(**place: str) -> Iterator[None]:
 def announce(count: int = 1, subject: str = "work.due", stream: str = "work") -> list[Event]:
     """Publish ``count`` events whose bodies are their numbers."""
     return publish_many([Event(subject=subject, body=n) for n in range(count)], stream=stream)
+
+
+@contextmanager
+def forbidden(condition: str, table: str = "task") -> Iterator[None]:
+    """Let PostgreSQL refuse rows of ``table`` that meet ``condition`` while the block runs."""
+    statement = f"ALTER TABLE kanthorq_django_{table}"
+    with connection.cursor() as cursor:
+        cursor.execute(f"{statement} ADD CONSTRAINT guard CHECK (NOT ({condition}))")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(f"{statement} DROP CONSTRAINT guard")
 
 
 def has_state(state: int, count: int, **given: Any) -> bool:

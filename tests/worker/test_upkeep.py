@@ -1,0 +1,71 @@
+"""Time limits of connections, and waits between tries."""
+
+import logging
+import threading
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connections
+
+from kanthorq_django.worker.upkeep import Backoff, expect_dead_hosts
+from tests.worker.working import default_database
+
+
+def limits_of(alias: str) -> dict[str, Any]:
+    """Return what a connection that is made from now on would be given."""
+    made: list[dict[str, Any]] = []
+    thread = threading.Thread(
+        target=lambda: made.append(dict(connections[alias].settings_dict["OPTIONS"]))
+    )
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+def test_connections_get_time_limits_where_the_project_has_none():
+    with default_database(OPTIONS={"connect_timeout": 3, "application_name": "shop"}):
+        elsewhere = threading.Thread(target=expect_dead_hosts)
+        elsewhere.start()
+        elsewhere.join()
+
+        assert limits_of("default") == {
+            "connect_timeout": 3,
+            "application_name": "shop",
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
+        }
+
+
+def test_waits_double_up_to_the_longest_and_are_never_alike():
+    backoff = Backoff("puller", first=1, longest=6)
+    waits = [backoff.failed(OperationalError("away")) for _ in range(6)]
+
+    for wait, most in zip(waits, (1, 2, 4, 6, 6, 6), strict=True):
+        assert most / 2 <= wait <= most
+    assert len(set(waits)) == 6
+    backoff.succeeded()
+    assert backoff.failed(OperationalError("away")) <= 1
+
+
+def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture):
+    backoff = Backoff("puller")
+    with caplog.at_level(logging.INFO):
+        backoff.succeeded()
+        for _ in range(5):
+            backoff.failed(OperationalError("connection refused\n\tIs it running?"))
+        backoff.succeeded()
+        backoff.succeeded()
+
+    assert [record.message for record in caplog.records] == [
+        "puller interrupted, trying again: connection refused Is it running?",
+        "puller works again",
+    ]
+    assert not caplog.records[0].exc_info
+
+
+def test_a_defect_is_told_with_its_traceback(caplog: pytest.LogCaptureFixture):
+    Backoff("puller").failed(ZeroDivisionError())
+
+    assert caplog.records[0].exc_info

@@ -1,0 +1,82 @@
+"""Verdicts that the database, or somebody's code, refuses."""
+
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from django.db.models import F
+from django.dispatch import Signal
+
+from kanthorq_django import Fixed, Snooze, signals, subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task, TaskState
+from tests.worker.working import announce, forbidden, work_off
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def states() -> Counter[int]:
+    return Counter(Task.objects.values_list("state", flat=True))
+
+
+def test_a_result_that_is_refused_does_not_take_others_with_it():
+    @subscribe("work.>", stream="work", consumer="results")
+    def handle(message: Message) -> dict[str, int]:
+        return {"number": message.event.json()}
+
+    announce(6)
+    with forbidden("result ->> 'number' = '3'"):
+        assert work_off("results") == 6
+
+    assert states() == {TaskState.COMPLETED: 5, TaskState.DISCARDED: 1}
+    refused = Task.objects.discarded().get()
+    assert refused.event.json() == 3
+    assert "refused to store the result" in refused.attempted_errors[0]["error"]
+
+
+def test_a_failure_that_is_refused_is_stored_without_its_text():
+    @subscribe("work.>", stream="work", consumer="fails", retry=Fixed(timedelta(hours=1)))
+    def handle(message: Message) -> None:
+        raise ValueError(f"number {message.event.json()}")
+
+    announce(4)
+    with forbidden("attempted_errors ->> 0 LIKE '%number 2%'"):
+        assert work_off("fails") == 4
+
+    assert states() == {TaskState.RETRYABLE: 4}
+    texts = [error["error"] for task in Task.objects.all() for error in task.attempted_errors]
+    assert sum("refused to store the failure" in text for text in texts) == 1
+    assert sum("ValueError: number" in text for text in texts) == 3
+
+
+def test_snoozes_of_any_length_are_written_together():
+    @subscribe("work.>", stream="work", consumer="snoozes")
+    def handle(message: Message) -> None:
+        raise Snooze(timedelta(minutes=message.event.json() % 3 + 1))
+
+    announce(9)
+
+    assert work_off("snoozes") == 9
+    assert states() == {TaskState.AVAILABLE: 9}
+    waits = Task.objects.values_list(F("schedule_at") - F("attempted_at"), flat=True)
+    minutes = Counter(round(wait.total_seconds() / 60) for wait in waits)
+    assert minutes == {1: 3, 2: 3, 3: 3}
+
+
+@pytest.mark.parametrize("signal", [signals.acked, signals.nacked])
+def test_a_receiver_that_raises_does_not_end_the_acknowledger(signal: Signal):
+    def interfere(**_: object) -> None:
+        raise ZeroDivisionError
+
+    @subscribe("work.>", stream="work", consumer="watched", retry=Fixed(timedelta(hours=1)))
+    def handle(message: Message) -> None:
+        if message.event.json() % 2:
+            raise ValueError("odd")
+
+    announce(6)
+    signal.connect(interfere)
+    try:
+        assert work_off("watched", concurrency=1) == 6
+    finally:
+        signal.disconnect(interfere)
+    assert states() == {TaskState.COMPLETED: 3, TaskState.RETRYABLE: 3}
