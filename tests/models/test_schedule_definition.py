@@ -59,6 +59,12 @@ def test_a_changed_rule_counts_from_now_on(change: dict[str, Any]):
     assert Schedule.objects.publish_due() == 0
 
 
+@pytest.mark.parametrize(("ago", "published"), [(1, 1), (50, 1), (70, 0)])
+def test_a_schedule_that_starts_just_now_has_not_missed_its_start(ago: int, published: int):
+    daily(rrule="FREQ=DAILY;COUNT=3", dtstart=timezone.now() - timedelta(seconds=ago))
+    assert Schedule.objects.publish_due() == published
+
+
 def test_an_unchanged_definition_writes_nothing(django_assert_max_num_queries: Any):
     first = daily(metadata={"ids": (1, 2)}, exdates=[START])
     with django_assert_max_num_queries(5) as queries:
