@@ -48,11 +48,11 @@ def _calls(consumer: Consumer, tasks: list[Task]) -> list[Call]:
 
 
 def _lease_due(consumer: Consumer, using: str) -> Iterable[Task]:
-    yield from consumer.claim(BATCH_SIZE)
     if connections[using].in_atomic_block:
         yield from _pull_uncommitted(consumer, using)
     else:
         yield from consumer.pull(BATCH_SIZE)
+    yield from consumer.claim(BATCH_SIZE)  # also of what was just pulled and waits for its turn
 
 
 def _pull_uncommitted(consumer: Consumer, using: str) -> list[Task]:

@@ -101,3 +101,18 @@ def test_drain_reads_committed_events_as_a_worker_does():
     assert drain("kit") == 1
     assert drain("kit") == 0
     assert Task.objects.get().state == TaskState.COMPLETED
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("options", [{"serialize": True}, {"batch": 5, "grouped": True}])
+def test_drain_handles_what_is_serialized_by_key(options):
+    seen = []
+
+    @subscribe("order.>", stream="kit", consumer="kit", **options)
+    def handle(given):
+        seen.extend(given if isinstance(given, list) else [given])
+
+    for _ in range(3):
+        publish("order.paid", stream="kit", resource_key="order-17")
+    assert drain("kit") == len(seen) == 3
+    assert Task.objects.completed().count() == 3

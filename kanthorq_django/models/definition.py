@@ -84,7 +84,8 @@ def zone_of(name: object) -> ZoneInfo:
 def recurrence_of(schedule: "Schedule") -> Recurrence:
     """Return the rule, ready to be asked. Raises InvalidSchedule or RecurrenceProblem."""
     exdates = frozenset(_moment("exdates", given) for given in schedule.exdates)
-    dtstart = _moment("dtstart", schedule.dtstart)
+    # Rules count in whole seconds.
+    dtstart = _moment("dtstart", schedule.dtstart).replace(microsecond=0)
     return Recurrence(schedule.rrule, dtstart, zone_of(schedule.timezone), exdates)
 
 

@@ -34,7 +34,7 @@ from kanthorq_django.models.definition import (
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.fields import CreatedAtField, SubjectField
 from kanthorq_django.models.isolation import unconflicted
-from kanthorq_django.models.occurrences import MOMENT, publish_occurrences
+from kanthorq_django.models.occurrences import MISSED_AFTER, MOMENT, publish_occurrences
 from kanthorq_django.models.stream import Stream
 
 TURN_SIZE = 20  # schedules published in one transaction
@@ -212,9 +212,14 @@ class Schedule(models.Model):
         self.save(update_fields=[*columns, "next_at"])
 
     def settle(self) -> None:
-        """Set, but do not save, when it occurs next: from now on by the database's clock."""
+        """Set, but do not save, when it occurs next: from now on by the database's clock.
+
+        A start of just now still counts: by the time it gets here, timezone.now() has passed.
+        """
         now = database_now(self._state.db or router.db_for_write(Schedule))
-        self.next_at = None if self.cancelled_at else self.upcoming_from(now)
+        is_just_now = now - MISSED_AFTER <= self.dtstart <= now and self.last_at is None
+        start = self.dtstart.replace(microsecond=0) if is_just_now else now
+        self.next_at = None if self.cancelled_at else self.upcoming_from(start)
 
     def recurrence(self) -> Recurrence:
         """Return the rule, ready to be asked. Raises InvalidSchedule naming what is wrong."""

@@ -32,15 +32,29 @@ next AS (
     LEFT JOIN LATERAL (
         SELECT
             task.id,
-            bool_and(task.schedule_at <= statement_timestamp()) OVER (ORDER BY task.id) AS is_ready
+            bool_and(task.schedule_at <= statement_timestamp())
+                OVER (ORDER BY task.place, task.id) AS is_ready
         FROM (
-            SELECT id, schedule_at
-            FROM kanthorq_django_task
-            WHERE consumer_id = %(consumer_id)s
-                AND turn_key = keys.turn_key
-                AND state IN (1, 2, 102)
-                AND (schedule_at <= statement_timestamp() OR (%(is_strict)s AND state = 102))
-            ORDER BY id
+            -- A lease that ran out first: to claim it anew is what fences its old holder.
+            (
+                SELECT id, schedule_at, 1 AS place
+                FROM kanthorq_django_task
+                WHERE consumer_id = %(consumer_id)s AND turn_key = keys.turn_key AND state = 2
+                ORDER BY id
+                LIMIT %(per_key)s
+            )
+            UNION ALL
+            (
+                SELECT id, schedule_at, 2
+                FROM kanthorq_django_task
+                WHERE consumer_id = %(consumer_id)s
+                    AND turn_key = keys.turn_key
+                    AND state IN (1, 102)
+                    AND (schedule_at <= statement_timestamp() OR (%(is_strict)s AND state = 102))
+                ORDER BY id
+                LIMIT %(per_key)s
+            )
+            ORDER BY place, id
             LIMIT %(per_key)s
         ) AS task
         WHERE NOT EXISTS (

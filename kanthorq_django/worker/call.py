@@ -51,11 +51,6 @@ class Call:
         mine, theirs = self.rounds[0][0].subscription, other.rounds[0][0].subscription
         return mine is theirs and self.may_share and other.may_share
 
-    @property
-    def is_given_up(self) -> bool:
-        """Whether nobody wants any of it any more."""
-        return all(flight.stop.is_set() for flight in self.flights)
-
 
 def calls(flights: Iterable[Flight], subscription: Subscription) -> list[Call]:
     """Return how leased tasks are to be run: one by one, in batches, or in groups by key."""

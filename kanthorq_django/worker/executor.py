@@ -18,7 +18,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure
-from kanthorq_django.domain.verdicts import Discard, Retry, Snooze
+from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
 from kanthorq_django.message import Message, ack_each, encode_result
 from kanthorq_django.models.lease import AT_ONCE, Lease
@@ -95,6 +95,7 @@ def execute_together(*flights: Flight) -> list[Ending]:
                 else:
                     handled.append(flight)
             ack_each(results, using)
+            _keep_hooks_apart(using)
     except BaseException:  # noqa: BLE001  # whatever it was, it was of the whole, not of one
         for flight in flights:
             flight.message.reopen()
@@ -167,6 +168,12 @@ def _call_in_transaction(flights: Sequence[Flight]) -> Any:
     return result
 
 
+def _keep_hooks_apart(using: str) -> None:
+    """Let a hook that raises not keep those of other tasks from running after the commit."""
+    hooks: list[Any] = connections[using].run_on_commit
+    hooks[:] = [(savepoints, hook, True) for savepoints, hook, _ in hooks]
+
+
 def _call_in_savepoint(flight: Flight, using: str) -> dict[Message, str | None]:
     """Return the message with its result as JSON, or nothing if the handler ended it itself."""
     message = flight.message
@@ -203,23 +210,39 @@ def _after_error(flight: Flight, error: BaseException) -> Ending:
         _log(flight, logging.ERROR, "raised after it was settled", error)
         return Ending(message)
     match error:
+        case Verdict():
+            return _after_verdict(flight, error)
+        case LeaseLost():
+            return _after_stop(flight, error)
+        case TaskCancelled() if flight.stop.is_set() or flight.subscription.batch > 1:
+            return _after_stop(flight, error)
+    return _failed(flight, error)
+
+
+def _after_verdict(flight: Flight, verdict: Verdict) -> Ending:
+    """Return the ending that the handler asked for by raising."""
+    match verdict:
         case Snooze():
             _log(flight, logging.INFO, "snoozed")
-            return HandBack(message, error.delay)
+            return HandBack(flight.message, verdict.delay)
         case Retry():
-            return _failed(flight, error, delay=error.after)
+            _log(flight, logging.INFO, f"asked to be tried again in {verdict.after}")
+            return _nack(flight.message, verdict, delay=verdict.after)
         case Discard():
-            return _failed(flight, error, is_final=True)
-        case LeaseLost():
-            _log(
-                flight,
-                logging.WARNING,
-                "lost its lease, alone or with its batch, and was rolled back",
-            )
-            # Of a batch only one may be lost; the others are none the worse for it.
-            is_batch = flight.subscription.batch > 1
-            return HandBack(message, AT_ONCE) if is_batch else _nack(message, error)
-    return _failed(flight, error)
+            _log(flight, logging.WARNING, f"was discarded by its handler: {verdict.reason}")
+            return _nack(flight.message, verdict, is_final=True)
+    return _failed(flight, verdict)
+
+
+def _after_stop(flight: Flight, error: BaseException) -> Ending:
+    """Return the ending of what stopped because a lease is lost or was asked back."""
+    if isinstance(error, LeaseLost):
+        _log(flight, logging.WARNING, "lost its lease, alone or with its batch; rolled back")
+    else:
+        _log(flight, logging.INFO, "stopped, as it was asked to")
+    # Of a batch only one may be meant; the others are none the worse for it.
+    is_meant = flight.subscription.batch == 1 or flight.stop.is_set()
+    return _nack(flight.message, error) if is_meant else HandBack(flight.message, AT_ONCE)
 
 
 def _is_settled_in_test(message: Message) -> bool:
@@ -230,7 +253,7 @@ def _is_settled_in_test(message: Message) -> bool:
 
 def _failed(flight: Flight, reason: BaseException | str, **options: Any) -> Nack:
     error = reason if isinstance(reason, BaseException) else None
-    _log(flight, logging.WARNING, f"failed: {type(reason).__name__ if error else reason}", error)
+    _log(flight, logging.WARNING, f"failed: {type(reason).__name__ if error else reason!r}", error)
     return _nack(flight.message, reason, **options)
 
 
@@ -264,7 +287,7 @@ def _log(flight: Flight, level: int, what: str, error: BaseException | None = No
     elapsed_ms = round((time.monotonic() - started_at) * 1_000, 3)
     logger.log(
         level,
-        "%s %s: attempt %d of event %s %s in %.1f ms",
+        "%s %s: attempt %d of event %s %s (%.1f ms)",
         flight.subscription.consumer,
         message.event.subject,
         message.attempt,

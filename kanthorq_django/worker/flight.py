@@ -68,7 +68,8 @@ class Flight:
 
     def is_expired(self, now: float) -> bool:
         """Tell whether the lease has run out unless it was renewed without our knowing."""
-        return now >= self._proven_at + self.subscription.visibility_timeout.total_seconds()
+        until = self._proven_at + self.subscription.visibility_timeout.total_seconds()
+        return now >= until and not self.message.is_settled()
 
     def needs_renewal(self, now: float) -> bool:
         third = self.subscription.visibility_timeout.total_seconds() / 3

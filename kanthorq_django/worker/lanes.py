@@ -28,7 +28,7 @@ from kanthorq_django.worker.executor import (
     execute_together,
 )
 from kanthorq_django.worker.flight import Flight
-from kanthorq_django.worker.upkeep import note_use, refresh_connections
+from kanthorq_django.worker.upkeep import UNAVAILABLE, note_use, refresh_connections
 from kanthorq_django.worker.warden import Bounded
 
 WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
@@ -205,11 +205,15 @@ class ThreadLane(Lane):
 
     def _handle(self, round_: Round, run: Callable[..., list[Ending]]) -> None:
         if started := self._startable(round_):
-            refresh_connections(self._bounded)
+            try:
+                refresh_connections(self._bounded)
+            except UNAVAILABLE:
+                return self._hand_back(started)
             endings = run(*started)
             note_use()
             for ending in endings:
                 self._settle(ending)
+        return None
 
 
 class CoroutineLane(Lane):
@@ -245,12 +249,14 @@ class CoroutineLane(Lane):
             self._loop.call_soon_threadsafe(self._spawn, call, slots)
 
     def _spawn(self, call: Call, slots: threading.Semaphore) -> None:
-        task = self._keep(self._loop.create_task(self._handle(call, slots)))
+        current: list[Flight] = []
+        task = self._keep(self._loop.create_task(self._handle(call, slots, current)))
 
         def cancel() -> None:
             # Once: what it cleans up must not be interrupted again. And not while it still
             # works for messages of the batch that nobody gave up.
-            if call.is_given_up and not task.cancelling():
+            is_given_up = bool(current) and all(flight.stop.is_set() for flight in current)
+            if is_given_up and not task.cancelling():
                 task.cancel()
 
         def interrupt() -> None:
@@ -266,14 +272,19 @@ class CoroutineLane(Lane):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _handle(self, call: Call, slots: threading.Semaphore) -> None:
+    async def _handle(self, call: Call, slots: threading.Semaphore, current: list[Flight]) -> None:
         # First in line for the one thread in which Django's ORM serves coroutines; not awaited,
         # so that a handler which needs no database does not wait for those that do.
-        self._keep(self._loop.create_task(sync_to_async(refresh_connections)(self._bounded)))
+        self._keep(self._loop.create_task(self._refresh()))
         for round_ in call.rounds:
+            current[:] = round_
             await self._execute(round_)
         slots.release()
         self._ended()
+
+    async def _refresh(self) -> None:
+        with contextlib.suppress(*UNAVAILABLE):  # a handler that needs it will find out
+            await sync_to_async(refresh_connections)(self._bounded)
 
     async def _execute(self, round_: Round) -> None:
         started: Round = ()
@@ -289,6 +300,8 @@ class CoroutineLane(Lane):
         except asyncio.CancelledError:
             endings = after_interrupt(*started)
             self._hand_back(round_ if not started else ())
+            if task := asyncio.current_task():
+                task.uncancel()  # the next round is another matter
         for ending in endings:
             self._settle(ending)
 

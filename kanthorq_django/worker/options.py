@@ -1,5 +1,6 @@
 """How one worker process is to run; plain values, so that they can be handed to a child."""
 
+import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -35,7 +36,7 @@ class WorkerOptions:
         _check_range("concurrency", self.concurrency, CONCURRENCY_LIMIT)
         _check_range("batch_size", self.batch_size, 10_000)
         if self.max_tasks is not None:
-            _check_range("max_tasks", self.max_tasks, 2**62)
+            _check_range("max_tasks", self.max_tasks, sys.maxsize)
         if not timedelta(0) < self.poll_interval <= DURATION_LIMIT:
             raise ConfigurationError(
                 f"poll_interval must be above zero and at most {DURATION_LIMIT}, not "
@@ -63,4 +64,5 @@ class WorkerOptions:
 
 def _check_range(name: str, value: int, highest: int) -> None:
     if type(value) is not int or not 1 <= value <= highest:
-        raise ConfigurationError(f"{name} must be 1 to {highest}, not {value!r}.")
+        limit = "at least 1" if highest == sys.maxsize else f"1 to {highest}"
+        raise ConfigurationError(f"{name} must be {limit}, not {value!r}.")

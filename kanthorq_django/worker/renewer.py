@@ -96,5 +96,6 @@ def _learn(flight: Flight, row: Any, asked_at: float) -> None:
         flight.renewed(asked_at)
     elif row.is_ours:
         flight.proven(asked_at)
-    if not row.is_ours or row.is_cancelled:
+    # A handler that has acknowledged may take its time to return.
+    if not flight.message.is_settled() and (not row.is_ours or row.is_cancelled):
         flight.give_up()

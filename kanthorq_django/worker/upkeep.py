@@ -44,21 +44,37 @@ def refresh_connections(bounded: Bounded) -> None:
     A handler may have left one broken or inside a transaction, and the server may have been
     restarted while a thread was idle. CONN_MAX_AGE is meant for requests: a worker's
     connections live as long as they work. ``bounded`` limits the time that a probe may take.
+
+    Raises OperationalError when a connection was lost and there is no new one to be had: a
+    handler that is started now would use up an attempt for nothing.
     """
     now = time.monotonic()
     has_rested = now - getattr(_rested, "since", 0.0) > CHECK_AFTER_IDLE
+    lost = []
     for connection in connections.all(initialized_only=True):
-        try:
-            is_sound = not _is_dangling(connection)
-            if is_sound and connection.connection and (has_rested or connection.errors_occurred):
-                with bounded(connection):
-                    is_sound = connection.is_usable()
-                connection.errors_occurred = False
-        except Exception:  # noqa: BLE001  # whatever is wrong with it, a new one is better
-            is_sound = False
-        if not is_sound:
+        if not _is_sound(connection, bounded, has_rested=has_rested):
+            lost.append(connection.alias)
             _forget(connection)
     _rested.since = now
+    for alias in lost:
+        with bounded(connections[alias]):
+            connections[alias].ensure_connection()
+
+
+def _is_sound(connection: BaseDatabaseWrapper, bounded: Bounded, *, has_rested: bool) -> bool:
+    try:
+        if _is_dangling(connection):
+            return False
+        if connection.connection is None:
+            return not connection.errors_occurred
+        if has_rested or connection.errors_occurred:
+            with bounded(connection):
+                is_usable = connection.is_usable()
+            connection.errors_occurred = False
+            return is_usable
+    except Exception:  # noqa: BLE001  # whatever is wrong with it, a new one is better
+        return False
+    return True
 
 
 def _forget(connection: BaseDatabaseWrapper) -> None:

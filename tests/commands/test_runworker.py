@@ -71,7 +71,7 @@ def test_every_option_reaches_the_worker():
         (["--processes", 0], 1, "--processes must be 1 to 256, not 0."),
         (["--processes", "-1"], 1, "--processes must be 1 to 256, not -1."),
         (["--batch-size", 0], 1, "batch_size must be 1 to 10000, not 0."),
-        (["--max-tasks", 0], 1, "max_tasks must be 1 to"),
+        (["--max-tasks", 0], 1, "max_tasks must be at least 1"),
         (["--poll-interval", 0], 1, "poll_interval must be above zero and at most 1 day"),
         (["--poll-interval", "nan"], 2, "'nan' is not a number of seconds"),
         (["--poll-interval", "1e300"], 2, "'1e300' is not a number of seconds"),

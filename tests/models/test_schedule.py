@@ -200,3 +200,9 @@ def test_many_workers_publish_each_occurrence_once():
     assert sum(published) == 50
     occurrences = [event.metadata["occurrence"] for event in Event.objects.all()]
     assert len(set(occurrences)) == len(occurrences) == 50
+
+
+@pytest.mark.django_db
+def test_a_start_of_just_now_is_the_first_occurrence():
+    daily(rrule="FREQ=DAILY;COUNT=3", dtstart=timezone.now())
+    assert Schedule.objects.publish_due() == 1
