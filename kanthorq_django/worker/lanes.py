@@ -76,6 +76,11 @@ class Lane:
         with self._arrived:
             return not self._waiting and not self._running
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether any of the threads has not ended."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def start(self) -> None:
         """Start the threads: daemons, for a handler that hangs must not keep the process alive."""
         for thread in self._threads:

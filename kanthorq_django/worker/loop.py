@@ -40,6 +40,7 @@ TICK_MIN, TICK_MAX = 0.1, 5.0  # seconds between two looks at the leases in flig
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
 INTERRUPT_SECONDS = 1.0  # for handlers that heed the request to stop
 FLUSH_SECONDS = 10.0  # what verdicts and goodbyes may take beyond the shutdown timeout
+CLOSE_SECONDS = 2.0  # for threads that have nothing to do any more
 FORGET_AFTER = timedelta(days=1)  # rows of workers that died without a goodbye
 
 
@@ -72,8 +73,8 @@ class WorkerLoop:
 
     @property
     def has_stragglers(self) -> bool:
-        """Whether handlers still run, after ``run()``, that did not end within their time."""
-        return not all(lane.is_idle for lane in self._lanes.values())
+        """Whether, after ``run()``, handlers or what they started did not end within their time."""
+        return any(lane.is_alive for lane in self._lanes.values())
 
     def stop(self) -> None:
         """Ask the loop to end; for any other thread than the one that runs it."""
@@ -270,7 +271,7 @@ class WorkerLoop:
         self._sign_out()
         self._warden.finish(_left(deadline))
         for lane in self._lanes.values():
-            lane.finish(_left(deadline) if lane.is_idle else 0)
+            lane.finish(CLOSE_SECONDS if lane.is_idle else 0)
         logger.info("worker %s stopped after %d tasks", self._row, self.handled_count)
 
     def _wait_for_handlers(self, seconds: float) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
+from asgiref.sync import sync_to_async
 from django.db import connection, transaction
 
 from kanthorq_django import Fixed, subscribe
@@ -103,6 +104,13 @@ def wait_at_the_gate(message: Message) -> int:
         while not Path(gate).exists() and time.monotonic() < deadline:
             time.sleep(0.01)
     return os.getpid()
+
+
+@subscribe("hung.>", stream="ledger", consumer="hung", visibility_timeout=SHORT)
+async def hang(message: Message) -> None:
+    """Hangs in a thread that the interpreter would wait for."""
+    await Entry.objects.acreate(event_id=message.event.pk, note="started")
+    await sync_to_async(time.sleep)(60)
 
 
 @subscribe(

@@ -2,17 +2,21 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Event, Task, TaskState, Worker
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
-from tests.processes import PATIENCE, RunningWorker, runworker
+from tests.processes import PATIENCE, RunningWorker, environment, runworker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -68,6 +72,40 @@ def test_a_handler_that_outlives_the_shutdown_timeout_does_not_hold_up_the_end(g
         assert worker.terminate() == 0
     assert Task.objects.get().state == TaskState.RUNNING  # until its lease runs out
     assert not Worker.objects.exists()
+
+
+def test_a_thread_that_hangs_does_not_hold_up_the_end():
+    """The interpreter would wait for the thread in which coroutines use the ORM."""
+    publish("hung.up", stream="ledger")
+    with runworker("hung", "--shutdown-timeout", 0.2) as worker:
+        wait_until(Entry.objects.exists, PATIENCE)
+
+        worker.send(signal.SIGTERM)
+        assert worker.wait(15) == 0
+    assert not Worker.objects.exists()
+
+
+def test_a_process_that_cannot_stop_in_good_order_leaves_all_the_same():
+    script = """
+        import time
+        from kanthorq_django.worker.process import stop_on_signals
+        with stop_on_signals(lambda: print("asked", flush=True), patience=0.2):
+            print("ready", flush=True)
+            time.sleep(60)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=settings.BASE_DIR,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        assert process.stdout.readline() == b"asked\n"
+        assert process.wait(PATIENCE) == 1
 
 
 def test_a_second_signal_ends_the_process_at_once(gate: Path):
