@@ -6,7 +6,7 @@ from kanthorq_django.models import Schedule
 from kanthorq_django.worker.upkeep import Backoff
 
 LOOK_EVERY = 5.0  # seconds after which a schedule that was added meanwhile is noticed
-OTHERS_AT_IT = 0.2  # seconds to leave what is due to the worker that has it locked
+OTHERS_AT_IT = 1.0  # seconds to leave what is due to the worker that has it locked
 
 
 class Scheduler:

@@ -53,6 +53,18 @@ def test_hours_around_a_gap_come_in_order_and_once():
     assert moments == sorted(set(moments))
 
 
+def test_a_frequent_rule_pauses_while_an_hour_is_repeated_but_not_in_utc():
+    start = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)  # 02:30 in Berlin, for the first time
+    half_hourly = Recurrence("FREQ=MINUTELY;INTERVAL=30", start, BERLIN)
+    assert local(half_hourly, start - DAY, 3) == [
+        "10-25 02:30 +0200",
+        "10-25 03:00 +0100",
+        "10-25 03:30 +0100",
+    ]
+    in_utc = Recurrence("FREQ=MINUTELY;INTERVAL=30", start, UTC_ZONE)
+    assert in_utc.after(start) == start + timedelta(minutes=30)
+
+
 def test_exdates_are_left_out_but_counted():
     left_out = frozenset({START + timedelta(days=1)})
     rule = Recurrence("FREQ=DAILY;COUNT=3", START, UTC_ZONE, left_out)
