@@ -25,7 +25,8 @@ from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import calls
 from kanthorq_django.worker.executor import HandBack
 from kanthorq_django.worker.flight import Flight, Flights
-from kanthorq_django.worker.lanes import CoroutineLane, Lane, ThreadLane
+from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker.lanes import CoroutineLane, ThreadLane
 from kanthorq_django.worker.listener import Listener
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.puller import Haul, Look, Puller

@@ -1,0 +1,203 @@
+"""What waits to be started, how much more there is room for, and what is given back.
+
+A lane holds no more than it starts within about a second, so that idle peers never starve
+behind a hoarder. How its calls are run is in lanes.py.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from kanthorq_django.models.lease import AT_ONCE
+from kanthorq_django.worker.call import Call, Round
+from kanthorq_django.worker.executor import Ending, HandBack
+from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.warden import Bounded
+
+WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
+
+Settle = Callable[[Ending], None]
+
+
+class Lane:
+    """A bounded number of running handlers, and the flights that wait for one of them to end."""
+
+    group_size = 1  # calls that may share a transaction
+
+    def __init__(
+        self, concurrency: int, settle: Settle, wake: Callable[[], None], bounded: Bounded
+    ) -> None:
+        self.concurrency = concurrency
+        self._settle = settle
+        self._wake = wake
+        self._bounded = bounded
+        lock = threading.Lock()
+        self._arrived = threading.Condition(lock)
+        self._emptied = threading.Condition(lock)
+        self._waiting: deque[_Waiting] = deque()
+        self._threads: list[threading.Thread] = []
+        self._running = 0
+        self._pace = _Pace()
+        self._is_refusing = False
+        self._is_closed = False
+        self._ended_count = 0  # calls
+        self.started_count = 0  # tasks
+
+    @property
+    def accepted_count(self) -> int:
+        """How many tasks have been started, or are still to be."""
+        with self._arrived:
+            return self.started_count + sum(len(waiting.call.flights) for waiting in self._waiting)
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        with self._arrived:
+            return not self._waiting and not self._running
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether any of the threads has not ended."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def start(self) -> None:
+        """Start the threads: daemons, for a handler that hangs must not keep the process alive."""
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self, seconds: float) -> None:
+        """Wait for the threads to end, after ``drain()`` and the last handler."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def room(self) -> int:
+        """Return how many more calls are wanted now; who gets 0 is woken when there is room."""
+        with self._arrived:
+            room = self._room()
+            self._is_refusing = room == 0
+            return room
+
+    def submit(self, calls: list[Call]) -> None:
+        """Queue calls to be started in order."""
+        with self._arrived:
+            now = time.monotonic()
+            self._waiting.extend(_Waiting(call, now) for call in calls)
+            self._arrived.notify(len(calls))
+
+    def surplus(self) -> list[Flight]:
+        """Take back what waits for so long that others had better have it: handlers became slow."""
+        found = []
+        with self._arrived:
+            latest = time.monotonic() - WAIT_LONGEST
+            while self._waiting and self._waiting[0].since < latest:
+                found.append(self._waiting.popleft())
+        return _flights(found)
+
+    def drain(self) -> list[Flight]:
+        """Start nothing any more; return what was not started."""
+        with self._arrived:
+            self._is_closed = True
+            unstarted = _flights(self._waiting)
+            self._waiting.clear()
+            self._arrived.notify_all()
+        return unstarted
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Wait for running handlers to end; False when ``seconds`` were not enough."""
+        with self._emptied:
+            return self._emptied.wait_for(lambda: not self._running, seconds)
+
+    def _target(self) -> int:
+        return self.concurrency + self._pace.per_second(self._ended_count)
+
+    def _room(self) -> int:
+        target = self._target()
+        if len(self._waiting) > target // 2:
+            return 0  # refilling only when half has gone keeps the batches large
+        return max(0, target - self._running - len(self._waiting))
+
+    def _next(self) -> Call | None:
+        """Wait for a call and count it as running; None when the lane is closed."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._waiting or self._is_closed)
+            if self._is_closed:
+                return None
+            call = self._take()
+            self._running += 1
+            self.started_count += len(call.flights)
+            self._invite()
+            return call
+
+    def _take(self) -> Call:
+        first = self._waiting.popleft().call
+        # A fair share of a backlog: what idle threads can start is not kept from them.
+        share = min(self.group_size, len(self._waiting) // self.concurrency)
+        others: list[Call] = []
+        while len(others) + 1 < share and self._waiting[0].call.may_join(first):
+            others.append(self._waiting.popleft().call)
+        return first.with_others(others)
+
+    def _startable(self, round_: Round) -> Round:
+        """Note the start of those whose lease surely stands, and hand the others back.
+
+        A closed lane starts no further round of a call that runs.
+        """
+        started = () if self._is_closed else tuple(flight for flight in round_ if flight.start())
+        self._hand_back(flight for flight in round_ if flight not in started)
+        return started
+
+    def _hand_back(self, flights: Iterable[Flight]) -> None:
+        """Take back the count of tasks whose handler must not run; others may run it."""
+        for flight in flights:
+            with self._arrived:
+                self.started_count -= 1
+            self._settle(HandBack(flight.message, AT_ONCE))
+
+    def _ended(self, count: int = 1) -> None:
+        """Note the end of ``count`` calls that were run at a stretch and settled."""
+        with self._emptied:
+            self._running -= 1
+            self._ended_count += count
+            if not self._running:
+                self._emptied.notify_all()
+            self._invite()
+
+    def _invite(self) -> None:
+        if self._is_refusing and self._room():
+            self._is_refusing = False
+            self._wake()
+
+
+class _Waiting(NamedTuple):
+    """A call that is to be started, and since when."""
+
+    call: Call
+    since: float
+
+
+def _flights(found: Iterable[_Waiting]) -> list[Flight]:
+    return [flight for waiting in found for flight in waiting.call.flights]
+
+
+class _Pace:
+    """How many calls have ended within about the last second, so that as many were started."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._count = 0
+        self._rate = 0
+
+    def per_second(self, count: int) -> int:
+        now = time.monotonic()
+        elapsed, ended = now - self._since, count - self._count
+        if elapsed < 1:
+            return max(self._rate, ended)
+        self._since, self._count, self._rate = now, count, int(ended / elapsed)
+        return self._rate
