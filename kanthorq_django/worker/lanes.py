@@ -18,6 +18,7 @@ from kanthorq_django.worker.executor import (
     execute,
     execute_together,
 )
+from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.upkeep import UNAVAILABLE, note_use, refresh_connections
 
