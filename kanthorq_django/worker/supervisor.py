@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 from kanthorq_django.exceptions import KanthorqError
@@ -88,7 +89,9 @@ class Supervisor:
         process = self._context.Process(
             target=run_child, args=(self._options, os.getpid()), name="kanthorq-worker"
         )
-        # Blocked signals stay blocked in the child, until it is ready to ignore Ctrl-C.
+        # Blocked signals stay blocked in the child, until it is ready to ignore Ctrl-C. The
+        # tracker comes first: whoever starts it finds these signals unblocked afterwards.
+        resource_tracker.ensure_running()
         former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
