@@ -194,7 +194,7 @@ class Expected:
         for task in sorted(self.of(consumer), key=lambda task: task.pk):
             if task.turn_key and task.state in {S.AVAILABLE, S.RUNNING, S.RETRYABLE}:
                 by_key.setdefault(task.turn_key, []).append(task)
-        share = max(1, limit - limit // 4)
+        share = max(1, limit - max(1, limit // 4))
         heads = (_head(consumer, by_key[key], group) for key in sorted(by_key))
         return list(itertools.chain.from_iterable(heads))[:share] if consumer.serialize else []
 
@@ -213,19 +213,27 @@ class Expected:
         ``chosen`` were chosen before, ``locked`` are passed over; without ``has_turns``
         another claimer gives the turns.
         """
-        while True:
-            if chosen is None:
-                chosen = self.next_in_turn(consumer, limit, group) if has_turns else []
-            due = [task for task in chosen if task.is_claimable and task not in locked]
-            free = self._due_freely(consumer, locked)[: limit - len(chosen)]
-            due += [task for task in free if task not in due]
-            self.turns += 1
-            for task in due:
-                task.claim(self.turns if task in chosen else 0)
+        for number in itertools.count(1):
+            free = self._due_freely(consumer, locked)
+            # A single place is offered to what needs no turn every other time.
+            if consumer.serialize and limit == 1 and number % 2 and free:
+                due, chosen = free[:1], []
+            else:
+                if chosen is None:
+                    chosen = self.next_in_turn(consumer, limit, group) if has_turns else []
+                due = [task for task in chosen if task.is_claimable and task not in locked]
+                due += [task for task in free[: limit - len(chosen)] if task not in due]
+            self._lease(due, chosen)
             leased = [task for task in due if task.state in LEASED]
             if leased or not due:
                 return leased
             chosen = None
+        raise AssertionError
+
+    def _lease(self, due: list[ExpectedTask], chosen: list[ExpectedTask]) -> None:
+        self.turns += 1
+        for task in due:
+            task.claim(self.turns if task in chosen else 0)
 
     def _due_freely(
         self, consumer: ExpectedConsumer, locked: Collection[ExpectedTask]
@@ -262,4 +270,5 @@ def _head(consumer: ExpectedConsumer, tasks: list[ExpectedTask], group: int) -> 
         return []
     is_strict = consumer.serialize == "strict"
     queue = [task for task in tasks if task.is_due or (is_strict and task.state == S.RETRYABLE)]
+    queue.sort(key=lambda task: (task.state != S.RUNNING, task.pk))  # first what lost its lease
     return list(itertools.takewhile(lambda task: task.is_due, queue[:group]))

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -30,6 +32,8 @@ from tests.races.life import CONSUMERS, HOUR, Hand, Life
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+Given = tuple[str, str, bool]  # subject, resource key, whether it is scheduled
+
 AT_ONCE, LATER = lease.AT_ONCE, HOUR
 KEYS = st.sampled_from(["", "a", "a", "b"])
 SUBJECTS = st.sampled_from(["order.paid", "order.paid", "order.gone", "stock"])
@@ -37,8 +41,11 @@ EVENTS = st.lists(st.tuples(SUBJECTS, KEYS, st.sampled_from([False, False, True]
 PICKS = st.lists(st.integers(0, 9), max_size=3)  # of the tasks there are; none picks all
 NUMBER = st.integers(0, 9)
 LIMIT = st.sampled_from([1, 2, 3, 100])
-OPERATIONS = st.sampled_from([*OPERATED, "cancel running", "resume", "reset"])
-MEANWHILE = st.sampled_from(["nothing", "claim", "due and claim", *OPERATED, "cancel running"])
+VERDICTS = st.sampled_from(["nack", "ack", "hand_back"])
+DELAYS = st.sampled_from([AT_ONCE, LATER])
+OPERATIONS = st.sampled_from(["cancel", "cancel running", "release", "resume", "reset"])
+AFTER_CHOOSING = st.sampled_from(["due and claim", "nack", "claim", "cancel", "resume"])
+BEFORE_COMMIT = st.sampled_from(["cancel running", "claim", "nothing", "cancel"])
 
 
 class TaskLife(RuleBasedStateMachine):
@@ -53,44 +60,35 @@ class TaskLife(RuleBasedStateMachine):
         names=st.lists(st.sampled_from(sorted(CONSUMERS)), min_size=1, max_size=2, unique=True),
         events=EVENTS,
     )
-    def begin(self, names: list[str], events: list[tuple[str, str, bool]]) -> None:
+    def begin(self, names: list[str], events: list[Given]) -> None:
         self.life.begin(names)
         self._publish(events)
         self._pull_all(self.actors[0])
 
     # Publishing and pulling
 
-    @rule(events=EVENTS, who=NUMBER)
-    def publish(self, events: list[tuple[str, str, bool]], who: int) -> None:
-        self._actor(who).do(lambda: self._publish(events))
-
-    @rule(events=EVENTS)
-    def publish_and_roll_back(self, events: list[tuple[str, str, bool]]) -> None:
-        def fail() -> None:
-            raise RuntimeError
-
-        with pytest.raises(RuntimeError):
-            self.actors[0].do(lambda: self._publish(events, fail))
-
-    @rule(early=EVENTS, late=EVENTS)
-    def commit_after_later_events_were_pulled(
-        self, early: list[tuple[str, str, bool]], late: list[tuple[str, str, bool]]
-    ) -> None:
+    @rule(events=EVENTS, late=EVENTS, fate=st.sampled_from(["commit", "overtaken", "roll back"]))
+    def publish(self, events: list[Given], late: list[Given], fate: str) -> None:
         first, second = self.actors
 
         def overtake() -> None:
             second.do(lambda: self._publish(late))
             self._pull_all(second)
 
-        first.do(lambda: self._publish(early, overtake))
+        def fail() -> None:
+            raise RuntimeError
+
+        ends: dict[str, Callable[[], object]] = {
+            "commit": bool,
+            "overtaken": overtake,
+            "roll back": fail,
+        }
+        with pytest.raises(RuntimeError) if fate == "roll back" else nullcontext():
+            first.do(lambda: self._publish(events, ends[fate]))
 
     @rule(which=NUMBER, limit=LIMIT, who=NUMBER)
     def pull(self, which: int, limit: int, who: int) -> None:
         self.life.pull(self._consumer(which), limit, self._actor(who))
-
-    @rule(who=NUMBER)
-    def pull_all(self, who: int) -> None:
-        self._pull_all(self._actor(who))
 
     # Claiming
 
@@ -100,7 +98,13 @@ class TaskLife(RuleBasedStateMachine):
         tasks = self._actor(who).do(lambda: _stored(consumer, group).claim(limit))
         self.life.claimed(tasks, self.life.expected.claim(consumer, limit, group))
 
-    @rule(which=NUMBER, limit=LIMIT, group=st.integers(1, 2), step=MEANWHILE, picks=PICKS)
+    @rule(
+        which=NUMBER,
+        limit=LIMIT.map(lambda limit: limit + 1),
+        group=st.integers(1, 2),
+        step=AFTER_CHOOSING,
+        picks=PICKS,
+    )
     def claim_with_a_step_after_choosing(
         self, which: int, limit: int, group: int, step: str, picks: list[int]
     ) -> None:
@@ -120,51 +124,52 @@ class TaskLife(RuleBasedStateMachine):
     # Ending leases
 
     @precondition(lambda self: self.life.hands)
-    @rule(
-        which=NUMBER,
-        verdict=st.sampled_from(["ack", "ack", "nack", "hand_back"]),
-        delay=st.sampled_from([AT_ONCE, LATER]),
-        is_committed=st.sampled_from([True, True, False]),
-        step=MEANWHILE,
-        picks=PICKS,
-    )
-    def end_in_a_transaction(
-        self, which: int, verdict: str, delay: Any, is_committed: bool, step: str, picks: list[int]
-    ) -> None:
-        """What another does before the commit waits for it, or passes the task over."""
-        hand = self.life.hands[which % len(self.life.hands)]
+    @rule(which=NUMBER, verdict=VERDICTS, delay=DELAYS, who=NUMBER)
+    def end(self, which: int, verdict: str, delay: timedelta, who: int) -> None:
+        hand, actor = self._hand(which), self._actor(who)
+        self.life.drop([hand])
         if not hand.is_live:
             with pytest.raises(LeaseLost):
-                self.actors[0].do(lambda: _end(hand, verdict, delay, lambda: True))
-            self.life.drop([hand])
+                actor.do(lambda: _end(hand, verdict, delay, lambda: True))
             return
-        self._end_live(hand, verdict, delay, is_committed, self._concurrent(step, hand, picks))
+        actor.do(lambda: _end(hand, verdict, delay, lambda: True))
+        self._expect_end(hand, verdict, delay)
 
-    def _end_live(
+    @precondition(lambda self: any(hand.is_live for hand in self.life.hands))
+    @rule(
+        which=NUMBER,
+        verdict=VERDICTS,
+        delay=DELAYS,
+        is_committed=st.booleans(),
+        step=BEFORE_COMMIT,
+        picks=PICKS,
+    )
+    def end_while_another_acts(
         self,
-        hand: Hand,
+        which: int,
         verdict: str,
-        delay: Any,
+        delay: timedelta,
         is_committed: bool,
-        step: "Concurrent",
+        step: str,
+        picks: list[int],
     ) -> None:
+        """What another does before the commit waits for it, or passes the task over."""
+        live = [hand for hand in self.life.hands if hand.is_live]
+        hand = live[which % len(live)]
+        tasks = sorted({*self._picked(picks), hand.task}, key=lambda task: task.pk)
+        concurrent = Concurrent(self.life, step, hand.task, tasks)
         first, second = self.actors
 
         def meanwhile() -> bool:
-            step.future = second.start_until_blocked(step.work)
+            concurrent.future = second.start_until_blocked(concurrent.work)
             return is_committed
 
-        # Its claims pass the locked task over; its verbs see the states from before.
-        step.foresee_claims()
+        concurrent.foresee_claims()
         first.do(lambda: _end(hand, verdict, delay, meanwhile))
         if is_committed:
-            _expect_end(hand, verdict, delay)
             self.life.drop([hand])
-            self.life.effects += [hand.note] if verdict == "ack" else []
-        step.settle()
-
-    def _concurrent(self, step: str, hand: Hand, picks: list[int]) -> "Concurrent":
-        return Concurrent(self.life, step, hand.task, self._picked(picks))
+            self._expect_end(hand, verdict, delay)
+        concurrent.settle()
 
     @rule(picks=PICKS, who=NUMBER)
     def ack_together(self, picks: list[int], who: int) -> None:
@@ -190,12 +195,12 @@ class TaskLife(RuleBasedStateMachine):
     @rule(which=NUMBER)
     def crash(self, which: int) -> None:
         """A worker dies with its lease; nothing is written."""
-        self.life.drop([self.life.hands[which % len(self.life.hands)]])
+        self.life.drop([self._hand(which)])
 
     @precondition(lambda self: self.life.hands)
     @rule(which=NUMBER, who=NUMBER)
     def renew(self, which: int, who: int) -> None:
-        hand = self.life.hands[which % len(self.life.hands)]
+        hand = self._hand(which)
         (row,) = self._actor(who).do(lambda: lease.renew({hand.message.lease: HOUR}, "default"))
         ran_out = hand.task.turn_key and hand.task.state == TaskState.RUNNING and hand.task.is_due
         is_held = hand.is_live and not ran_out
@@ -249,9 +254,7 @@ class TaskLife(RuleBasedStateMachine):
 
     # Steps
 
-    def _publish(
-        self, given: list[tuple[str, str, bool]], meanwhile: Callable[[], object] = bool
-    ) -> None:
+    def _publish(self, given: list[Given], meanwhile: Callable[[], object] = bool) -> None:
         events = [
             Event(subject=subject, resource_key=key, schedule_at=now() + HOUR if later else None)
             for subject, key, later in given
@@ -272,18 +275,25 @@ class TaskLife(RuleBasedStateMachine):
         *,
         has_turns: bool,
     ) -> None:
-        if step == "due and claim":
-            self._come_due(tasks)
+        if step in {"due and claim", "nack"}:
+            actor.do(partial(self._come_due, tasks))
         if "claim" in step:
             self._refresh_order()
             claimed = actor.do(lambda: _stored(consumer, 1).claim(100))
             has_turns = has_turns or not consumer.serialize
             wanted = self.life.expected.claim(consumer, 100, has_turns=has_turns)
             self.life.claimed(claimed, wanted)
-            self._refresh_order()
-        elif step != "nothing":
+        elif step == "nack":
+            self._nack_all(actor, tasks)
+        else:
             self._operate(step, actor, tasks)
-            self._refresh_order()
+        self._refresh_order()
+
+    def _nack_all(self, actor: Actor, tasks: list[ExpectedTask]) -> None:
+        for hand in [hand for hand in self.life.hands if hand.is_live and hand.task in tasks]:
+            actor.do(partial(_end, hand, "nack", LATER, lambda: True))
+            self._expect_end(hand, "nack", LATER)
+            self.life.drop([hand])
 
     def _refresh_order(self) -> None:
         for pk, moment in Task.objects.values_list("pk", "schedule_at"):
@@ -299,6 +309,16 @@ class TaskLife(RuleBasedStateMachine):
         outcome = actor.do(partial(_operate, operation, tasks))
         verb, running = _verb(operation)
         assert _told(outcome) == self.life.expected.operate(verb, tasks, running=running)
+
+    def _expect_end(self, hand: Hand, verdict: str, delay: timedelta) -> None:
+        if verdict == "ack":
+            hand.task.ack()
+            self.life.effects.append(hand.note)
+        else:
+            getattr(hand.task, verdict)(is_delayed=delay == LATER)
+
+    def _hand(self, number: int) -> Hand:
+        return self.life.hands[number % len(self.life.hands)]
 
     def _actor(self, number: int) -> Actor:
         return self.actors[number % 2]
@@ -353,7 +373,7 @@ class Concurrent:
         assert _told(outcome) == (updated, requested, sorted(noop))
 
 
-def _end(hand: Hand, verdict: str, delay: Any, meanwhile: Callable[[], bool]) -> None:
+def _end(hand: Hand, verdict: str, delay: timedelta, meanwhile: Callable[[], bool]) -> None:
     """End a lease in a transaction, with an effect if it is an ack; ``meanwhile`` says commit."""
     with transaction.atomic():
         if verdict == "ack":
@@ -365,13 +385,6 @@ def _end(hand: Hand, verdict: str, delay: Any, meanwhile: Callable[[], bool]) ->
             raise hand.message.lost()
         if not meanwhile():
             transaction.set_rollback(True)
-
-
-def _expect_end(hand: Hand, verdict: str, delay: Any) -> None:
-    if verdict == "ack":
-        hand.task.ack()
-    else:
-        getattr(hand.task, verdict)(is_delayed=delay == LATER)
 
 
 def _operate(operation: str, tasks: list[ExpectedTask]) -> Outcome:
@@ -415,7 +428,7 @@ def live(actors: tuple[Actor, Actor], *, lives: int, steps: int) -> None:
 
 
 def test_tasks_live_as_expected_whatever_happens_to_them(actors: tuple[Actor, Actor]):
-    live(actors, lives=25, steps=30)
+    live(actors, lives=60, steps=30)
 
 
 @pytest.mark.slow
