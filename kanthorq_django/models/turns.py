@@ -47,9 +47,9 @@ def next_in_turn(consumer: "Consumer", limit: int) -> list[int]:
     Goes on after the key that it served last, so that keys take turns as well.
     """
     start = consumer.served_key
-    found = _look(consumer, start, limit)
-    if len(found) < limit and start:
-        again = _look(consumer, "", limit - len(found))
+    found = _walk(consumer, start, limit)
+    if start and len(found) < limit and not consumer.served_key:
+        again = _walk(consumer, "", limit - len(found))
         found += [pk for pk in again if pk not in found]
     return found
 
@@ -75,6 +75,14 @@ def present_turn_key() -> Case:
     return Case(in_turn, default=None)
 
 
+def _walk(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
+    """Look behind ``after_key``, and on behind keys that are all busy, until the keys end."""
+    found = _look(consumer, after_key, limit)
+    while not found and consumer.served_key:
+        found = _look(consumer, consumer.served_key, limit)
+    return found
+
+
 def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
     keys_max = max(limit * KEYS_PER_TASK, 100)
     rows: list[Any] = sql.rows(
@@ -89,9 +97,15 @@ def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
             "limit": limit,
         },
     )
-    is_cut_short = rows and (len(rows) == limit or rows[-1].position == keys_max)
-    consumer.served_key = rows[-1].turn_key if is_cut_short else ""
-    return [row.id for row in rows if row.id is not None]
+    is_cut_short = bool(rows) and (len(rows) == limit or rows[-1].position == keys_max)
+    served = dict.fromkeys(row.turn_key for row in rows if row.id is not None)
+    # One group of a key is one call of the handler: no more of them than there is room for.
+    kept = list(served)[: max(1, limit // consumer.group_size)]
+    if len(kept) < len(served):
+        consumer.served_key = kept[-1]
+    else:
+        consumer.served_key = rows[-1].turn_key if is_cut_short else ""
+    return [row.id for row in rows if row.id is not None and row.turn_key in kept]
 
 
 def _lock(consumer: "Consumer") -> bool:

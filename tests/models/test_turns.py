@@ -114,6 +114,22 @@ def test_keys_take_turns_when_there_is_little_room(consumer):
     assert served == list("abcabcabc")
 
 
+def test_a_ready_task_is_found_behind_many_busy_keys(consumer):
+    publish_keys(consumer, *(f"busy-{number:03}" for number in range(150)))
+    while claimed(consumer):
+        pass
+    (ready,) = publish_keys(consumer, "ready")
+    consumer.served_key = ""
+    assert events_of(claimed(consumer, 10)) == [ready.pk]
+
+
+def test_no_more_groups_are_leased_than_calls_are_wanted(consumer):
+    publish_keys(consumer, *(f"key-{number}" for number in range(20)))
+    consumer.group_size = 10
+    assert len(claimed(consumer, 40)) == 3
+    assert len(claimed(consumer, 40)) == 3
+
+
 def test_a_group_is_all_of_one_key_in_order(consumer):
     events = publish_keys(consumer, "a", "b", "a", "b", "a")
     consumer.group_size = 10
