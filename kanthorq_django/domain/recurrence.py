@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from dateutil.rrule import rrulestr
 
 from kanthorq_django.domain.rules import WITHIN_DAYS, RecurrenceProblem, parse, until_moment
+from kanthorq_django.domain.times_of_day import TimesOfDay
 
 # The longest wait that a calendar can ask for: 29 February on a given weekday, across 2100.
 HORIZON_YEARS = 41
@@ -28,8 +29,6 @@ DAYS_TRIED_MAX = 1_500  # matching days without a matching time, in one search
 _STRIDES = {
     "WEEKLY": timedelta(weeks=1),
     "DAILY": timedelta(days=1),
-    "HOURLY": timedelta(hours=1),
-    "MINUTELY": timedelta(minutes=1),
 }
 _MONTHS = {"MONTHLY": 1, "YEARLY": 12}
 _DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY")
@@ -138,14 +137,12 @@ class Recurrence:
         """Find matching days first: stepping by minutes to the next leap day would take ages."""
         parts = {name: self.parts[name] for name in _DAY_PARTS if name in self.parts}
         midnight = datetime.combine(begin.date(), time.min)
-        days = _dateutil({"FREQ": "DAILY"} | parts, midnight, end)
+        times = TimesOfDay.of(self.parts, origin)
         tried = 0
-        for day in days:
-            first = max(begin, day)
-            last = day + timedelta(days=1, microseconds=-1)
+        for day in _dateutil({"FREQ": "DAILY"} | parts, midnight, end):
             tried += 1
-            for local in self._rule(self._moved_up(origin, first), last):
-                if local >= first:
+            for local in times.on(day):
+                if local >= begin:
                     tried = 0
                     yield local
             if tried > DAYS_TRIED_MAX:

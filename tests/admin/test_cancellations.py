@@ -39,6 +39,19 @@ def test_cancellations_of_the_last_day_are_told_with_what_went_wrong(viewer: Cli
     assert r"Reason Attempts OSError: no file 18 2 \u202e&lt;b&gt; 1" in text
 
 
+def test_a_cancellation_that_still_goes_on_has_reasons_and_no_times(viewer: Client):
+    consumer = ConsumerFactory.create()
+    TaskFactory.create(
+        consumer=consumer,
+        state=TaskState.CANCELLING,
+        cancel_attempt_count=1,
+        attempted_errors=[{"verb": "cancel", "error": "E"}],
+    )
+    text = text_of(viewer.get(page("consumer_change", consumer.pk)))
+    assert "Longest 0 0 0 — — — Why" in text
+    assert "Reason Attempts E 1" in text
+
+
 def test_without_cancellations_the_page_says_so(viewer: Client):
     task = TaskFactory.create(state=TaskState.DISCARDED)
     text = text_of(viewer.get(page("consumer_change", task.consumer_id)))

@@ -104,6 +104,12 @@ class TestShow:
         assert "FREQ=FORTNIGHTLY" in ran.out
         assert kanthorq("schedules", "list").lines[1].endswith("FREQ=FORTNIGHTLY")
 
+    def test_several_stand_one_after_the_other(self):
+        weekly("a"), weekly("b")
+        lines = kanthorq("schedules", "show", "b", "a").lines
+        assert [line for line in lines if line and not line.startswith(" ")] == ["b", "a"]
+        assert lines.count("") == 1
+
     def test_it_wants_a_name(self):
         with pytest.raises(CommandError, match="NAME"):
             kanthorq("schedules", "show")

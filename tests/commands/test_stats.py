@@ -145,6 +145,15 @@ def test_cancellations_stand_in_a_table_of_their_own(consumer: Consumer):
     assert lines[head + 2] == r"  refunds: 1 x OSError: \x1b[2J"
 
 
+def test_a_long_time_until_the_end_is_told_in_minutes(consumer: Consumer):
+    task = cancelled(consumer)
+    Task.objects.filter(pk=task.pk).update(cancel_requested_at=Now() - timedelta(minutes=9))
+
+    (line,) = [line for line in kanthorq("stats").lines if "100%" in line]
+
+    assert line.split()[-1].startswith(("9m", "8m59s"))
+
+
 def test_without_cancellations_there_is_no_table_of_them(consumer: Consumer):
     TaskFactory.create(consumer=consumer, state=TaskState.DISCARDED)
 

@@ -117,6 +117,9 @@ def test_until_ends_a_rule_inclusively(until: str, last: datetime):
         ("FREQ=MINUTELY;INTERVAL=60;BYMINUTE=7", "never occurs"),
         ("FREQ=YEARLY;BYWEEKNO=53;BYMONTH=6", "never occurs"),
         ("FREQ=DAILY;" + "BYDAY=MO;" * 100, "characters"),
+        ("FREQ=HOURLY;INTERVAL=168;BYDAY=SA", "never occurs"),  # from a Friday on
+        ("FREQ=MINUTELY;INTERVAL=2;BYMINUTE=1,3,5,7,9,11,13,15,17,19,21,23,25", "never occurs"),
+        ("FREQ=HOURLY;BYWEEKNO=3", "do not go with HOURLY"),
         ("FREQ=YEARLY;INTERVAL=41", "INTERVAL must be 1 to 40"),
         ("FREQ=MONTHLY;INTERVAL=481", "INTERVAL must be 1 to 480"),
         ("FREQ=YEARLY;BYDAY=54MO", "numbers weekdays 1 to 53"),
@@ -230,6 +233,7 @@ RULES = st.builds(
         st.sampled_from(["", "BYMONTH=2", "BYMONTH=1,12"]),
         st.sampled_from(["", "BYMONTHDAY=1", "BYMONTHDAY=-1", "BYMONTHDAY=28,31"]),
         st.sampled_from(["", "BYHOUR=3", "BYHOUR=0,23"]),
+        st.sampled_from(["", "", "BYMINUTE=7", "BYMINUTE=45,0", "BYMINUTE=30;BYSECOND=5"]),
         st.sampled_from(["", "COUNT=1", "COUNT=30"]),
         st.sampled_from(["", "", "BYSETPOS=1", "BYSETPOS=-1"]),
     ),

@@ -147,6 +147,17 @@ def test_what_became_impossible_has_no_next_occurrence():
         Schedule.objects.all().resume()
 
 
+def test_a_rule_that_became_impossible_is_named_with_its_schedule(
+    caplog: pytest.LogCaptureFixture,
+):
+    miss(daily())
+    Schedule.objects.update(rrule="FREQ=FORTNIGHTLY")
+    assert Schedule.objects.publish_due() == 0
+    assert Schedule.objects.get().life == "cancelled"
+    assert "Schedule report cannot go on and is cancelled." in caplog.text
+    assert "Schedule 'report': FREQ must be one of" in caplog.text
+
+
 def test_what_became_impossible_can_still_be_looked_at():
     kept = daily()
     kept.timezone, kept.rrule = "Gone/Zone", "FREQ=FORTNIGHTLY"
