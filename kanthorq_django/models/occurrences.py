@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import transaction
 
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
@@ -16,8 +16,6 @@ from kanthorq_django.models.event import Event
 
 if TYPE_CHECKING:
     from kanthorq_django.models.schedule import Schedule
-
-UNAVAILABLE = (OperationalError, InterfaceError)
 
 logger = logging.getLogger("kanthorq_django.schedule")
 
@@ -31,8 +29,7 @@ def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
     """Publish what is due by ``now`` and step on; return how many events that made.
 
     The caller holds the lock on the row. A definition that cannot be published any more
-    stops the schedule, with an error in the log. Any other trouble, as in a receiver of a
-    signal, leaves it due and the others alone.
+    stops the schedule, with an error in the log. Any other trouble is the caller's.
     """
     try:
         with transaction.atomic(using=schedule._state.db):
@@ -41,11 +38,6 @@ def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
         logger.exception("Schedule %s cannot go on and is cancelled.", schedule.name)
         schedule.cancelled_at, schedule.next_at = now, None
         schedule.save(update_fields=["cancelled_at", "next_at"])
-        return 0
-    except Exception as error:
-        if isinstance(error, UNAVAILABLE):
-            raise
-        logger.exception("Schedule %s could not publish; it is tried again.", schedule.name)
         return 0
 
 
