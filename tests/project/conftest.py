@@ -25,7 +25,9 @@ DEADLINE_SECONDS = 30
 
 START = """
 import os, signal, subprocess, sys
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which tests may run, ignores it
+# Tests may run under nohup or in the background of a shell, which ignore these.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from project.postgres.launcher import project_server
 server = project_server(Path(sys.argv[1]), durable=False)
