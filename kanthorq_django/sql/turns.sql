@@ -27,10 +27,11 @@ WITH RECURSIVE keys (turn_key, position) AS (
     WHERE keys.turn_key IS NOT NULL AND keys.position < %(keys_max)s
 ),
 next AS (
-    SELECT keys.turn_key, keys.position, head.id, head.is_ready
+    SELECT keys.turn_key, keys.position, head.place, head.id, head.is_ready
     FROM keys
     LEFT JOIN LATERAL (
         SELECT
+            task.place,
             task.id,
             bool_and(task.schedule_at <= statement_timestamp())
                 OVER (ORDER BY task.place, task.id) AS is_ready
@@ -70,5 +71,5 @@ next AS (
 SELECT id, turn_key, position
 FROM next
 WHERE id IS NOT NULL OR position = %(keys_max)s
-ORDER BY position, id
+ORDER BY position, place, id  -- a group that is cut short keeps its lost leases
 LIMIT %(limit)s;

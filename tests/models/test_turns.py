@@ -264,3 +264,16 @@ def test_a_lease_that_ran_out_is_claimed_anew_before_its_key_serves_another():
     with pytest.raises(LeaseLost):
         Message(late).extend(timedelta(minutes=1))
     assert list(Task.objects.running().filter(schedule_at__gt=Now())) == [again]
+
+
+def test_a_group_that_is_cut_short_begins_with_the_lease_that_ran_out():
+    consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
+    publish_keys(consumer, "a", "a")
+    (first,) = claimed(consumer)
+    lease.nack(first.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+    (late,) = claimed(consumer)
+    Task.objects.all().update(schedule_at=Now() - timedelta(seconds=1))
+
+    consumer = Consumer.objects.get(pk=consumer.pk)
+    consumer.group_size = 2
+    assert events_of(claimed(consumer, 1)) == [late.event_id]

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from kanthorq_django.conf import get_settings
@@ -176,6 +176,13 @@ class ExpectedTask:
         self.turn_key = self.key if self.consumer.serialize and self.key else None
 
 
+class Turns(NamedTuple):
+    """The tasks whose turn it is, and the last key if others behind it were left out."""
+
+    tasks: list[ExpectedTask]
+    served: str
+
+
 @dataclass
 class Expected:
     """All tasks there should be."""
@@ -187,16 +194,31 @@ class Expected:
         return [task for task in self.tasks.values() if task.consumer is consumer]
 
     def next_in_turn(
-        self, consumer: ExpectedConsumer, limit: int, group: int
-    ) -> list[ExpectedTask]:
-        """Return whose turn it is, of each key at most ``group``."""
+        self, consumer: ExpectedConsumer, limit: int, group: int, served: str = ""
+    ) -> Turns:
+        """Return whose turn it is after the key ``served``, of each key at most ``group``."""
+        share = max(1, limit - max(1, limit // 4))
+        found = self._look(consumer, served, share, group)
+        if served and len(found.tasks) < share and not found.served:
+            again = self._look(consumer, "", share - len(found.tasks), group)
+            more = [task for task in again.tasks if task not in found.tasks]
+            found = Turns(found.tasks + more, again.served)
+        return found
+
+    def _look(self, consumer: ExpectedConsumer, after: str, limit: int, group: int) -> Turns:
+        if not consumer.serialize:
+            return Turns([], "")
         by_key: dict[str, list[ExpectedTask]] = {}
         for task in sorted(self.of(consumer), key=lambda task: task.pk):
             if task.turn_key and task.state in {S.AVAILABLE, S.RUNNING, S.RETRYABLE}:
                 by_key.setdefault(task.turn_key, []).append(task)
-        share = max(1, limit - max(1, limit // 4))
-        heads = (_head(consumer, by_key[key], group) for key in sorted(by_key))
-        return list(itertools.chain.from_iterable(heads))[:share] if consumer.serialize else []
+        heads = (_head(consumer, by_key[key], group) for key in sorted(by_key) if key > after)
+        found = list(itertools.chain.from_iterable(heads))[:limit]
+        keys = list(dict.fromkeys(task.turn_key or "" for task in found))
+        kept = keys[: max(1, limit // group)]
+        is_cut_short = len(found) == limit or len(kept) < len(keys)
+        tasks = [task for task in found if task.turn_key in kept]
+        return Turns(tasks, kept[-1] if is_cut_short else "")
 
     def claim(
         self,
@@ -204,7 +226,7 @@ class Expected:
         limit: int,
         group: int = 1,
         *,
-        chosen: list[ExpectedTask] | None = None,
+        chosen: Turns | None = None,
         has_turns: bool = True,
         locked: Collection[ExpectedTask] = (),
     ) -> list[ExpectedTask]:
@@ -213,21 +235,24 @@ class Expected:
         ``chosen`` were chosen before, ``locked`` are passed over; without ``has_turns``
         another claimer gives the turns.
         """
+        given, served = chosen, ""
         for number in itertools.count(1):
             free = self._due_freely(consumer, locked)
+            turns: list[ExpectedTask] = []
             # A single place is offered to what needs no turn every other time.
             if consumer.serialize and limit == 1 and number % 2 and free:
-                due, chosen = free[:1], []
+                due = free[:1]
             else:
-                if chosen is None:
-                    chosen = self.next_in_turn(consumer, limit, group) if has_turns else []
-                due = [task for task in chosen if task.is_claimable and task not in locked]
-                due += [task for task in free[: limit - len(chosen)] if task not in due]
-            self._lease(due, chosen)
+                if given is None and has_turns:
+                    given = self.next_in_turn(consumer, limit, group, served)
+                turns, served = given or Turns([], "")
+                due = [task for task in turns if task.is_claimable and task not in locked]
+                due += [task for task in free[: limit - len(turns)] if task not in due]
+            self._lease(due, turns)
             leased = [task for task in due if task.state in LEASED]
             if leased or not due:
                 return leased
-            chosen = None
+            given = None
         raise AssertionError
 
     def _lease(self, due: list[ExpectedTask], chosen: list[ExpectedTask]) -> None:

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from kanthorq_django.domain.outcome import Outcome
-from kanthorq_django.domain.states import FINAL, TaskState
+from kanthorq_django.domain.states import FINAL, LEASED, TaskState
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.models import Consumer, Event, Task, lease
 from tests.clock import now
@@ -35,15 +35,25 @@ pytestmark = pytest.mark.django_db(transaction=True)
 Given = tuple[str, str, bool]  # subject, resource key, whether it is scheduled
 
 AT_ONCE, LATER = lease.AT_ONCE, HOUR
+TOGETHER = [
+    ("careful", "turns"),
+    ("turns",),
+    ("careful",),
+    ("plain", "strict"),
+    ("turns", "parked"),
+]
 KEYS = st.sampled_from(["", "a", "a", "b"])
 SUBJECTS = st.sampled_from(["order.paid", "order.paid", "order.gone", "stock"])
-EVENTS = st.lists(st.tuples(SUBJECTS, KEYS, st.sampled_from([False, False, True])), max_size=4)
+EVENTS_MAX = 12  # few tasks meet more often
+EVENT = st.tuples(SUBJECTS, KEYS, st.sampled_from([False, False, True]))
+EVENTS, SOME_EVENTS = st.lists(EVENT, max_size=4), st.lists(EVENT, min_size=3, max_size=5)
 PICKS = st.lists(st.integers(0, 9), max_size=3)  # of the tasks there are; none picks all
 NUMBER = st.integers(0, 9)
 LIMIT = st.sampled_from([1, 2, 3, 100])
 VERDICTS = st.sampled_from(["nack", "ack", "hand_back"])
 DELAYS = st.sampled_from([AT_ONCE, LATER])
-OPERATIONS = st.sampled_from(["cancel", "cancel running", "release", "resume", "reset"])
+OPERATIONS = ["cancel", "cancel running", "release", "resume", "reset"]
+BEFORE_CLAIM = st.sampled_from(["due", "nothing", *OPERATIONS])
 AFTER_CHOOSING = st.sampled_from(["due and claim", "nack", "claim", "cancel", "resume"])
 BEFORE_COMMIT = st.sampled_from(["cancel running", "claim", "nothing", "cancel"])
 
@@ -57,18 +67,24 @@ class TaskLife(RuleBasedStateMachine):
         self.life = Life()
 
     @initialize(
-        names=st.lists(st.sampled_from(sorted(CONSUMERS)), min_size=1, max_size=2, unique=True),
-        events=EVENTS,
+        names=st.sampled_from(TOGETHER),
+        events=SOME_EVENTS,
     )
-    def begin(self, names: list[str], events: list[Given]) -> None:
+    def begin(self, names: tuple[str, ...], events: list[Given]) -> None:
         self.life.begin(names)
         self._publish(events)
         self._pull_all(self.actors[0])
 
     # Publishing and pulling
 
-    @rule(events=EVENTS, late=EVENTS, fate=st.sampled_from(["commit", "overtaken", "roll back"]))
-    def publish(self, events: list[Given], late: list[Given], fate: str) -> None:
+    @precondition(lambda self: len(self.life.events) < EVENTS_MAX)
+    @rule(
+        events=SOME_EVENTS,
+        late=EVENTS,
+        fate=st.sampled_from(["commit", "overtaken", "roll back"]),
+        is_pulled=st.booleans(),
+    )
+    def publish(self, events: list[Given], late: list[Given], fate: str, is_pulled: bool) -> None:
         first, second = self.actors
 
         def overtake() -> None:
@@ -85,6 +101,8 @@ class TaskLife(RuleBasedStateMachine):
         }
         with pytest.raises(RuntimeError) if fate == "roll back" else nullcontext():
             first.do(lambda: self._publish(events, ends[fate]))
+        if is_pulled:
+            self._pull_all(first)
 
     @rule(which=NUMBER, limit=LIMIT, who=NUMBER)
     def pull(self, which: int, limit: int, who: int) -> None:
@@ -92,11 +110,24 @@ class TaskLife(RuleBasedStateMachine):
 
     # Claiming
 
-    @rule(which=NUMBER, limit=LIMIT, group=st.integers(1, 2), who=NUMBER)
-    def claim(self, which: int, limit: int, group: int, who: int) -> None:
-        consumer = self._consumer(which)
-        tasks = self._actor(who).do(lambda: _stored(consumer, group).claim(limit))
-        self.life.claimed(tasks, self.life.expected.claim(consumer, limit, group))
+    @rule(
+        before=BEFORE_CLAIM,
+        picks=PICKS,
+        which=NUMBER,
+        limit=LIMIT,
+        group=st.integers(1, 2),
+        who=NUMBER,
+    )
+    def claim(
+        self, before: str, picks: list[int], which: int, limit: int, group: int, who: int
+    ) -> None:
+        """Leases change hands, retries and cancellations begin."""
+        if before in OPERATIONS:
+            self._operate(before, self._actor(who), self._picked(picks))
+        if before != "nothing":
+            self._come_due(self._picked(picks))
+        self.life.check()
+        self._claim(self._consumer(which), limit, group, self._actor(who))
 
     @rule(
         which=NUMBER,
@@ -124,16 +155,23 @@ class TaskLife(RuleBasedStateMachine):
     # Ending leases
 
     @precondition(lambda self: self.life.hands)
-    @rule(which=NUMBER, verdict=VERDICTS, delay=DELAYS, who=NUMBER)
-    def end(self, which: int, verdict: str, delay: timedelta, who: int) -> None:
-        hand, actor = self._hand(which), self._actor(who)
-        self.life.drop([hand])
-        if not hand.is_live:
-            with pytest.raises(LeaseLost):
-                actor.do(lambda: _end(hand, verdict, delay, lambda: True))
-            return
-        actor.do(lambda: _end(hand, verdict, delay, lambda: True))
-        self._expect_end(hand, verdict, delay)
+    @rule(which=NUMBER, verdicts=st.lists(VERDICTS, min_size=1, max_size=4), delay=DELAYS)
+    def end(self, which: int, verdicts: list[str], delay: timedelta) -> None:
+        """End leases as their holders do, who do not know whether they are over."""
+        first = which % len(self.life.hands)
+        ends = [*self.life.hands[first:], *self.life.hands[:first]]
+        for number, (hand, verdict) in enumerate(zip(ends, verdicts, strict=False)):
+            self.life.drop([hand])
+            self._end(hand, verdict, delay, self._actor(number))
+
+    @precondition(lambda self: self._lost())
+    @rule(who=NUMBER)
+    def end_what_others_hold(self, who: int) -> None:
+        """Whatever the former holder of a task says, nothing of it counts."""
+        for hand in self._lost():
+            for verdict in ("ack", "nack", "hand_back"):
+                self._end(hand, verdict, AT_ONCE, self._actor(who))
+        self.life.drop(self._lost())
 
     @precondition(lambda self: any(hand.is_live for hand in self.life.hands))
     @rule(
@@ -171,11 +209,14 @@ class TaskLife(RuleBasedStateMachine):
             self._expect_end(hand, verdict, delay)
         concurrent.settle()
 
+    @precondition(lambda self: self.life.hands)
     @rule(picks=PICKS, who=NUMBER)
     def ack_together(self, picks: list[int], who: int) -> None:
         """As implicit acks are written: the stale ones among them change nothing."""
-        hands = {pick % len(self.life.hands) for pick in picks} if self.life.hands else set()
-        held = [self.life.hands[number] for number in sorted(hands)]
+        numbers = {pick % len(self.life.hands) for pick in picks}
+        self._ack([self.life.hands[number] for number in sorted(numbers)], self._actor(who))
+
+    def _ack(self, held: list[Hand], actor: Actor) -> None:
         live = [hand for hand in held if hand.is_live]
 
         def ack() -> set[int]:
@@ -185,22 +226,24 @@ class TaskLife(RuleBasedStateMachine):
                     hand.write_effect()
             return acked
 
-        assert self._actor(who).do(ack) == {hand.task.pk for hand in live}
+        assert actor.do(ack) == {hand.task.pk for hand in live}
         for hand in live:
             hand.task.ack()
         self.life.effects += [hand.note for hand in live]
         self.life.drop(held)
 
-    @precondition(lambda self: self.life.hands)
+    @precondition(lambda self: len(self.life.hands) > 2)
     @rule(which=NUMBER)
     def crash(self, which: int) -> None:
         """A worker dies with its lease; nothing is written."""
         self.life.drop([self._hand(which)])
 
     @precondition(lambda self: self.life.hands)
-    @rule(which=NUMBER, who=NUMBER)
-    def renew(self, which: int, who: int) -> None:
+    @rule(which=NUMBER, who=NUMBER, is_late=st.booleans())
+    def renew(self, which: int, who: int, is_late: bool) -> None:
         hand = self._hand(which)
+        if is_late:
+            self._come_due([hand.task])
         (row,) = self._actor(who).do(lambda: lease.renew({hand.message.lease: HOUR}, "default"))
         ran_out = hand.task.turn_key and hand.task.state == TaskState.RUNNING and hand.task.is_due
         is_held = hand.is_live and not ran_out
@@ -208,14 +251,9 @@ class TaskLife(RuleBasedStateMachine):
         if is_held:
             hand.task.is_due = False
 
-    # What comes due, and what operators do
+    # What operators and deployments do
 
-    @rule(picks=PICKS)
-    def come_due(self, picks: list[int]) -> None:
-        """Leases run out, delays end."""
-        self._come_due(self._picked(picks))
-
-    @rule(operation=OPERATIONS, picks=PICKS, who=NUMBER)
+    @rule(operation=st.sampled_from(OPERATIONS), picks=PICKS, who=NUMBER)
     def operate(self, operation: str, picks: list[int], who: int) -> None:
         self._operate(operation, self._actor(who), self._picked(picks))
 
@@ -247,8 +285,8 @@ class TaskLife(RuleBasedStateMachine):
             self._come_due(open_)
             self.life.check()
             for number in range(len(self.life.consumers)):
-                self.claim(number, 100, 1, number)
-            self.ack_together(list(range(len(self.life.hands))), 0)
+                self._claim(self._consumer(number), 100, 1, self._actor(number))
+            self._ack(self.life.hands, self.actors[0])
             self.life.check()
         raise AssertionError("tasks are stranded")
 
@@ -260,6 +298,10 @@ class TaskLife(RuleBasedStateMachine):
             for subject, key, later in given
         ]
         self.life.publish(events, meanwhile)
+
+    def _claim(self, consumer: ExpectedConsumer, limit: int, group: int, actor: Actor) -> None:
+        tasks = actor.do(lambda: _stored(consumer, group).claim(limit))
+        self.life.claimed(tasks, self.life.expected.claim(consumer, limit, group))
 
     def _pull_all(self, actor: Actor) -> None:
         for consumer in self.life.consumers.values():
@@ -291,8 +333,7 @@ class TaskLife(RuleBasedStateMachine):
 
     def _nack_all(self, actor: Actor, tasks: list[ExpectedTask]) -> None:
         for hand in [hand for hand in self.life.hands if hand.is_live and hand.task in tasks]:
-            actor.do(partial(_end, hand, "nack", LATER, lambda: True))
-            self._expect_end(hand, "nack", LATER)
+            self._end(hand, "nack", LATER, actor)
             self.life.drop([hand])
 
     def _refresh_order(self) -> None:
@@ -310,12 +351,25 @@ class TaskLife(RuleBasedStateMachine):
         verb, running = _verb(operation)
         assert _told(outcome) == self.life.expected.operate(verb, tasks, running=running)
 
+    def _end(self, hand: Hand, verdict: str, delay: timedelta, actor: Actor) -> None:
+        if hand.is_live:
+            actor.do(lambda: _end(hand, verdict, delay, lambda: True))
+            self._expect_end(hand, verdict, delay)
+            return
+        with pytest.raises(LeaseLost):
+            actor.do(lambda: _end(hand, verdict, delay, lambda: True))
+
     def _expect_end(self, hand: Hand, verdict: str, delay: timedelta) -> None:
         if verdict == "ack":
             hand.task.ack()
             self.life.effects.append(hand.note)
         else:
             getattr(hand.task, verdict)(is_delayed=delay == LATER)
+
+    def _lost(self) -> list[Hand]:
+        """Return leases that are over while another one of the same task is not."""
+        held = [hand for hand in self.life.hands if hand.task.state in LEASED]
+        return [hand for hand in held if not hand.is_live]
 
     def _hand(self, number: int) -> Hand:
         return self.life.hands[number % len(self.life.hands)]
@@ -428,7 +482,7 @@ def live(actors: tuple[Actor, Actor], *, lives: int, steps: int) -> None:
 
 
 def test_tasks_live_as_expected_whatever_happens_to_them(actors: tuple[Actor, Actor]):
-    live(actors, lives=60, steps=30)
+    live(actors, lives=40, steps=30)
 
 
 @pytest.mark.slow
