@@ -40,6 +40,12 @@ class OperatingAdmin(ReadOnlyAdmin):
     def cancel(self, request: HttpRequest, tasks: TaskQuerySet) -> HttpResponse | None:
         return self._operate(OPERATIONS["cancel"], request, tasks)
 
+    @admin.action(
+        permissions=["cancel"], description=_("Cancel selected tasks, and stop those that run")
+    )
+    def cancel_running(self, request: HttpRequest, tasks: TaskQuerySet) -> HttpResponse | None:
+        return self._operate(OPERATIONS["cancel_running"], request, tasks)
+
     @admin.action(permissions=["resume"], description=_("Resume selected tasks"))
     def resume(self, request: HttpRequest, tasks: TaskQuerySet) -> HttpResponse | None:
         return self._operate(OPERATIONS["resume"], request, tasks)
@@ -55,9 +61,9 @@ class OperatingAdmin(ReadOnlyAdmin):
     def get_urls(self) -> list[URLPattern]:
         return [
             path(
-                f"<path:object_id>/{operation.verb}/",
+                f"<path:object_id>/{operation.action}/",
                 self.admin_site.admin_view(require_POST(self._view_of(operation))),
-                name=f"{self.opts.app_label}_{self.opts.model_name}_{operation.verb}",
+                name=f"{self.opts.app_label}_{self.opts.model_name}_{operation.action}",
             )
             for operation in OPERATIONS.values()
         ] + super().get_urls()
@@ -67,15 +73,16 @@ class OperatingAdmin(ReadOnlyAdmin):
     ) -> HttpResponse:
         task = context["original"]
         context["operations"] = [
-            (operation, self._url(operation.verb, task.pk))
+            (operation, self._url(operation.action, task.pk))
             for operation in OPERATIONS.values()
-            if operation.can_move(task.state) and self._may(request, operation.verb)
+            if _is_offered(operation, task) and self._may(request, operation.verb)
         ]
         return super().render_change_form(request, context, *args, **kwargs)
 
     def tell(self, request: HttpRequest, operation: Operation, report: Report) -> None:
         """Show what happened, as a warning when something was left alone."""
-        level = messages.WARNING if report.noop or not report.updated else messages.SUCCESS
+        is_changed = report.updated or report.requested
+        level = messages.WARNING if report.noop or not is_changed else messages.SUCCESS
         self.message_user(request, f"{operation.name}: {report}", level)
 
     def _may(self, request: HttpRequest, verb: str) -> bool:
@@ -113,3 +120,10 @@ class OperatingAdmin(ReadOnlyAdmin):
     def _url(self, page: str, task_id: int) -> str:
         name = f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
         return reverse(name, args=(task_id,), current_app=self.admin_site.name)
+
+
+def _is_offered(operation: Operation, task: Task) -> bool:
+    """Tell whether a button would change ``task``; what waits needs no second way to cancel it."""
+    if operation.stops_running:
+        return operation.can_stop(task.state, is_asked=task.cancel_requested_at is not None)
+    return operation.can_move(task.state)

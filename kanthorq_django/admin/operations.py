@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
@@ -27,27 +28,47 @@ SPARED_SHOWN = 5  # tasks left alone that a message names
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A verb of tasks, as a person sees it; ``effect`` says what becomes of the tasks."""
+    """A verb of tasks, as a person sees it; ``effect`` says what becomes of the tasks.
 
+    Who has the permission of that ``verb`` may use each ``action`` of it.
+    """
+
+    action: str
     verb: str
     name: str | Promise
     effect: str | Promise
     apply: Callable[[TaskQuerySet], Outcome]
+    stops_running: bool = False
 
     def can_move(self, state: int) -> bool:
+        """Tell whether the verb leaves ``state``."""
         return bool(states.targets(self.verb, TaskState(state)))
+
+    def can_stop(self, state: int, *, is_asked: bool) -> bool:
+        """Tell whether a task in ``state`` would be asked to stop; each is asked once."""
+        return self.stops_running and state == TaskState.RUNNING and not is_asked
 
 
 OPERATIONS = {
-    operation.verb: operation
+    operation.action: operation
     for operation in (
         Operation(
+            "cancel",
             "cancel",
             _("Cancel"),
             _("Tasks that wait will not run. Tasks that run are left alone."),
             TaskQuerySet.cancel,
         ),
         Operation(
+            "cancel_running",
+            "cancel",
+            _("Cancel or stop"),
+            _("Tasks that wait will not run. Tasks that run are asked to stop."),
+            partial(TaskQuerySet.cancel, running=True),
+            stops_running=True,
+        ),
+        Operation(
+            "resume",
             "resume",
             _("Resume"),
             _("Cancelled and discarded tasks run again at once; their history is kept."),
@@ -55,11 +76,13 @@ OPERATIONS = {
         ),
         Operation(
             "release",
+            "release",
             _("Release"),
             _("Pending tasks run at once."),
             TaskQuerySet.release,
         ),
         Operation(
+            "reset",
             "reset",
             _("Reset"),
             _(

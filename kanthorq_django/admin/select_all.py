@@ -1,13 +1,15 @@
 """An operation on all tasks that match: asked first, then done in requests of bounded length."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django import forms
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.utils.translation import gettext
 
 from kanthorq_django.admin.display import number, state_badge
 from kanthorq_django.admin.operations import Operation, Report, carry_out
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
     from kanthorq_django.admin.operating import OperatingAdmin
 
 SECONDS_MAX = 10.0  # that one request may work; proxies give up on longer ones
+
+
+class _Kind(NamedTuple):
+    """Tasks that a forecast counts together; sorted, those that are left alone come last."""
+
+    is_spared: bool
+    consumer: str
+    state: int
+    fate: str
 
 
 class ProgressForm(forms.Form):
@@ -72,23 +83,29 @@ def _go_on(
 
 def _forecast(operation: Operation, tasks: TaskQuerySet) -> dict[str, Any]:
     """Say in which states the tasks, or so many of them, are, and what would become of them."""
-    looked_at = tasks.order_by().values_list("consumer__name", "state")[:COUNT_MAX]
-    counts = Counter(looked_at)
-
-    def order(key: tuple[str, int]) -> tuple[bool, str, int]:
-        return not operation.can_move(key[1]), *key
-
+    counts = Counter(_kinds(operation, tasks))
     rows = [
         {
-            "consumer": consumer,
-            "badge": state_badge(state),
-            "count": number(counts[consumer, state]),
-            "moves": operation.can_move(state),
+            "consumer": kind.consumer,
+            "badge": state_badge(kind.state),
+            "count": number(counts[kind]),
+            "fate": kind.fate,
         }
-        for consumer, state in sorted(counts, key=order)
+        for kind in sorted(counts)
     ]
     count = counts.total()
     return {"rows": rows, "count": count, "is_minimum": count == COUNT_MAX}
+
+
+def _kinds(operation: Operation, tasks: TaskQuerySet) -> Iterator[_Kind]:
+    columns = ("consumer__name", "state", "cancel_requested_at")
+    for consumer, state, asked_at in tasks.order_by().values_list(*columns)[:COUNT_MAX]:
+        if operation.can_move(state):
+            yield _Kind(False, consumer, state, str(operation.name))
+        elif operation.can_stop(state, is_asked=asked_at is not None):
+            yield _Kind(False, consumer, state, gettext("Asked to stop"))
+        else:
+            yield _Kind(True, consumer, state, gettext("Left alone"))
 
 
 def _page(

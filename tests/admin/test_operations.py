@@ -65,6 +65,59 @@ def test_a_message_names_only_a_few_of_many_tasks_left_alone(operator: Client):
     assert len(re.findall(r"\(Running\)", text)) == operations.SPARED_SHOWN
 
 
+def test_running_tasks_are_cancelled_with_the_waiting_ones_by_an_action_of_its_own(
+    operator: Client,
+):
+    waiting = TaskFactory.create(state=TaskState.AVAILABLE)
+    running = TaskFactory.create(state=TaskState.RUNNING)
+    completed = TaskFactory.create(state=TaskState.COMPLETED)
+
+    response = tick(operator, "cancel_running", [waiting, running, completed])
+
+    (asked,) = Task.objects.filter(cancel_requested_at__isnull=False).exclude(pk=waiting.pk)
+    assert (asked, asked.state) == (running, TaskState.RUNNING)
+    assert Task.objects.get(pk=waiting.pk).state == TaskState.CANCELLED
+    assert {entry.object_id for entry in LogEntry.objects.all()} == {
+        str(waiting.pk),
+        str(running.pk),
+    }
+    ((level, text),) = told(response)
+    assert level == "warning"
+    assert text.startswith("Cancel or stop: 1 task updated, 1 asked to stop, 1 left alone: ")
+    assert text.endswith(f"event {completed.event_id} (Completed).")
+
+
+def test_a_running_task_is_asked_to_stop_once(operator: Client):
+    task = TaskFactory.create(state=TaskState.RUNNING)
+
+    first, second = (tick(operator, "cancel_running", [task]) for _ in range(2))
+
+    assert told(first) == [("success", "Cancel or stop: 0 tasks updated, 1 asked to stop.")]
+    assert told(second)[-1][0] == "warning"
+    assert LogEntry.objects.count() == 1
+
+
+def test_a_button_stops_a_task_that_runs(operator: Client):
+    task = TaskFactory.create(state=TaskState.RUNNING)
+    button = f'formaction="{page("task_cancel_running", task.pk)}"'
+    before = operator.get(page("task_change", task.pk)).content.decode()
+
+    response = press(operator, "cancel_running", task)
+
+    task.refresh_from_db()
+    assert task.cancel_requested_at is not None
+    assert told(response)[0][0] == "success"
+    assert button in before
+    assert button not in operator.get(page("task_change", task.pk)).content.decode()
+
+
+def test_a_task_that_waits_has_one_button_to_cancel_it(operator: Client):
+    task = TaskFactory.create(state=TaskState.AVAILABLE)
+    shown = operator.get(page("task_change", task.pk)).content.decode()
+    assert page("task_cancel", task.pk) in shown
+    assert page("task_cancel_running", task.pk) not in shown
+
+
 def test_a_report_tells_running_tasks_that_were_asked_to_stop():
     assert str(operations.Report(updated=1, requested=2)) == "1 task updated, 2 asked to stop."
 
@@ -200,4 +253,4 @@ def test_every_verb_has_a_permission_of_its_own(client_of: MakeClient):
         client = client_of(f"{verb}_task")
         response = client.get(page("task_changelist"))
         offered = {name for name, _ in response.context["action_form"].fields["action"].choices}
-        assert offered - {""} == {verb}
+        assert offered - {""} == {verb} | ({"cancel_running"} if verb == "cancel" else set())

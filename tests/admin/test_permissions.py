@@ -9,13 +9,14 @@ from tests.factories import EventFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
 
-VERBS = ("cancel", "resume", "release", "reset")
+VERBS = ("cancel", "cancel_running", "resume", "release", "reset")
 NOUNS = ("stream", "event", "consumer", "task", "worker")
 
 
 def _unchanged(task: Task) -> bool:
     stored = Task.objects.get(pk=task.pk)
-    return stored.state == task.state and not LogEntry.objects.exists()
+    is_same = (stored.state, stored.cancel_requested_at) == (task.state, task.cancel_requested_at)
+    return is_same and not LogEntry.objects.exists()
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -70,6 +71,16 @@ def test_one_verbs_permission_does_not_open_another_verb(client_of: MakeClient):
     client = client_of("resume_task")
     assert tick(client, "reset", [task]).status_code == 403
     assert press(client, "reset", task).status_code == 403
+    assert _unchanged(task)
+
+
+def test_who_may_not_cancel_cannot_stop_what_runs(client_of: MakeClient):
+    task = TaskFactory.create(state=TaskState.RUNNING)
+    client = client_of("resume_task", "release_task", "reset_task")
+    assert tick(client, "cancel_running", [task]).status_code == 403
+    assert press(client, "cancel_running", task).status_code == 403
+    shown = client.get(page("task_change", task.pk)).content.decode()
+    assert "cancel_running" not in shown
     assert _unchanged(task)
 
 

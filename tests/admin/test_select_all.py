@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
+from django.utils import timezone
 
 from kanthorq_django.admin import operations, select_all
 from kanthorq_django.models import Consumer, Task, TaskState
@@ -63,6 +64,26 @@ def test_the_answer_moves_all_that_match_and_nothing_else(operator: Client, cons
     assert LogEntry.objects.count() == 3
     assert told(response)[0][0] == "warning"
     assert "3 tasks updated, 1 left alone" in told(response)[0][1]
+
+
+def test_what_runs_is_asked_for_and_stopped_with_all_that_match(
+    operator: Client, consumer: Consumer
+):
+    TaskFactory.create_batch(2, state=TaskState.AVAILABLE, consumer=consumer)
+    TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
+    TaskFactory.create(
+        state=TaskState.RUNNING, consumer=consumer, cancel_requested_at=timezone.now()
+    )
+
+    asked = _ask(operator, "cancel_running")
+    forecast = text_of(asked)
+    response = _answer(operator, asked)
+
+    assert "emails Available 2 Cancel or stop" in forecast
+    assert "emails Running 1 Asked to stop emails Running 1 Left alone" in forecast
+    assert Task.objects.cancelled().count() == 2
+    assert Task.objects.running().filter(cancel_requested_at=None).count() == 0
+    assert "2 tasks updated, 1 asked to stop, 1 left alone" in told(response)[0][1]
 
 
 def test_a_filter_by_the_state_that_the_verb_leaves_still_reaches_all(
