@@ -12,7 +12,7 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext
 
 from kanthorq_django.admin.display import number, state_badge
-from kanthorq_django.admin.operations import Operation, Report, carry_out
+from kanthorq_django.admin.operations import OPERATIONS, Operation, Report, carry_out
 from kanthorq_django.admin.paginator import COUNT_MAX
 from kanthorq_django.models.task import TaskQuerySet
 
@@ -101,7 +101,7 @@ def _kinds(operation: Operation, tasks: TaskQuerySet) -> Iterator[_Kind]:
     columns = ("consumer__name", "state", "cancel_requested_at")
     for consumer, state, asked_at in tasks.order_by().values_list(*columns)[:COUNT_MAX]:
         if operation.can_move(state):
-            yield _Kind(False, consumer, state, str(operation.name))
+            yield _Kind(False, consumer, state, str(OPERATIONS[operation.verb].name))
         elif operation.can_stop(state, is_asked=asked_at is not None):
             yield _Kind(False, consumer, state, gettext("Asked to stop"))
         else:

@@ -79,7 +79,7 @@ def test_what_runs_is_asked_for_and_stopped_with_all_that_match(
     forecast = text_of(asked)
     response = _answer(operator, asked)
 
-    assert "emails Available 2 Cancel or stop" in forecast
+    assert "emails Available 2 Cancel emails" in forecast
     assert "emails Running 1 Asked to stop emails Running 1 Left alone" in forecast
     assert Task.objects.cancelled().count() == 2
     assert Task.objects.running().filter(cancel_requested_at=None).count() == 0
