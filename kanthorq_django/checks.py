@@ -19,6 +19,7 @@ from kanthorq_django.conf import Settings, get_settings, problems
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import Task
+from kanthorq_django.models.encryption import fernet
 
 TAG = "kanthorq"
 SERVER_MIN = 15
@@ -38,6 +39,22 @@ def check_settings(**_: Any) -> Iterator[CheckMessage]:
     """E005: an unknown key of KANTHORQ, or a value of the wrong type."""
     for problem, hint in problems(getattr(django_settings, "KANTHORQ", {})):
         yield Error(problem, hint=hint, id="kanthorq_django.E005")
+
+
+@register(TAG)
+def check_encryption(**_: Any) -> Iterator[CheckMessage]:
+    """E009: keys that cannot encrypt bodies."""
+    settings = _settings()
+    if settings is None or not settings.BODY_KEYS:
+        return
+    try:
+        fernet(settings.BODY_KEYS)
+    except ConfigurationError as error:
+        yield Error(
+            str(error),
+            hint="Without usable keys nothing can be published, and sealed bodies stay closed.",
+            id="kanthorq_django.E009",
+        )
 
 
 @register(TAG)

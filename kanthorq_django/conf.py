@@ -2,8 +2,8 @@
 
 import difflib
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any
 
@@ -32,6 +32,11 @@ class Settings:
     FILTERS_MAX: int = 64  # includes, and as many excludes, of one consumer
     ERRORS_MAX: int = 20  # newest errors kept in a task's history
     ERROR_SIZE_MAX: int = 16_384  # characters kept of one error's traceback
+    # Fernet keys: the first encrypts bodies at rest, all decrypt. Never printed.
+    BODY_KEYS: tuple[str, ...] = field(default=(), repr=False)
+
+
+SECRET = frozenset({"BODY_KEYS"})  # keys whose values no message may show
 
 
 def problems(declared: object) -> Iterator[tuple[str, str]]:
@@ -44,7 +49,8 @@ def problems(declared: object) -> Iterator[tuple[str, str]]:
         if key not in known:
             yield f"KANTHORQ has no key {key!r}.", _suggestion(key, known)
         elif problem := _value_problem(known[key].type, value):
-            yield f"KANTHORQ[{key!r}] is {value!r}; {problem}.", "See docs/settings.md."
+            shown = "wrong" if key in SECRET else repr(value)
+            yield f"KANTHORQ[{key!r}] is {shown}; {problem}.", "See docs/settings.md."
 
 
 def _suggestion(key: object, known: dict[str, Any]) -> str:
@@ -53,15 +59,31 @@ def _suggestion(key: object, known: dict[str, Any]) -> str:
 
 
 def _value_problem(wanted: object, value: object) -> str | None:
-    if wanted is int and not (type(value) is int and value > 0):
-        return "it must be a whole number above 0"
-    if wanted is bool and type(value) is not bool:
-        return "it must be True or False"
-    if wanted is timedelta and not (isinstance(value, timedelta) and value > timedelta(0)):
-        return "it must be a datetime.timedelta above zero"
-    if wanted == (str | None) and not (value is None or isinstance(value, str)):
-        return "it must be a database alias or None"
-    return None
+    is_right, problem = _TYPES[wanted]
+    return None if is_right(value) else problem
+
+
+_TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (
+        lambda value: type(value) is int and value > 0,
+        "it must be a whole number above 0",
+    ),
+    bool: (lambda value: type(value) is bool, "it must be True or False"),
+    timedelta: (
+        lambda value: isinstance(value, timedelta) and value > timedelta(0),
+        "it must be a datetime.timedelta above zero",
+    ),
+    str | None: (
+        lambda value: value is None or isinstance(value, str),
+        "it must be a database alias or None",
+    ),
+    tuple[str, ...]: (
+        lambda value: (
+            isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+        ),
+        "it must be a list of strings",
+    ),
+}
 
 
 @functools.cache
@@ -73,7 +95,10 @@ def get_settings() -> Settings:
     declared = getattr(django_settings, "KANTHORQ", {})
     for problem, hint in problems(declared):
         raise ConfigurationError(f"{problem} {hint}")
-    return Settings(**declared)
+    frozen: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in declared.items()
+    }
+    return Settings(**frozen)
 
 
 def _forget(*, setting: str, **_: Any) -> None:

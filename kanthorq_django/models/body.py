@@ -14,6 +14,8 @@ from django.core.serializers.json import DjangoJSONEncoder
 from kanthorq_django.exceptions import InvalidBody
 
 DEPTH_MAX = 100
+# What encrypted bodies begin with in the table: see encryption.py.
+MARK = b"\x00kanthorq:fernet:1\x00"
 _NUL = "\x00"
 
 
@@ -24,6 +26,8 @@ def encode_body(body: object, *, size_max: int) -> bytes:
     """
     if isinstance(body, bytes | bytearray | memoryview):
         encoded = bytes(body)
+        if encoded[: len(MARK)] == MARK:
+            raise InvalidBody("The body begins with the mark of encrypted bodies; it is reserved.")
     elif isinstance(body, str):
         encoded = _utf8(body, "$")
     else:

@@ -21,6 +21,7 @@ from kanthorq_django.exceptions import (
     UndecodableEvent,
 )
 from kanthorq_django.models.body import encode_body, encode_metadata
+from kanthorq_django.models.encryption import BodyField, SealableModel, seal
 from kanthorq_django.models.envelope import (
     KEY_SIZE_MAX,
     check_key,
@@ -83,7 +84,7 @@ class EventQuerySet(models.QuerySet["Event"]):
     del _verb
 
 
-class Event(models.Model):
+class Event(SealableModel):
     """A ``subject``, an opaque ``body``, a ``metadata`` object: fixed once published."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -98,7 +99,7 @@ class Event(models.Model):
         db_default=models.Func(function="pg_current_xact_id"), editable=False, serialize=False
     )
     subject = SubjectField()
-    body = models.BinaryField(default=b"", editable=True)
+    body = BodyField(default=b"", editable=True)
     metadata = models.JSONField(default=dict, blank=True)
     resource_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, default="")
     idempotency_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, null=True)  # noqa: DJ001  # null: none
@@ -149,10 +150,11 @@ class Event(models.Model):
     def json(self) -> Any:
         """Return the body as the JSON value that was published.
 
-        Raises UndecodableEvent if it is not JSON.
+        Raises UndecodableEvent if it is not JSON, or is encrypted and no key fits.
         """
+        body = bytes(self.body)
         try:
-            return json.loads(bytes(self.body))
+            return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise UndecodableEvent(f"The body of event {self.pk} is not JSON: {error}") from error
 
@@ -225,7 +227,7 @@ def _copy(events: Sequence[Event], moment: Any, using: str) -> None:
     ):
         for event in events:
             metadata = json.dumps(event.metadata) if event.metadata else "{}"
-            content = (event.subject, event.body, metadata, event.resource_key)
+            content = (event.subject, seal(event.pk, event.body), metadata, event.resource_key)
             times = (event.schedule_at, moment.created_at)
             copy.write_row((event.pk, moment.stream_id, *content, *times))
 
@@ -265,7 +267,7 @@ def _columns(event: Event) -> dict[str, Any]:
     return {
         "id": event.pk,
         "subject": event.subject,
-        "body": event.body,
+        "body": seal(event.pk, event.body),
         "metadata": json.dumps(event.metadata),
         "resource_key": event.resource_key,
         "idempotency_key": event.idempotency_key,

@@ -31,6 +31,7 @@ from kanthorq_django.models.definition import (
     recurrence_of,
     zone_of,
 )
+from kanthorq_django.models.encryption import BodyField, SealableModel
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.fields import CreatedAtField, SubjectField
 from kanthorq_django.models.isolation import unconflicted
@@ -125,14 +126,14 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         return Outcome(tuple(updated), noop=tuple(pk for pk in found if pk not in updated))
 
 
-class Schedule(models.Model):
+class Schedule(SealableModel):
     """A recurrence rule and the event that it publishes at each occurrence."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     name = models.CharField(max_length=NAME_SIZE_MAX, unique=True)
     stream = models.ForeignKey(Stream, models.PROTECT, related_name="schedules")
     subject = SubjectField()
-    body = models.BinaryField(default=b"", blank=True, editable=True)
+    body = BodyField(default=b"", blank=True, editable=True)
     metadata = models.JSONField(default=dict, blank=True)
     resource_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, default="")
 

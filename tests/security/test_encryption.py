@@ -1,0 +1,244 @@
+"""Bodies at rest, encrypted with the keys of the settings and bound to their events."""
+
+import json
+import sys
+from uuid import UUID
+
+import pytest
+from cryptography.fernet import Fernet
+from django.db import connection, transaction
+from django.utils import timezone
+
+from kanthorq_django import publish, publish_many, schedule, subscribe
+from kanthorq_django.checks import check_encryption
+from kanthorq_django.domain.subscriptions import Registry
+from kanthorq_django.exceptions import (
+    ConfigurationError,
+    IdempotencyConflict,
+    InvalidBody,
+    UndecodableEvent,
+)
+from kanthorq_django.models import Event, Schedule, Task, TaskState
+from kanthorq_django.models.body import MARK
+from kanthorq_django.models.encryption import fernet
+from kanthorq_django.testing import drain
+
+pytestmark = pytest.mark.django_db
+
+OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+CARD = "4111 1111 1111 1111"
+
+
+@pytest.fixture(autouse=True)
+def keys(settings) -> None:
+    settings.KANTHORQ = {"BODY_KEYS": [OLD]}
+
+
+def stored(event: Event) -> bytes:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT body FROM kanthorq_django_event WHERE id = %s", [event.pk])
+        return bytes(cursor.fetchone()[0])
+
+
+def put(event: Event, body: bytes) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE kanthorq_django_event SET body = %s WHERE id = %s", [body, event.pk])
+
+
+def test_what_is_stored_holds_nothing_of_the_body():
+    event = publish("card.used", {"card": CARD})
+    assert CARD.encode() not in stored(event)
+    assert stored(event).startswith(MARK)
+
+
+def test_the_event_reads_back_as_it_was_published():
+    event = publish("card.used", {"card": CARD}, metadata={"clear": True})
+    assert event.json() == {"card": CARD}
+    read = Event.objects.get(pk=event.pk)
+    assert read.json() == {"card": CARD}
+    assert bytes(read.body) == bytes(event.body)
+    assert (read.subject, read.metadata) == ("card.used", {"clear": True})
+
+
+def test_events_that_are_copied_are_encrypted_each_for_itself():
+    first, second = publish_many([Event(subject="a", body=CARD), Event(subject="a", body=CARD)])
+    assert CARD.encode() not in stored(first) + stored(second)
+    assert stored(first) != stored(second)
+    assert [event.body for event in Event.objects.order_by("pk")] == [CARD.encode()] * 2
+
+
+def test_a_deferred_body_is_opened_too():
+    event = publish("card.used", CARD)
+    assert Event.objects.defer("body").get(pk=event.pk).body == CARD.encode()
+
+
+def test_a_handler_gets_the_plain_body(declared: Registry):
+    seen = []
+
+    @subscribe("card.used", consumer="reader", stream="cards")
+    def read(message):
+        seen.append(message.event.body)
+
+    publish("card.used", CARD, stream="cards")
+    drain()
+    assert seen == [CARD.encode()]
+
+
+def test_bodies_stored_before_there_were_keys_are_still_read(settings):
+    settings.KANTHORQ = {}
+    event = publish("card.used", CARD)
+    settings.KANTHORQ = {"BODY_KEYS": [OLD]}
+    assert stored(event) == CARD.encode()
+    assert Event.objects.get(pk=event.pk).body == CARD.encode()
+
+
+def test_the_first_key_encrypts_and_every_key_decrypts(settings):
+    before = publish("card.used", CARD)
+    settings.KANTHORQ = {"BODY_KEYS": [NEW, OLD]}
+    after = publish("card.used", CARD)
+    settings.KANTHORQ = {"BODY_KEYS": [NEW]}
+    assert Event.objects.get(pk=after.pk).body == CARD.encode()
+    with pytest.raises(UndecodableEvent, match=r"none of the 1 keys .* opens it"):
+        bytes(Event.objects.get(pk=before.pk).body)
+
+
+def test_without_any_key_the_error_names_the_event_and_the_setting(settings):
+    event = publish("card.used", CARD)
+    settings.KANTHORQ = {}
+    with pytest.raises(UndecodableEvent, match=rf"{event.pk} is encrypted.*BODY_KEYS"):
+        Event.objects.get(pk=event.pk).json()
+
+
+def test_a_schedules_body_is_encrypted_and_published_for_its_event():
+    planned = schedule(
+        "report",
+        rrule="FREQ=DAILY",
+        dtstart=timezone.now(),
+        subject="report.due",
+        body={"card": CARD},
+        stream="cards",
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT body FROM kanthorq_django_schedule")
+        assert bytes(cursor.fetchone()[0]).startswith(MARK)
+    read = Schedule.objects.get(pk=planned.pk)
+    assert json.loads(read.body) == {"card": CARD}
+    read.refresh_from_db()
+    assert json.loads(read.body) == {"card": CARD}
+    assert Schedule.objects.publish_due() == 1
+    assert Event.objects.get(subject="report.due").json() == {"card": CARD}
+
+
+def test_a_body_put_under_another_event_is_not_opened():
+    mine, other = publish("pay.mine", "1 EUR"), publish("pay.other", "1000 EUR")
+    put(mine, stored(other))
+    with pytest.raises(UndecodableEvent, match="encrypted for another row"):
+        Event.objects.get(pk=mine.pk).json()
+
+
+def test_an_altered_body_is_not_opened():
+    event = publish("card.used", CARD)
+    put(event, stored(event)[:-4] + b"AAA=")
+    with pytest.raises(UndecodableEvent, match="was altered"):
+        Event.objects.get(pk=event.pk).json()
+
+
+def test_a_handler_without_the_key_fails_its_attempt_and_the_event_stays(
+    settings, declared: Registry
+):
+    @subscribe("card.*", consumer="reader", stream="cards", attempt_max=1)
+    def read(message):
+        message.event.json()
+
+    lost = publish("card.used", CARD, stream="cards")
+    settings.KANTHORQ = {"BODY_KEYS": [NEW]}
+    kept = publish("card.used", {"number": 1}, stream="cards")
+    drain()
+    states = dict(Task.objects.values_list("event", "state"))
+    assert states == {lost.pk: TaskState.DISCARDED, kept.pk: TaskState.COMPLETED}
+    (failure,) = Task.objects.get(event=lost).attempted_errors
+    assert failure["error"].startswith("UndecodableEvent: The body of")
+    assert Event.objects.filter(pk=lost.pk).exists()
+
+
+def test_the_same_key_and_body_return_the_stored_event():
+    first = publish("card.used", CARD, idempotency_key="one")
+    again = publish("card.used", CARD, idempotency_key="one")
+    assert (again.pk, again.created) == (first.pk, False)
+    assert again.body == CARD.encode()
+
+
+def test_the_same_key_with_another_body_is_refused():
+    publish("card.used", CARD, idempotency_key="one")
+    with pytest.raises(IdempotencyConflict):
+        publish("card.used", "another", idempotency_key="one")
+
+
+def test_the_limit_of_a_body_counts_its_plain_bytes(settings):
+    settings.KANTHORQ = {"BODY_KEYS": [OLD], "BODY_SIZE_MAX": 10}
+    event = publish("card.used", b"x" * 10)
+    assert len(stored(event)) > 100
+    with pytest.raises(InvalidBody, match="has 11 bytes, the limit is 10"):
+        publish("card.used", b"x" * 11)
+
+
+def test_a_body_that_looks_encrypted_is_refused_and_the_transaction_stays_usable():
+    with transaction.atomic():
+        with pytest.raises(InvalidBody, match="mark of encrypted bodies"):
+            publish("card.used", MARK + b"x")
+        publish("card.used", "x")
+    assert Event.objects.count() == 1
+
+
+@pytest.mark.parametrize("given", [["short"], ["not base64 at all" * 3]])
+def test_what_is_no_key_is_refused_without_being_shown(settings, given: list[str]):
+    settings.KANTHORQ = {"BODY_KEYS": given}
+    with pytest.raises(ConfigurationError, match="holds what is no key") as caught:
+        publish("card.used", CARD)
+    assert given[0] not in str(caught.value)
+
+
+def test_a_system_check_tells_of_a_wrong_key(settings):
+    assert list(check_encryption()) == []
+    settings.KANTHORQ = {"BODY_KEYS": [OLD, "wrong"]}
+    (told,) = check_encryption()
+    assert told.id == "kanthorq_django.E009"
+    assert "wrong" not in told.msg
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch, settings):
+    monkeypatch.setitem(sys.modules, "cryptography.fernet", None)
+    fernet.cache_clear()
+    with pytest.raises(ConfigurationError, match=r"pip install kanthorq-django\[encryption\]"):
+        publish("card.used", CARD)
+
+
+def test_keys_stay_out_of_what_settings_print(settings):
+    from kanthorq_django.conf import get_settings, problems
+
+    assert OLD not in repr(get_settings())
+    ((told, _hint),) = problems({"BODY_KEYS": OLD})
+    assert OLD not in told
+
+
+@pytest.fixture
+def unsealed(monkeypatch) -> list[bytes]:
+    from kanthorq_django.models import encryption
+
+    opened: list[bytes] = []
+    unseal = encryption.unseal
+
+    def counted(owner: UUID, body: bytes) -> bytes:
+        opened.append(body)
+        return unseal(owner, body)
+
+    monkeypatch.setattr(encryption, "unseal", counted)
+    return opened
+
+
+def test_a_body_that_nobody_reads_is_not_decrypted(unsealed: list[bytes]):
+    event = publish("card.used", CARD)
+    read = Event.objects.get(pk=event.pk)
+    assert (read.subject, unsealed) == ("card.used", [])
+    assert read.body == read.body == CARD.encode()
+    assert len(unsealed) == 1
