@@ -10,7 +10,7 @@ from uuid import UUID
 from asgiref.sync import sync_to_async
 from django.db import connection, transaction
 
-from kanthorq_django import Fixed, subscribe
+from kanthorq_django import Exponential, Fixed, subscribe
 from kanthorq_django.message import Message
 from tests.ledger.models import Entry
 
@@ -119,3 +119,22 @@ async def hang(message: Message) -> None:
 def kill_the_process(message: Message) -> None:
     """A poison message: no handler, no interpreter, nobody who could nack it."""
     os._exit(99)
+
+
+@subscribe("export.>", stream="ledger", consumer="export", visibility_timeout=SHORT)
+def export(message: Message) -> None:
+    """Writes one file after the other into the folder that the body names, until it is stopped."""
+    folder = Path(message.event.json()["folder"])
+    for number in range(3_000):
+        message.raise_if_cancelled()
+        (folder / f"part-{number}").write_text("some rows")
+        time.sleep(0.02)
+
+
+@export.on_cancel(retry=Exponential(attempt_max=10, base=SHORT / 20, longest=SHORT))
+def remove_files(message: Message) -> None:
+    """Removes them, though not before its third attempt."""
+    if message.attempt < 3:
+        raise OSError(f"the disk is busy ({message.attempt})")
+    for path in Path(message.event.json()["folder"]).iterdir():
+        path.unlink()

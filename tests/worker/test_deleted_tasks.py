@@ -170,7 +170,7 @@ def test_an_implicit_ack_is_logged_and_the_worker_goes_on(
 def test_only_the_deleted_one_of_a_batch_loses_its_lease(
     door: Door, logged: pytest.LogCaptureFixture
 ):
-    met = []
+    met: list[type[BaseException] | None] = []
 
     @subscribe("work.>", stream="work", consumer=CONSUMER, batch=3)
     def handle(messages: list[Message]) -> None:
