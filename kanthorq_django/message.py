@@ -7,13 +7,12 @@ that rolls back leaves the message as open as it was.
 """
 
 import logging
-import threading
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import connections, transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Greatest, Now
 
@@ -33,20 +32,34 @@ from kanthorq_django.exceptions import (
 from kanthorq_django.models import lease
 from kanthorq_django.models.body import encode_json
 from kanthorq_django.models.event import Event
+from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.task import Task
 
 logger = logging.getLogger("kanthorq_django")
 
 
+class Stop:
+    """Whether a handler should stop. An Event has a lock and a condition, for each message."""
+
+    __slots__ = ("_is_set",)
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
 class Message:
     """An event, its leased task, and the ways to end it."""
 
-    def __init__(self, task: Task, *, stop: threading.Event | None = None) -> None:
-        self.task = task
-        self.event: Event = task.event
-        self.lease = task.lease
-        self._is_cancellation = task.state == TaskState.CANCELLING
-        self._stop = stop or threading.Event()
+    def __init__(self, task: Task | Leased, *, stop: Stop | None = None) -> None:
+        self._leased = task if isinstance(task, Leased) else Leased.of(task)
+        self.lease = self._leased.lease
+        self._stop = stop or Stop()
         # What the handler decided itself. A rolled-back verdict never becomes durable.
         self._has_verdict = False
         self._is_durable = False
@@ -55,9 +68,27 @@ class Message:
         return f"<Message: {self.event}, {self.task}, attempt {self.attempt}>"
 
     @property
+    def event(self) -> Event:
+        return self._leased.event
+
+    @property
+    def task(self) -> Task:
+        return self._leased.task
+
+    @property
     def attempt(self) -> int:
         """Which attempt this is, counted from 1; of its own for a cancellation handler."""
-        return self.task.cancel_attempt_count if self._is_cancellation else self.task.attempt_count
+        return self._leased.attempt
+
+    @property
+    def is_cancellation(self) -> bool:
+        """Whether this is for the cancellation handler."""
+        return self._leased.is_cancellation
+
+    @property
+    def using(self) -> str:
+        """The database of the task, in which it is acknowledged."""
+        return self._leased.using
 
     @property
     def lease_epoch(self) -> int:
@@ -98,7 +129,7 @@ class Message:
         wait = self.retry_delay() if delay is None else delay
         check_delay("delay", wait)
         failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
-        if lease.nack(self.lease, failure, using, delay=wait) is not None:
+        if lease.nack({self.lease: lease.Failed(failure, wait)}, using):
             self.decide(using)
             signals.nacked.send(Task, message=self, reason=reason)
         elif self._was_acked():
@@ -132,8 +163,8 @@ class Message:
     def retry_delay(self) -> timedelta:
         """Return how long the consumer's retry policy lets the next attempt wait."""
         attempt = max(self.attempt, 1)
-        consumer = self.task.consumer.name
-        policy = policy_for(consumer, is_cancellation=self._is_cancellation)
+        consumer = self._leased.consumer.name
+        policy = policy_for(consumer, is_cancellation=self.is_cancellation)
         try:
             delay = policy.next_delay(attempt)
             check_delay("delay", delay)
@@ -159,13 +190,9 @@ class Message:
         """Ask the row whether the task can still be ended with this message."""
         return self._held().exists()
 
-    @property
-    def _using(self) -> str:
-        return self.task._state.db or DEFAULT_DB_ALIAS
-
     def _check_database(self) -> str:
         """Return the tasks' database. Raises CrossDatabaseAck if only another one is in a block."""
-        using = self._using
+        using = self.using
         if not connections[using].in_atomic_block:
             for other in connections.all(initialized_only=True):
                 if other.in_atomic_block:
@@ -193,7 +220,7 @@ class Message:
 
     def _held(self) -> QuerySet[Task]:
         """Return the task, as long as it is leased to this message."""
-        tasks = Task._base_manager.using(self._using)
+        tasks = Task._base_manager.using(self.using)
         return tasks.filter(pk=self.task.pk, lease_epoch=self.lease.epoch, state__in=LEASED)
 
     def _was_acked(self) -> bool:
@@ -202,15 +229,15 @@ class Message:
         Raises LeaseLost when it was not ended by its holder at all.
         """
         columns = ("state", "lease_epoch", "cancel_attempt_count")
-        tasks = Task._base_manager.using(self._using).filter(pk=self.task.pk)
+        tasks = Task._base_manager.using(self.using).filter(pk=self.task.pk)
         state, epoch, cancel_attempt_count = tasks.values_list(*columns).first() or (None,) * 3
-        ack = states.ACK_CANCELLING if self._is_cancellation else states.ACK
-        nack = states.NACK_CANCELLING if self._is_cancellation else states.NACK
+        ack = states.ACK_CANCELLING if self.is_cancellation else states.ACK
+        nack = states.NACK_CANCELLING if self.is_cancellation else states.NACK
         if epoch == self.lease.epoch and state in {*ack.targets, *nack.targets} - LEASED:
             return state in ack.targets
         # A nack that leads to the cancellation handler ends the lease by raising the epoch;
         # as long as nobody claimed the task since, its counter has not moved.
-        counter = self.task.cancel_attempt_count if self._is_cancellation else 0
+        counter = self.task.cancel_attempt_count if self.is_cancellation else 0
         nacked = (TaskState.CANCELLING, self.lease.epoch + 1, counter)
         if (state, epoch, cancel_attempt_count) != nacked:
             raise self.lost()
@@ -218,10 +245,10 @@ class Message:
 
     def lost(self) -> LeaseLost:
         """Return the error to raise, and let the open block not commit even if it is swallowed."""
-        blocks = connections[self._using].atomic_blocks
+        blocks = connections[self.using].atomic_blocks
         # A TestCase's own block is no transaction of the application.
         if blocks and not getattr(blocks[-1], "_from_testcase", False):
-            transaction.set_rollback(True, using=self._using)
+            transaction.set_rollback(True, using=self.using)
         return LeaseLost(
             f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
             "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "

@@ -4,7 +4,7 @@ Works inside Django's ``TestCase``, whose transaction never commits, as well as 
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from asgiref.sync import async_to_sync
 from django.db import connections, router
@@ -12,6 +12,7 @@ from django.db import connections, router
 from kanthorq_django import sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer, Task
+from kanthorq_django.models.leased import Leased, leased_by
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Call, Round, calls
@@ -42,12 +43,12 @@ def drain(*consumers: str) -> int:
     return count
 
 
-def _calls(consumer: Consumer, tasks: list[Task]) -> list[Call]:
+def _calls(consumer: Consumer, tasks: Sequence[Task | Leased]) -> list[Call]:
     subscription = find(consumer.name)
     return calls([Flight(task, subscription, time.monotonic()) for task in tasks], subscription)
 
 
-def _lease_due(consumer: Consumer, using: str) -> Iterable[Task]:
+def _lease_due(consumer: Consumer, using: str) -> Iterable[Task | Leased]:
     if connections[using].in_atomic_block:
         yield from _pull_uncommitted(consumer, using)
     else:
@@ -55,14 +56,14 @@ def _lease_due(consumer: Consumer, using: str) -> Iterable[Task]:
     yield from consumer.claim(BATCH_SIZE)  # also of what was just pulled and waits for its turn
 
 
-def _pull_uncommitted(consumer: Consumer, using: str) -> list[Task]:
+def _pull_uncommitted(consumer: Consumer, using: str) -> list[Leased]:
     params = {
         "consumer_id": consumer.pk,
         "includes": subjects.to_regex(consumer.subject_includes),
         "excludes": subjects.to_regex(consumer.subject_excludes),
         "limit": BATCH_SIZE,
     }
-    return [Task.from_row(row, consumer) for row in sql.rows(using, "pull_uncommitted", params)]
+    return leased_by(consumer, sql.Result(using, "pull_uncommitted", params))
 
 
 def _handle(round_: Round) -> list[Ending]:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, Literal
 
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
@@ -45,6 +46,15 @@ class Subscription:
     def redeclares(self, former: "Subscription") -> bool:
         """Tell whether this is ``former`` once more, from a module that was imported anew."""
         return self.handler is not former.handler and _origin(self) == _origin(former)
+
+    @cached_property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.handler)
+
+    @property
+    def is_cancel_async(self) -> bool:
+        """Whether a cancellation is handled by a coroutine; without a handler, as anything else."""
+        return inspect.iscoroutinefunction(self.cancel_handler or self.handler)
 
     @property
     def group_size(self) -> int:

@@ -33,6 +33,7 @@ from kanthorq_django.models.fields import (
     XidField,
 )
 from kanthorq_django.models.isolation import read_committed, unconflicted
+from kanthorq_django.models.leased import Leased, leased_by
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, align_turns, next_in_turn, turns_locked
 
@@ -193,7 +194,7 @@ class Consumer(models.Model):
         cursors.check_no_transaction(self.using)
         while cursors.has_unread(self):
             page = self.pull_page(limit)
-            if page.tasks or page.is_idle:
+            if page.leased or page.is_idle:
                 return page.tasks
         return []
 
@@ -204,9 +205,9 @@ class Consumer(models.Model):
             locked = sql.rows(self.using, "lock_consumer", {"consumer_id": self.pk})
             if not locked:
                 return Page([], is_idle=True)
-            rows = cursors.read_page(self, locked[0], limit)
-            page = Page(self._tasks(rows), rows[0].is_idle)
-        signals.pulled.send_robust(Consumer, consumer=self, tasks=page.tasks)
+            page = cursors.read_page(self, locked[0], limit)
+        if signals.pulled.has_listeners(Consumer):
+            signals.pulled.send_robust(Consumer, consumer=self, tasks=page.tasks)
         return page
 
     def claim(
@@ -220,14 +221,21 @@ class Consumer(models.Model):
         Tasks that used up their attempts, or were asked to cancel, end here and are not
         returned. Of tasks that are serialized, ``group_size`` of a key are leased at a time.
         """
+        return [leased.task for leased in self.lease_due(limit, states)]
+
+    def lease_due(self, limit: int, states: Iterable[TaskState]) -> list[Leased]:
+        """Do what ``claim()`` does, without building the tasks."""
         _check_limit(limit)
         wanted = sorted(states)
         while True:
             rows = self._claim_in_turn(limit, wanted)
-            tasks = self._tasks(rows)
-            if tasks or rows[0].due_count == 0:
-                signals.claimed.send_robust(Consumer, consumer=self, tasks=tasks)
-                return tasks
+            leased = leased_by(self, rows)
+            if leased or rows[0].due_count == 0:
+                break
+        if signals.claimed.has_listeners(Consumer):
+            tasks = [each.task for each in leased]
+            signals.claimed.send_robust(Consumer, consumer=self, tasks=tasks)
+        return leased
 
     def cancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:
         """Cancel this consumer's tasks of these events; unknown ids are in ``noop`` too."""
@@ -246,7 +254,7 @@ class Consumer(models.Model):
         _verb.alters_data = True  # type: ignore[attr-defined]
     del _verb
 
-    def _claim_in_turn(self, limit: int, states: list[TaskState]) -> list[Any]:
+    def _claim_in_turn(self, limit: int, states: list[TaskState]) -> sql.Result:
         if self.serialize == Serialize.OFF:
             return unconflicted(self.using, lambda: self._claim(limit, states, []))
         with turns_locked(self) as is_ours:
@@ -261,8 +269,8 @@ class Consumer(models.Model):
             in_turn = next_in_turn(self, share) if is_ours else []
             return self._claim(limit - len(in_turn), states, in_turn)
 
-    def _claim(self, limit: int, states: list[TaskState], in_turn: list[int]) -> list[Any]:
-        return sql.rows(
+    def _claim(self, limit: int, states: list[TaskState], in_turn: list[int]) -> sql.Result:
+        return sql.Result(
             self.using,
             "claim",
             {
@@ -274,12 +282,6 @@ class Consumer(models.Model):
                 "errors_max": get_settings().ERRORS_MAX,
             },
         )
-
-    def _tasks(self, rows: Iterable[Any]) -> "list[Task]":
-        from kanthorq_django.models.task import Task
-
-        self._state.db = self.using  # as save() does: tasks and messages follow their consumer
-        return [Task.from_row(row, self) for row in rows if row.id is not None]
 
     def _move(
         self,

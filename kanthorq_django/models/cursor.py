@@ -12,6 +12,7 @@ from kanthorq_django import sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
+from kanthorq_django.models.leased import Leased, leased_by
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -31,10 +32,14 @@ class Lag(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What one pull did: the tasks it leased, and whether the consumer had caught up."""
+    """What one pull did: what it leased, and whether the consumer had caught up."""
 
-    tasks: "list[Task]"
+    leased: list[Leased]
     is_idle: bool
+
+    @property
+    def tasks(self) -> "list[Task]":
+        return [leased.task for leased in self.leased]
 
 
 def lag(consumer: "Consumer", limit: int) -> Lag:
@@ -50,15 +55,14 @@ def has_unread(consumer: "Consumer") -> bool:
     return any(row.has_events for row in sql.rows(consumer.using, "peek", params))
 
 
-def read_page(consumer: "Consumer", locked: Any, limit: int) -> list[Any]:
+def read_page(consumer: "Consumer", locked: Any, limit: int) -> Page:
     """Turn the next page of events into tasks, and move the cursor past it.
 
-    ``locked`` is the consumer's row as its lock found it. Returns at least one row; those with
-    an ``id`` are leased tasks. Raises ForeignCluster.
+    ``locked`` is the consumer's row as its lock found it. Raises ForeignCluster.
     """
     if locked.cluster_id != locked.current_cluster_id:
         raise _foreign_cluster(consumer)
-    rows = sql.rows(
+    rows = sql.Result(
         consumer.using,
         "pull",
         {
@@ -74,9 +78,10 @@ def read_page(consumer: "Consumer", locked: Any, limit: int) -> list[Any]:
             "page_size": max(limit, get_settings().PAGE_SIZE),
         },
     )
-    if not rows[0].is_sane:
+    first = rows[0]
+    if not first.is_sane:
         raise _foreign_cluster(consumer)
-    return rows
+    return Page(leased_by(consumer, rows), first.is_idle)
 
 
 def check_no_transaction(using: str) -> None:

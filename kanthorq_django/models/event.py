@@ -5,7 +5,7 @@ Next, a consumer turns them into tasks: see consumer.py.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from django.db import connections, models, transaction
@@ -36,6 +36,7 @@ from kanthorq_django.models.stream import Stream, check_stream_name
 if TYPE_CHECKING:
     from django.db.models.fields.related_descriptors import RelatedManager
 
+    from kanthorq_django.models.consumer import Consumer
     from kanthorq_django.models.task import Task
 
 STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
@@ -147,6 +148,21 @@ class Event(SealableModel):
         if stored is not self:
             self.__dict__.update(stored.__dict__)
 
+    @classmethod
+    def from_row(cls, row: Any, consumer: "Consumer") -> Self:
+        """Return the event of a pull's or a claim's row; it lacks what nobody handles it by."""
+        values = (
+            row.event_id,
+            consumer.stream_id,
+            row.event_subject,
+            row.event_body,
+            json.loads(row.event_metadata),
+            row.resource_key,
+            row.event_schedule_at,
+            row.event_created_at,
+        )
+        return cls.from_db(consumer._state.db, _ROW_COLUMNS, values)
+
     def json(self) -> Any:
         """Return the body as the JSON value that was published.
 
@@ -157,6 +173,18 @@ class Event(SealableModel):
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise UndecodableEvent(f"The body of event {self.pk} is not JSON: {error}") from error
+
+
+_ROW_COLUMNS = (
+    "id",
+    "stream_id",
+    "subject",
+    "body",
+    "metadata",
+    "resource_key",
+    "schedule_at",
+    "created_at",
+)
 
 
 def _prepare(events: Sequence[Event], stream: str) -> None:

@@ -19,40 +19,40 @@ class Lease(NamedTuple):
     epoch: int
 
 
+class Failed(NamedTuple):
+    """Why an attempt failed, and when the next one is due; ``is_final``: there is to be none."""
+
+    failure: Failure
+    delay: timedelta = AT_ONCE
+    is_final: bool = False
+
+
 def ack(results: Mapping[Lease, str | None], using: str, *, skip_locked: bool = False) -> set[int]:
     """End tasks well, each with its result as JSON text; return the ids that were still ours.
 
     With ``skip_locked``, here and below, a task that somebody has locked is left as it is.
     """
+    if len(results) == 1 and not skip_locked:
+        ((lease, result),) = results.items()
+        params = {"id": lease.task_id, "lease_epoch": lease.epoch, "result": result}
+        return {row.id for row in sql.rows(using, "ack_one", params)}
     params = _params(list(results)) | {"results": list(results.values())}
     return {row.id for row in sql.rows(using, "ack", params, skip_locked=skip_locked)}
 
 
 def nack(
-    lease: Lease,
-    failure: Failure,
-    using: str,
-    *,
-    delay: timedelta = AT_ONCE,
-    is_final: bool = False,
-    skip_locked: bool = False,
-) -> TaskState | None:
-    """Note the failure and let the task wait for ``delay``; return its new state.
-
-    ``is_final`` forgoes the attempts that are left. Returns None when the lease is lost.
-    """
-    params = {
-        "id": lease.task_id,
-        "lease_epoch": lease.epoch,
-        "delay": delay,
-        "is_final": is_final,
-        "error": failure.error,
-        "stack": failure.stack,
+    failed: Mapping[Lease, Failed], using: str, *, skip_locked: bool = False
+) -> dict[int, TaskState]:
+    """Note failures and let the tasks wait; return the new states, by id, of those still ours."""
+    params = _params(list(failed)) | {
+        "delays": [attempt.delay for attempt in failed.values()],
+        "finals": [attempt.is_final for attempt in failed.values()],
+        "errors": [attempt.failure.error for attempt in failed.values()],
+        "stacks": [attempt.failure.stack for attempt in failed.values()],
         "errors_max": get_settings().ERRORS_MAX,
     }
-    for row in sql.rows(using, "nack", params, skip_locked=skip_locked):
-        return TaskState(row.state)
-    return None
+    rows = sql.rows(using, "nack", params, skip_locked=skip_locked)
+    return {row.id: TaskState(row.state) for row in rows}
 
 
 def hand_back(

@@ -262,35 +262,12 @@ class Task(models.Model):
 
     @classmethod
     def from_row(cls, row: Any, consumer: Consumer) -> Self:
-        """Return the task of a pull's or a claim's row, with its event and consumer attached."""
+        """Return the task of a pull's or a claim's row, with its consumer attached."""
         using = consumer._state.db
         task = cls.from_db(using, _COLUMNS, [getattr(row, name) for name in _COLUMNS])
         task.attempted_errors = json.loads(row.attempted_errors)
         task.result = None if row.result is None else json.loads(row.result)
         task.consumer = consumer
-        task.event = Event.from_db(
-            using,
-            (
-                "id",
-                "stream_id",
-                "subject",
-                "body",
-                "metadata",
-                "resource_key",
-                "schedule_at",
-                "created_at",
-            ),
-            (
-                row.event_id,
-                consumer.stream_id,
-                row.event_subject,
-                row.event_body,
-                json.loads(row.event_metadata),
-                row.resource_key,
-                row.event_schedule_at,
-                row.event_created_at,
-            ),
-        )
         return task
 
 

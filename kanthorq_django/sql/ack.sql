@@ -1,16 +1,18 @@
 -- End leased tasks well, each only while its lease is the one that was handed out: a handled
 -- task is completed, a handled cancellation is cancelled. Returns the ids that were ours.
-WITH verdict AS (
+WITH verdict AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(results)s::jsonb[])
         AS given (id, lease_epoch, result)
 ),
 ours AS MATERIALIZED (
     SELECT task.id, verdict.result
     FROM kanthorq_django_task AS task
-    JOIN verdict ON verdict.id = task.id AND verdict.lease_epoch = task.lease_epoch
-    WHERE task.state + 0 IN (2, 3)  -- + 0 keeps the planner on the primary key
+    JOIN verdict USING (id, lease_epoch)
+    -- Both keep the planner on the primary key: the ids once more, or it reads small tables
+    -- from end to end; + 0, or it reads an index of unfinished tasks with all its dead entries.
+    WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)
     ORDER BY task.id
-    FOR NO KEY UPDATE OF task
+    FOR NO KEY UPDATE OF task /* SKIP LOCKED */
 )
 UPDATE kanthorq_django_task AS task
 SET

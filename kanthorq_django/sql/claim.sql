@@ -81,6 +81,7 @@ claimed AS (
 SELECT
     (SELECT count(*) FROM due) AS due_count,
     claimed.*,
+    CASE claimed.state WHEN 3 THEN claimed.cancel_attempt_count ELSE claimed.attempt_count END AS attempt,
     event.subject AS event_subject,
     event.body AS event_body,
     event.metadata AS event_metadata,

@@ -16,9 +16,9 @@ ours AS MATERIALIZED (
     FROM kanthorq_django_task AS task
     JOIN handed ON handed.id = task.id AND handed.lease_epoch = task.lease_epoch
     JOIN kanthorq_django_consumer AS consumer ON consumer.id = task.consumer_id
-    WHERE task.state + 0 IN (2, 3)
+    WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)  -- as in ack.sql
     ORDER BY task.id
-    FOR NO KEY UPDATE OF task
+    FOR NO KEY UPDATE OF task /* SKIP LOCKED */
 )
 UPDATE kanthorq_django_task AS task
 SET

@@ -99,14 +99,13 @@ pulled AS (
     RETURNING *
 ),
 progress AS MATERIALIZED (
-    SELECT
-        read_count,
-        read_count = %(page_size)s OR match_count = %(limit)s AS has_more,
-        match_count = %(limit)s AS is_full
+    SELECT is_full, read_count, is_full OR read_count = %(page_size)s AS has_more
     FROM (
         SELECT
-            (SELECT count(*) FROM page) AS read_count,
-            (SELECT count(*) FROM matching) AS match_count
+            is_full,
+            -- Not counted behind a full room: the page is then read no further than its last match.
+            CASE WHEN is_full THEN %(limit)s ELSE (SELECT count(*) FROM page) END AS read_count
+        FROM (SELECT (SELECT count(*) FROM matching) = %(limit)s AS is_full) AS matched
     ) AS counts
 ),
 last_read AS (
@@ -128,7 +127,6 @@ advanced AS (
         AND (progress.read_count > 0 OR %(window)s::pg_snapshot IS NOT NULL)
 )
 SELECT
-    progress.read_count,
     -- Nothing was read and no window was open: the consumer has caught up.
     progress.read_count = 0 AND %(window)s::pg_snapshot IS NULL AS is_idle,
     -- A cursor that is ahead of this cluster, or an event that is, came from another one.
@@ -143,6 +141,7 @@ SELECT
         ) IS NULL
         AS is_sane,
     pulled.*,
+    pulled.attempt_count AS attempt,
     event.subject AS event_subject,
     event.body AS event_body,
     event.metadata AS event_metadata,

@@ -34,6 +34,7 @@ pulled AS (
 )
 SELECT
     pulled.*,
+    pulled.attempt_count AS attempt,
     event.subject AS event_subject,
     event.body AS event_body,
     event.metadata AS event_metadata,

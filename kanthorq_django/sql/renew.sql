@@ -10,7 +10,7 @@ renewable AS MATERIALIZED (
     SELECT task.id, held.extension
     FROM kanthorq_django_task AS task
     JOIN held ON held.id = task.id AND held.lease_epoch = task.lease_epoch
-    WHERE task.state + 0 IN (2, 3)
+    WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)  -- as in ack.sql
         AND (task.turn_key IS NULL OR task.state = 3 OR task.schedule_at > statement_timestamp())
     ORDER BY task.id
     FOR NO KEY UPDATE OF task SKIP LOCKED
@@ -31,5 +31,5 @@ SELECT
         AS is_ours,
     task.cancel_requested_at IS NOT NULL AND task.state = 2 AS is_cancelled
 FROM held
-LEFT JOIN kanthorq_django_task AS task ON task.id = held.id
+LEFT JOIN kanthorq_django_task AS task ON task.id = held.id AND task.id = ANY(%(ids)s::bigint[])
 LEFT JOIN renewed ON renewed.id = held.id;

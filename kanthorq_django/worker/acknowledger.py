@@ -98,9 +98,7 @@ class Acknowledger:
         backs = sorted((end for end in endings if isinstance(end, HandBack)), key=_delay)
         for _, together in itertools.groupby(backs, key=_delay):
             self._persist(self._write_hand_backs, list(together))
-        for ending in endings:
-            if isinstance(ending, Nack):
-                self._persist(self._write_nacks, [ending])
+        self._persist(self._write_nacks, [end for end in endings if isinstance(end, Nack)])
         locked = {ending.lease for ending in self._locked}
         self._written([ending.lease for ending in endings if ending.lease not in locked])
 
@@ -144,18 +142,13 @@ class Acknowledger:
                 signals.acked.send_robust(Task, message=ack.message)
 
     def _write_nacks(self, nacks: Sequence[Nack]) -> None:
+        failed = {
+            nack.lease: lease.Failed(nack.failure, nack.delay, nack.is_final) for nack in nacks
+        }
+        settled = lease.nack(failed, self._using, skip_locked=True)
+        self._sort_out([nack for nack in nacks if nack.lease.task_id not in settled])
         for nack in nacks:
-            state = lease.nack(
-                nack.lease,
-                nack.failure,
-                self._using,
-                delay=nack.delay,
-                is_final=nack.is_final,
-                skip_locked=True,
-            )
-            if state is None:
-                self._sort_out([nack])
-            else:
+            if nack.lease.task_id in settled:
                 signals.nacked.send_robust(Task, message=nack.message, reason=nack.failure.error)
 
     def _write_hand_backs(self, backs: Sequence[HandBack]) -> None:

@@ -81,7 +81,7 @@ def _rounds(flights: list[Flight], size: int) -> Iterator[Round]:
 
 
 def _key(flight: Flight) -> str:
-    return flight.message.task.resource_key
+    return flight.message.event.resource_key
 
 
 def _has_failed(flight: Flight) -> bool:

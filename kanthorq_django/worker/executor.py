@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import connections, transaction
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure
@@ -81,7 +81,7 @@ def execute_together(*flights: Flight) -> list[Ending]:
     fails, by a lost lease, a deadlock or its commit, all are run again, each on its own; if it
     was committed after all, the fence takes the second run back.
     """
-    using = flights[0].message.task._state.db or DEFAULT_DB_ALIAS
+    using = flights[0].message.using
     failed: list[Ending] = []
     handled: list[Flight] = []
     try:
@@ -156,7 +156,7 @@ def _concluded(
 
 def _call_in_transaction(flights: Sequence[Flight]) -> Any:
     """Run the handler and its verdicts in one block: all of it commits, or none."""
-    using = flights[0].message.task._state.db or DEFAULT_DB_ALIAS
+    using = flights[0].message.using
     messages = [flight.message for flight in flights]
     with transaction.atomic(using=using):
         result = _call(flights)
@@ -247,7 +247,7 @@ def _after_stop(flight: Flight, error: BaseException) -> Ending:
 
 def _is_settled_in_test(message: Message) -> bool:
     """Ask the row where no commit will ever tell: a test drains inside its own transaction."""
-    using = message.task._state.db or DEFAULT_DB_ALIAS
+    using = message.using
     return message.has_verdict() and connections[using].in_atomic_block and not message.is_open()
 
 

@@ -1,17 +1,16 @@
 """A task between its lease and its verdict, as the threads of one worker process share it."""
 
-import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
-from kanthorq_django.domain.states import TaskState
 from kanthorq_django.domain.subscriptions import Handler, Subscription
 from kanthorq_django.domain.verdicts import Snooze
-from kanthorq_django.message import Message
+from kanthorq_django.message import Message, Stop
 from kanthorq_django.models import Task
 from kanthorq_django.models.lease import Lease
+from kanthorq_django.models.leased import Leased
 
 # Before a cancellation is offered again that this worker's code, older or newer, cannot handle.
 ELSEWHERE = timedelta(seconds=30)
@@ -20,9 +19,9 @@ ELSEWHERE = timedelta(seconds=30)
 class Flight:
     """One leased task. ``leased_at`` was read before the lease was asked for, so it is no later."""
 
-    def __init__(self, task: Task, subscription: Subscription, leased_at: float) -> None:
+    def __init__(self, task: Task | Leased, subscription: Subscription, leased_at: float) -> None:
         self.subscription = subscription
-        self.stop = threading.Event()
+        self.stop = Stop()
         self.message = Message(task, stop=self.stop)
         self.lease: Lease = self.message.lease
         self.started_at: float | None = None
@@ -32,7 +31,7 @@ class Flight:
 
     @property
     def is_cancellation(self) -> bool:
-        return self.message.task.state == TaskState.CANCELLING
+        return self.message.is_cancellation
 
     @property
     def handler(self) -> Handler:
@@ -45,8 +44,8 @@ class Flight:
 
     @property
     def is_async(self) -> bool:
-        chosen = self.subscription.cancel_handler if self.is_cancellation else None
-        return inspect.iscoroutinefunction(chosen or self.subscription.handler)
+        subscription = self.subscription
+        return subscription.is_cancel_async if self.is_cancellation else subscription.is_async
 
     @property
     def timeout(self) -> timedelta | None:

@@ -214,8 +214,7 @@ class WorkerLoop:
     def _room(self, consumer: Consumer) -> int:
         """Return how many tasks may be leased for ``consumer`` now."""
         subscription = self._subscriptions[consumer.pk]
-        is_async = inspect.iscoroutinefunction(subscription.handler)
-        wanted = self._lanes[is_async].room() * subscription.batch
+        wanted = self._lanes[subscription.is_async].room() * subscription.batch
         at_once = max(self._options.batch_size, subscription.batch)
         return max(0, min(wanted, at_once, self._left()))
 
@@ -225,7 +224,7 @@ class WorkerLoop:
         return limit - sum(lane.accepted_count for lane in self._lanes.values())
 
     def _hand_over(self, haul: Haul, subscription: Subscription) -> None:
-        flights = [Flight(task, subscription, haul.asked_at) for task in haul.tasks]
+        flights = [Flight(leased, subscription, haul.asked_at) for leased in haul.leased]
         self._flights.add(flights)
         found = calls(flights, subscription)
         for kind, lane in self._lanes.items():
@@ -235,9 +234,8 @@ class WorkerLoop:
     def _written(self, leases: Iterable[Lease]) -> None:
         """Forget leases whose verdicts are written; a key that became free is served at once."""
         for flight in self._flights.remove(leases):
-            task = flight.message.task
-            if task.turn_key is not None:
-                self._puller.resume(task.consumer_id)
+            if flight.subscription.serialize:
+                self._puller.resume(flight.subscription.consumer)
                 self._wake.set()
 
     def _is_done(self, looks: dict[int, Look]) -> bool:

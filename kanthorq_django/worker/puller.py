@@ -10,7 +10,8 @@ from django.db import connections
 
 from kanthorq_django import sql
 from kanthorq_django.exceptions import PullRefused
-from kanthorq_django.models import Consumer, Task
+from kanthorq_django.models import Consumer
+from kanthorq_django.models.leased import Leased
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
 from kanthorq_django.worker.warden import Bounded
@@ -36,7 +37,7 @@ class Look(NamedTuple):
 class Haul(NamedTuple):
     """What one step leased; ``asked_at`` was read before, so no lease began earlier."""
 
-    tasks: list[Task]
+    leased: list[Leased]
     asked_at: float
 
 
@@ -60,9 +61,11 @@ class Puller:
         """Why consumers are not read at present."""
         return list(self._refusals.values())
 
-    def resume(self, consumer_id: int) -> None:
+    def resume(self, name: str) -> None:
         """End the pause of a consumer at whose rows nobody is any more."""
-        self._pauses[consumer_id].relent()
+        for consumer in self._consumers.values():
+            if consumer.name == name:
+                self._pauses[consumer.pk].relent()
 
     def look(self) -> dict[int, Look]:
         """Return what there is to do for each consumer; one statement that writes nothing."""
@@ -110,17 +113,17 @@ class Puller:
             asked_at = time.monotonic()
             try:
                 with self._bounded(connections[self._using]):
-                    tasks = step(consumer, room) if room else None
+                    leased = step(consumer, room) if room else None
             except Exception as error:  # noqa: BLE001  # one consumer's defect is not the others'
                 self._raise_if_final(error)
-                failure, tasks = error, None
-            if tasks is not None:
+                failure, leased = error, None
+            if leased is not None:
                 has_progressed = True
-                room -= len(tasks)
-                yield Haul(tasks, asked_at)
+                room -= len(leased)
+                yield Haul(leased, asked_at)
         self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
 
-    def _steps(self, look: Look) -> Sequence[Callable[[Consumer, int], list[Task] | None]]:
+    def _steps(self, look: Look) -> Sequence[Callable[[Consumer, int], list[Leased] | None]]:
         steps = [self._claim] * look.is_due + [self._pull] * look.has_events
         return steps[::-1] if self._turn % 2 else steps
 
@@ -129,18 +132,18 @@ class Puller:
         if is_final or not connections[self._using].is_usable():
             raise error
 
-    def _claim(self, consumer: Consumer, limit: int) -> list[Task] | None:
-        return consumer.claim(limit, states=self._options.claims) or None
+    def _claim(self, consumer: Consumer, limit: int) -> list[Leased] | None:
+        return consumer.lease_due(limit, self._options.claims) or None
 
-    def _pull(self, consumer: Consumer, limit: int) -> list[Task] | None:
-        """Return the tasks of a page, which may be none; None when nothing could be read."""
+    def _pull(self, consumer: Consumer, limit: int) -> list[Leased] | None:
+        """Return what a page leased, which may be nothing; None when nothing could be read."""
         try:
             page = consumer.pull_page(limit)
         except PullRefused as error:
             self._refuse(consumer, error)
             return None
         self._refusals.pop(consumer.pk, None)
-        return None if page.is_idle else page.tasks
+        return None if page.is_idle else page.leased
 
     def _may_pull(self, consumer_id: int) -> bool:
         # A burst does not wait for what is refused; anybody else tries again, as after a failover.

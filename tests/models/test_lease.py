@@ -42,8 +42,9 @@ def ack(held: Lease) -> object:
     return lease.ack({held: '"done"'}, "default")
 
 
-def nack(held: Lease) -> object:
-    return lease.nack(held, FAILURE, "default") or set()
+def nack(held: Lease, **options: Any) -> object:
+    states = lease.nack({held: lease.Failed(FAILURE, **options)}, "default")
+    return states.get(held.task_id, set())
 
 
 def hand_back(held: Lease) -> object:
@@ -129,16 +130,16 @@ def test_ack_leaves_counters_and_history_alone():
 
 
 def test_nack_tells_where_it_led():
-    assert lease.nack(running().lease, FAILURE, "default") == TaskState.RETRYABLE
+    assert nack(running().lease) == TaskState.RETRYABLE
     final = running()
-    assert lease.nack(final.lease, FAILURE, "default", is_final=True) == TaskState.DISCARDED
-    assert lease.nack(final.lease, FAILURE, "default") is None
+    assert nack(final.lease, is_final=True) == TaskState.DISCARDED
+    assert nack(final.lease) == set()
 
 
 def test_nack_of_a_cancellation_waits_and_ends_its_lease():
     task = cancelling(attempt_count=7)
     before = now()
-    state = lease.nack(task.lease, FAILURE, "default", delay=MINUTE)
+    state = nack(task.lease, delay=MINUTE)
     after = fields(task)
     assert state == after["state"] == TaskState.CANCELLING
     assert (after["lease_epoch"], after["attempt_count"], after["cancel_attempt_count"]) == (
@@ -168,14 +169,14 @@ def test_nack_of_the_last_cancellation_attempt_discards_the_task():
 
 def test_a_final_nack_forgoes_the_attempts_of_a_cancellation():
     task = cancelling()
-    assert lease.nack(task.lease, FAILURE, "default", is_final=True) == TaskState.DISCARDED
+    assert nack(task.lease, is_final=True) == TaskState.DISCARDED
 
 
 def test_nack_of_a_running_task_asked_to_cancel_begins_its_cancellation_anew_and_at_once():
     consumer = ConsumerFactory.create(has_cancel_handler=True)
     task = running(consumer=consumer, cancel_requested_at=Now(), cancel_attempt_count=9)
     before = now()
-    assert lease.nack(task.lease, FAILURE, "default", delay=MINUTE) == TaskState.CANCELLING
+    assert nack(task.lease, delay=MINUTE) == TaskState.CANCELLING
     after = fields(task)
     assert (after["lease_epoch"], after["cancel_attempt_count"]) == (2, 0)
     assert before <= after["schedule_at"] <= now()

@@ -20,7 +20,7 @@ ATTEMPT_MAX = 2
 VERBS: dict[str, Callable[[Task], object]] = {
     "claim": lambda task: task.consumer.claim(),
     "ack": lambda task: lease.ack({task.lease: None}, "default"),
-    "nack": lambda task: lease.nack(task.lease, Failure("failed"), "default"),
+    "nack": lambda task: lease.nack({task.lease: lease.Failed(Failure("failed"))}, "default"),
     "hand_back": lambda task: lease.hand_back([task.lease], "default"),
 }
 

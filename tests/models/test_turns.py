@@ -69,7 +69,7 @@ def test_a_task_that_waits_for_its_retry_is_passed_unless_strictly(serialize, pa
     consumer = ConsumerFactory.create(serialize=serialize.value)
     _, second = publish_keys(consumer, "a", "a")
     (task,) = claimed(consumer)
-    lease.nack(task.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+    lease.nack({task.lease: lease.Failed(Failure("no"), timedelta(minutes=5))}, consumer.using)
 
     assert events_of(claimed(consumer)) == ([second.pk] if passes else [])
 
@@ -77,7 +77,7 @@ def test_a_task_that_waits_for_its_retry_is_passed_unless_strictly(serialize, pa
 def test_a_discarded_task_does_not_wedge_its_key(consumer):
     _, second = publish_keys(consumer, "a", "a")
     (task,) = claimed(consumer)
-    lease.nack(task.lease, Failure("never"), consumer.using, is_final=True)
+    lease.nack({task.lease: lease.Failed(Failure("never"), is_final=True)}, consumer.using)
     assert events_of(claimed(consumer)) == [second.pk]
 
 
@@ -95,7 +95,7 @@ def test_a_retry_that_comes_due_waits_for_the_one_that_runs():
     consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
     first, _second = publish_keys(consumer, "a", "a")
     (task,) = claimed(consumer)
-    lease.nack(task.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+    lease.nack({task.lease: lease.Failed(Failure("no"), timedelta(minutes=5))}, consumer.using)
     (running,) = claimed(consumer)
     Task.objects.retryable().update(schedule_at=Now())
     assert claimed(consumer) == []
@@ -183,7 +183,7 @@ def test_two_workers_that_see_different_moments_do_not_both_serve_a_key():
     consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
     publish_keys(consumer, "a", "a")
     (first,) = claimed(consumer)
-    lease.nack(first.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+    lease.nack({first.lease: lease.Failed(Failure("no"), timedelta(minutes=5))}, consumer.using)
     has_picked, may_go_on = threading.Event(), threading.Event()
 
     def pick_and_claim() -> None:
@@ -253,7 +253,7 @@ def test_a_lease_that_ran_out_is_claimed_anew_before_its_key_serves_another():
     consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
     publish_keys(consumer, "a", "a")
     (first,) = claimed(consumer)
-    lease.nack(first.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+    lease.nack({first.lease: lease.Failed(Failure("no"), timedelta(minutes=5))}, consumer.using)
     (late,) = claimed(consumer)
     Task.objects.all().update(schedule_at=Now() - timedelta(seconds=1))
     (again,) = claimed(consumer)
@@ -270,7 +270,7 @@ def test_a_group_that_is_cut_short_begins_with_the_lease_that_ran_out():
     consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
     publish_keys(consumer, "a", "a")
     (first,) = claimed(consumer)
-    lease.nack(first.lease, Failure("no"), consumer.using, delay=timedelta(minutes=5))
+    lease.nack({first.lease: lease.Failed(Failure("no"), timedelta(minutes=5))}, consumer.using)
     (late,) = claimed(consumer)
     Task.objects.all().update(schedule_at=Now() - timedelta(seconds=1))
 

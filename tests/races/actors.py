@@ -71,7 +71,7 @@ class InterruptedConsumer:
     def claim(self, limit: int) -> list[Any]:
         return list(self._consumer.claim(limit))
 
-    def _step_and_claim(self, *given: Any) -> list[Any]:
+    def _step_and_claim(self, *given: Any) -> Any:
         del vars(self._consumer)["_claim"]  # once is enough
         self._step()
         return self._claim(*given)

@@ -184,7 +184,7 @@ def test_of_opposite_verdicts_at_once_one_is_written():
 
         acked, nacked = at_once(
             partial(lease.ack, {held: None}, "default"),
-            partial(lease.nack, held, failure, "default"),
+            partial(lease.nack, {held: lease.Failed(failure)}, "default"),
         )
 
         assert bool(acked) != bool(nacked)

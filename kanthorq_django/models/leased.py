@@ -1,0 +1,102 @@
+"""Tasks as a pull or a claim leased them: model instances are built when somebody looks at them.
+
+Most handlers never look at their task, and some not at their event; building both takes longer
+than all else that a worker does for a task.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import DEFAULT_DB_ALIAS
+from django.utils.functional import cached_property
+
+from kanthorq_django import sql
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.models.event import Event
+from kanthorq_django.models.lease import Lease
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.consumer import Consumer
+    from kanthorq_django.models.task import Task
+
+
+CANCELLING = TaskState.CANCELLING.value
+
+
+class Leased:
+    """A leased task: what its holder has to know at once, and the rest when asked for."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        attempt: int,
+        consumer: "Consumer",
+        rows: sql.Result,
+        index: int,
+        *,
+        is_cancellation: bool,
+    ) -> None:
+        self.lease = lease
+        # From 1; of a cancellation its own.
+        self.attempt = attempt
+        self.is_cancellation = is_cancellation
+        self.consumer = consumer
+        self._rows = rows
+        self._index = index
+
+    @classmethod
+    def of(cls, task: "Task") -> "Leased":
+        """Return the same for a task that exists as an instance."""
+        leased = cls.__new__(cls)
+        is_cancellation = task.state == TaskState.CANCELLING
+        leased.__dict__.update(
+            lease=task.lease,
+            attempt=task.cancel_attempt_count if is_cancellation else task.attempt_count,
+            is_cancellation=is_cancellation,
+            task=task,
+            event=task.event,
+        )
+        return leased
+
+    @property
+    def using(self) -> str:
+        """The database of the task."""
+        known = self.__dict__.get("task") or self.consumer
+        return known._state.db or DEFAULT_DB_ALIAS
+
+    @cached_property
+    def consumer(self) -> "Consumer":
+        return self.task.consumer
+
+    @cached_property
+    def event(self) -> Event:
+        return Event.from_row(self._row, self.consumer)
+
+    @cached_property
+    def task(self) -> "Task":
+        from kanthorq_django.models.task import Task
+
+        task = Task.from_row(self._row, self.consumer)
+        task.event = self.event
+        return task
+
+    @cached_property
+    def _row(self) -> Any:
+        return self._rows[self._index]
+
+
+def leased_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
+    """Return what the rows of a pull or a claim of ``consumer`` lease to us; some have no task."""
+    consumer._state.db = consumer.using  # as save() does: tasks follow their consumer
+    columns = zip(*map(rows.integers, ("id", "lease_epoch", "attempt", "state")), strict=True)
+    return [
+        Leased(
+            Lease(pk, epoch),
+            attempt,
+            consumer,
+            rows,
+            index,
+            is_cancellation=state == CANCELLING,
+        )
+        for index, (pk, epoch, attempt, state) in enumerate(columns)
+        if pk is not None
+    ]
