@@ -18,7 +18,7 @@ class Settings:
     """Every key with its default; the comment says what it bounds."""
 
     CONCURRENCY: int = 10  # handlers that one worker process runs at a time
-    BATCH_SIZE: int = 100  # tasks that one pull or claim leases at most
+    BATCH_SIZE: int = 1_000  # tasks that one pull or claim leases at most
     PAGE_SIZE: int = 2_000  # events that one pull reads at most, matching or not
     GROUP_COMMIT: int = 1  # tasks of one atomic=True subscriber that may share a transaction
     POLL_INTERVAL: timedelta = timedelta(seconds=1)  # between looks when nothing wakes a worker
