@@ -74,10 +74,16 @@ def publish_many(
 ) -> "list[Event]":
     """Publish unsaved ``Event(subject=…, body=…)`` objects, all of them or none, in their order.
 
-    Raises as ``publish()`` does, with the index of the first bad event in the message.
+    Raises as ``publish()`` does, with the index of the first bad event in the message, and
+    TypeError for what is no iterable of events, such as a single one.
     """
     from kanthorq_django.models import Event
 
+    if isinstance(events, Event) or not isinstance(events, Iterable):
+        raise TypeError(
+            f"publish_many() takes an iterable of events, not {type(events).__name__}; put a "
+            "single event into a list, or use publish()."
+        )
     return Event.objects.using(using).publish(events, stream=stream)
 
 

@@ -42,13 +42,28 @@ def test_a_burst_says_how_many_handlers_it_started():
     assert Entry.objects.count() == 3
 
 
+def test_it_says_at_the_start_what_it_works_for():
+    line = "Working for async, atomic: up to 7 handlers at a time, database 'default'."
+    assert run("atomic", "async", "--burst", "--concurrency", 7).splitlines()[0] == line
+
+
+def test_several_processes_say_what_each_of_them_does():
+    with runworker("atomic", "--processes", 2, "--concurrency", 3) as worker:
+        worker.wait_for("Working for atomic: up to 3 handlers at a time in each of 2 processes")
+        worker.wait_until_started(2)
+        assert worker.terminate() == 0
+        assert worker.text.count("Working for") == 1
+
+
 def test_without_names_it_runs_all_consumers(declared: Registry):
     declared._subscriptions = {}
     for name in ("one", "two"):
         subscribe("work.>", stream="work", consumer=name)(lambda message: None)
     publish("work.due", stream="work")
 
-    assert "Handled 2 tasks." in run("--burst")
+    said = run("--burst")
+    assert "Working for one, two: " in said
+    assert "Handled 2 tasks." in said
     assert set(Consumer.objects.values_list("name", flat=True)) == {"one", "two"}
 
 
@@ -79,6 +94,8 @@ def test_every_option_reaches_the_worker():
         (["--shutdown-timeout", "-1"], 1, "shutdown_timeout must be zero to 1 day"),
         (["--shutdown-timeout", "soon"], 2, "'soon' is not a number of seconds"),
         (["--pullers", "secondary"], 1, "pullers must be some of primary, retry, visibility"),
+        (["--pullers", "primary,,retry"], 1, "not 'primary,,retry'."),
+        (["--pullers", "primary,"], 1, "not 'primary,'."),
         (["--pullers", ""], 1, "pullers must be some of primary, retry, visibility"),
         (["--speed"], 2, "unrecognized arguments: --speed"),
     ],
@@ -113,7 +130,7 @@ def test_a_database_that_cannot_be_used_is_one_sentence(
 ):
     with runworker("atomic", "--processes", processes, **variables) as worker:
         assert worker.wait() == 1
-    (line,) = worker.text.splitlines()
+    (line,) = [line for line in worker.text.splitlines() if not line.startswith("Working for ")]
     assert line.startswith("CommandError: ")
     assert fact in line
 

@@ -135,6 +135,14 @@ def test_what_is_no_event_is_named() -> None:
     assert not Event.objects.exists()
 
 
+@pytest.mark.parametrize("events", [Event(subject="order.paid"), None, 17])
+def test_what_is_no_iterable_is_refused_by_name(events: Any) -> None:
+    kind = type(events).__name__
+    with pytest.raises(TypeError, match=f"takes an iterable of events, not {kind}; put a single"):
+        publish_many(events)
+    assert not Event.objects.exists()
+
+
 def test_one_event_object_cannot_be_two_events() -> None:
     twice = Event(subject="order.paid")
     with pytest.raises(InvalidEvent, match=rf"events\[2\]: id {twice.pk} stands twice"):

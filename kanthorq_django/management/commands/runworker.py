@@ -12,7 +12,7 @@ from django.utils import autoreload
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.management.refusals import one_sentence
 from kanthorq_django.models import Consumer
-from kanthorq_django.subscribers import sync
+from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.options import PULLERS, WorkerOptions
 from kanthorq_django.worker.process import GRACE, run_process, stop_on_signals
 from kanthorq_django.worker.supervisor import Supervisor
@@ -81,11 +81,23 @@ class Command(BaseCommand):
                 )
             if connections[alias].vendor != "postgresql":
                 raise CommandError(f"The database {alias!r} is not PostgreSQL.")
+            self._announce(options, processes, alias)
             if processes > 1:
                 self._supervise(options, processes, alias)
             else:
                 count = run_process(options)
                 self.stdout.write(self.style.SUCCESS(f"Handled {count} tasks."))
+
+    def _announce(self, options: WorkerOptions, processes: int, alias: str) -> None:
+        """Say what is to be worked for, also where nobody has configured a log."""
+        chosen = [find(name) for name in options.consumers] or registry.all()
+        names = ", ".join(sorted(subscription.consumer for subscription in chosen))
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        self.stdout.write(
+            f"Working for {names}: up to {options.concurrency} handlers at a time{each}, "
+            f"database {alias!r}."
+        )
+        self.stdout.flush()  # into a pipe as well, while it works
 
     def _supervise(self, options: WorkerOptions, processes: int, alias: str) -> None:
         # What no process could do is refused here, once, instead of by all of them for ever.
@@ -105,4 +117,4 @@ def _seconds(text: str) -> timedelta:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, text.split(",")))
+    return tuple(text.split(","))
