@@ -124,13 +124,13 @@ class ConsumerAdmin(ReadOnlyAdmin):
         told = ngettext("%s task", "%s tasks", count) % shown
         return [str(consumer), [told]], {str(self.opts.verbose_name_plural): 1}, set(), []
 
-    @admin.display(description=_("declared"))
+    @admin.display(description=_("in code"))
     def life(self, consumer: Consumer) -> str:
         if registry.find(consumer.name):
             return badge(gettext("Declared"), "alive")
         return badge(gettext("Orphaned"), "gone")
 
-    @admin.display(description=_("declared"))
+    @admin.display(description=_("in code"))
     def life_exactly(self, consumer: Consumer) -> str:
         if subscription := registry.find(consumer.name):
             return format_html("{} <code>{}</code>", self.life(consumer), subscription.place)
