@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo admin test check format soak matrix wheel clean
+.PHONY: help setup demo admin test check format soak bench matrix wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(READY) ## let ruff rewrite what it can
 
 soak: $(READY) ## run the long soaks
 	$(BIN)/python -m pytest -m slow
+
+bench: $(READY) ## measure beside other task systems; e.g. make bench ARGS="noop latency --rounds 5"
+	$(BIN)/python -m benchmarks $(ARGS)
 
 matrix: ## run the tests on every interpreter found here
 	@for minor in 11 12 13 14; do \

@@ -1,0 +1,1 @@
+"""KanthorQ measured beside other task systems: ``make bench``, described in docs/performance.md."""

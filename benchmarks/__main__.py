@@ -1,0 +1,76 @@
+"""``python -m benchmarks``: choose works and contestants, run them in turns, report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import contest, report
+from benchmarks.arena import Arena
+from benchmarks.database import Cluster, cluster
+from benchmarks.peers import catalogue as peers
+from benchmarks.works import work
+from benchmarks.works.catalogue import WORKS
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    given = _arguments()
+    began = time.monotonic()
+    chosen = [one for one in WORKS if one.comparison.name in given.works]
+    scale = work.QUICK if given.quick else work.NORMAL
+    results = []
+    with cluster() as server, tempfile.TemporaryDirectory(prefix="kanthorq-bench-") as folder:
+        Path(folder).chmod(0o711)
+        arena = Arena(server, Path(folder))
+        contestants = list(contest.available(peers.load(given.peers)))
+        about = _about(server)
+        for one in chosen:
+            if result := contest.run(one, contestants, arena, given.rounds, scale):
+                results.append(result)
+                print("\n" + report.table(result), flush=True)
+    given.output.mkdir(parents=True, exist_ok=True)
+    report.write_json(results, about, given.output / "results.json")
+    print(f"{time.monotonic() - began:.0f} s; written to {given.output}", file=sys.stderr)
+
+
+def _arguments() -> argparse.Namespace:
+    names = [one.comparison.name for one in WORKS]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(names)}")
+    parser.add_argument("--quick", action="store_true", help="about a minute: beside pgqueuer")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
+    parser.add_argument("--peers", type=_names, help="only these, by comma")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    given = parser.parse_args()
+    if unknown := set(given.works) - set(names):
+        parser.error(f"no work is called {', '.join(sorted(unknown))}; known: {', '.join(names)}")
+    given.works = given.works or [name for name in names if not (given.quick and name == "noop2")]
+    given.peers = given.peers or (peers.QUICK if given.quick else peers.DEFAULT)
+    return given
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def _about(server: Cluster) -> dict[str, Any]:
+    return {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "postgresql": server.settings(),
+    }
+
+
+if __name__ == "__main__":
+    main()

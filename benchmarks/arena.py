@@ -1,0 +1,118 @@
+"""Where contestants meet: each run gets a fresh copy of the same prepared database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from benchmarks.database import Cluster
+from benchmarks.environments import ROOT, python_of
+from benchmarks.exceptions import RunFailed
+from benchmarks.peers.board import PATH_VARIABLE, Board
+from benchmarks.peers.peer import Peer
+from benchmarks.processes import Worker, ask, wait_until
+
+STALL_SECONDS = 120
+SETTLE_SECONDS = 30
+
+
+@dataclass
+class Arena:
+    """The server, a folder for boards and logs, and the databases that runs are copies of."""
+
+    cluster: Cluster
+    folder: Path
+    _templates: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    @property
+    def board_path(self) -> Path:
+        return self.folder / "board"
+
+    @contextmanager
+    def database(self, peer: Peer, job: str = "", count: int = 0) -> Iterator[str]:
+        """Yield a database with the peer's tables, and ``count`` jobs queued; later it is gone."""
+        name = self.cluster.create("run", self._template(peer, job, count))
+        try:
+            self.cluster.settle(name)
+            yield name
+        finally:
+            self.cluster.drop(name)
+
+    def ask(self, peer: Peer, database: str, *arguments: object) -> Any:
+        """Let the peer's adapter do something; return its answer. Raises RunFailed."""
+        adapter = f"benchmarks.peers.{peer.name}.adapter"
+        command = [str(python_of(peer)), "-m", adapter, *map(str, arguments)]
+        return ask(command, self.environment(peer, database))
+
+    @contextmanager
+    def workers(
+        self, peer: Peer, database: str, job: str, processes: int = 1
+    ) -> Iterator[list[Worker]]:
+        """Yield running workers, of ``processes`` processes together."""
+        filled = [part.format(job=job, processes=processes) for part in peer.worker]
+        count = 1 if peer.has_processes_option else processes
+        environment = self.environment(peer, database)
+        log = self.folder / f"{peer.name}.log"
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(Worker([str(python_of(peer)), *filled], environment, log))
+                for _ in range(count)
+            ]
+
+    def environment(self, peer: Peer, database: str) -> Mapping[str, str]:
+        """Return what the peer's processes find in their environment."""
+        return {
+            "BENCH_DSN": self.cluster.url(database),
+            PATH_VARIABLE: str(self.board_path),
+            "DJANGO_SETTINGS_MODULE": peer.settings,
+            "PYTHONPATH": str(ROOT),
+            **peer.environment,
+        }
+
+    def wait_until_settled(
+        self, peer: Peer, database: str, count: int, workers: list[Worker]
+    ) -> None:
+        """Return once the database says that all jobs are acknowledged. Raises RunFailed."""
+        if not peer.settled:
+            return
+        with psycopg.connect(self.cluster.url(database), autocommit=True) as connection:
+
+            def is_settled() -> bool:
+                row = connection.execute(peer.settled, {"count": count}).fetchone()
+                return bool(row and row[0])
+
+            wait_until(is_settled, workers, SETTLE_SECONDS, "not all jobs are acknowledged")
+
+    def check_effects(self, database: str, count: int) -> None:
+        """Raise RunFailed unless each of ``count`` jobs left exactly one row."""
+        query = "SELECT count(*), count(DISTINCT number) FROM effects_effect"
+        with psycopg.connect(self.cluster.url(database)) as connection:
+            found = connection.execute(query).fetchone()
+        if found != (count, count):
+            raise RunFailed(f"{count} jobs left (rows, distinct ones) {found}")
+
+    def check_board(self, board: Board, count: int) -> None:
+        """Raise RunFailed unless each job was handled exactly once."""
+        if (board.done_count, board.doubled_count) != (count, 0):
+            raise RunFailed(
+                f"of {count} jobs {board.done_count} were handled, {board.doubled_count} of them "
+                "more than once"
+            )
+
+    def _template(self, peer: Peer, job: str, count: int) -> str:
+        """Return a database like the wanted one, which is made once: all rounds start alike."""
+        key = (peer.name, job, str(count))
+        if key not in self._templates:
+            base = self._template(peer, "", 0) if count else None
+            name = self.cluster.create("_".join(key), base)
+            if count:
+                self.ask(peer, name, "enqueue", job, count)
+            else:
+                self.ask(peer, name, "install")
+            self._templates[key] = name
+        return self._templates[key]

@@ -1,0 +1,67 @@
+"""Runs works: contestants take turns, A B C A B C, so that all share whatever disturbs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.arena import Arena
+from benchmarks.environments import python_of
+from benchmarks.exceptions import BenchmarkError, PeerUnavailable
+from benchmarks.measurement import Series
+from benchmarks.peers.peer import Entry, Peer
+from benchmarks.works.work import Comparison, Scale, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a work came to: for each contestant and metric a value per round."""
+
+    comparison: Comparison
+    series: list[Series]
+
+
+def available(peers: Sequence[Peer]) -> Iterator[Peer]:
+    """Yield the contestants that can take part here, and say of the others why not."""
+    for peer in peers:
+        try:
+            python_of(peer)
+        except PeerUnavailable as error:
+            print(f"{peer.name} is skipped: {error}", file=sys.stderr)
+        else:
+            yield peer
+
+
+def run(
+    work: Work, peers: Sequence[Peer], arena: Arena, rounds: int, scale: Scale
+) -> Result | None:
+    """Run a work ``rounds`` times; return None if nobody takes part in it."""
+    parts = [(peer, entry) for peer in peers for entry in work.entries(peer)]
+    metrics = work.comparison.metrics
+    columns = {
+        entry.label: [Series(entry.label, metric.name) for metric in metrics] for _, entry in parts
+    }
+    for number in range(rounds):
+        for peer, entry in parts:
+            print(f"{work.comparison.name} {number + 1}/{rounds}: {entry.label}", file=sys.stderr)
+            _measure(work, peer, entry, arena, scale, columns[entry.label])
+    series = [one for found in columns.values() for one in found]
+    return Result(work.comparison, series) if series else None
+
+
+def _measure(
+    work: Work, peer: Peer, entry: Entry, arena: Arena, scale: Scale, columns: list[Series]
+) -> None:
+    if any(series.failure for series in columns):
+        return  # what failed once is not tried again: it may take minutes to stand still
+    try:
+        figures = work.measure(arena, peer, entry, scale)
+    except BenchmarkError as error:
+        print(f"  failed: {error}", file=sys.stderr)
+        for series in columns:
+            series.failure = str(error)
+            series.values.append(None)
+        return
+    for series in columns:
+        series.values.append(figures[series.metric])

@@ -1,0 +1,43 @@
+"""What the harness knows about a contestant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A contestant's part in a work: how the table calls it, and which job it runs."""
+
+    label: str
+    job: str
+    jobs_per_second: int  # about what is to be expected; only sizes the runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A task system, and how its worker is started."""
+
+    name: str  # of its folder here, and in the tables
+    worker: tuple[str, ...] = ()  # arguments of Python; {job} and {processes} are filled in
+    settled: str = ""  # SQL: true once all jobs are acknowledged; empty: nothing to ask
+    jobs_per_second: int  # about what it drains of jobs that do nothing
+    inserts_per_second: int = 1_000  # about what it drains of jobs that insert a row
+    broker: str = "postgresql"
+    python: tuple[int, int] = (3, 11)  # the oldest it runs on
+    settings: str = "benchmarks.peers.settings"  # Django's
+    environment: Mapping[str, str] = field(default_factory=dict)
+    has_processes_option: bool = False  # else several workers are started
+    entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
+    works: frozenset[str] = frozenset({"noop", "insert", "publish", "many", "latency"})
+
+    def entries_for(self, work: str) -> tuple[Entry, ...]:
+        """Return how it takes part in a work; empty if it does not."""
+        if work not in self.works:
+            return ()
+        if work in self.entries:
+            return self.entries[work]
+        if work == "insert":
+            return (Entry(self.name, "insert", self.inserts_per_second),)
+        return (Entry(self.name, "ping" if work == "latency" else "noop", self.jobs_per_second),)

@@ -1,0 +1,68 @@
+"""What every kind of work has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from benchmarks.arena import Arena
+from benchmarks.peers.peer import Entry, Peer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How long a run takes; medians want few long rounds, a first look many short ones."""
+
+    seconds: float  # that a run is about to last
+    pings: int  # messages of one measurement of latency
+    bulk: int = 10_000  # events that are published at once
+
+
+QUICK = Scale(seconds=0.8, pings=60)
+NORMAL = Scale(seconds=2.5, pings=300)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One figure that a run yields."""
+
+    name: str
+    unit: str
+    is_better_when_higher: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """A ratio to be reached: at least if higher is better, else at most."""
+
+    label: str
+    metric: str
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What a table shows: its title, its columns, and to whom all are compared."""
+
+    name: str
+    title: str
+    metrics: tuple[Metric, ...]
+    reference: str = ""  # a label; empty: the fastest that is not KanthorQ
+    goals: tuple[Goal, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+class Work(Protocol):
+    """Something that contestants do in turn."""
+
+    @property
+    def comparison(self) -> Comparison: ...
+
+    def entries(self, peer: Peer) -> tuple[Entry, ...]:
+        """Return the peer's parts in it; empty if it takes no part."""
+        ...
+
+    def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
+        """Run it once; return the figures by the names of the metrics. Raises RunFailed."""
+        ...
