@@ -32,6 +32,7 @@ class Settings:
     FILTERS_MAX: int = 64  # includes, and as many excludes, of one consumer
     ERRORS_MAX: int = 20  # newest errors kept in a task's history
     ERROR_SIZE_MAX: int = 16_384  # characters kept of one error's traceback
+    AUDIT_RETENTION: timedelta = timedelta(days=365)  # age at which prune deletes audit rows
     # Fernet keys: the first encrypts bodies at rest, all decrypt. Never printed.
     BODY_KEYS: tuple[str, ...] = field(default=(), repr=False)
 

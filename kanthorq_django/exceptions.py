@@ -39,8 +39,12 @@ class EventIsImmutable(KanthorqError):
     """An event never changes once published."""
 
 
+class AuditIsAppendOnly(KanthorqError):
+    """What operators did is never edited, and deleted by prune alone."""
+
+
 class UndecodableEvent(KanthorqError, ValueError):
-    """The stored body is not JSON."""
+    """The stored body is not JSON, or is encrypted and no key opens it."""
 
 
 class MessageError(KanthorqError):

@@ -1,5 +1,5 @@
 """What operators see of it, and what they may do: a file per noun."""
 
-from kanthorq_django.admin import consumer, event, schedule, stream, task, worker
+from kanthorq_django.admin import audit, consumer, event, schedule, stream, task, worker
 
-__all__ = ["consumer", "event", "schedule", "stream", "task", "worker"]
+__all__ = ["audit", "consumer", "event", "schedule", "stream", "task", "worker"]

@@ -25,6 +25,7 @@ from kanthorq_django.admin.display import (
     number,
     page_url,
 )
+from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.paginator import COUNT_MAX
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.admin.tally import Tally, tally
@@ -123,6 +124,12 @@ class ConsumerAdmin(ReadOnlyAdmin):
         shown = number(Minimum(COUNT_MAX) if count > COUNT_MAX else count)
         told = ngettext("%s task", "%s tasks", count) % shown
         return [str(consumer), [told]], {str(self.opts.verbose_name_plural): 1}, set(), []
+
+    def delete_model(self, request: HttpRequest, obj: Consumer) -> None:
+        """Delete the consumer with its tasks, and record it, in the transaction of the view."""
+        order = order_of(request, consumer=obj.name)
+        order.record("consumers.delete", using=obj.using, counts={"deleted": 1}, ids=[obj.name])
+        super().delete_model(request, obj)
 
     @admin.display(description=_("in code"))
     def life(self, consumer: Consumer) -> str:

@@ -21,6 +21,7 @@ from kanthorq_django import signals, sql
 from kanthorq_django.admin import content
 from kanthorq_django.admin.display import NOTHING, exact_moment, link, moment, page_url
 from kanthorq_django.admin.due import task_badge, with_is_due
+from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.readonly import ReadOnlyAdmin, RelatedFilter
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
 from kanthorq_django.models import Event, Task
@@ -102,6 +103,8 @@ class EventAdmin(ReadOnlyAdmin):
         sql.rows(using, "lock_stream", {"stream_id": obj.stream_id})
         if _task_count_if_spent(obj) is None or not _prune(obj):
             raise PermissionDenied
+        order = order_of(request, event=obj.pk)
+        order.record("events.delete", using=using, counts={"deleted": 1}, ids=[obj.pk])
         signals.pruned.send(Event, count=1, using=using)
 
     @admin.display(description=_("event"))

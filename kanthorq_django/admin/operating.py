@@ -14,6 +14,7 @@ from django.views.decorators.http import require_POST
 
 from kanthorq_django.admin import select_all
 from kanthorq_django.admin.operations import OPERATIONS, Operation, Report, carry_out
+from kanthorq_django.admin.orders import ReasonedActionForm, order_of, order_on_list
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.models import Task
 from kanthorq_django.models.task import TaskQuerySet
@@ -23,6 +24,7 @@ class OperatingAdmin(ReadOnlyAdmin):
     """Offers each operation to those who have the permission of that name, and to nobody else."""
 
     actions = tuple(OPERATIONS)
+    action_form = ReasonedActionForm
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return self._may(request, "cancel")
@@ -97,7 +99,7 @@ class OperatingAdmin(ReadOnlyAdmin):
         """Operate on the ticked rows at once; ask first when all that match are meant."""
         if BooleanField(required=False).to_python(request.POST.get("select_across")):
             return select_all.operate(operation, self, request, tasks)
-        report, _done = carry_out(operation, tasks, request.user.pk)
+        report, _done = carry_out(operation, tasks, order_on_list(request, is_all=False))
         self.tell(request, operation, report)
         return None
 
@@ -108,7 +110,8 @@ class OperatingAdmin(ReadOnlyAdmin):
             task = self.get_object(request, object_id)
             if task is None:
                 raise Http404
-            report, _done = carry_out(operation, Task.objects.filter(pk=task.pk), request.user.pk)
+            order = order_of(request, event=task.event_id, consumer=task.consumer.name)
+            report, _done = carry_out(operation, Task.objects.filter(pk=task.pk), order)
             self.tell(request, operation, report)
             query = request.GET.urlencode()
             return HttpResponseRedirect(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Self
 from uuid import UUID
 
 from django.contrib.admin.models import CHANGE, LogEntry
@@ -20,6 +20,7 @@ from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.models import Task
+from kanthorq_django.models.audit import SAMPLE_SIZE, Order
 from kanthorq_django.models.task import TaskQuerySet
 
 BATCH_SIZE = 1_000  # tasks that are locked, moved and logged in one transaction
@@ -99,7 +100,8 @@ OPERATIONS = {
 class Report:
     """How many tasks were updated, asked to stop, and left alone; some of these by name.
 
-    ``last`` is the id of the last task that was looked at, and all up to it were.
+    ``last`` is the id of the last task that was looked at, and all up to it were; ``sample``
+    has event ids of some that were changed.
     """
 
     updated: int = 0
@@ -107,6 +109,7 @@ class Report:
     noop: int = 0
     spared: tuple[tuple[UUID, int], ...] = ()
     last: int = 0
+    sample: tuple[UUID, ...] = ()
 
     def __add__(self, other: Self) -> Self:
         return replace(
@@ -116,6 +119,7 @@ class Report:
             noop=self.noop + other.noop,
             spared=(self.spared + other.spared)[:SPARED_SHOWN],
             last=max(self.last, other.last),
+            sample=(self.sample + other.sample)[:SAMPLE_SIZE],
         )
 
     def __str__(self) -> str:
@@ -141,7 +145,7 @@ class Report:
 def carry_out(
     operation: Operation,
     tasks: TaskQuerySet,
-    user_id: Any,
+    order: Order,
     *,
     after: int = 0,
     seconds_max: float | None = None,
@@ -154,7 +158,7 @@ def carry_out(
     deadline = None if seconds_max is None else time.monotonic() + seconds_max
     report = Report(last=after)
     for pks in _batches(tasks, after):
-        report += _move(operation, pks, tasks.db, user_id)
+        report += _move(operation, pks, tasks.db, order)
         if deadline is not None and time.monotonic() >= deadline:
             return report, not tasks.filter(pk__gt=report.last).exists()
     return report, True
@@ -168,7 +172,7 @@ def _batches(tasks: TaskQuerySet, after: int) -> Iterator[list[int]]:
         after = pks[-1]
 
 
-def _move(operation: Operation, pks: Sequence[int], using: str, user_id: Any) -> Report:
+def _move(operation: Operation, pks: Sequence[int], using: str, order: Order) -> Report:
     with transaction.atomic(using=using):
         # All in id order before any is moved: two bulk verbs never deadlock, and the states
         # that the log and the message tell are those that the verb finds.
@@ -182,7 +186,9 @@ def _move(operation: Operation, pks: Sequence[int], using: str, user_id: Any) ->
         report = Report(last=pks[-1])
         # An outcome speaks of events, and within one consumer an event names one task.
         for owed in _by_consumer(locked):
-            report += _move_owed(operation, owed, using, user_id)
+            report += _move_owed(operation, owed, using, order.user_id)
+        counts = {word: getattr(report, word) for word in ("updated", "requested", "noop")}
+        order.record(f"tasks.{operation.action}", using=using, counts=counts, ids=report.sample)
     return report
 
 
@@ -192,7 +198,7 @@ def _by_consumer(tasks: Iterable[Task]) -> Iterator[list[Task]]:
         yield list(group)
 
 
-def _move_owed(operation: Operation, tasks: list[Task], using: str, user_id: Any) -> Report:
+def _move_owed(operation: Operation, tasks: list[Task], using: str, user_id: str) -> Report:
     outcome = operation.apply(Task.objects.using(using).filter(pk__in=[task.pk for task in tasks]))
     changed = {*outcome.updated, *outcome.requested}
     _log(operation, [task for task in tasks if task.event_id in changed], user_id)
@@ -202,10 +208,11 @@ def _move_owed(operation: Operation, tasks: list[Task], using: str, user_id: Any
         requested=len(outcome.requested),
         noop=len(spared),
         spared=tuple((task.event_id, task.state) for task in spared[:SPARED_SHOWN]),
+        sample=(*outcome.updated, *outcome.requested)[:SAMPLE_SIZE],
     )
 
 
-def _log(operation: Operation, tasks: Iterable[Task], user_id: Any) -> None:
+def _log(operation: Operation, tasks: Iterable[Task], user_id: str) -> None:
     content_type = ContentType.objects.get_for_model(Task)
     LogEntry.objects.bulk_create(
         LogEntry(

@@ -22,9 +22,10 @@ from django.utils.translation import gettext_lazy as _
 from kanthorq_django.admin import content
 from kanthorq_django.admin.display import NOTHING, badge, exact_moment, link, moment, page_url
 from kanthorq_django.admin.event import KINDS
+from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.readonly import RelatedFilter
 from kanthorq_django.admin.schedule_form import ScheduleForm, json_problem, strays
-from kanthorq_django.admin.scheduling import SchedulingAdmin
+from kanthorq_django.admin.scheduling import SchedulingAdmin, record
 from kanthorq_django.models import Schedule
 from kanthorq_django.models.definition import TIMING
 
@@ -122,6 +123,8 @@ class ScheduleAdmin(SchedulingAdmin):
             locked = stored.select_for_update(of=("self",), no_key=True)
             kept = get_object_or_404(locked, pk=obj.pk)
             changed = set(form.changed_data)
+            order = order_of(request, schedule=kept.name, fields=sorted(changed))
+            record(order, "change", [kept.name], fields=len(changed))
             # In another zone the same local times are other moments.
             columns = changed | set(TIMING) if changed & set(TIMING) else changed
             kept.redefine({name: getattr(obj, name) for name in columns})
@@ -129,6 +132,7 @@ class ScheduleAdmin(SchedulingAdmin):
             kept = obj
             obj.settle()
             obj.save()
+            record(order_of(request, schedule=obj.name), "add", [obj.name], added=1)
         for text in _doubts(kept, form.changed_data):
             self.message_user(request, text, messages.WARNING)
 

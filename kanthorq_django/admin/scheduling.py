@@ -17,10 +17,12 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST
 
+from kanthorq_django.admin.orders import ReasonedActionForm, order_of, order_on_list
 from kanthorq_django.admin.readonly import GuardedAdmin
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.models import Schedule
+from kanthorq_django.models.audit import Order
 from kanthorq_django.models.schedule import ScheduleQuerySet
 
 NAMED_MAX = 5  # schedules left alone that a message names
@@ -53,6 +55,7 @@ class SchedulingAdmin(GuardedAdmin):
     """Offers each operation to those who have the permission of that name, and to nobody else."""
 
     actions = ("cancel", "resume")
+    action_form = ReasonedActionForm
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return self._may(request, "cancel")
@@ -62,11 +65,11 @@ class SchedulingAdmin(GuardedAdmin):
 
     @admin.action(permissions=["cancel"], description=_("Cancel selected schedules"))
     def cancel(self, request: HttpRequest, schedules: ScheduleQuerySet) -> None:
-        self._operate(CANCEL, request, schedules)
+        self._operate(CANCEL, request, schedules, _on_list(request))
 
     @admin.action(permissions=["resume"], description=_("Resume selected schedules"))
     def resume(self, request: HttpRequest, schedules: ScheduleQuerySet) -> None:
-        self._operate(RESUME, request, schedules)
+        self._operate(RESUME, request, schedules, _on_list(request))
 
     def get_urls(self) -> list[URLPattern]:
         return [
@@ -88,6 +91,17 @@ class SchedulingAdmin(GuardedAdmin):
                 context["operations"] = [(operation, self._url(operation.verb, schedule.pk))]
         return super().render_change_form(request, context, *args, **kwargs)
 
+    def delete_model(self, request: HttpRequest, obj: Schedule) -> None:
+        record(order_of(request, schedule=obj.name), "delete", [obj.name], deleted=1)
+        super().delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: Any) -> None:
+        """Delete the ticked ones, and record which, in one transaction."""
+        with transaction.atomic(using=_using()):
+            names = list(queryset.values_list("name", flat=True))
+            record(_on_list(request), "delete", names, deleted=len(names))
+            super().delete_queryset(request, queryset)
+
     def _may(self, request: HttpRequest, verb: str) -> bool:
         codename = get_permission_codename(verb, self.opts)
         return self.has_view_permission(request) and request.user.has_perm(
@@ -95,14 +109,21 @@ class SchedulingAdmin(GuardedAdmin):
         )
 
     def _operate(
-        self, operation: Operation, request: HttpRequest, schedules: ScheduleQuerySet
+        self,
+        operation: Operation,
+        request: HttpRequest,
+        schedules: ScheduleQuerySet,
+        order: Order,
     ) -> None:
         """Do it and log it in one transaction, and tell how many were updated or left alone."""
         try:
-            with transaction.atomic(using=router.db_for_write(Schedule)):
+            with transaction.atomic(using=_using()):
                 names = dict(schedules.values_list("pk", "name"))
                 outcome = operation.apply(schedules)
                 _log(operation, outcome.updated, names, request.user.pk)
+                changed = [names[pk] for pk in outcome.updated]
+                counts = {"updated": len(changed), "noop": len(outcome.noop)}
+                record(order, operation.verb, changed, **counts)
         except KanthorqError as error:
             told = gettext("%(name)s: nothing was changed. %(error)s")
             text = told % {"name": operation.name, "error": error}
@@ -118,7 +139,8 @@ class SchedulingAdmin(GuardedAdmin):
             schedule = self.get_object(request, object_id)
             if schedule is None:
                 raise Http404
-            self._operate(operation, request, Schedule.objects.filter(pk=schedule.pk))
+            chosen = Schedule.objects.filter(pk=schedule.pk)
+            self._operate(operation, request, chosen, order_of(request, schedule=schedule.name))
             query = request.GET.urlencode()
             return HttpResponseRedirect(
                 self._url("change", schedule.pk) + (f"?{query}" if query else "")
@@ -129,6 +151,20 @@ class SchedulingAdmin(GuardedAdmin):
     def _url(self, page: str, schedule_id: UUID) -> str:
         name = f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
         return reverse(name, args=(schedule_id,), current_app=self.admin_site.name)
+
+
+def record(order: Order, verb: str, names: Iterable[str], **counts: int) -> None:
+    """Write into the audit what becomes of the schedules called ``names``."""
+    order.record(f"schedules.{verb}", using=_using(), counts=counts, ids=names)
+
+
+def _using() -> str:
+    return router.db_for_write(Schedule)
+
+
+def _on_list(request: HttpRequest) -> Order:
+    is_all = request.POST.get("select_across", "0") == "1"
+    return order_on_list(request, is_all=is_all)
 
 
 def _report(outcome: Outcome, names: dict[UUID, str]) -> str:

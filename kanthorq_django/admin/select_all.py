@@ -13,7 +13,9 @@ from django.utils.translation import gettext
 
 from kanthorq_django.admin.display import number, state_badge
 from kanthorq_django.admin.operations import OPERATIONS, Operation, Report, carry_out
+from kanthorq_django.admin.orders import REASON, order_on_list
 from kanthorq_django.admin.paginator import COUNT_MAX
+from kanthorq_django.models.audit import Order
 from kanthorq_django.models.task import TaskQuerySet
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def operate(
     given = ProgressForm(request.POST)
     if not given.is_valid():
         raise BadRequest("The confirmation is not valid.")
-    so_far, is_done = _go_on(operation, tasks, request.user.pk, **given.cleaned_data)
+    order = order_on_list(request, is_all=True)
+    so_far, is_done = _go_on(operation, tasks, order, **given.cleaned_data)
     if is_done:
         model_admin.tell(request, operation, so_far)
         return None
@@ -69,14 +72,14 @@ def operate(
 def _go_on(
     operation: Operation,
     tasks: TaskQuerySet,
-    user_id: Any,
+    order: Order,
     *,
     through: int,
     after: int,
     **told: Any,
 ) -> tuple[Report, bool]:
     report, is_done = carry_out(
-        operation, tasks.filter(pk__lte=through), user_id, after=after, seconds_max=SECONDS_MAX
+        operation, tasks.filter(pk__lte=through), order, after=after, seconds_max=SECONDS_MAX
     )
     return Report(**told) + report, is_done
 
@@ -121,6 +124,7 @@ def _page(
             "opts": model_admin.opts,
             "media": model_admin.media,
             "operation": operation,
+            "reason": request.POST.get(REASON, ""),
             "selected_name": ACTION_CHECKBOX_NAME,
             "selected": request.POST.getlist(ACTION_CHECKBOX_NAME)[:1],
             **context,

@@ -24,11 +24,16 @@ class Failure:
     def of(cls, reason: BaseException | str, *, stack_size_max: int) -> Self:
         """Describe ``reason``, cut to size and cleansed of what PostgreSQL or a log refuses."""
         if not isinstance(reason, BaseException):
-            return cls(_one_line(_text(reason)))
+            return cls(one_line(_text(reason)))
         text = _text(reason)
         name = type(reason).__qualname__
         stack = _tail(_stack(reason), stack_size_max)
-        return cls(_one_line(f"{name}: {text}" if text else name), _cleansed(stack))
+        return cls(one_line(f"{name}: {text}" if text else name), _cleansed(stack))
+
+
+def one_line(text: str, size_max: int = ERROR_SIZE_MAX) -> str:
+    """Return ``text`` as one line of at most ``size_max`` characters, safe to store and to log."""
+    return _cleansed(" ".join(_head(text, size_max).split()))
 
 
 def _text(reason: object) -> str:
@@ -43,10 +48,6 @@ def _stack(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))
     except Exception:  # noqa: BLE001  # it reads attributes of the exception, which may fail
         return "(its traceback could not be read)"
-
-
-def _one_line(text: str) -> str:
-    return _cleansed(" ".join(_head(text, ERROR_SIZE_MAX).split()))
 
 
 def _cleansed(text: str) -> str:

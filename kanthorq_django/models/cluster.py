@@ -8,6 +8,7 @@ from psycopg.errors import LockNotAvailable
 from kanthorq_django import sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.exceptions import RebaseRefused
+from kanthorq_django.models.audit import Order
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.cursor import is_standby
 from kanthorq_django.models.isolation import read_committed
@@ -24,19 +25,23 @@ class Rebased(NamedTuple):
     task_count: int  # tasks added for them; fewer where a task existed
 
 
-def rebase(using: str, *, dry_run: bool = False) -> list[Rebased]:
+def rebase(using: str, *, dry_run: bool = False, order: Order | None = None) -> list[Rebased]:
     """Let all consumers go on in this cluster, after a restore or a move of the database.
 
     Each gets the tasks that it owes and does not have; nothing is lost and nothing repeated,
     and a second run adds nothing. It is one transaction, for which publishers wait; with
-    ``dry_run`` it counts, and is rolled back. Returns the consumers in the order of their
-    names. Raises RebaseRefused while a worker is alive or a transaction that published stays
-    open, inside a transaction, and on a standby.
+    ``dry_run`` it counts, and is rolled back. An operator's ``order`` is recorded with it.
+    Returns the consumers in the order of their names. Raises RebaseRefused while a worker is
+    alive or a transaction that published stays open, inside a transaction, and on a standby.
     """
     _check(using)
     with read_committed(using):
         _lock_out_publishers(using)
         rebased = _rebase(using)
+        if order is not None:
+            tasks = sum(consumer.task_count for consumer in rebased)
+            counts = {"consumers": len(rebased), "tasks": tasks}
+            order.record("rebase", using=using, counts=counts, ids=[each.name for each in rebased])
         transaction.set_rollback(dry_run, using=using)
     return rebased
 

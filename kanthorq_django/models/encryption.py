@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cryptography.fernet import MultiFernet
 
-    _BinaryField = models.BinaryField[bytes, bytes]
+    _BinaryField = models.BinaryField[Any, bytes]
 else:
     _BinaryField = models.BinaryField
 

@@ -14,7 +14,9 @@ from django.db.models import Exists, OuterRef
 from django.db.models.expressions import RawSQL
 
 from kanthorq_django import signals, sql
+from kanthorq_django.conf import get_settings
 from kanthorq_django.exceptions import ForeignCluster
+from kanthorq_django.models.audit import OperatorAction, Order
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.stream import Stream
@@ -41,20 +43,24 @@ def prune(
     batch: int = BATCH,
     using: str | None = None,
     on_batch: Callable[[Pruned], None] | None = None,
+    order: Order | None = None,
 ) -> Pruned:
     """Delete events that are done with for ``older_than``, and their tasks; return how many.
 
     ``streams`` defaults to those that have consumers: without one nobody has read anything,
     so such a stream has to be named, and is pruned by age. Each ``batch`` of events is a
-    transaction of its own, unless one is open; after it ``on_batch`` gets the sum so far.
+    transaction of its own, unless one is open; after it ``on_batch`` gets the sum so far. What
+    an operator's ``order`` deletes is recorded in the same transactions. At the end, rows of the
+    audit that are older than ``AUDIT_RETENTION`` go as well, if this role may delete them.
     Raises ForeignCluster when a cursor of these streams cannot be trusted.
     """
     total = Pruned()
     for reader in _readers(older_than, streams, batch, using):
-        for page in reader.pages(is_pruning=True):
+        for page in reader._replace(order=order).pages(is_pruning=True):
             total = total.plus(page)
             if on_batch is not None:
                 on_batch(total)
+    _prune_audit(using or router.db_for_write(OperatorAction))
     return total
 
 
@@ -77,6 +83,16 @@ def consumed_streams(using: str) -> list[Stream]:
     """Return the streams that have consumers."""
     has_consumers = Exists(Consumer.objects.filter(stream=OuterRef("pk")))
     return list(Stream.objects.using(using).filter(has_consumers).order_by("pk"))
+
+
+def _prune_audit(using: str) -> None:
+    actions = OperatorAction.objects.using(using)
+    with connections[using].cursor() as cursor:
+        table = connections[using].ops.quote_name(OperatorAction._meta.db_table)
+        cursor.execute("SELECT has_table_privilege(%s, 'DELETE')", [table])
+        (is_allowed,) = cursor.fetchone()
+    if is_allowed:
+        actions.prune(get_settings().AUDIT_RETENTION)
 
 
 def _readers(
@@ -109,6 +125,7 @@ class _Reader(NamedTuple):
     older_than: timedelta
     batch: int
     using: str
+    order: Order | None = None
 
     def pages(self, *, is_pruning: bool) -> Iterator[Pruned]:
         """Yield what went, or could go, of each page.
@@ -136,7 +153,11 @@ class _Reader(NamedTuple):
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             sql.rows(self.using, "lock_stream", {"stream_id": self.stream.pk})
             page = self._page(after)
-            pruned = self._delete([event.id for event in page if event.is_prunable])
+            ids = [event.id for event in page if event.is_prunable]
+            pruned = self._delete(ids)
+            if self.order is not None:
+                counts = pruned._asdict()
+                self.order.record("events.prune", using=self.using, counts=counts, ids=ids)
         if pruned.events:
             signals.pruned.send(Event, count=pruned.events, using=self.using)
         return page, pruned

@@ -51,7 +51,7 @@ class Command(BaseCommand):
         with _stopped_quietly(), one_sentence(alias):
             if connections[alias].vendor != "postgresql":
                 raise CommandError(f"The database {alias!r} is not PostgreSQL.")
-            verb(console, alias).run(**options)
+            verb(console, alias, options.pop("reason", None) or "").run(**options)
             self.stdout.flush()
 
 
@@ -100,6 +100,8 @@ def _add_verb(parser: CommandParser, verb: type[Verb]) -> None:
         help="Alias of the database that holds the events and tasks.",
     )
     verb.add_arguments(parser)
+    if verb.changes:
+        parser.add_argument("--reason", metavar="TEXT", help="why; kept in the audit")
     _accept_common_options(parser)
 
 

@@ -22,6 +22,7 @@ from kanthorq_django.models.retention import (
 class Prune(Verb):
     """Counts first when somebody is there to see it; says who keeps events from being pruned."""
 
+    changes = True
     help = "Delete events that are done with, and their tasks."
     description = (
         "An event goes when every consumer of its stream has read it, all its tasks have been\n"
@@ -29,7 +30,8 @@ class Prune(Verb):
         "Each batch is a short transaction of its own; interrupt it at any time. Rows of other\n"
         "apps that point at events or tasks are not deleted with them. A stream that has no\n"
         "consumers is left alone, since nobody has read it, unless --stream names it: then its\n"
-        "events go by their age alone."
+        "events go by their age alone. At the end, rows of the audit go that are older than\n"
+        "KANTHORQ['AUDIT_RETENTION']."
     )
     examples = (
         "prune --older-than 7d --dry-run",
@@ -114,7 +116,14 @@ class Prune(Verb):
 
         try:
             pruned = prune(
-                older_than, streams=streams, batch=batch, using=self.database, on_batch=show
+                older_than,
+                streams=streams,
+                batch=batch,
+                using=self.database,
+                on_batch=show,
+                order=self.order(
+                    older_than=format_duration(older_than), streams=[row.name for row in streams]
+                ),
             )
         finally:
             self.console.end_progress()

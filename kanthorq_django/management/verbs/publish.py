@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.management.base import CommandError
+from django.db import transaction
 
 from kanthorq_django import publish
 from kanthorq_django.conf import get_settings
@@ -23,6 +24,7 @@ STDIN = "-"
 class Publish(Verb):
     """Prints the event id alone, so that a script can keep it."""
 
+    changes = True
     help = "Publish one event and print its id."
     description = (
         "BODY is stored as it is given: a text as UTF-8, stdin (-) and files byte by byte.\n"
@@ -70,16 +72,20 @@ class Publish(Verb):
         content = _content(body, **options)
         parsed = _json(metadata.encode(errors="surrogatepass"), "--metadata")
         known = set(Stream.objects.using(self.database).values_list("name", flat=True))
-        event = publish(
-            subject,
-            content,
-            stream=stream,
-            metadata=parsed,
-            resource_key=resource_key,
-            idempotency_key=idempotency_key,
-            schedule_at=schedule_at,
-            using=self.database,
-        )
+        with transaction.atomic(using=self.database):
+            event = publish(
+                subject,
+                content,
+                stream=stream,
+                metadata=parsed,
+                resource_key=resource_key,
+                idempotency_key=idempotency_key,
+                schedule_at=schedule_at,
+                using=self.database,
+            )
+            counts = {"published": int(event.created)}
+            order = self.order(subject=subject, stream=stream, resource_key=resource_key)
+            order.record("events.publish", using=self.database, counts=counts, ids=[event.pk])
         self._report(event.pk, is_new=event.created)
         if known and stream not in known:
             near = near_names(stream, sorted(known))

@@ -10,6 +10,7 @@ from kanthorq_django.models import cluster
 class Rebase(Verb):
     """Prints what each consumer is owed, or got."""
 
+    changes = True
     help = "Rebuild every cursor after a restore, or a move into another PostgreSQL cluster."
     description = (
         "Transaction ids start anew in another cluster, so what a cursor says means nothing\n"
@@ -30,7 +31,7 @@ class Rebase(Verb):
             return
         if not yes:
             self._ask()
-        self._print(cluster.rebase(self.database))
+        self._print(cluster.rebase(self.database, order=self.order()))
 
     def _ask(self) -> None:
         self.console.require_answers()

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from django.core.management.base import CommandError
+from django.db import transaction
 
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.management.lookup import find_schedules
@@ -75,6 +76,7 @@ class Show(Verb):
 class Moving(Verb):
     """What the two verbs share; ``name`` is the queryset's method."""
 
+    changes = True
     name: ClassVar[str]
 
     @classmethod
@@ -122,7 +124,14 @@ class Moving(Verb):
 
     def _move(self, schedules: list[Schedule]) -> Outcome:
         ids = [schedule.pk for schedule in schedules]
-        return self.move(Schedule.objects.using(self.database).filter(pk__in=ids))
+        order = self.order(schedules=[schedule.name for schedule in schedules])
+        with transaction.atomic(using=self.database):
+            outcome = self.move(Schedule.objects.using(self.database).filter(pk__in=ids))
+            changed = [each.name for each in schedules if each.pk in outcome.updated]
+            counts = {"updated": len(changed), "noop": len(outcome.noop)}
+            name = f"schedules.{self.name}"
+            order.record(name, using=self.database, counts=counts, ids=changed)
+        return outcome
 
     def _predict(self, schedules: list[Schedule]) -> Outcome:
         moved = tuple(each.pk for each in schedules if each.life in MOVED_FROM[self.name])

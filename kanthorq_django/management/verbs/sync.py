@@ -3,6 +3,8 @@
 from argparse import ArgumentParser
 from typing import Any
 
+from django.db import transaction
+
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Consumer, Task
@@ -23,6 +25,7 @@ DECLARED = (
 class Sync(Verb):
     """Says of each consumer whether it was created, changed or unchanged."""
 
+    changes = True
     help = "Register consumers, and apply changed filters and options from now on."
     description = (
         "Workers do the same when they start. Without names, all that code subscribes.\n"
@@ -46,12 +49,16 @@ class Sync(Verb):
 
     def _sync(self, name: str) -> None:
         stored = Consumer.objects.using(self.database).filter(name=name)
-        before = stored.first()
-        sync([name], using=self.database)
+        with transaction.atomic(using=self.database):
+            before = stored.first()
+            sync([name], using=self.database)
+            changes = [] if before is None else _changes(before, stored.get())
+            counts = {"created": int(before is None), "changed": int(bool(changes))}
+            order = self.order(consumer=name, changes=changes)
+            order.record("consumers.sync", using=self.database, counts=counts, ids=[name])
         if before is None:
             self.console.line(f"created    {name}")
             return
-        changes = _changes(before, stored.get())
         self.console.line(f"{'changed' if changes else 'unchanged':<10} {name}")
         for change in changes:
             self.console.line(f"             {change}")

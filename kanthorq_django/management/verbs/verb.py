@@ -4,7 +4,9 @@ from abc import ABC, abstractmethod
 from argparse import ArgumentParser
 from typing import Any, ClassVar
 
+from kanthorq_django.management.account import shell_user
 from kanthorq_django.management.console import Console
+from kanthorq_django.models.audit import OperatorAction, Order
 
 
 class Verb(ABC):
@@ -13,10 +15,21 @@ class Verb(ABC):
     help: ClassVar[str]
     description: ClassVar[str]
     examples: ClassVar[tuple[str, ...]]
+    changes: ClassVar[bool] = False  # something, which the audit is told, with --reason
 
-    def __init__(self, console: Console, database: str) -> None:
+    def __init__(self, console: Console, database: str, reason: str = "") -> None:
         self.console = console
         self.database = database
+        self.reason = reason
+
+    def order(self, **selection: Any) -> Order:
+        """Return what is asked for on the command line, for the audit; without empty options."""
+        return Order(
+            operator=shell_user(),
+            origin=OperatorAction.Origin.COMMAND,
+            selection={name: value for name, value in selection.items() if value},
+            reason=self.reason,
+        )
 
     @classmethod
     @abstractmethod

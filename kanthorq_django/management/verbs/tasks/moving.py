@@ -3,10 +3,12 @@
 import itertools
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 from django.core.management.base import CommandError
+from django.db import transaction
 
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
@@ -14,6 +16,7 @@ from kanthorq_django.domain.states import TaskState
 from kanthorq_django.management.verbs.tasks.selection import Selection, add_filters, selection_of
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Task
+from kanthorq_django.models.audit import Order
 from kanthorq_django.models.task import TaskQuerySet
 
 BATCH = 1_000  # tasks that one transaction moves
@@ -32,6 +35,7 @@ class Line(NamedTuple):
 class Moving(Verb):
     """What the four verbs share; ``name`` is the queryset's method."""
 
+    changes = True
     name: ClassVar[str]
 
     @classmethod
@@ -77,7 +81,8 @@ class Moving(Verb):
         self, tasks: TaskQuerySet, selection: Selection, *, running: bool, is_dry: bool
     ) -> Iterator[Line]:
         """Yield what became of each task, batch by batch, so that locks are held shortly."""
-        act = self._predict if is_dry else self._move
+        order = self.order(**selection.told(), running=running)
+        act = self._predict if is_dry else partial(self._move, order=order)
         unmet = dict.fromkeys(selection.events)
         for batch in _batches(tasks, selection.limit):
             for line in act(batch, running=running):
@@ -86,16 +91,25 @@ class Moving(Verb):
         if selection.limit is None:
             yield from (Line("noop", event, NOBODY) for event in unmet)
 
-    def _move(self, batch: list[Task], *, running: bool) -> Iterator[Line]:
+    def _move(self, batch: list[Task], *, running: bool, order: Order) -> Iterator[Line]:
         # An outcome speaks of events, and within one consumer an event names one task.
         in_groups = sorted(batch, key=lambda task: task.consumer_id)
         for _, group in itertools.groupby(in_groups, key=lambda task: task.consumer_id):
             owed = list(group)
-            chosen = Task.objects.using(self.database).filter(pk__in=[task.pk for task in owed])
-            outcome = self.move(chosen, running=running)
+            outcome = self._move_owed(owed, order, running=running)
             for word in DRY_WORDS:
                 for event in getattr(outcome, word):
                     yield Line(word, event, owed[0].consumer.name)
+
+    def _move_owed(self, tasks: list[Task], order: Order, *, running: bool) -> Outcome:
+        """Move tasks of one consumer and record it, in one transaction."""
+        with transaction.atomic(using=self.database):
+            chosen = Task.objects.using(self.database).filter(pk__in=[task.pk for task in tasks])
+            outcome = self.move(chosen, running=running)
+            counts = {word: len(getattr(outcome, word)) for word in DRY_WORDS}
+            changed = (*outcome.updated, *outcome.requested)
+            order.record(f"tasks.{self.name}", using=self.database, counts=counts, ids=changed)
+        return outcome
 
     def _predict(self, batch: list[Task], *, running: bool) -> Iterator[Line]:
         for task in batch:

@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 from kanthorq_django.domain.states import FINAL, TaskState
 from kanthorq_django.management.arguments import count, duration, event_id
 from kanthorq_django.management.lookup import find_consumers, find_streams
+from kanthorq_django.management.times import format_duration
 from kanthorq_django.models import Task
 from kanthorq_django.models.task import TaskQuerySet
 
@@ -50,6 +51,11 @@ class Selection:
                 self.older_than,
             )
         )
+
+    def told(self) -> dict[str, Any]:
+        """Return it for the audit."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return given | {"older_than": self.older_than and format_duration(self.older_than)}
 
     def tasks(self, using: str) -> TaskQuerySet:
         """Return the tasks, the oldest first, without the limit.

@@ -1,0 +1,69 @@
+"""The audit: what operators did. Read only, for everybody."""
+
+import json
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from kanthorq_django.admin.content import pretty
+from kanthorq_django.admin.display import NOTHING, exact_moment, moment, visible
+from kanthorq_django.admin.readonly import ReadOnlyAdmin
+from kanthorq_django.models import OperatorAction
+
+
+@admin.register(OperatorAction)
+class OperatorActionAdmin(ReadOnlyAdmin):
+    """Rows come with the changes that they tell of, and go with prune."""
+
+    list_display = ("action", "told_counts", "operator", "origin", "when", "told_reason")
+    list_filter = ("origin",)
+    ordering = ("-id",)
+    sortable_by = ()
+    search_fields = ("action__startswith", "operator__startswith")
+    search_help_text = _("The beginning of an action, such as tasks.cancel, or of an operator.")
+    fields = (
+        "action",
+        "told_counts",
+        "operator",
+        "user_id",
+        "origin",
+        "exactly",
+        "told_reason",
+        "told_selection",
+        "told_sample",
+    )
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        return {}
+
+    @admin.display(description=_("changes"))
+    def told_counts(self, action: OperatorAction) -> str:
+        return ", ".join(f"{count:,} {word}" for word, count in action.counts.items())
+
+    @admin.display(description=_("reason"))
+    def told_reason(self, action: OperatorAction) -> str:
+        return visible(action.reason) or NOTHING
+
+    @admin.display(description=_("when"))
+    def when(self, action: OperatorAction) -> str:
+        return moment(action.created_at)
+
+    @admin.display(description=_("when"))
+    def exactly(self, action: OperatorAction) -> str:
+        return exact_moment(action.created_at)
+
+    @admin.display(description=_("selection"))
+    def told_selection(self, action: OperatorAction) -> str:
+        return _as_json(action.selection)
+
+    @admin.display(description=_("some of what was changed"))
+    def told_sample(self, action: OperatorAction) -> str:
+        return _as_json(action.sample)
+
+
+def _as_json(value: Any) -> str:
+    text = pretty(json.dumps(value, ensure_ascii=False))
+    return format_html('<pre class="kq-content" tabindex="0">{}</pre>', text)

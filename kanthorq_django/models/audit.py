@@ -1,0 +1,140 @@
+"""The audit: what operators changed, written in the transaction that changes it.
+
+A row is inserted with the change or not at all, and never changes afterwards. Only prune
+deletes rows, those older than ``KANTHORQ["AUDIT_RETENTION"]``.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from django.db import connections, models, transaction
+from django.db.models.functions import Now
+from django.db.transaction import TransactionManagementError
+
+from kanthorq_django.domain.failures import one_line
+from kanthorq_django.exceptions import AuditIsAppendOnly
+from kanthorq_django.models.fields import CreatedAtField
+
+SAMPLE_SIZE = 20  # ids, and values of one part of a selection, that a row keeps
+TEXT_SIZE_MAX = 200  # characters of one value of a selection
+REASON_SIZE_MAX = 500
+NAME_SIZE_MAX = 255
+BATCH = 1_000  # rows that one transaction prunes
+
+
+class OperatorActionQuerySet(models.QuerySet["OperatorAction"]):
+    def prune(self, older_than: timedelta) -> int:
+        """Delete rows that are older, batch by batch; return how many. Nothing else deletes any."""
+        self._for_write = True
+        old = self.filter(created_at__lt=Now() - older_than).order_by("pk")
+        count = 0
+        while True:
+            with transaction.atomic(using=self.db):
+                locked = old.select_for_update(skip_locked=True)
+                pks = list(locked.values_list("pk", flat=True)[:BATCH])
+                self.filter(pk__in=pks)._raw_delete(self.db)
+            count += len(pks)
+            if len(pks) < BATCH:
+                return count
+
+    def update(self, *_: Any, **__: Any) -> int:
+        raise AuditIsAppendOnly("What operators did is never edited.")
+
+    def delete(self) -> Any:
+        raise AuditIsAppendOnly("What operators did is kept until prune finds it old enough.")
+
+    bulk_update = update
+
+    _verb: Any
+    for _verb in (prune, update, delete):
+        _verb.alters_data = True
+    delete.queryset_only = True  # type: ignore[attr-defined]  # as Django's own
+    del _verb
+
+
+class OperatorAction(models.Model):
+    """Who changed what, when by the database's clock, on which selection, and why."""
+
+    class Origin(models.TextChoices):
+        ADMIN = "admin", "admin"
+        COMMAND = "command", "command line"
+
+    created_at = CreatedAtField()
+    operator = models.CharField(max_length=NAME_SIZE_MAX)  # a user name, or user@host of a shell
+    user_id = models.CharField(max_length=NAME_SIZE_MAX, blank=True, default="")
+    origin = models.CharField(max_length=7, choices=Origin.choices)
+    action = models.CharField(max_length=40)  # such as tasks.cancel
+    selection = models.JSONField(default=dict)
+    counts = models.JSONField(default=dict)
+    reason = models.CharField(max_length=REASON_SIZE_MAX, blank=True, default="")
+    sample = models.JSONField(default=list)  # ids of what was changed, the first few
+
+    objects = models.Manager.from_queryset(OperatorActionQuerySet)()
+
+    class Meta:
+        default_permissions = ("view",)
+        indexes = [models.Index(fields=["created_at"], name="kanthorq_audit_created")]
+
+    def __str__(self) -> str:
+        return f"{self.action} by {self.operator}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self._state.adding:
+            raise AuditIsAppendOnly("What operators did is never edited.")
+        super().save(*args, **kwargs)
+
+    def delete(self, *_: Any, **__: Any) -> Any:
+        raise AuditIsAppendOnly("What operators did is kept until prune finds it old enough.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What an operator asks for: who and from where, on which selection, and why."""
+
+    operator: str
+    origin: OperatorAction.Origin
+    user_id: str = ""
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    def record(
+        self, action: str, *, using: str, counts: Mapping[str, int], ids: Iterable[object] = ()
+    ) -> None:
+        """Write what was done into the open transaction; nothing, if all it did was noop.
+
+        Raises TransactionManagementError outside a transaction: the row must stand or fall
+        with the change.
+        """
+        if not connections[using].in_atomic_block:
+            raise TransactionManagementError("What is recorded has to be part of a transaction.")
+        if not any(count for word, count in counts.items() if word != "noop"):
+            return
+        OperatorAction.objects.using(using).create(
+            operator=one_line(self.operator, NAME_SIZE_MAX),
+            user_id=self.user_id,
+            origin=self.origin,
+            action=action,
+            selection=_bounded(self.selection),
+            counts=dict(counts),
+            reason=one_line(self.reason, REASON_SIZE_MAX),
+            sample=[str(given) for given in itertools.islice(ids, SAMPLE_SIZE)],
+        )
+
+
+def _bounded(value: Any) -> Any:
+    """Return ``value`` as JSON takes it, with long texts and lists cut."""
+    if isinstance(value, Mapping):
+        return {
+            one_line(str(key), TEXT_SIZE_MAX): _bounded(value[key])
+            for key in itertools.islice(value, SAMPLE_SIZE)
+        }
+    if isinstance(value, list | tuple):
+        others = len(value) - SAMPLE_SIZE
+        kept = [_bounded(each) for each in value[:SAMPLE_SIZE]]
+        return [*kept, f"and {others} more"] if others > 0 else kept
+    if value is None or isinstance(value, bool | int):
+        return value
+    return one_line(str(value), TEXT_SIZE_MAX)
