@@ -265,7 +265,8 @@ def unkept_operations(facts: Facts) -> Iterator[str]:
 
 def disorder(facts: Facts) -> Iterator[str]:
     """I9: strictly serialized tasks of a key take effect one after the other, in their order."""
-    number = {(task.consumer, task.event): (task.key, task.id) for task in facts.tasks}
+    keyed = (task for task in facts.tasks if task.key)
+    number = {(task.consumer, task.event): (task.key, task.id) for task in keyed}
     lanes: dict[tuple[str, str], list[int]] = defaultdict(list)
     for effect in facts.effects:
         contract = facts.contracts.get(effect.consumer)

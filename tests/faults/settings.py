@@ -1,0 +1,10 @@
+"""What processes of the fault tests run with; DATABASE_URL says against which server."""
+
+import os
+
+from tests.settings import *  # noqa: F403
+from tests.settings import DATABASES, INSTALLED_APPS
+
+INSTALLED_APPS = [*INSTALLED_APPS, "tests.faults"]
+DATABASES = {"default": DATABASES["default"]}
+KANTHORQ = {"GROUP_COMMIT": int(os.environ.get("FAULTS_GROUP_COMMIT", "1"))}

@@ -1,0 +1,202 @@
+"""Where a fault test plays: a database, its workers and clients, and the verdict at the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import psycopg
+from django.conf import settings
+
+from project.postgres.launcher import Server
+from tests.concurrency import wait_until
+from tests.faults import history
+from tests.faults.ground import View
+from tests.faults.invariants import Facts, Violation, judge
+from tests.faults.subscribers import CONTRACTS, LEASE, WORKLOAD
+from tests.processes import RunningWorker, is_alive, runworker
+
+PATIENCE = 8.0  # seconds in which whatever is waited for has to happen
+FIGURES = Path(os.environ.get("FAULTS_FIGURES", tempfile.gettempdir())) / "kanthorq-faults.jsonl"
+LEASE_SECONDS = LEASE.total_seconds()
+QUICK = ("--poll-interval", "0.1", "--concurrency", "4")
+
+
+class Client:
+    """The process of publishers and operators; one order at a time."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def begin(self, order: str) -> None:
+        """Give an order, and return at once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{order}\n")
+        self._process.stdin.flush()
+
+    def wait(self) -> None:
+        """Wait until the last order is carried out."""
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline()
+        assert said == "done\n", f"the client ended with {said!r}"
+
+    def do(self, order: str) -> None:
+        self.begin(order)
+        self.wait()
+
+
+class Stage:
+    """A database of its own in ``server``, and everybody who works with it."""
+
+    def __init__(self, server: Server, name: str, folder: Path, seed: int) -> None:
+        self.server, self.folder, self.seed = server, folder, seed
+        self.view = View(server.socket_dir, name)
+        self.history = folder / "history"
+        self.history.mkdir()
+        self.consumers = list(WORKLOAD)
+        self.is_durable, self.is_undisturbed = True, False
+        self.groups: list[int] = []  # every process group that was started
+        self._exits = ExitStack()
+        self._workers: list[RunningWorker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def worker(
+        self,
+        *arguments: object,
+        url: str = "",
+        point: str = "",
+        sql: dict[str, list[list[str]]] | None = None,
+        **variables: str,
+    ) -> RunningWorker:
+        """Start a worker for all consumers; ``point`` is where it is to die, see hooks.py."""
+        given = self._environment(url) | {"FAULTS_POINT": point, "LOG_LEVEL": "INFO"} | variables
+        given["FAULTS_SQL"] = json.dumps(sql or {})
+        worker = self._exits.enter_context(runworker(*self.consumers, *QUICK, *arguments, **given))
+        self._workers.append(worker)
+        self.groups.append(worker.pid)
+        return worker
+
+    def client(self, url: str = "", seed: int | None = None) -> Client:
+        """Start publishers and an operator."""
+        return self._exits.enter_context(self._client(url, self.seed if seed is None else seed))
+
+    def settle(self, seconds: float = PATIENCE) -> float:
+        """Wait until all that was published is handled; return how many seconds that took."""
+        deadline = time.monotonic() + seconds
+        return self.wait_until(lambda: self._is_settled(deadline), seconds)
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> float:
+        """Wait for ``condition``; return how many seconds that took."""
+        began = time.monotonic()
+        try:
+            wait_until(condition, seconds)
+        except AssertionError:
+            raise AssertionError(self._told("Waited in vain.")) from None
+        return time.monotonic() - began
+
+    def stop(self) -> None:
+        """End everybody in good order."""
+        alive = [worker for worker in self._workers if worker.is_running]
+        for worker in alive:
+            worker.send(signal.SIGCONT)
+            worker.send(signal.SIGTERM)
+        for worker in alive:
+            assert worker.wait(PATIENCE) == 0, worker.text
+        self._exits.close()
+
+    def check(self) -> Facts:
+        """Stop everybody; fail with all that is wrong, and with what is needed to repeat it."""
+        self.stop()
+        facts = self.facts()
+        if violations := judge(facts):
+            raise AssertionError(self._told("\n".join(map(str, violations[:20]))))
+        return facts
+
+    def violations(self) -> list[Violation]:
+        """Stop everybody, and return what is wrong."""
+        self.stop()
+        return judge(self.facts())
+
+    def facts(self) -> Facts:
+        calls = history.read(self.history)
+        tasks = self.view.tasks()
+        return Facts(
+            contracts={name: CONTRACTS[name] for name in self.consumers},
+            publications=list(history.publications(calls)),
+            handlings=list(history.handlings(calls)),
+            operations=list(history.operations(calls)),
+            events=self.view.events(),
+            tasks=tasks,
+            effects=self.view.effects(),
+            leftovers=self._leftovers(),
+            is_durable=self.is_durable,
+            is_undisturbed=self.is_undisturbed,
+        )
+
+    def record(self, fault: str, **figures: float) -> None:
+        """Keep figures for docs/reliability.md, and show them."""
+        line = json.dumps({"fault": fault, **{k: round(v, 2) for k, v in figures.items()}})
+        sys.stdout.write(f"{line}\n")
+        with FIGURES.open("a") as file:
+            file.write(f"{line}\n")
+
+    def _environment(self, url: str) -> dict[str, str]:
+        return {
+            "DJANGO_SETTINGS_MODULE": "tests.faults.settings",
+            "DATABASE_URL": url or self.view.url(),
+            "TESTED_DATABASE": "",
+            "FAULTS_HISTORY": str(self.history),
+            "DEBUG": "false",
+            "SECRET_KEY": "of a test",
+        }
+
+    @contextmanager
+    def _client(self, url: str, seed: int) -> Iterator[Client]:
+        code = "import django; django.setup(); from tests.faults.client import main; main({!r})"
+        with subprocess.Popen(
+            [sys.executable, "-c", code.format(str(seed))],
+            cwd=settings.BASE_DIR,
+            env=os.environ | self._environment(url),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            self.groups.append(process.pid)
+            try:
+                yield Client(process)
+            finally:
+                process.kill()
+
+    def _is_settled(self, deadline: float) -> bool:
+        time.sleep(0.05)
+        with suppress(psycopg.OperationalError):
+            return self.view.unsettled() == 0
+        assert time.monotonic() < deadline, "the database does not answer"
+        return False
+
+    def _leftovers(self) -> list[str]:
+        """Return what outlived the workers; the server is given a moment to notice their end."""
+        deadline = time.monotonic() + 5
+        while (found := self.view.left()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found + [f"process group {group}" for group in self.groups if is_alive(group)]
+
+    def _told(self, what: str) -> str:
+        said = "\n".join(f"--- worker {w.pid}:\n{w.text[-2000:]}" for w in self._workers)
+        where = f"Seed: FAULTS_SEED={self.seed}, history: {self.history}"
+        with suppress(psycopg.Error):
+            where += "\n" + "\n".join(self.view.left() + self.view.open())
+        return f"{what}\n{where}\n{said}"
