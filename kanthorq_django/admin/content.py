@@ -1,4 +1,7 @@
-"""Opaque bytes made readable: as JSON, as text, or as a hex dump, and never too much of them."""
+"""Opaque bytes made readable: as JSON, as text, or as a hex dump, and never too much of them.
+
+Values of ``KANTHORQ["REDACTED_KEYS"]`` are not shown.
+"""
 
 import codecs
 import itertools
@@ -8,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kanthorq_django.admin.display import visible
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.redaction import redact
 
 READ_MAX = 65_536  # bytes of a body that a page reads
 SHOWN_MAX = 262_144  # characters of a page's text; indenting can make much of little
@@ -36,9 +41,9 @@ def describe(start: bytes, size: int) -> Content:
     if text is None:
         return Content("hex", _hex_dump(start[:DUMPED_MAX]), is_cut=size > DUMPED_MAX)
     if len(start) == size and _is_json(text):
-        shown = pretty(text)
+        shown = pretty(redacted(text))
         return Content("json", shown, is_cut=len(shown) >= SHOWN_MAX)
-    shown = visible(text)[:SHOWN_MAX]
+    shown = visible(redacted(text))[:SHOWN_MAX]
     return Content("text", shown, is_cut=len(start) < size or len(shown) == SHOWN_MAX)
 
 
@@ -49,6 +54,16 @@ def pretty(text: str) -> str:
     """
     pieces = itertools.chain.from_iterable(_indented(text))
     return visible("".join(_first(pieces, SHOWN_MAX)))[:SHOWN_MAX]
+
+
+def redacted(text: str) -> str:
+    """Return ``text`` without the values that the settings keep from pages."""
+    return redact(text, get_settings().REDACTED_KEYS)
+
+
+def pretty_value(value: object) -> str:
+    """Return a JSON value as a page shows it."""
+    return pretty(redacted(json.dumps(value, ensure_ascii=False)))
 
 
 def _decoded(start: bytes, *, is_whole: bool) -> str | None:

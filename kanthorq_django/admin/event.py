@@ -1,6 +1,5 @@
 """Events: read, never changed; bodies only for those who may see them."""
 
-import json
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -24,7 +23,9 @@ from kanthorq_django.admin.due import task_badge, with_is_due
 from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.readonly import ReadOnlyAdmin, RelatedFilter
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
-from kanthorq_django.models import Event, Task
+from kanthorq_django.exceptions import UndecodableEvent
+from kanthorq_django.models import Event, Schedule, Task
+from kanthorq_django.models.encryption import is_sealed
 
 AT_ONCE = timedelta(0)
 KINDS = {
@@ -141,7 +142,7 @@ class EventAdmin(ReadOnlyAdmin):
     def metadata_text(self, event: Event) -> str:
         if not event.metadata:
             return NOTHING
-        text = content.pretty(json.dumps(event.metadata, ensure_ascii=False))
+        text = content.pretty_value(event.metadata)
         return format_html('<pre class="kq-content" tabindex="0">{}</pre>', text)
 
     @admin.display(description=_("content"))
@@ -155,9 +156,9 @@ class EventAdmin(ReadOnlyAdmin):
         )
         stored = Event.objects.using(event._state.db).filter(pk=event.pk)
         (read,) = stored.values_list(start, flat=True)
-        shown = content.describe(bytes(read), event.body_size)
-        context = {"content": shown, "kind": KINDS[shown.kind], "size": event.body_size}
-        return render_to_string("admin/kanthorq_django/event/body.html", context)
+        if is_sealed(bytes(read)):
+            return body_text(stored.only("body").get())
+        return _rendered(bytes(read), event.body_size)
 
     @admin.display(description=_("content"))
     def body_withheld(self, event: Any) -> str:
@@ -179,6 +180,21 @@ class EventAdmin(ReadOnlyAdmin):
             for task in narrow.order_by("consumer__name")
         ]
         return render_to_string("admin/kanthorq_django/event/tasks.html", {"rows": rows})
+
+
+def body_text(row: Event | Schedule) -> str:
+    """Return the body of ``row`` for its page, or why it cannot be opened."""
+    try:
+        body = bytes(row.body)
+    except UndecodableEvent as error:
+        return format_html('<p class="kq-content-kind">{}</p>', error)
+    return _rendered(body[: content.READ_MAX], len(body))
+
+
+def _rendered(start: bytes, size: int) -> str:
+    shown = content.describe(start, size)
+    context = {"content": shown, "kind": KINDS[shown.kind], "size": size}
+    return render_to_string("admin/kanthorq_django/event/body.html", context)
 
 
 def _with_size(events: QuerySet[Any]) -> QuerySet[Any]:

@@ -1,6 +1,5 @@
 """Schedules: written by people or by code, and looked at before they occur."""
 
-import json
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -21,11 +20,12 @@ from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.admin import content
 from kanthorq_django.admin.display import NOTHING, badge, exact_moment, link, moment, page_url
-from kanthorq_django.admin.event import KINDS
+from kanthorq_django.admin.event import body_text
 from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.readonly import RelatedFilter
 from kanthorq_django.admin.schedule_form import ScheduleForm, json_problem, strays
 from kanthorq_django.admin.scheduling import SchedulingAdmin, record
+from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.models import Schedule
 from kanthorq_django.models.definition import TIMING
 
@@ -192,19 +192,17 @@ class ScheduleAdmin(SchedulingAdmin):
 
     @admin.display(description=_("metadata"))
     def metadata_text(self, schedule: Schedule) -> str:
-        text = content.pretty(json.dumps(schedule.metadata, ensure_ascii=False))
+        text = content.pretty_value(schedule.metadata)
         return format_html('<pre class="kq-content" tabindex="0">{}</pre>', text)
 
     @admin.display(description=_("body"))
     def body_text(self, schedule: Schedule) -> str:
-        body = bytes(schedule.body)
-        shown = content.describe(body[: content.READ_MAX], len(body))
-        context = {"content": shown, "kind": KINDS[shown.kind], "size": len(body)}
-        return render_to_string("admin/kanthorq_django/event/body.html", context)
+        return body_text(schedule)
 
     @admin.display(description=_("body"))
     def body_withheld(self, schedule: Schedule) -> str:
-        size = filesizeformat(len(schedule.body))
+        body = _body(schedule)
+        size = NOTHING if body is None else filesizeformat(len(body))
         return gettext("%(size)s; you may not see it.") % {"size": size}
 
     def _may_see_body(self, request: HttpRequest) -> bool:
@@ -212,11 +210,19 @@ class ScheduleAdmin(SchedulingAdmin):
 
     def _writes_body(self, request: HttpRequest, obj: Any) -> bool:
         """Tell whether the body is a field of the form: a new one, or text that may be seen."""
-        return obj is None or (self._may_see_body(request) and _is_text(bytes(obj.body)))
+        return obj is None or (self._may_see_body(request) and _is_text(_body(obj)))
 
 
-def _is_text(body: bytes) -> bool:
-    return content.describe(body, len(body)).kind != "hex"
+def _body(schedule: Schedule) -> bytes | None:
+    """Return the body, or None where no key opens it."""
+    try:
+        return bytes(schedule.body)
+    except UndecodableEvent:
+        return None
+
+
+def _is_text(body: bytes | None) -> bool:
+    return body is not None and content.describe(body, len(body)).kind != "hex"
 
 
 def _local(schedule: Schedule, when: datetime) -> str:

@@ -1,6 +1,5 @@
 """Tasks: found, looked at, and moved by those who may."""
 
-import json
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -17,7 +16,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin.content import pretty
+from kanthorq_django.admin.content import pretty_value
 from kanthorq_django.admin.display import (
     NOTHING,
     exact_moment,
@@ -192,9 +191,7 @@ class TaskAdmin(OperatingAdmin):
     def result_text(self, task: Task) -> str:
         if task.result is None:
             return NOTHING
-        return format_html(
-            '<pre class="kq-content">{}</pre>', pretty(json.dumps(task.result, ensure_ascii=False))
-        )
+        return format_html('<pre class="kq-content">{}</pre>', pretty_value(task.result))
 
     @admin.display(description=_("errors"))
     def errors(self, task: Task) -> str:

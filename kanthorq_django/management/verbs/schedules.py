@@ -9,7 +9,10 @@ from typing import Any, ClassVar
 from django.core.management.base import CommandError
 from django.db import transaction
 
+from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.domain.redaction import redact
+from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.management.lookup import find_schedules
 from kanthorq_django.management.times import format_moment
 from kanthorq_django.management.verbs.verb import Verb, VerbTree
@@ -189,8 +192,24 @@ def _facts(schedule: Schedule) -> Iterator[tuple[str, str]]:
     yield "stream", schedule.stream.name
     yield "subject", schedule.subject
     yield "resource key", schedule.resource_key or "-"
-    yield "metadata", jsons.dumps(schedule.metadata)
-    yield "body", f"{len(schedule.body):,} bytes"
+    yield "metadata", _metadata(schedule)
+    yield "body", _size_text(schedule)
+
+
+def _metadata(schedule: Schedule) -> str:
+    return redact(jsons.dumps(schedule.metadata), get_settings().REDACTED_KEYS)
+
+
+def _size_bytes(schedule: Schedule) -> int | None:
+    try:
+        return len(schedule.body)
+    except UndecodableEvent:
+        return None
+
+
+def _size_text(schedule: Schedule) -> str:
+    size_bytes = _size_bytes(schedule)
+    return "encrypted, and no key opens it" if size_bytes is None else f"{size_bytes:,} bytes"
 
 
 def _local(schedule: Schedule, moment: datetime) -> str:
@@ -222,8 +241,8 @@ def _as_json(schedule: Schedule) -> dict[str, Any]:
         "exdates": schedule.exdates,
         "catchup": schedule.catchup,
         "resource_key": schedule.resource_key,
-        "metadata": schedule.metadata,
-        "body_size": len(schedule.body),
+        "metadata": jsons.loads(_metadata(schedule)),
+        "body_size": _size_bytes(schedule),
         "cancelled_at": schedule.cancelled_at,
         "created_at": schedule.created_at,
     }

@@ -8,11 +8,14 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.redaction import redact
 from kanthorq_django.domain.states import TaskState
+from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.management.times import format_moment
 from kanthorq_django.management.verbs.tasks.selection import add_filters, selection_of
 from kanthorq_django.management.verbs.verb import Verb
-from kanthorq_django.models import Task
+from kanthorq_django.models import Event, Task
 
 LIMIT = 10
 TEXT_MAX = 2_000  # characters of a body that are printed
@@ -23,7 +26,10 @@ class Show(Verb):
     """Prints what a terminal can take: control characters of a body are escaped."""
 
     help = "Show tasks with their events, attempts and errors."
-    description = f"At most {LIMIT} without --limit. Bodies may be confidential: they are printed."
+    description = (
+        f"At most {LIMIT} without --limit. Bodies may be confidential: they are printed, without\n"
+        "the values of KANTHORQ['REDACTED_KEYS']."
+    )
     examples = (
         "tasks show 0198c2b4-7a30-7c1e-b0a5-3f4d1c9e2a11",
         "tasks show --consumer refunds --state discarded --limit 1 --json",
@@ -69,8 +75,8 @@ def _facts(task: Task) -> Iterator[tuple[str, str]]:
     yield "stream", task.consumer.stream.name
     yield "published", format_moment(event.created_at)
     yield "resource key", task.resource_key or "-"
-    yield "metadata", _safe(jsons.dumps(event.metadata, ensure_ascii=False))
-    yield "body", f"{_readable(bytes(event.body))} ({len(event.body):,} bytes)"
+    yield "metadata", _safe(_told(event.metadata))
+    yield "body", _body_text(event)
     yield "state", TaskState(task.state).name.lower()
     yield "attempts", f"{task.attempt_count} of {task.consumer.attempt_max}"
     yield "due", format_moment(task.schedule_at)
@@ -79,18 +85,18 @@ def _facts(task: Task) -> Iterator[tuple[str, str]]:
     yield "cancel requested", format_moment(task.cancel_requested_at)
     yield "cancel attempts", str(task.cancel_attempt_count)
     yield "ended", format_moment(task.finalized_at)
-    yield "result", _safe(jsons.dumps(task.result, ensure_ascii=False))
+    yield "result", _safe(_told(task.result))
 
 
 def _as_json(task: Task) -> dict[str, Any]:
     event = task.event
-    body, encoding = _portable(bytes(event.body))
+    body, encoding = _portable(event)
     return {
         "event": {
             "id": event.pk,
             "stream": task.consumer.stream.name,
             "subject": event.subject,
-            "metadata": event.metadata,
+            "metadata": jsons.loads(_told(event.metadata)),
             "body": body,
             "body_encoding": encoding,
             "idempotency_key": event.idempotency_key,
@@ -108,22 +114,43 @@ def _as_json(task: Task) -> dict[str, Any]:
         "attempted_errors": task.attempted_errors,
         "cancel_requested_at": task.cancel_requested_at,
         "cancel_attempt_count": task.cancel_attempt_count,
-        "result": task.result,
+        "result": jsons.loads(_told(task.result)),
         "finalized_at": task.finalized_at,
         "created_at": task.created_at,
     }
 
 
-def _portable(body: bytes) -> tuple[str, str]:
+def _told(value: Any) -> str:
+    """Return ``value`` as JSON without the values that the settings keep from terminals."""
+    return _redacted(jsons.dumps(value, ensure_ascii=False))
+
+
+def _redacted(text: str) -> str:
+    return redact(text, get_settings().REDACTED_KEYS)
+
+
+def _portable(event: Event) -> tuple[str | None, str]:
     try:
-        return body.decode(), "utf-8"
+        body = bytes(event.body)
+    except UndecodableEvent:
+        return None, "undecodable"
+    try:
+        return _redacted(body.decode()), "utf-8"
     except UnicodeDecodeError:
         return base64.b64encode(body).decode(), "base64"
 
 
+def _body_text(event: Event) -> str:
+    try:
+        body = bytes(event.body)
+    except UndecodableEvent as error:
+        return str(error)
+    return f"{_readable(body)} ({len(body):,} bytes)"
+
+
 def _readable(body: bytes) -> str:
     try:
-        text = body.decode()
+        text = _redacted(body.decode())
     except UnicodeDecodeError:
         return f"{body[:BYTES_MAX].hex(' ')}{' …' if len(body) > BYTES_MAX else ''}"
     return f"{_safe(text[:TEXT_MAX])}{' …' if len(text) > TEXT_MAX else ''}"
