@@ -35,9 +35,9 @@ def ack(results: Mapping[Lease, str | None], using: str, *, skip_locked: bool = 
     if len(results) == 1 and not skip_locked:
         ((lease, result),) = results.items()
         params = {"id": lease.task_id, "lease_epoch": lease.epoch, "result": result}
-        return {row.id for row in sql.rows(using, "ack_one", params)}
+        return sql.ids(using, "ack_one", params)
     params = _params(list(results)) | {"results": list(results.values())}
-    return {row.id for row in sql.rows(using, "ack", params, skip_locked=skip_locked)}
+    return sql.ids(using, "ack", params, skip_locked=skip_locked)
 
 
 def nack(
@@ -64,7 +64,7 @@ def hand_back(
 ) -> set[int]:
     """Give tasks back without counting the attempt; return the ids that were still ours."""
     params = _params(leases) | {"delay": delay}
-    return {row.id for row in sql.rows(using, "hand_back", params, skip_locked=skip_locked)}
+    return sql.ids(using, "hand_back", params, skip_locked=skip_locked)
 
 
 def renew(extensions: Mapping[Lease, timedelta], using: str) -> list[Any]:

@@ -39,6 +39,13 @@ def rows(
         return [row._make(values) for values in cursor.fetchall()]
 
 
+def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False) -> set[int]:
+    """Run ``<name>.sql`` as ``rows()`` does; return its one column."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(load(name, skip_locked=skip_locked), params)
+        return {pk for (pk,) in cursor.fetchall()}
+
+
 class Result:
     """The rows of a statement, each decoded when it is asked for, by whatever thread."""
 

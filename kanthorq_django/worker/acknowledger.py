@@ -94,11 +94,13 @@ class Acknowledger:
         Those whose tasks somebody has locked are kept for later, so that they do not hold up
         the others.
         """
-        self._persist(self._write_acks, [end for end in endings if isinstance(end, Ack)])
-        backs = sorted((end for end in endings if isinstance(end, HandBack)), key=_delay)
-        for _, together in itertools.groupby(backs, key=_delay):
+        by_kind: dict[type, list[Any]] = {Ack: [], Nack: [], HandBack: [], Ending: []}
+        for ending in endings:
+            by_kind[type(ending)].append(ending)
+        self._persist(self._write_acks, by_kind[Ack])
+        self._persist(self._write_nacks, by_kind[Nack])
+        for _, together in itertools.groupby(sorted(by_kind[HandBack], key=_delay), key=_delay):
             self._persist(self._write_hand_backs, list(together))
-        self._persist(self._write_nacks, [end for end in endings if isinstance(end, Nack)])
         locked = {ending.lease for ending in self._locked}
         self._written([ending.lease for ending in endings if ending.lease not in locked])
 
@@ -136,10 +138,12 @@ class Acknowledger:
     def _write_acks(self, acks: Sequence[Ack]) -> None:
         results = {ack.lease: ack.result for ack in acks}
         settled = lease.ack(results, self._using, skip_locked=True)
-        self._sort_out([ack for ack in acks if ack.lease.task_id not in settled])
-        for ack in acks:
-            if ack.lease.task_id in settled:
-                signals.acked.send_robust(Task, message=ack.message)
+        if len(settled) < len(acks):
+            self._sort_out([ack for ack in acks if ack.lease.task_id not in settled])
+        if signals.acked.has_listeners(Task):
+            for ack in acks:
+                if ack.lease.task_id in settled:
+                    signals.acked.send_robust(Task, message=ack.message)
 
     def _write_nacks(self, nacks: Sequence[Nack]) -> None:
         failed = {

@@ -27,6 +27,11 @@ class Call:
         return [flight for round_ in self.rounds for flight in round_]
 
     @property
+    def size(self) -> int:
+        """How many messages it handles."""
+        return sum(map(len, self.rounds))
+
+    @property
     def is_async(self) -> bool:
         return self.rounds[0][0].is_async
 

@@ -30,7 +30,7 @@ VERDICT_ROLLED_BACK = "The transaction in which the message was ended was rolled
 UNTOLD_DELAY = timedelta(minutes=1)  # before the next attempt when not even the policy can tell
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ending:
     """How a lease ends. As such: nothing is to be written, the handler has seen to it."""
 
@@ -41,14 +41,14 @@ class Ending:
         return self.message.lease
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ack(Ending):
     """The task is done, with its result as JSON text."""
 
     result: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Nack(Ending):
     """The attempt failed; the next one waits for ``delay``, unless there is to be none."""
 
@@ -57,7 +57,7 @@ class Nack(Ending):
     is_final: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HandBack(Ending):
     """The task runs again after ``delay``, and this attempt is not counted."""
 
@@ -271,7 +271,7 @@ def _nack(
 
 
 def _refuse_awaitable(flight: Flight, result: Any) -> None:
-    if inspect.isawaitable(result):
+    if result is not None and inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()
         raise KanthorqError(

@@ -19,19 +19,28 @@ ELSEWHERE = timedelta(seconds=30)
 class Flight:
     """One leased task. ``leased_at`` was read before the lease was asked for, so it is no later."""
 
+    __slots__ = (
+        "_proven_at",
+        "_renewed_at",
+        "interrupt",
+        "is_cancellation",
+        "lease",
+        "message",
+        "started_at",
+        "stop",
+        "subscription",
+    )
+
     def __init__(self, task: Task | Leased, subscription: Subscription, leased_at: float) -> None:
         self.subscription = subscription
         self.stop = Stop()
         self.message = Message(task, stop=self.stop)
         self.lease: Lease = self.message.lease
+        self.is_cancellation: bool = self.message.is_cancellation
         self.started_at: float | None = None
         # How to interrupt the handler itself, which only a coroutine allows.
         self.interrupt: Callable[[], None] | None = None
         self._renewed_at = self._proven_at = leased_at
-
-    @property
-    def is_cancellation(self) -> bool:
-        return self.message.is_cancellation
 
     @property
     def handler(self) -> Handler:

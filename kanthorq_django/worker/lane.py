@@ -49,7 +49,7 @@ class Lane:
     def accepted_count(self) -> int:
         """How many tasks have been started, or are still to be."""
         with self._arrived:
-            return self.started_count + sum(len(waiting.call.flights) for waiting in self._waiting)
+            return self.started_count + sum(waiting.call.size for waiting in self._waiting)
 
     @property
     def waiting_count(self) -> int:
@@ -126,17 +126,21 @@ class Lane:
     def _next(self) -> Call | None:
         """Wait for a call and count it as running; None when the lane is closed."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._waiting or self._is_closed)
-            if self._is_closed:
-                return None
+            while not self._waiting:
+                if self._is_closed:
+                    return None
+                self._arrived.wait()
             call = self._take()
             self._running += 1
-            self.started_count += len(call.flights)
-            self._invite()
+            self.started_count += call.size
+            if self._is_refusing:
+                self._invite()
             return call
 
     def _take(self) -> Call:
         first = self._waiting.popleft().call
+        if self.group_size == 1:
+            return first
         # A fair share of a backlog: what idle threads can start is not kept from them.
         share = min(self.group_size, len(self._waiting) // self.concurrency)
         others: list[Call] = []
@@ -150,7 +154,9 @@ class Lane:
         A closed lane starts no further round of a call that runs.
         """
         started = () if self._is_closed else tuple(flight for flight in round_ if flight.start())
-        self._hand_back(flight for flight in round_ if flight not in started)
+        if len(started) < len(round_):
+            known = set(map(id, started))
+            self._hand_back(flight for flight in round_ if id(flight) not in known)
         return started
 
     def _hand_back(self, flights: Iterable[Flight]) -> None:
@@ -167,10 +173,11 @@ class Lane:
             self._ended_count += count
             if not self._running:
                 self._emptied.notify_all()
-            self._invite()
+            if self._is_refusing:
+                self._invite()
 
     def _invite(self) -> None:
-        if self._is_refusing and self._room():
+        if self._room():
             self._is_refusing = False
             self._wake()
 

@@ -38,7 +38,7 @@ class ThreadLane(Lane):
         while (call := self._next()) is not None:
             for round_ in call.rounds:
                 self._handle(round_, execute_together if call.is_shared else execute)
-            self._ended(len(call.flights) if call.is_shared else 1)
+            self._ended(call.size if call.is_shared else 1)
         connections.close_all()
 
     def _handle(self, round_: Round, run: Callable[..., list[Ending]]) -> None:

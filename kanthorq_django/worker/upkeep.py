@@ -5,10 +5,13 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Sequence
 
 import psycopg
 from django.db import InterfaceError, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.dispatch import receiver
 
 from kanthorq_django.worker.warden import Bounded
 
@@ -18,7 +21,23 @@ logger = logging.getLogger("kanthorq_django.worker")
 UNAVAILABLE = (OperationalError, InterfaceError, InternalError)
 
 CHECK_AFTER_IDLE = 1.0  # seconds a connection may rest before it is tried out
-_rested = threading.local()
+
+
+class _Own(threading.local):
+    """What a thread knows of its own connections."""
+
+    used_at = 0.0
+    # None: to be asked for anew. Django's answer takes longer than a handler that does nothing.
+    connections: Sequence[BaseDatabaseWrapper] | None = None
+
+
+_own = _Own()
+
+
+@receiver(connection_created)
+def _note_connection(**_: object) -> None:
+    _own.connections = None
+
 
 # libpq's own defaults wait for hours on a host that is gone without a word.
 CONNECTION_OPTIONS = {
@@ -49,13 +68,15 @@ def refresh_connections(bounded: Bounded) -> None:
     handler that is started now would use up an attempt for nothing.
     """
     now = time.monotonic()
-    has_rested = now - getattr(_rested, "since", 0.0) > CHECK_AFTER_IDLE
+    has_rested = now - _own.used_at > CHECK_AFTER_IDLE
+    if _own.connections is None:
+        _own.connections = connections.all(initialized_only=True)
     lost = []
-    for connection in connections.all(initialized_only=True):
+    for connection in _own.connections:
         if not _is_sound(connection, bounded, has_rested=has_rested):
             lost.append(connection.alias)
             _forget(connection)
-    _rested.since = now
+    _own.used_at = now
     for alias in lost:
         with bounded(connections[alias]):
             connections[alias].ensure_connection()
@@ -82,6 +103,7 @@ def _forget(connection: BaseDatabaseWrapper) -> None:
     with contextlib.suppress(Exception):
         connection.close()
     del connections[connection.alias]
+    _own.connections = None
 
 
 def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
@@ -95,7 +117,7 @@ def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
 
 def note_use() -> None:
     """Remember that this thread's connections have just been in use."""
-    _rested.since = time.monotonic()
+    _own.used_at = time.monotonic()
 
 
 class Backoff:

@@ -207,8 +207,12 @@ def altered(
     for old, new in changes:
         assert old in text, f"{name}.sql no longer says {old!r}"
         text = text.replace(old, new)
+
+    def changed(wanted: str, **options: bool) -> str:
+        return text if wanted == name else load(wanted, **options)
+
     with monkeypatch.context() as patch:
-        patch.setattr(sql, "load", lambda wanted: text if wanted == name else load(wanted))
+        patch.setattr(sql, "load", changed)
         yield
 
 

@@ -149,7 +149,7 @@ def test_without_the_epoch_a_stale_worker_would_commit_as_well(
 ):
     stale = stuck(consumer)
     (claimed,) = consumer.claim()
-    with altered(monkeypatch, "ack", (" AND verdict.lease_epoch = task.lease_epoch", "")):
+    with altered(monkeypatch, "ack_one", (" AND lease_epoch = %(lease_epoch)s", "")):
         book_and_ack(stale)
         book_and_ack(Message(claimed))
     assert Entry.objects.count() == 2  # what the fence prevents
