@@ -1,6 +1,7 @@
 """The admin with workers behind it, until somebody has seen enough."""
 
 import random
+import re
 import secrets
 import socket
 from pathlib import Path
@@ -18,6 +19,8 @@ HOST = "127.0.0.1"
 LOGIN = "admin"
 MARK = "admin@shop.example"  # the address of accounts that are ours to give a new password
 CUSTOMER_EVERY = 3.0  # seconds
+# What runserver writes once it has its port; asking the port could be answered by somebody else.
+BOUND = re.compile(rf"http://{re.escape(HOST)}:(\d+)/")
 
 
 class ServerEnded(Exception):
@@ -30,19 +33,19 @@ class Serving:
     def __init__(self, narrator: Narrator, logs: Path, port: int) -> None:
         self._narrator = narrator
         self._logs = logs
-        self._port = free_port(port)
+        self._port = free_or_any(port)
 
     def run(self) -> None:
         """Serve until Interrupted is raised; nothing of it runs any more after that.
 
         Raises ServerEnded if the web server fails, NothingHappens if it does not come up.
         """
-        address = f"{HOST}:{self._port}"
         log = self._logs / "server.log"
-        with Process("runserver", "--noreload", address, log=log) as self._server:
+        place = f"{HOST}:{self._port}"
+        with Process("runserver", "--noreload", place, log=log) as self._server:
             self._worker = self._hire()
             try:
-                wait_until(self._is_answering, lambda: None)
+                wait_until(self._has_bound, lambda: log.stat().st_size)
                 self._invite()
                 self._stay_open()
             finally:
@@ -57,6 +60,7 @@ class Serving:
         password = provide_login()
         self._narrator.fact("Login", LOGIN)
         self._narrator.fact("Password", password or "the one you gave it")
+        self._narrator.fact("Worker", f"process {self._worker.pid}, and two of its own")
         self._narrator.fact("Logs", self._logs)
         self._narrator.line()
         self._narrator.line("  A customer orders every few seconds. Stop with Ctrl-C.")
@@ -72,27 +76,27 @@ class Serving:
                 self._narrator.line(f"  The worker died ({self._worker.status}); another starts.")
                 self._worker = self._hire()
 
-    def _is_answering(self) -> bool:
+    def _has_bound(self) -> bool:
         self._check_server()
-        with socket.socket() as client:
-            return client.connect_ex((HOST, self._port)) == 0
+        bound = BOUND.search(self._server.log.read_text())
+        if bound is not None:
+            self._port = int(bound[1])
+        return bound is not None
 
     def _check_server(self) -> None:
         if self._server.status is not None:
             raise ServerEnded(f"The web server ended; its log is {self._server.log}.")
 
 
-def free_port(wanted: int) -> int:
-    """Return ``wanted``, or any free port if it is taken."""
-    for port in (wanted, 0):
-        with socket.socket() as server:
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                server.bind((HOST, port))
-            except OSError:
-                continue
-            return int(server.getsockname()[1])
-    raise OSError(f"{HOST} has no free port.")
+def free_or_any(wanted: int) -> int:
+    """Return the port ``wanted``; 0, which lets the system choose any, if it is taken."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((HOST, wanted))
+        except OSError:
+            return 0
+    return wanted
 
 
 def provide_login() -> str | None:

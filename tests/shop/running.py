@@ -2,11 +2,12 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from django.conf import settings
 from django.db import connection
 
 PATIENCE = 60.0  # seconds
+MARK = "DEMO_OF_A_TEST"
 
 
 class Running(NamedTuple):
@@ -41,21 +43,49 @@ class Running(NamedTuple):
 
 @contextmanager
 def demo(output: Path, *arguments: object) -> Iterator[Running]:
-    """Start it; it is killed at the end if it still runs."""
+    """Start it; it is killed at the end if it still runs.
+
+    If the block raises, so is whatever it has started: servers and workers that nobody tells to
+    end would go on, and take the tasks of the next tests.
+    """
     with output.open("wb") as written:
         process = subprocess.Popen(
             [sys.executable, "manage.py", "demo", *map(str, arguments)],
             cwd=settings.BASE_DIR,
-            env=os.environ | environment() | {"TMPDIR": str(output.parent)},
+            env=os.environ | environment() | {"TMPDIR": str(output.parent), MARK: str(output)},
             stdin=subprocess.DEVNULL,
             stdout=written,
             stderr=written,
         )
     try:
         yield Running(process, output)
+    except BaseException:
+        kill_all(output)
+        raise
     finally:
         process.kill()
         process.wait()
+
+
+def kill_all(output: Path) -> None:
+    """Kill the demo that writes to ``output``, all that it has started, and what that has."""
+    deadline = time.monotonic() + PATIENCE
+    while pids := descendants(output):
+        assert time.monotonic() < deadline, f"{pids} cannot be killed"
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def descendants(output: Path) -> list[int]:
+    """Return the processes of a demo, orphans too: they all have inherited its environment."""
+    mark = f"{MARK}={output}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has just gone, or is another account's
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def environment() -> dict[str, str]:
