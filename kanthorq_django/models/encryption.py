@@ -63,6 +63,16 @@ def is_sealed(stored: bytes) -> bool:
     return stored[: len(MARK)] == MARK
 
 
+def is_sealed_with(key: str, stored: bytes) -> bool:
+    """Tell whether ``stored`` is sealed, and with ``key``."""
+    from cryptography.fernet import InvalidToken
+
+    try:
+        return is_sealed(stored) and bool(fernet((key,)).decrypt(bytes(stored[len(MARK) :])))
+    except InvalidToken:
+        return False
+
+
 @functools.cache
 def fernet(keys: tuple[str, ...]) -> "MultiFernet":
     """Return what encrypts with the first of ``keys`` and decrypts with any of them.

@@ -4,6 +4,7 @@ from kanthorq_django.management.verbs.health import Health
 from kanthorq_django.management.verbs.prune import Prune
 from kanthorq_django.management.verbs.publish import Publish
 from kanthorq_django.management.verbs.rebase import Rebase
+from kanthorq_django.management.verbs.reencrypt import Reencrypt
 from kanthorq_django.management.verbs.schedules import SCHEDULES
 from kanthorq_django.management.verbs.stats import Stats
 from kanthorq_django.management.verbs.sync import Sync
@@ -19,4 +20,5 @@ VERBS: VerbTree = {
     "schedules": ("Look at schedules, and cancel or resume them.", SCHEDULES),
     "prune": Prune,
     "rebase": Rebase,
+    "reencrypt": Reencrypt,
 }
