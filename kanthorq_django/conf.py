@@ -54,6 +54,7 @@ class Settings:
     ERRORS_MAX: int = 20  # newest errors kept in a task's history
     ERROR_SIZE_MAX: int = 16_384  # characters kept of one error's traceback
     AUDIT_RETENTION: timedelta = timedelta(days=365)  # age at which prune deletes audit rows
+    ADMIN_CSP: bool = True  # our admin pages carry a strict Content-Security-Policy
     REDACTED_KEYS: tuple[str, ...] = SECRET_KEYS  # whose values pages and terminals do not show
     # Fernet keys: the first encrypts bodies at rest, all decrypt. Never printed.
     BODY_KEYS: tuple[str, ...] = field(default=(), repr=False)

@@ -8,10 +8,12 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import BadRequest, FieldDoesNotExist, PermissionDenied, ValidationError
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern
 from django.utils.text import capfirst
 
 from kanthorq_django.admin.display import NOTHING
 from kanthorq_django.admin.paginator import BoundedPaginator
+from kanthorq_django.admin.policy import with_policy
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -43,6 +45,14 @@ class GuardedAdmin(_ModelAdmin):
 
     class Media:
         css = {"all": ("kanthorq_django/admin.css",)}
+
+    @property
+    def urls(self) -> list[URLPattern]:
+        """Every page of ours, also those that subclasses add, with strict headers."""
+        patterns = self.get_urls()
+        for pattern in patterns:
+            pattern.callback = with_policy(pattern.callback)
+        return patterns
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Allow only what the page itself links to.
