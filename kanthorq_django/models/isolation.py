@@ -10,12 +10,32 @@ from psycopg.errors import SerializationFailure
 T = TypeVar("T")
 
 
+# What these transactions lock, all workers wait for: one whose client is frozen, or gone without
+# a word, must not hold it for longer. In milliseconds.
+LEAVE_IDLE = "SET LOCAL idle_in_transaction_session_timeout = 5000"
+
+
 @contextmanager
 def read_committed(using: str) -> Iterator[None]:
-    """Run the block in a transaction in which each statement sees what committed before it."""
+    """Run the block in a transaction in which each statement sees what committed before it.
+
+    The server ends it, and the connection, when its client falls silent in between.
+    """
     with transaction.atomic(using=using):
         with connections[using].cursor() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            # In one round trip; a statement without parameters may be two.
+            cursor.execute(f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {LEAVE_IDLE}")
+        yield
+
+
+@contextmanager
+def brief(using: str) -> Iterator[None]:
+    """Run the block in a transaction that the server ends when its client falls silent in it."""
+    is_ours = not connections[using].in_atomic_block
+    with transaction.atomic(using=using):
+        if is_ours:
+            with connections[using].cursor() as cursor:
+                cursor.execute(LEAVE_IDLE)
         yield
 
 

@@ -34,7 +34,7 @@ from kanthorq_django.models.definition import (
 from kanthorq_django.models.encryption import BodyField, SealableModel
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.fields import CreatedAtField, SubjectField
-from kanthorq_django.models.isolation import unconflicted
+from kanthorq_django.models.isolation import brief, unconflicted
 from kanthorq_django.models.occurrences import MISSED_AFTER, MOMENT, publish_occurrences
 from kanthorq_django.models.stream import Stream
 
@@ -103,7 +103,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         return None if first is None else (first[0] - first[1]).total_seconds()
 
     def _publish_due(self) -> int:
-        with transaction.atomic(using=self.db):
+        with brief(self.db):
             due = self.filter(next_at__lte=Now(), cancelled_at=None).order_by("next_at", "pk")
             locked = due.select_for_update(of=("self",), no_key=True, skip_locked=True)
             rows = list(locked.select_related("stream")[:TURN_SIZE])

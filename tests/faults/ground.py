@@ -15,7 +15,7 @@ from django.db import connections
 
 from project.postgres.cluster import PORT, USER
 from tests.clusters.throwaway import MIGRATED, Cluster
-from tests.faults.invariants import FINAL, Contract, Effect, EventRow, TaskRow
+from tests.faults.invariants import FINAL, Effect, EventRow, TaskRow
 from tests.ledger.models import Entry
 
 EVENTS = """
@@ -118,6 +118,9 @@ class View:
         ((value,),) = self.rows(statement, *params)
         return value
 
+    def consumers(self) -> list[str]:
+        return [name for (name,) in self.rows("SELECT name FROM kanthorq_django_consumer")]
+
     def events(self) -> list[EventRow]:
         names = ("id", "subject", "schedule", "occurrence")
         return [EventRow(**dict(zip(names, row, strict=True))) for row in self.rows(EVENTS)]
@@ -146,9 +149,3 @@ def _effect(event: str, note: str) -> Effect:
     kind, _, rest = note.partition(" ")
     consumer, _, epoch = rest.partition(" ")
     return Effect(kind=kind, event=event, consumer=consumer, epoch=int(epoch or 0))
-
-
-def known(contracts: dict[str, Contract], tasks: list[TaskRow]) -> dict[str, Contract]:
-    """Return the contracts of those consumers that took part."""
-    names = {task.consumer for task in tasks}
-    return {name: contract for name, contract in contracts.items() if name in names}

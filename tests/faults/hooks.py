@@ -57,6 +57,8 @@ POINTS = {
     "nack written": Point("nack", "after"),
     "renewal asked": Point("renew", "before"),
     "renewal written": Point("renew", "after"),
+    "publication written": Point("publish", "before commit"),
+    "publication committed": Point("publish", "after commit"),
     "occurrences published": Point('UPDATE "kanthorq_django_schedule"', "after"),
 }
 

@@ -23,7 +23,7 @@ from tests.faults.invariants import Facts, Violation, judge
 from tests.faults.subscribers import CONTRACTS, LEASE, WORKLOAD
 from tests.processes import RunningWorker, is_alive, runworker
 
-PATIENCE = 8.0  # seconds in which whatever is waited for has to happen
+PATIENCE = 30.0  # seconds in which whatever is waited for has to happen
 FIGURES = Path(os.environ.get("FAULTS_FIGURES", tempfile.gettempdir())) / "kanthorq-faults.jsonl"
 LEASE_SECONDS = LEASE.total_seconds()
 QUICK = ("--poll-interval", "0.1", "--concurrency", "4")
@@ -34,6 +34,13 @@ class Client:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_for_end(self) -> int:
+        return self._process.wait(PATIENCE)
 
     def begin(self, order: str) -> None:
         """Give an order, and return at once."""
@@ -65,6 +72,7 @@ class Stage:
         self.groups: list[int] = []  # every process group that was started
         self._exits = ExitStack()
         self._workers: list[RunningWorker] = []
+        self._client_count = 0
 
     def __enter__(self) -> Self:
         return self
@@ -88,12 +96,14 @@ class Stage:
         self.groups.append(worker.pid)
         return worker
 
-    def client(self, url: str = "", seed: int | None = None) -> Client:
-        """Start publishers and an operator."""
-        return self._exits.enter_context(self._client(url, self.seed if seed is None else seed))
+    def client(self, url: str = "", point: str = "", **variables: str) -> Client:
+        """Start publishers and an operator; ``point`` is where they are to die."""
+        given = self._environment(url) | {"FAULTS_POINT": point} | variables
+        return self._exits.enter_context(self._client(given))
 
     def settle(self, seconds: float = PATIENCE) -> float:
         """Wait until all that was published is handled; return how many seconds that took."""
+        self.wait_until(self._have_all_started)
         deadline = time.monotonic() + seconds
         return self.wait_until(lambda: self._is_settled(deadline), seconds)
 
@@ -110,7 +120,7 @@ class Stage:
         """End everybody in good order."""
         alive = [worker for worker in self._workers if worker.is_running]
         for worker in alive:
-            worker.send(signal.SIGCONT)
+            os.killpg(worker.pid, signal.SIGCONT)
             worker.send(signal.SIGTERM)
         for worker in alive:
             assert worker.wait(PATIENCE) == 0, worker.text
@@ -133,7 +143,7 @@ class Stage:
         calls = history.read(self.history)
         tasks = self.view.tasks()
         return Facts(
-            contracts={name: CONTRACTS[name] for name in self.consumers},
+            contracts={name: CONTRACTS[name] for name in self.view.consumers()},
             publications=list(history.publications(calls)),
             handlings=list(history.handlings(calls)),
             operations=list(history.operations(calls)),
@@ -163,12 +173,13 @@ class Stage:
         }
 
     @contextmanager
-    def _client(self, url: str, seed: int) -> Iterator[Client]:
+    def _client(self, given: dict[str, str]) -> Iterator[Client]:
         code = "import django; django.setup(); from tests.faults.client import main; main({!r})"
+        self._client_count += 1
         with subprocess.Popen(
-            [sys.executable, "-c", code.format(str(seed))],
+            [sys.executable, "-c", code.format(f"{self.seed} {self._client_count}")],
             cwd=settings.BASE_DIR,
-            env=os.environ | self._environment(url),
+            env=os.environ | given,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -179,6 +190,10 @@ class Stage:
                 yield Client(process)
             finally:
                 process.kill()
+
+    def _have_all_started(self) -> bool:
+        alive = [worker for worker in self._workers if worker.is_running]
+        return all(" started for " in worker.text for worker in alive)
 
     def _is_settled(self, deadline: float) -> bool:
         time.sleep(0.05)
