@@ -1,11 +1,13 @@
-"""A network that fails on purpose: a proxy on a unix socket in front of PostgreSQL."""
+"""A network that fails on purpose: a proxy on a unix socket, or on TCP, before PostgreSQL."""
 
 import contextlib
 import select
 import socket
+import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -28,14 +30,17 @@ class Fault:
 class Proxy:
     """Forwards connections to ``server``: a folder with a socket, or a host, and a port."""
 
-    def __init__(self, server: tuple[str, int]) -> None:
+    def __init__(self, server: tuple[str, int], address: str = "") -> None:
+        """With an ``address`` it is reached by TCP, at a port of the system's choice."""
         self._server = server
         self._folder = tempfile.TemporaryDirectory(prefix="proxy-")
-        self.host, self.port = self._folder.name, PORT
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(Path(self.host) / f".s.PGSQL.{PORT}"))
-        self._listener.listen()
+        self.host, self.port = address or self._folder.name, PORT
+        self._listener = self._listen()
         self._is_away = False
+        # Seconds by which what is sent is late, drawn for each piece of it.
+        self.lateness: Callable[[], float] = float
+        self._is_flowing = threading.Event()
+        self._is_flowing.set()
         self._faults: list[Fault] = []
         self._links: set[_Link] = set()
 
@@ -46,6 +51,7 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._is_flowing.set()
         self.cut()
         self._folder.cleanup()
 
@@ -67,6 +73,20 @@ class Proxy:
         """Break every connection."""
         for link in list(self._links):
             link.cut()
+
+    def reset(self) -> None:
+        """Break every connection with a reset, as a router that has forgotten it (TCP only)."""
+        for link in list(self._links):
+            link.reset()
+
+    @contextlib.contextmanager
+    def partitioned(self) -> Iterator[None]:
+        """Let nothing through while the block runs; afterwards all of it arrives, late."""
+        self._is_flowing.clear()
+        try:
+            yield
+        finally:
+            self._is_flowing.set()
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
@@ -95,14 +115,29 @@ class Proxy:
         self._faults.append(fault)
         return fault.has_happened
 
+    def wait_for_flow(self) -> None:
+        self._is_flowing.wait()
+
+    def _listen(self) -> socket.socket:
+        if self.host == self._folder.name:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(Path(self.host) / f".s.PGSQL.{PORT}"))
+            listener.listen()
+            return listener
+        listener = socket.create_server((self.host, 0))
+        self.port = listener.getsockname()[1]
+        return listener
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 client, _ = self._listener.accept()
-                if self._is_away:
+                self.wait_for_flow()
+                server = None if self._is_away else _connect(self._server)
+                if server is None:
                     client.close()
                     continue
-                link = _Link(self, client, _connect(self._server))
+                link = _Link(self, client, server)
                 self._links.add(link)
                 threading.Thread(target=link.run, name="proxy-link", daemon=True).start()
 
@@ -132,13 +167,22 @@ class _Link:
             with contextlib.suppress(OSError):  # that side is closed already
                 side.shutdown(socket.SHUT_RDWR)
 
+    def reset(self) -> None:
+        with contextlib.suppress(OSError):  # closed already
+            linger = struct.pack("ii", 1, 0)
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self._server.shutdown(socket.SHUT_RDWR)  # wakes run(), which closes both
+
     def _forward(self) -> bool:
         """Pass on what has come; False when the connection has ended."""
         for side in select.select([self._client, self._server], [], [])[0]:
             is_sent = side is self._client
             if self.is_frozen:
                 self._is_cut.wait()
+            self._proxy.wait_for_flow()
             data = side.recv(CHUNK_BYTES)
+            if late := self._proxy.lateness():
+                time.sleep(late)
             if not data:
                 return False
             if is_sent and (fault := self._proxy.fault_in(data)):
@@ -154,13 +198,16 @@ class _Link:
         fault.has_happened.set()
 
 
-def _connect(server: tuple[str, int]) -> socket.socket:
+def _connect(server: tuple[str, int]) -> socket.socket | None:
+    """Return a connection to the server, or None while it is down."""
     host, port = server
-    if host.startswith("/"):
+    with contextlib.suppress(OSError):
+        if not host.startswith("/"):
+            return socket.create_connection(server)
         connected = socket.socket(socket.AF_UNIX)
         connected.connect(f"{host}/.s.PGSQL.{port}")
         return connected
-    return socket.create_connection(server)
+    return None
 
 
 @contextlib.contextmanager
