@@ -8,7 +8,17 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 
-from project.shop.models import Booking, Effect, Email, Order, Parcel, Payment, Refund, Sale
+from project.shop.models import (
+    Booking,
+    Effect,
+    Email,
+    Order,
+    Parcel,
+    Payment,
+    Refund,
+    Sale,
+    TillReport,
+)
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -130,3 +140,16 @@ class ParcelAdmin(EffectAdmin):
     list_display = ["id", "order", "fate", "task", "made_at"]
     fields = ["order", "fate", "task", "made_at"]
     list_filter = ["fate"]
+
+
+@admin.register(TillReport)
+class TillReportAdmin(ReadOnly, _ModelAdmin):
+    """What the till reported, each time its schedule was due."""
+
+    list_display = ["id", "occurs_at", "made_at", "payment_count", "taken", "task"]
+    fields = ["sale", "occurs_at", "made_at", "payment_count", "taken", "task"]
+    readonly_fields = ["task", "made_at"]
+
+    @admin.display(description="written by")
+    def task(self, report: TillReport) -> str:
+        return tasks_link(str(report.event_id), "task")

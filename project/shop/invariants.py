@@ -6,6 +6,7 @@ It is found out row by row in Python, with none of the statements that are on tr
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
@@ -14,7 +15,17 @@ from django.utils import timezone
 
 from kanthorq_django.domain.states import FINAL
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from project.shop.models import Booking, Effect, Email, Order, Parcel, Payment, Refund, Sale
+from project.shop.models import (
+    Booking,
+    Effect,
+    Email,
+    Order,
+    Parcel,
+    Payment,
+    Refund,
+    Sale,
+    TillReport,
+)
 from project.shop.orders import STREAM
 
 SETTLED = FINAL | {TaskState.PENDING}
@@ -33,7 +44,7 @@ class Audit:
 
     lost: dict[str, int]
     doubled: dict[str, int]
-    phantom_count: int  # orders and events that were rolled back
+    phantom_count: int  # orders and events that were rolled back, reports that were never due
     payments: Money
     refunds: Money
 
@@ -67,6 +78,7 @@ class _Books:
         self._bookings = list(Booking.objects.filter(order__sale=sale))
         self._emails = list(Email.objects.filter(order__sale=sale))
         self._parcels = list(Parcel.objects.filter(order__sale=sale))
+        self._reports = list(TillReport.objects.filter(sale=sale))
 
     def audit(self) -> Audit:
         booked = [booking.amount for booking in self._bookings]
@@ -95,6 +107,7 @@ class _Books:
         yield "bookings", _missing(self._about("payment."), self._bookings)
         yield "e-mails", _missing(self._ended("emails", TaskState.COMPLETED), self._emails)
         yield "parcels", sum(self._missing_parcels(fate) for fate in Parcel.Fate)
+        yield "reports", len(self._due_reports() - {report.occurs_at for report in self._reports})
 
     def _doubled(self) -> Iterator[tuple[str, int]]:
         """Yield what should be there once, and how many more there are."""
@@ -102,11 +115,18 @@ class _Books:
         yield "refunds", _repeated(refund.event_id for refund in self._refunds)
         yield "bookings", _repeated(booking.event_id for booking in self._bookings)
         yield "parcels", _repeated((parcel.event_id, parcel.fate) for parcel in self._parcels)
+        yield "reports", _repeated(report.occurs_at for report in self._reports)
 
     def _phantoms(self) -> int:
-        """Count what outlived its rollback: orders nobody was told of, events without order."""
+        """Count what outlived its rollback, and reports that nobody has scheduled.
+
+        What outlives it are orders nobody was told of, and events without an order.
+        """
         orders = max(0, len(self._orders) - self._sale.placed_count)
-        return orders + sum(self._order_id(event) not in self._orders for event in self._events)
+        of_orders = self._events.keys() - set(self._about("till."))
+        events = sum(self._order_id(event) not in self._orders for event in of_orders)
+        due = self._due_reports()
+        return orders + events + sum(report.occurs_at not in due for report in self._reports)
 
     def _missing_tasks(self) -> int:
         consumers = Consumer.objects.filter(stream__name=STREAM)
@@ -141,6 +161,10 @@ class _Books:
         ended = TaskState.COMPLETED if fate == Parcel.Fate.SENT else TaskState.CANCELLED
         found = [parcel for parcel in self._parcels if parcel.fate == fate]
         return _missing(self._ended("parcels", ended), found)
+
+    def _due_reports(self) -> set[datetime]:
+        """Return when the till had to report: once so far, as its schedule is a daily one."""
+        return {self._sale.report_at} if self._sale.report_at else set()
 
     def _about(self, subject: str) -> list[UUID]:
         """Return the ids of the events whose subject starts with ``subject``."""

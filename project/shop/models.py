@@ -17,6 +17,8 @@ class Sale(models.Model):
     # What customers were told at the till; whether the rows agree is another question.
     placed_count = models.PositiveIntegerField(default=0)
     declined_count = models.PositiveIntegerField(default=0)
+    # When its till is to report, which a schedule is told as well.
+    report_at = models.DateTimeField(null=True, blank=True)
 
     def __str__(self) -> str:
         return f"sale {self.pk}"
@@ -98,3 +100,17 @@ class Parcel(Effect):
         UNPACKED = "unpacked"
 
     fate = models.CharField(max_length=10, choices=Fate)
+
+
+class TillReport(models.Model):
+    """What had come in when the till reported; ``occurs_at`` is when it was to."""
+
+    sale = models.ForeignKey(Sale, models.CASCADE, related_name="reports")
+    event_id = models.UUIDField()
+    occurs_at = models.DateTimeField()
+    made_at = models.DateTimeField(db_default=Now(), editable=False)
+    payment_count = models.PositiveIntegerField()
+    taken = models.DecimalField(max_digits=10, decimal_places=2)
+
+    def __str__(self) -> str:
+        return f"till report of {self.sale} at {self.occurs_at}"

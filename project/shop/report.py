@@ -21,6 +21,7 @@ COLUMNS = {
 NEXT = {
     "make admin": "the same data in Django's admin, with workers behind it",
     "{manage} runworker": "one more worker: try Ctrl-C, kill -9, kill -STOP",
+    "{manage} kanthorq schedules show till-report": "when the till reports next",
     "{manage} kanthorq stats": "how far each consumer is behind",
     "{manage} kanthorq tasks list --state discarded": "what was given up, and why: tasks show",
     "{manage} kanthorq tasks release --consumer reviews": "what was parked may run now",
@@ -34,6 +35,7 @@ def print_report(narrator: Narrator, sale: Sale, audit: Audit, pace: Pace) -> No
     narrator.heading("What there was")
     narrator.number("orders", sale.placed_count, f"{sale.declined_count:,} more were rolled back")
     narrator.number("events", events.count(), "published in the transactions of the orders")
+    narrator.number("reports", sale.reports.count(), "of the till, at its schedule's time")
     narrator.number("tasks", tasks.count(), f"at {pace.tasks / pace.seconds:,.0f} a second")
     _print_tasks(narrator, tasks)
     _print_money(narrator, audit)
@@ -71,7 +73,7 @@ def _print_checks(narrator: Narrator, tasks: TaskQuerySet, audit: Audit) -> None
     narrator.heading("What is proved")
     narrator.number("lost", sum(audit.lost.values()), _name_faults(audit.lost))
     narrator.number("duplicates", sum(audit.doubled.values()), _name_faults(audit.doubled))
-    narrator.number("phantoms", audit.phantom_count, "outlived the rollback of their order")
+    narrator.number("phantoms", audit.phantom_count, "outlived a rollback, or were never due")
     narrator.number("taken over", taken_over, "tasks that the killed worker had begun")
     narrator.number("retried", retried, "tasks that failed at first: a busy mail server")
 

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from django.contrib.auth import get_user_model
+from django.utils import timezone
 
 from project.shop.crowd import serve_one
 from project.shop.interruption import rest
@@ -14,6 +15,7 @@ from project.shop.models import Sale
 from project.shop.narrator import Narrator
 from project.shop.patience import wait_until
 from project.shop.processes import Process
+from project.shop.tills import EACH_MINUTE, schedule_reports
 
 HOST = "127.0.0.1"
 LOGIN = "admin"
@@ -63,10 +65,14 @@ class Serving:
         self._narrator.fact("Worker", f"process {self._worker.pid}, and two of its own")
         self._narrator.fact("Logs", self._logs)
         self._narrator.line()
-        self._narrator.line("  A customer orders every few seconds. Stop with Ctrl-C.")
+        self._narrator.line(
+            "  A customer orders every few seconds, and the till reports every minute."
+        )
+        self._narrator.line("  Stop with Ctrl-C.")
 
     def _stay_open(self) -> None:
         sale = Sale.objects.create()
+        schedule_reports(sale, EACH_MINUTE, timezone.now().replace(microsecond=0))
         chance = random.Random()  # noqa: S311  # not a secret
         while True:
             serve_one(sale, chance)

@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from project.shop import backlog, operating, orders
 from project.shop.crew import Crew
 from project.shop.crowd import shopping
-from project.shop.models import Order, Sale
+from project.shop.models import Order, Sale, TillReport
 from project.shop.narrator import Narrator
 from project.shop.patience import wait_until
 from project.shop.subscribers import LEASE
+from project.shop.tills import DAILY, schedule_reports
 
 WORKERS = 2
 KILL_AFTER_SHARE = 1 / 3  # of the customers have paid
 REFUNDED_SHARE = 0.03  # of the customers get money back
 PARCELS = 12
+REPORT_AFTER = timedelta(seconds=3)
 TELL_EVERY = 2.0  # seconds
 
 
@@ -54,9 +57,11 @@ class Story:
         with self._crew:
             self._greet()
             began_at = time.monotonic()
+            self._schedule_report()
             self._sell()
             self._handle_complaints()
             self._pack_parcels()
+            self._hear_report()
             self._settle()
             pace = Pace(backlog.settled_count(self._sale), time.monotonic() - began_at)
             self._operate()
@@ -67,6 +72,18 @@ class Story:
         self._wait(self._crew.is_ready)
         pids = " and ".join(map(str, self._crew.pids))
         self._tell(f"{WORKERS} workers are ready: processes {pids}.")
+
+    def _schedule_report(self) -> None:
+        (now,) = Sale.objects.filter(pk=self._sale.pk).values_list(
+            Now(), flat=True
+        )  # the database's
+        self._sale.report_at = now.replace(microsecond=0) + REPORT_AFTER
+        self._sale.save(update_fields=["report_at"])
+        reports = schedule_reports(self._sale, DAILY, self._sale.report_at)
+        self._tell(
+            f"A schedule lets the till report {reports.in_words()}: "
+            f"in {REPORT_AFTER.seconds} s for the first time."
+        )
 
     def _sell(self) -> None:
         self._tell(f"{self._customers:,} customers come to the tills.")
@@ -100,6 +117,16 @@ class Story:
         tomorrow = timezone.now() + timedelta(days=1)
         parcels = orders.pack(self._orders_paid()[:PARCELS], pickup_at=tomorrow)
         self._tell(f"{len(parcels)} parcels are packed; the courier comes tomorrow.")
+
+    def _hear_report(self) -> None:
+        reports = TillReport.objects.filter(sale=self._sale)
+        self._wait(reports.exists)
+        report = reports[0]
+        late = (report.made_at - report.occurs_at).total_seconds()
+        self._tell(
+            f"The till has reported, {late:.1f} s after its time: {report.payment_count:,} "
+            f"payments of {report.taken:,} euros by then. The next report is due tomorrow."
+        )
 
     def _operate(self) -> None:
         released = operating.release_reviews(self._sale)

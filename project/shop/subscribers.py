@@ -6,18 +6,20 @@ bookings  an ack of its own inside ``transaction.atomic()``
 emails    acknowledged by its return; what it does is outside of the database, and fails at times
 reviews   parked: a person releases each task
 parcels   due later; a cancelled one is unpacked by its cancellation handler
+tills     published by a schedule: see tills.py
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from django.db import transaction
+from django.db.models import Count, Sum
 from django.db.models.functions import Now
 
 from kanthorq_django import Discard, Exponential, subscribe
 from kanthorq_django.message import Message
 from project.shop import mailserver
-from project.shop.models import Booking, Email, Order, Parcel, Payment, Refund
+from project.shop.models import Booking, Email, Order, Parcel, Payment, Refund, TillReport
 from project.shop.orders import STREAM, announce
 
 # Short, so that the demo shows within seconds how a killed worker's tasks are taken over.
@@ -133,6 +135,30 @@ def send_parcel(message: Message) -> None:
 def unpack_parcel(message: Message) -> None:
     """Put the goods of a cancelled parcel back on the shelf."""
     _note_parcel(message, Parcel.Fate.UNPACKED)
+
+
+@subscribe(
+    "till.due",
+    stream=STREAM,
+    consumer="tills",
+    atomic=True,
+    visibility_timeout=LEASE,
+    retry=SOON,
+)
+def report_till(message: Message) -> dict[str, str]:
+    """Write down what has come in so far, once for each occurrence of the schedule."""
+    event = message.event
+    sale = event.json()["sale"]
+    payments = Payment.objects.filter(order__sale=sale)
+    found = payments.aggregate(count=Count("pk"), taken=Sum("amount", default=Decimal(0)))
+    TillReport.objects.create(
+        sale_id=sale,
+        event_id=event.pk,
+        occurs_at=datetime.fromisoformat(event.metadata["occurrence"]),
+        payment_count=found["count"],
+        taken=found["taken"],
+    )
+    return {"taken": str(found["taken"])}
 
 
 def _lock_order(message: Message) -> Order:

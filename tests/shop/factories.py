@@ -4,16 +4,19 @@ import random
 from decimal import Decimal
 from typing import Any
 
+from django.utils import timezone
 from factory.declarations import SubFactory
 from factory.django import DjangoModelFactory
 
+from kanthorq_django.models import Schedule
 from kanthorq_django.testing import drain
 from project.shop import orders
 from project.shop.catalogue import Basket, Line
 from project.shop.crowd import Tally, serve_one
 from project.shop.models import Order, Sale
+from project.shop.tills import DAILY, schedule_reports
 
-CONSUMERS = ("payments", "refunds", "bookings", "emails", "reviews", "parcels")
+CONSUMERS = ("payments", "refunds", "bookings", "emails", "reviews", "parcels", "tills")
 
 
 class SaleFactory(DjangoModelFactory[Sale]):
@@ -41,6 +44,15 @@ class OrderFactory(DjangoModelFactory[Order]):
 def handle_all() -> int:
     """Let the shop's consumers do what is due; return how many handlers ran."""
     return drain(*CONSUMERS)
+
+
+def report_till(sale: Sale) -> None:
+    """Let the till of ``sale`` report as scheduled, which is now."""
+    sale.report_at = timezone.now().replace(microsecond=0)
+    sale.save(update_fields=["report_at"])
+    schedule_reports(sale, DAILY, sale.report_at)
+    Schedule.objects.publish_due()
+    handle_all()
 
 
 def hold_sale(customers: int, seed: int = 1) -> Sale:

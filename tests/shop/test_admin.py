@@ -10,11 +10,11 @@ from django.utils import timezone
 from kanthorq_django.models import Event
 from project.shop import operating, orders
 from project.shop.models import Order
-from tests.shop.factories import OrderFactory, handle_all
+from tests.shop.factories import OrderFactory, handle_all, report_till
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("idle_mailserver")]
 
-NOUNS = ("sale", "order", "payment", "refund", "booking", "email", "parcel")
+NOUNS = ("sale", "order", "payment", "refund", "booking", "email", "parcel", "tillreport")
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def order() -> Order:
     orders.cancel(order)
     operating.cancel_parcels(order.sale)
     handle_all()
+    report_till(order.sale)
     return order
 
 

@@ -18,7 +18,7 @@ from django.db import connection
 
 from kanthorq_django.models import Worker
 from project.shop.invariants import audit
-from project.shop.models import Payment, Sale
+from project.shop.models import Payment, Sale, TillReport
 from project.shop.patience import wait_until
 from project.shop.serving import free_or_any, provide_login
 from tests.shop.factories import SaleFactory
@@ -56,6 +56,9 @@ def test_the_demo_ends_well_and_leaves_nothing_running(tmp_path: Path):
         assert run.wait() == 0, run.text()
     assert audit(Sale.objects.get()).is_sound
     assert Payment.objects.count() > CUSTOMERS / 2
+    assert TillReport.objects.get().occurs_at == Sale.objects.get().report_at
+    assert "A schedule lets the till report every day at " in run.text()
+    assert "The till has reported, " in run.text()
     assert not any(map(is_alive, map(int, run.wait_for(PIDS).groups())))
     assert "kill -9" in run.text()
     assert "Nothing was lost, nothing was doubled, every cent is booked." in run.text()

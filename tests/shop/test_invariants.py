@@ -11,8 +11,18 @@ from kanthorq_django import publish
 from kanthorq_django.models import Event, Task, TaskState
 from project.shop import operating, orders
 from project.shop.invariants import audit
-from project.shop.models import Booking, Effect, Email, Order, Parcel, Payment, Refund, Sale
-from tests.shop.factories import handle_all, hold_sale
+from project.shop.models import (
+    Booking,
+    Effect,
+    Email,
+    Order,
+    Parcel,
+    Payment,
+    Refund,
+    Sale,
+    TillReport,
+)
+from tests.shop.factories import handle_all, hold_sale, report_till
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("idle_mailserver")]
 
@@ -31,16 +41,17 @@ def sale() -> Sale:
     handle_all()
     operating.resume_parcels(held)
     handle_all()
+    report_till(held)
     return held
 
 
-def double(model: type[Effect]) -> None:
+def double(model: type[Effect | TillReport]) -> None:
     effect = model._base_manager.earliest("pk")
     effect.pk = None
     effect.save(force_insert=True)
 
 
-def lose(model: type[Effect]) -> None:
+def lose(model: type[Effect | TillReport]) -> None:
     model._base_manager.latest("pk").delete()
 
 
@@ -69,13 +80,20 @@ def discard_task() -> None:
     Refund.objects.filter(event_id=task.event_id).delete()
 
 
-@pytest.mark.parametrize("model", [Payment, Refund, Booking, Parcel])
-def test_an_effect_that_is_there_twice_is_doubled(sale, model):
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (Payment, "payments"),
+        (Refund, "refunds"),
+        (Booking, "bookings"),
+        (Parcel, "parcels"),
+        (TillReport, "reports"),
+    ],
+)
+def test_an_effect_that_is_there_twice_is_doubled(sale, model, name):
     double(model)
     found = audit(sale)
-    assert {name: count for name, count in found.doubled.items() if count} == {
-        f"{model._meta.model_name}s": 1
-    }
+    assert {name: count for name, count in found.doubled.items() if count} == {name: 1}
     assert not found.is_sound
 
 
@@ -87,6 +105,7 @@ def test_an_effect_that_is_there_twice_is_doubled(sale, model):
         (lambda: lose(Booking), "bookings"),
         (lambda: lose(Email), "e-mails"),
         (lambda: lose(Parcel), "parcels"),
+        (lambda: lose(TillReport), "reports"),
         (discard_task, "refunds"),
         (lose_task, "tasks"),
         (leave_task_running, "tasks"),
@@ -119,6 +138,13 @@ def test_an_event_that_outlived_its_order_is_a_phantom(sale):
     handle_all()
     found = audit(sale)
     assert found.phantom_count == 1
+    assert not found.is_sound
+
+
+def test_a_report_that_nobody_has_scheduled_is_a_phantom(sale):
+    TillReport.objects.update(occurs_at=F("occurs_at") + timedelta(days=1))
+    found = audit(sale)
+    assert (found.phantom_count, found.lost["reports"]) == (1, 1)
     assert not found.is_sound
 
 

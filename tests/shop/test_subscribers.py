@@ -7,10 +7,11 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.models import Consumer, Event, Schedule, Task, TaskState
 from project.shop import mailserver, operating, orders
-from project.shop.models import Booking, Email, Order, Parcel, Payment, Refund
-from tests.shop.factories import OrderFactory, handle_all
+from project.shop.models import Booking, Email, Order, Parcel, Payment, Refund, TillReport
+from project.shop.tills import DAILY, schedule_reports
+from tests.shop.factories import OrderFactory, SaleFactory, handle_all, report_till
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("idle_mailserver")]
 
@@ -141,6 +142,25 @@ def test_a_resumed_parcel_is_sent_at_once():
     handle_all()
     assert state("parcels") == TaskState.COMPLETED
     assert Parcel.objects.filter(fate=Parcel.Fate.SENT).count() == 1
+
+
+def test_the_till_reports_what_has_come_in_to_its_own_sale():
+    order = OrderFactory.create(total=Decimal("12.30"))
+    OrderFactory.create(sale=order.sale, total=Decimal("7.70"))
+    OrderFactory.create(sale=SaleFactory.create())
+    handle_all()
+    report_till(order.sale)
+    report = TillReport.objects.get()
+    assert (report.sale, report.occurs_at) == (order.sale, order.sale.report_at)
+    assert (report.payment_count, report.taken) == (2, Decimal("20.00"))
+
+
+def test_a_new_sale_takes_the_till_over():
+    report_till(SaleFactory.create())
+    second, soon = SaleFactory.create(), timezone.now().replace(microsecond=0) + timedelta(hours=1)
+    schedule_reports(second, DAILY, soon)
+    (schedule,) = Schedule.objects.all()
+    assert (schedule.next_at, schedule.metadata) == (soon, {"sale": second.pk})
 
 
 def test_the_leases_are_short_enough_to_see_a_take_over():
