@@ -33,8 +33,7 @@ class OperatorActionQuerySet(models.QuerySet["OperatorAction"]):
         count = 0
         while True:
             with transaction.atomic(using=self.db):
-                locked = old.select_for_update(skip_locked=True)
-                pks = list(locked.values_list("pk", flat=True)[:BATCH])
+                pks = list(old.values_list("pk", flat=True)[:BATCH])
                 self.filter(pk__in=pks)._raw_delete(self.db)
             count += len(pks)
             if len(pks) < BATCH:

@@ -1,5 +1,6 @@
 """The verbs of ``manage.py kanthorq``, a file each."""
 
+from kanthorq_django.management.verbs.grants import Grants
 from kanthorq_django.management.verbs.health import Health
 from kanthorq_django.management.verbs.prune import Prune
 from kanthorq_django.management.verbs.publish import Publish
@@ -19,6 +20,7 @@ VERBS: VerbTree = {
     "tasks": ("Look at tasks, and cancel, resume, release or reset them.", TASKS),
     "schedules": ("Look at schedules, and cancel or resume them.", SCHEDULES),
     "prune": Prune,
+    "grants": Grants,
     "rebase": Rebase,
     "reencrypt": Reencrypt,
 }
