@@ -25,6 +25,7 @@ from kanthorq_django.admin.display import (
     number,
     page_url,
 )
+from kanthorq_django.admin.growth import growing
 from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.paginator import COUNT_MAX
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
@@ -63,6 +64,8 @@ class ConsumerList(ChangeList):
             consumer.worker_count = per_consumer[consumer.name]
             # A statement each, over an index range of at most so many events.
             consumer.shown_lag = consumer.lag(LAG_MAX)
+        ages = ((consumer.name, consumer.shown_lag.oldest) for consumer in self.result_list)
+        self.growth = growing(using, ages)
 
 
 @admin.register(Consumer)

@@ -1,5 +1,6 @@
 """Whether everything is fit to work: the server, the tables, the workers and the backlog."""
 
+import json
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +19,7 @@ from kanthorq_django.models.cursor import Lag
 from kanthorq_django.models.worker import Worker
 
 VERSION_MIN = 15  # of PostgreSQL
+DEAD_MIN = 10_000  # dead rows of a table below which they are nobody's concern
 LOOKED_AT = 10_000  # overdue tasks of a consumer among which stuck ones are counted
 APP_LABEL = "kanthorq_django"
 
@@ -46,7 +48,9 @@ class Limits:
     due: timedelta = timedelta(minutes=5)  # how long a due task may have to wait
     stuck: timedelta = timedelta(minutes=1)  # how long after its lease's end a task may hang
     queue_usage: float = 0.1  # of 1; when it is full, commits fail
-    transaction: timedelta = timedelta(hours=1)  # age of the oldest one
+    transaction: timedelta = timedelta(hours=1)  # age of the oldest one, prepared or not
+    dead_rows: float = 0.5  # of a table's rows; vacuum removes them, unless it is held up
+    pinned: timedelta = timedelta(days=7)  # age of events kept for who has not read them
 
 
 def examine(
@@ -79,6 +83,10 @@ class _Patient:
     @cached_property
     def server(self) -> Any:
         return sql.rows(self.using, "health_server", {})[0]
+
+    @cached_property
+    def growth(self) -> Any:
+        return sql.rows(self.using, "health_growth", {"dead_min": DEAD_MIN})[0]
 
     @cached_property
     def consumers(self) -> list[Any]:
@@ -196,6 +204,41 @@ def _transactions(patient: _Patient) -> Verdict:
     )
 
 
+def _prepared(patient: _Patient) -> Verdict:
+    gid, age = patient.growth.prepared_gid, patient.growth.prepared_age
+    if age is None or age <= patient.limits.transaction:
+        return True, "no prepared transaction is forgotten"
+    return False, (
+        f"{gid!a} is prepared for {_rounded(age)}, which keeps vacuum from all tables; COMMIT "
+        "PREPARED or ROLLBACK PREPARED ends it"
+    )
+
+
+def _dead_rows(patient: _Patient) -> Verdict:
+    bloated = [
+        f"{table} {dead:,} of {dead + live:,}"
+        for table, (dead, live) in sorted(json.loads(patient.growth.dead_rows).items())
+        if dead > patient.limits.dead_rows * (dead + live)
+    ]
+    if bloated:
+        return False, f"dead rows: {', '.join(bloated)}; does autovacuum keep up?"
+    return True, f"at most {patient.limits.dead_rows:.0%} of each table's rows are dead"
+
+
+def _pinned(patient: _Patient) -> Verdict:
+    ages = ((name, lag.oldest) for name, lag in patient.lags.items())
+    return pinned(ages, patient.limits.pinned)
+
+
+def pinned(ages: Iterable[tuple[str, timedelta | None]], limit: timedelta) -> Verdict:
+    """Tell whether all consumers have read what is older than ``limit``, and if not, who has not.
+
+    ``ages`` are those of the oldest event that each has not read.
+    """
+    is_ok, detail = _oldest("unread events", ages, limit)
+    return is_ok, detail if is_ok else f"prune has to keep events: {detail}"
+
+
 def _oldest(what: str, ages: Iterable[tuple[str, timedelta | None]], limit: timedelta) -> Verdict:
     late = [f"{name} {_rounded(age)}" for name, age in ages if age is not None and age > limit]
     if late:
@@ -220,5 +263,10 @@ CHECKS: dict[str, Callable[[_Patient], Verdict]] = {
     "orphans": _orphans,
     "notifications": _notifications,
     "transactions": _transactions,
+    "prepared": _prepared,
+    "dead_rows": _dead_rows,
+    "pinned": _pinned,
 }
+# What grows without a bound if nobody looks.
+GROWTH = frozenset({"notifications", "transactions", "prepared", "dead_rows", "pinned"})
 PREREQUISITES = frozenset({"database", "version", "migrations"})

@@ -50,6 +50,14 @@ class Health(Verb):
             metavar="SHARE",
             help="of the notification queue, from 0 to 1; default: %(default)s",
         )
+        parser.add_argument(
+            "--max-dead-rows",
+            type=fraction,
+            default=LIMITS.dead_rows,
+            metavar="SHARE",
+            help="of a table's rows, from 0 to 1; default: %(default)s",
+        )
+        _add_age(parser, "--max-pinned", LIMITS.pinned, "age of events that prune has to keep")
         _add_age(parser, "--max-lag", LIMITS.lag, "age of an unread event")
         _add_age(parser, "--max-due", LIMITS.due, "time that a due task waits")
         _add_age(parser, "--max-stuck", LIMITS.stuck, "time after the end of an unnoticed lease")
@@ -90,6 +98,8 @@ def _limits(
     max_stuck: timedelta,
     max_transaction: timedelta,
     max_notification_queue: float,
+    max_dead_rows: float,
+    max_pinned: timedelta,
     **_: Any,
 ) -> Limits:
     return Limits(
@@ -99,6 +109,8 @@ def _limits(
         stuck=max_stuck,
         transaction=max_transaction,
         queue_usage=max_notification_queue,
+        dead_rows=max_dead_rows,
+        pinned=max_pinned,
     )
 
 
