@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contest, report
+from benchmarks import brokers, contest, report
 from benchmarks.arena import Arena
 from benchmarks.database import Cluster, cluster
 from benchmarks.peers import catalogue as peers
@@ -24,14 +25,19 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     """Run what the command line asks for."""
     given = _arguments()
+    # So that servers and workers are stopped then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     began = time.monotonic()
     chosen = [one for one in WORKS if one.comparison.name in given.works]
     scale = work.QUICK if given.quick else work.NORMAL
     results = []
-    with cluster() as server, tempfile.TemporaryDirectory(prefix="kanthorq-bench-") as folder:
-        Path(folder).chmod(0o711)
-        arena = Arena(server, Path(folder))
-        contestants = list(contest.available(peers.load(given.peers)))
+    with (
+        tempfile.TemporaryDirectory(prefix="kanthorq-bench-") as folder,
+        cluster() as server,
+        brokers.redis(Path(folder)) as redis,
+    ):
+        arena = Arena(server, Path(folder), redis)
+        contestants = list(contest.available(peers.load(given.peers), arena))
         about = _about(server)
         for one in chosen:
             if result := contest.run(one, contestants, arena, given.rounds, scale):
@@ -54,7 +60,7 @@ def _arguments() -> argparse.Namespace:
     if unknown := set(given.works) - set(names):
         parser.error(f"no work is called {', '.join(sorted(unknown))}; known: {', '.join(names)}")
     given.works = given.works or [name for name in names if not (given.quick and name == "noop2")]
-    given.peers = given.peers or (peers.QUICK if given.quick else peers.DEFAULT)
+    given.peers = given.peers or (peers.QUICK if given.quick else peers.ALL)
     return given
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 
+from benchmarks import brokers
 from benchmarks.database import Cluster
 from benchmarks.environments import ROOT, python_of
 from benchmarks.exceptions import RunFailed
@@ -17,7 +18,7 @@ from benchmarks.peers.board import PATH_VARIABLE, Board
 from benchmarks.peers.peer import Peer
 from benchmarks.processes import Worker, ask, wait_until
 
-STALL_SECONDS = 120
+STALL_SECONDS = 45
 SETTLE_SECONDS = 30
 
 
@@ -27,6 +28,7 @@ class Arena:
 
     cluster: Cluster
     folder: Path
+    redis: str | None = None  # its URL, if there is one
     _templates: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     @property
@@ -36,8 +38,11 @@ class Arena:
     @contextmanager
     def database(self, peer: Peer, job: str = "", count: int = 0) -> Iterator[str]:
         """Yield a database with the peer's tables, and ``count`` jobs queued; later it is gone."""
-        name = self.cluster.create("run", self._template(peer, job, count))
+        is_inside = peer.broker == "postgresql"  # what is queued is a part of the database
+        name = self.cluster.create("run", self._template(peer, job, count if is_inside else 0))
         try:
+            if not is_inside:
+                self._fill(peer, name, job, count)
             self.cluster.settle(name)
             yield name
         finally:
@@ -45,7 +50,7 @@ class Arena:
 
     def ask(self, peer: Peer, database: str, *arguments: object) -> Any:
         """Let the peer's adapter do something; return its answer. Raises RunFailed."""
-        adapter = f"benchmarks.peers.{peer.name}.adapter"
+        adapter = f"benchmarks.peers.{peer.package}.adapter"
         command = [str(python_of(peer)), "-m", adapter, *map(str, arguments)]
         return ask(command, self.environment(peer, database))
 
@@ -57,7 +62,7 @@ class Arena:
         filled = [part.format(job=job, processes=processes) for part in peer.worker]
         count = 1 if peer.has_processes_option else processes
         environment = self.environment(peer, database)
-        log = self.folder / f"{peer.name}.log"
+        log = self.folder / f"{peer.package}.log"
         with ExitStack() as stack:
             yield [
                 stack.enter_context(Worker([str(python_of(peer)), *filled], environment, log))
@@ -66,7 +71,9 @@ class Arena:
 
     def environment(self, peer: Peer, database: str) -> Mapping[str, str]:
         """Return what the peer's processes find in their environment."""
+        broker = {"BENCH_BROKER": self.redis} if peer.broker == "redis" and self.redis else {}
         return {
+            **broker,
             "BENCH_DSN": self.cluster.url(database),
             PATH_VARIABLE: str(self.board_path),
             "DJANGO_SETTINGS_MODULE": peer.settings,
@@ -104,9 +111,15 @@ class Arena:
                 "more than once"
             )
 
+    def _fill(self, peer: Peer, database: str, job: str, count: int) -> None:
+        if self.redis is not None:
+            brokers.empty(self.redis)
+        if count:
+            self.ask(peer, database, "enqueue", job, count)
+
     def _template(self, peer: Peer, job: str, count: int) -> str:
         """Return a database like the wanted one, which is made once: all rounds start alike."""
-        key = (peer.name, job, str(count))
+        key = (peer.package, job, str(count))
         if key not in self._templates:
             base = self._template(peer, "", 0) if count else None
             name = self.cluster.create("_".join(key), base)

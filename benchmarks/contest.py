@@ -22,9 +22,12 @@ class Result:
     series: list[Series]
 
 
-def available(peers: Sequence[Peer]) -> Iterator[Peer]:
+def available(peers: Sequence[Peer], arena: Arena) -> Iterator[Peer]:
     """Yield the contestants that can take part here, and say of the others why not."""
     for peer in peers:
+        if peer.broker == "redis" and arena.redis is None:
+            print(f"{peer.name} is skipped: there is no redis-server", file=sys.stderr)
+            continue
         try:
             python_of(peer)
         except PeerUnavailable as error:

@@ -22,10 +22,10 @@ def python_of(peer: Peer) -> Path:
 
     Raises PeerUnavailable if it cannot be.
     """
-    pins = ROOT / "benchmarks" / "peers" / peer.name / "requirements.txt"
+    pins = ROOT / "benchmarks" / "peers" / peer.package / "requirements.txt"
     if not pins.exists():
         return Path(sys.executable)  # it is this project
-    venv = FOLDER / peer.name
+    venv = FOLDER / peer.package
     stamp, wanted = venv / ".ready", hashlib.sha256(pins.read_bytes()).hexdigest()
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(venv, ignore_errors=True)

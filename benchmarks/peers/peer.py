@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Broker = Literal["postgresql", "redis"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +22,13 @@ class Entry:
 class Peer:
     """A task system, and how its worker is started."""
 
-    name: str  # of its folder here, and in the tables
+    name: str  # in the tables
+    package: str  # its folder here
     worker: tuple[str, ...] = ()  # arguments of Python; {job} and {processes} are filled in
     settled: str = ""  # SQL: true once all jobs are acknowledged; empty: nothing to ask
     jobs_per_second: int  # about what it drains of jobs that do nothing
     inserts_per_second: int = 1_000  # about what it drains of jobs that insert a row
-    broker: str = "postgresql"
+    broker: Broker = "postgresql"
     python: tuple[int, int] = (3, 11)  # the oldest it runs on
     settings: str = "benchmarks.peers.settings"  # Django's
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from benchmarks.peers.peer import Entry, Peer
 
 PEER = Peer(
     name="bare",
+    package="bare",
     jobs_per_second=4_000,
     settings="benchmarks.peers.kanthorq.settings",
     works=frozenset({"publish"}),

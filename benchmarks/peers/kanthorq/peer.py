@@ -4,6 +4,7 @@ from benchmarks.peers.peer import Entry, Peer
 
 PEER = Peer(
     name="kanthorq",
+    package="kanthorq",
     worker=("manage.py", "runworker", "{job}", "--processes", "{processes}"),
     has_processes_option=True,
     settled="SELECT count(*) >= %(count)s FROM kanthorq_django_task WHERE state = 101",

@@ -4,6 +4,7 @@ from benchmarks.peers.peer import Peer
 
 PEER = Peer(
     name="pgqueuer",
+    package="pgqueuer",
     worker=(
         "-m",
         "pgqueuer",

@@ -1,0 +1,7 @@
+"""Its defaults."""
+
+from benchmarks.peers.settings import *  # noqa: F403
+from benchmarks.peers.settings import INSTALLED_APPS
+
+INSTALLED_APPS = [*INSTALLED_APPS, "django_tasks_db"]
+TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
