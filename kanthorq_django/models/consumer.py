@@ -32,7 +32,7 @@ from kanthorq_django.models.fields import (
     SubjectFiltersField,
     XidField,
 )
-from kanthorq_django.models.isolation import read_committed, unconflicted
+from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.leased import Leased, leased_by
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, align_turns, next_in_turn, turns_locked
@@ -201,8 +201,8 @@ class Consumer(models.Model):
     def pull_page(self, limit: int) -> Page:
         """Read one page of the stream in one transaction, as ``pull()`` does until it has tasks."""
         cursors.check_no_transaction(self.using)
-        with cursors.refused_by_standby(self.using), read_committed(self.using):
-            locked = sql.rows(self.using, "lock_consumer", {"consumer_id": self.pk})
+        lock = sql.begun(self.using, "lock_consumer", {"consumer_id": self.pk})
+        with cursors.refused_by_standby(self.using), lock as locked:
             if not locked:
                 return Page([], is_idle=True)
             page = cursors.read_page(self, locked[0], limit)

@@ -7,11 +7,14 @@ Every deciding time in them is ``statement_timestamp()``, which Django's ``Now()
 import functools
 import threading
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
-from django.db import connections
+from django.db import Error
+
+from kanthorq_django.sql.cursors import client_cursor, cursor_for
 
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
@@ -33,15 +36,14 @@ def rows(
 
     ``skip_locked`` leaves out tasks that somebody has locked, instead of waiting for them.
     """
-    with connections[using].cursor() as cursor:
+    with cursor_for(using, name) as cursor:
         cursor.execute(load(name, skip_locked=skip_locked), params)
-        row = _row_type(tuple(column.name for column in cursor.description))
-        return [row._make(values) for values in cursor.fetchall()]
+        return _rows(cursor)
 
 
 def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False) -> set[int]:
     """Run ``<name>.sql`` as ``rows()`` does; return its one column."""
-    with connections[using].cursor() as cursor:
+    with cursor_for(using, name) as cursor:
         cursor.execute(load(name, skip_locked=skip_locked), params)
         return {pk for (pk,) in cursor.fetchall()}
 
@@ -52,7 +54,7 @@ class Result:
     def __init__(self, using: str, name: str, params: Mapping[str, Any]) -> None:
         """Run ``<name>.sql`` on the database ``using``."""
         # Not closed: its rows live on the client, and go with the last one who may ask for them.
-        cursor = connections[using].cursor()
+        cursor = cursor_for(using, name)
         cursor.execute(load(name), params)
         self._cursor = cursor.cursor
         self._columns = {column.name: index for index, column in enumerate(cursor.description)}
@@ -72,6 +74,30 @@ class Result:
         value, place = self._cursor.pgresult.get_value, self._columns[column]
         found = (value(index, place) for index in range(len(self)))
         return [None if text is None else int(text) for text in found]
+
+
+@contextmanager
+def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Run the block in a READ COMMITTED transaction of its own that begins with ``<name>.sql``.
+
+    Yields the rows of that statement. Both are one round trip; Django's ``atomic()`` would need
+    three. The connection has to be in autocommit mode, outside of any transaction.
+    """
+    with client_cursor(using) as cursor:
+        try:
+            cursor.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {load(name)}", params)
+            cursor.nextset()
+            yield _rows(cursor)
+        except BaseException:
+            with suppress(Error):  # where the connection is lost, the transaction is as well
+                cursor.execute("ROLLBACK")
+            raise
+        cursor.execute("COMMIT")
+
+
+def _rows(cursor: Any) -> list[Any]:
+    row = _row_type(tuple(column.name for column in cursor.description))
+    return [row._make(values) for values in cursor.fetchall()]
 
 
 @functools.cache

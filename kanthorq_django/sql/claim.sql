@@ -80,7 +80,11 @@ claimed AS (
 )
 SELECT
     (SELECT count(*) FROM due) AS due_count,
-    claimed.*,
+    -- Named: the server keeps the statement, and its columns may not change meanwhile.
+    claimed.id, claimed.consumer_id, claimed.event_id, claimed.resource_key, claimed.turn_key,
+    claimed.state, claimed.schedule_at, claimed.lease_epoch, claimed.attempt_count,
+    claimed.attempted_at, claimed.attempted_errors, claimed.cancel_requested_at,
+    claimed.cancel_attempt_count, claimed.result, claimed.finalized_at, claimed.created_at,
     CASE claimed.state WHEN 3 THEN claimed.cancel_attempt_count ELSE claimed.attempt_count END AS attempt,
     event.subject AS event_subject,
     event.body AS event_body,

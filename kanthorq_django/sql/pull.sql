@@ -140,7 +140,11 @@ SELECT
             ORDER BY xid, id LIMIT 1  -- keeps the planner on the index
         ) IS NULL
         AS is_sane,
-    pulled.*,
+    -- Named: the server keeps the statement, and its columns may not change meanwhile.
+    pulled.id, pulled.consumer_id, pulled.event_id, pulled.resource_key, pulled.turn_key,
+    pulled.state, pulled.schedule_at, pulled.lease_epoch, pulled.attempt_count, pulled.attempted_at,
+    pulled.attempted_errors, pulled.cancel_requested_at, pulled.cancel_attempt_count, pulled.result,
+    pulled.finalized_at, pulled.created_at,
     pulled.attempt_count AS attempt,
     event.subject AS event_subject,
     event.body AS event_body,

@@ -221,14 +221,14 @@ def between_lock_and_read(
     monkeypatch: pytest.MonkeyPatch, step: Callable[[], object]
 ) -> Iterator[None]:
     """Run the block with ``step`` done by every pull that holds its lock and has not read yet."""
-    rows = sql.rows
+    begun = sql.begun
 
-    def rows_with_step(using: str, name: str, params: Any) -> list[Any]:
-        result = rows(using, name, params)
-        if name == "lock_consumer":
+    @contextmanager
+    def begun_with_step(using: str, name: str, params: Any) -> Iterator[list[Any]]:
+        with begun(using, name, params) as locked:
             step()
-        return result
+            yield locked
 
     with monkeypatch.context() as patch:
-        patch.setattr(sql, "rows", rows_with_step)
+        patch.setattr(sql, "begun", begun_with_step)
         yield

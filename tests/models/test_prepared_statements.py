@@ -1,0 +1,89 @@
+"""Which statements the server keeps, and on which connections."""
+
+import psycopg
+import pytest
+from django.db import connection, connections
+from django.test.utils import CaptureQueriesContext
+
+from kanthorq_django import publish
+from kanthorq_django.sql.cursors import USES_BEFORE
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def new_connection():
+    connection.close()
+    yield
+    connection.close()
+
+
+def kept() -> set[str]:
+    """Return what the server keeps for this connection."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement FROM pg_prepared_statements")
+        return {statement.split("\n")[0] for (statement,) in cursor.fetchall()}
+
+
+def publish_often() -> None:
+    for _ in range(USES_BEFORE + 2):
+        publish("order.created", b"1")
+
+
+def test_what_is_repeated_is_kept_by_the_server():
+    publish_often()
+    assert any("Insert one event" in statement for statement in kept())
+
+
+def test_a_connection_that_is_used_once_costs_nothing_more():
+    publish("order.created")
+    with CaptureQueriesContext(connection) as captured:
+        publish("order.created")
+    assert not kept()
+    assert not [query for query in captured if "pg_backend_pid" in query["sql"]]
+
+
+def test_queries_are_counted_as_those_of_django_are(django_assert_num_queries):
+    publish_often()
+    with django_assert_num_queries(2):  # the event, and the notification
+        publish("order.created")
+
+
+def test_behind_a_pooler_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):
+    # A pooler answers with a process id of its own, as pgbouncer does.
+    monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", 1)
+    publish_often()
+    assert not kept()
+
+
+def test_the_project_may_forbid_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "prepare_threshold", None)
+    publish_often()
+    assert not kept()
+
+
+def test_django_itself_still_prepares_nothing():
+    publish_often()
+    for _ in range(10):
+        connections["default"].introspection.table_names()
+    assert all("Insert one event" in statement for statement in kept())
+
+
+def test_a_new_column_does_not_invalidate_what_is_kept():
+    from kanthorq_django import subscribe
+    from kanthorq_django.subscribers import sync
+
+    subscribe("order.>", consumer="kept")(lambda message: None)
+    (consumer,) = sync(["kept"])
+    for _ in range(USES_BEFORE + 2):
+        publish("order.created")
+        consumer.pull()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE kanthorq_django_task ADD COLUMN novel integer DEFAULT 1")
+        publish("order.created")
+        assert len(consumer.pull()) == 1
+        assert consumer.claim() == []
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE kanthorq_django_task DROP COLUMN novel")
