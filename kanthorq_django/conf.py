@@ -50,6 +50,8 @@ class Settings:
     BODY_SIZE_MAX: int = 262_144  # bytes of one event's body
     METADATA_SIZE_MAX: int = 16_384  # bytes of one event's metadata as JSON
     RESULT_SIZE_MAX: int = 262_144  # bytes of a handler's result as JSON
+    DEPTH_MAX: int = 100  # levels of a body's, metadata's or result's JSON; at most 500
+    PUBLISH_MAX: int = 1_000_000  # events of one publish_many()
     FILTERS_MAX: int = 64  # includes, and as many excludes, of one consumer
     ERRORS_MAX: int = 20  # newest errors kept in a task's history
     ERROR_SIZE_MAX: int = 16_384  # characters kept of one error's traceback
@@ -60,6 +62,7 @@ class Settings:
     BODY_KEYS: tuple[str, ...] = field(default=(), repr=False)
 
 
+CEILINGS = {"DEPTH_MAX": 500}  # Python's own recursion ends at a thousand
 SECRET = frozenset({"BODY_KEYS"})  # keys whose values no message may show
 
 
@@ -72,7 +75,7 @@ def problems(declared: object) -> Iterator[tuple[str, str]]:
     for key, value in declared.items():
         if key not in known:
             yield f"KANTHORQ has no key {key!r}.", _suggestion(key, known)
-        elif problem := _value_problem(known[key].type, value):
+        elif problem := _value_problem(key, known[key].type, value):
             shown = "wrong" if key in SECRET else repr(value)
             yield f"KANTHORQ[{key!r}] is {shown}; {problem}.", "See docs/settings.md."
 
@@ -82,9 +85,12 @@ def _suggestion(key: object, known: dict[str, Any]) -> str:
     return f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(sorted(known))}."
 
 
-def _value_problem(wanted: object, value: object) -> str | None:
+def _value_problem(key: str, wanted: object, value: Any) -> str | None:
     is_right, problem = _TYPES[wanted]
-    return None if is_right(value) else problem
+    if not is_right(value):
+        return problem
+    ceiling = CEILINGS.get(key)
+    return None if ceiling is None or value <= ceiling else f"it must be at most {ceiling}"
 
 
 _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {

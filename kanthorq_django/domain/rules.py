@@ -52,8 +52,11 @@ def parse(text: str) -> dict[str, str]:
 
     Raises RecurrenceProblem naming the part that is wrong and what it may be.
     """
-    if not isinstance(text, str) or len(text) > TEXT_SIZE_MAX:
-        raise RecurrenceProblem(f"a rule is a str of at most {TEXT_SIZE_MAX} characters")
+    if not isinstance(text, str):
+        raise RecurrenceProblem(f"a rule is a str, not {type(text).__name__}")
+    if len(text) > TEXT_SIZE_MAX:
+        told = f"the rule has {len(text):,} characters, the limit is {TEXT_SIZE_MAX}"
+        raise RecurrenceProblem(told)
     parts: dict[str, str] = {}
     for part in text.upper().strip().removeprefix("RRULE:").split(";"):
         name, separator, value = part.strip().partition("=")

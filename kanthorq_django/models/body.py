@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from django.core.serializers.json import DjangoJSONEncoder
 
+from kanthorq_django.conf import get_settings
 from kanthorq_django.exceptions import InvalidBody
 
-DEPTH_MAX = 100
 # What encrypted bodies begin with in the table: see encryption.py.
 MARK = b"\x00kanthorq:fernet:1\x00"
 _NUL = "\x00"
@@ -26,12 +26,12 @@ def encode_body(body: object, *, size_max: int) -> bytes:
     """
     if isinstance(body, bytes | bytearray | memoryview):
         encoded = bytes(body)
-        if encoded[: len(MARK)] == MARK:
-            raise InvalidBody("The body begins with the mark of encrypted bodies; it is reserved.")
     elif isinstance(body, str):
         encoded = _utf8(body, "$")
     else:
         encoded = encode_json("body", body, size_max=size_max).encode()
+    if encoded[: len(MARK)] == MARK:
+        raise InvalidBody("The body begins with the mark of encrypted bodies; it is reserved.")
     _check_size("body", len(encoded), size_max)
     return encoded
 
@@ -92,25 +92,30 @@ def _is_utf8(text: str) -> bool:
 
 def _is_suspicious(text: str) -> bool:
     """Tell by cheap scans whether JSON ``text`` has to be walked; few have."""
-    brackets = text.count("[") + text.count("{") if len(text) > DEPTH_MAX else 0
-    return "\\u0000" in text or brackets > DEPTH_MAX or not _is_utf8(text)
+    depth_max = get_settings().DEPTH_MAX
+    brackets = text.count("[") + text.count("{") if len(text) > depth_max else 0
+    return "\\u0000" in text or brackets > depth_max or not _is_utf8(text)
 
 
 def _first_fault(value: object) -> str | None:
-    return next(_faults(value, "$", 0), None)
+    return next(_faults(value, "$", get_settings().DEPTH_MAX), None)
 
 
-def _faults(value: object, path: str, depth: int) -> Iterator[str]:
-    """Yield what JSON cannot take in ``value``, each with its path, the first one first."""
-    if depth > DEPTH_MAX:
-        yield f"{path[:80]}… is nested deeper than {DEPTH_MAX}"
+def _faults(value: object, path: str, levels: int) -> Iterator[str]:
+    """Yield what JSON cannot take in ``value``, each with its path, the first one first.
+
+    ``levels`` is how much deeper it may be nested.
+    """
+    if levels < 0:
+        limit = get_settings().DEPTH_MAX
+        yield f"{path[:80]}… is nested deeper than {limit} (KANTHORQ['DEPTH_MAX'])"
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _key_faults(key, path)
-            yield from _faults(item, f"{path}.{key}", depth + 1)
+            yield from _faults(item, f"{path}.{key}", levels - 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _faults(item, f"{path}[{index}]", depth + 1)
+            yield from _faults(item, f"{path}[{index}]", levels - 1)
     else:
         yield from _leaf_faults(value, path)
 

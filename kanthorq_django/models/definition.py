@@ -138,7 +138,9 @@ def _check_exdates(schedule: "Schedule") -> None:
     if not isinstance(schedule.exdates, list):
         raise InvalidSchedule(f"exdates must be a list, not {type(schedule.exdates).__name__}.")
     if len(schedule.exdates) > EXDATES_MAX:
-        raise InvalidSchedule(f"exdates takes at most {EXDATES_MAX:,} moments.")
+        raise InvalidSchedule(
+            f"exdates has {len(schedule.exdates):,} moments, the limit is {EXDATES_MAX:,}."
+        )
     stored_exdates(schedule.exdates)
 
 

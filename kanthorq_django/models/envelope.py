@@ -4,15 +4,21 @@ Everything is checked here, before SQL: an error of the database would break the
 transaction, one of ours leaves it usable.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import islice
+from typing import TypeVar
 from uuid import UUID
 
 from django.conf import settings as django_settings
 from django.utils import timezone
 
+from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.exceptions import InvalidEvent, InvalidSubject
+
+E = TypeVar("E")
 
 KEY_SIZE_MAX = 255  # characters of a resource key or an idempotency key
 # PostgreSQL stores moments that Python cannot read back; a day of room for time zones.
@@ -32,6 +38,18 @@ def settle_id(given: object, others: set[UUID]) -> UUID:
         raise InvalidEvent(f"id {settled} stands twice in one batch.")
     others.add(settled)
     return settled
+
+
+def gathered(events: Iterable[E]) -> list[E]:
+    """Return ``events`` as a list. Raises InvalidEvent as soon as there are too many."""
+    limit = get_settings().PUBLISH_MAX
+    given = list(islice(events, limit + 1))
+    if len(given) > limit:
+        raise InvalidEvent(
+            f"More than {limit:,} events are published at once, the limit "
+            "(KANTHORQ['PUBLISH_MAX']); nothing was written."
+        )
+    return given
 
 
 def check_subject(subject: object) -> None:

@@ -27,6 +27,7 @@ from kanthorq_django.models.envelope import (
     check_key,
     check_schedule_at,
     check_subject,
+    gathered,
     settle_id,
 )
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField
@@ -52,7 +53,7 @@ class EventQuerySet(models.QuerySet["Event"]):
         in the order given; one whose idempotency key is known is replaced by the stored event.
         """
         check_stream_name(stream)
-        given = list(events)
+        given = gathered(events)
         using = self._writable_alias()
         _prepare(given, stream)
         if not given:
