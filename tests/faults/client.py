@@ -130,12 +130,25 @@ def tick(occurrences: int) -> None:
 
 def say(subject: str, body: Any = "") -> None:
     """Publish one event of its own kind, outside of the random ones."""
+    deadline = time.monotonic() + 20
+    while not _has_said(subject, body):
+        assert time.monotonic() < deadline, "the database is away for too long"
+        time.sleep(AFTER_AN_ERROR)
+
+
+def _has_said(subject: str, body: Any) -> bool:
     call = history().begin("publish")
-    with transaction.atomic():
-        event = publish(subject, body, stream=STREAM)
-        history().note(call, events=[str(event.pk)])
-        Entry.objects.create(event_id=event.pk, note="published")
+    try:
+        with transaction.atomic():
+            event = publish(subject, body, stream=STREAM)
+            history().note(call, events=[str(event.pk)])
+            Entry.objects.create(event_id=event.pk, note="published")
+    except Error as error:
+        history().note(call, outcome=IN_DOUBT, error=repr(error))
+        connections.close_all()
+        return False
     history().note(call, outcome=COMMITTED)
+    return True
 
 
 def straddle() -> None:

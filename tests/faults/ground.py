@@ -74,6 +74,10 @@ LEFT = """
 class Ground(Cluster):
     """A cluster whose databases have the ledger as well."""
 
+    def create(self, name: str) -> None:
+        """Make a database that stays as long as its server."""
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {self._template}")
+
     @functools.cached_property
     def _template(self) -> str:
         self.execute(f"CREATE DATABASE {MIGRATED}")
@@ -90,7 +94,7 @@ class View:
     def __init__(self, host: Path | str, name: str) -> None:
         self.host, self.name = str(host), name
 
-    def url(self, host: str = "", port: int = PORT, user: str = USER, **options: str) -> str:
+    def url(self, host: str = "", port: int | str = PORT, user: str = USER, **options: str) -> str:
         """Return the DATABASE_URL of this database, or of another road to it."""
         place = {"host": host or self.host, "port": str(port)} | options
         return f"postgresql://{user}@/{self.name}?{urlencode(place, quote_via=quote)}"
@@ -103,7 +107,7 @@ class View:
             try:
                 made = psycopg.connect(self.url(), autocommit=True, connect_timeout=5, **options)
                 break
-            except psycopg.OperationalError:
+            except psycopg.OperationalError:  # down, or not up again yet
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
@@ -117,6 +121,20 @@ class View:
     def value(self, statement: str, *params: Any) -> Any:
         ((value,),) = self.rows(statement, *params)
         return value
+
+    def execute(self, statement: str, *params: Any) -> None:
+        with self.session() as session:
+            session.execute(statement, params or None)
+
+    def backends(self, fragment: str = "") -> list[int]:
+        """Return the processes that serve this database, by what they last were asked."""
+        found = self.rows(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            " AND position(%s IN query) > 0 ORDER BY pid",
+            fragment,
+        )
+        return [pid for (pid,) in found]
 
     def consumers(self) -> list[str]:
         return [name for (name,) in self.rows("SELECT name FROM kanthorq_django_consumer")]

@@ -101,9 +101,13 @@ class Stage:
         given = self._environment(url) | {"FAULTS_POINT": point} | variables
         return self._exits.enter_context(self._client(given))
 
+    def wait_until_started(self) -> None:
+        """Wait until every worker is at work: one that finds no database at its start ends."""
+        self.wait_until(self._have_all_started)
+
     def settle(self, seconds: float = PATIENCE) -> float:
         """Wait until all that was published is handled; return how many seconds that took."""
-        self.wait_until(self._have_all_started)
+        self.wait_until_started()
         deadline = time.monotonic() + seconds
         return self.wait_until(lambda: self._is_settled(deadline), seconds)
 
@@ -190,6 +194,7 @@ class Stage:
                 yield Client(process)
             finally:
                 process.kill()
+                process.wait()
 
     def _have_all_started(self) -> bool:
         alive = [worker for worker in self._workers if worker.is_running]

@@ -1,0 +1,154 @@
+"""Connections that are ended, refused, or shared behind a pooler."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.pooler import Pooler, pooler
+from tests.faults.stage import Stage
+
+# How their last statements tell the connections of a worker apart.
+PARTS = {
+    "puller": "One cheap look",
+    "listener": "pg_notify(",
+    "renewer": "Extend the leases in flight",
+    "handlers": "COMMIT",
+}
+
+
+def end(stage: Stage, fragment: str = "") -> int:
+    """End the backends that were last asked something with ``fragment``; return how many."""
+    return len(
+        [
+            stage.view.value("SELECT pg_terminate_backend(%s)", pid)
+            for pid in stage.view.backends(fragment)
+        ]
+    )
+
+
+def test_connections_that_are_ended_again_and_again_lose_and_double_nothing(stage: Stage):
+    workers = [stage.worker(), stage.worker()]
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("both 5")
+    client.begin("both 90")
+    ended = 0
+    for _ in range(5):
+        time.sleep(0.2)  # the moments are what is drawn
+        ended += end(stage)
+    client.wait()
+    client.do("both 5")
+
+    stage.settle()
+
+    assert ended > 20
+    assert all(worker.is_running for worker in workers)
+    stage.check()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_a_worker_whose_connection_is_ended_heals_alone(stage: Stage, part: str):
+    stage.consumers += ["slow"]
+    stage.worker()
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("both 5")
+    client.do("say slow.on")
+    stage.wait_until(lambda: end(stage, PARTS[part]))
+    client.do("both 5")
+
+    stage.settle()
+
+    facts = stage.check()
+    assert not any(task.lost_leases for task in facts.tasks)
+
+
+def test_a_listener_whose_connection_is_ended_hears_again(stage: Stage):
+    stage.consumers = ["plain"]
+    stage.worker("--poll-interval", "60")
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("say order.first")
+    stage.settle()
+    stage.wait_until(lambda: end(stage, "pg_notify("))
+    stage.wait_until(lambda: stage.view.backends("pg_notify("))
+    client.do("say order.second")
+
+    seconds = stage.settle()
+
+    assert seconds < 5
+    stage.record("the listener's connection is ended: it hears again", seconds=seconds)
+    stage.check()
+
+
+def test_a_role_without_connections_left_only_slows_a_worker_down(stage: Stage):
+    role = f"{stage.view.name}_few"
+    stage.view.execute(f"CREATE ROLE {role} LOGIN SUPERUSER CONNECTION LIMIT 4")
+    stage.view.execute(f"ALTER ROLE {role} NOSUPERUSER")  # whom a limit does not bind
+    stage.view.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    stage.view.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
+    try:
+        stage.worker("--concurrency", "8", url=stage.view.url(user=role))
+        stage.client().do("both 40")
+        stage.settle()
+        stage.check()
+    finally:
+        stage.stop()
+        stage.view.execute(f"DROP OWNED BY {role}")
+        stage.view.execute(f"DROP ROLE {role}")
+
+
+@pytest.fixture
+def pool(stage: Stage) -> Iterator[Pooler]:
+    with tempfile.TemporaryDirectory(prefix="pool-") as folder:
+        Path(folder).chmod(0o755)  # for the account that runs it
+        with pooler(stage.server.socket_dir, Path(folder) / "socket") as running:
+            yield running
+
+
+def test_behind_a_pooler_in_transaction_mode_everything_works_by_polling(
+    stage: Stage, pool: Pooler
+):
+    url = stage.view.url(str(pool.folder), pool.port)
+    sooner = {"kanthorq_django.worker.listener.ANSWER_WITHIN": 0.5}
+    worker = stage.worker(url=url, FAULTS_SET=json.dumps(sooner))
+    stage.worker(url=url)
+    client = stage.client(url=url)
+    stage.wait_until_started()
+    client.do("both 40")
+    client.do("tick 5")
+
+    stage.settle()
+
+    stage.wait_until(lambda: "KANTHORQ['LISTEN'] = False" in worker.text)
+    stage.stop()
+    pool.kill()  # its own connections are not left-overs
+    stage.check()
+
+
+def test_a_pooler_that_pauses_or_crashes_loses_and_doubles_nothing(stage: Stage, pool: Pooler):
+    url = stage.view.url(str(pool.folder), pool.port)
+    workers = [stage.worker("--no-listen", url=url), stage.worker("--no-listen", url=url)]
+    client = stage.client(url=url)
+    stage.wait_until_started()
+    client.do("both 5")
+    client.begin("both 60")
+    pool.order("PAUSE")
+    pool.order("RESUME")
+    pool.kill()
+    pool.start()
+    began = time.monotonic()
+    client.wait()
+    client.do("publish 4")
+
+    stage.settle()
+
+    stage.record("the pooler crashes: everything handled", seconds=time.monotonic() - began)
+    assert all(worker.is_running for worker in workers)
+    stage.stop()
+    pool.kill()
+    stage.check()

@@ -1,0 +1,168 @@
+"""The server restarts, crashes, loses a backend, or is replaced by its standby."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from project.postgres.cluster import PORT
+from project.postgres.launcher import scratch_server
+from tests.faults.ground import Ground, View
+from tests.faults.stage import Client, Stage
+
+PICKED_UP_WITHIN = 10.0  # seconds after a restart in which workers go on by themselves
+
+STARTED = """
+    SELECT count(*) FROM kanthorq_django_task AS task
+    JOIN kanthorq_django_event AS event ON event.id = task.event_id
+    WHERE event.subject = 'order.after' AND task.attempt_count > 0
+"""
+
+
+def seconds_to_pick_up(stage: Stage, client: Client) -> float:
+    """Publish an event, and return how long it takes until all of its tasks are under way."""
+    client.do("say order.after")
+    return stage.wait_until(lambda: stage.view.value(STARTED) == len(stage.consumers))
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_workers_go_on_by_themselves_after_the_server_was_restarted(stage: Stage, mode: Any):
+    workers = [stage.worker(), stage.worker()]
+    client, other = stage.client(), stage.client()
+    stage.wait_until_started()
+    client.do("both 10")
+    client.begin("both 40")
+    stage.server.restart(mode)
+    seconds = seconds_to_pick_up(stage, other)
+    client.wait()
+
+    stage.settle()
+
+    assert seconds < PICKED_UP_WITHIN
+    stage.record(f"the server is restarted ({mode}): workers go on", seconds=seconds)
+    assert all(worker.is_running for worker in workers)
+    stage.check()
+
+
+@pytest.mark.parametrize("commit", ["on", "off"])
+def test_a_server_that_crashes_again_and_again_loses_and_doubles_nothing(stage: Stage, commit: str):
+    stage.is_durable = commit == "on"
+    stage.view.execute(f"ALTER DATABASE {stage.view.name} SET synchronous_commit = {commit}")
+    stage.worker()
+    stage.worker()
+    client = stage.client()
+    stage.wait_until_started()
+    for _ in range(3):
+        client.begin("both 20")
+        stage.server.restart("immediate")
+        client.wait()
+
+    stage.settle()
+    stage.check()
+
+
+def test_a_backend_that_is_killed_takes_all_others_along_and_loses_nothing(stage: Stage):
+    stage.worker()
+    client, other = stage.client(), stage.client()
+    stage.wait_until_started()
+    client.do("both 5")
+    client.begin("both 40")
+    os.kill(stage.view.backends()[0], signal.SIGKILL)
+    seconds = seconds_to_pick_up(stage, other)
+    client.wait()
+
+    stage.settle()
+
+    assert seconds < PICKED_UP_WITHIN
+    stage.record("a backend is killed, so the server recovers: workers go on", seconds=seconds)
+    stage.check()
+
+
+@pytest.mark.parametrize("flush", [1.0, pytest.param(None, marks=pytest.mark.slow)])
+def test_a_worker_stops_within_its_time_while_the_server_is_away(stage: Stage, flush: float | None):
+    """By default verdicts are given ten seconds more to be written."""
+    stage.consumers += ["slow"]
+    sooner = {"kanthorq_django.worker.loop.FLUSH_SECONDS": flush} if flush else {}
+    worker = stage.worker("--shutdown-timeout", "1", FAULTS_SET=json.dumps(sooner))
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("say slow.on")
+    client.do("publish 5")
+    stage.wait_until(lambda: stage.view.value("SELECT count(*) FROM kanthorq_django_task"))
+    stage.server.stop("immediate")
+    try:
+        began = time.monotonic()
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0, worker.text
+        seconds = time.monotonic() - began
+    finally:
+        stage.server.start()
+    assert seconds < 1 + 15
+    stage.record("SIGTERM while there is no server: stopped", seconds=seconds)
+    stage.worker()
+    stage.settle()
+    stage.check()
+
+
+@contextmanager
+def standby_of(ground: Ground, name: str) -> Iterator[Ground]:
+    with ground.standby() as standby:
+        written = View(ground.server.socket_dir, name).value("SELECT pg_current_wal_lsn()")
+        view = View(standby.server.socket_dir, name)
+        deadline = time.monotonic() + 20
+        while not view.value("SELECT pg_last_wal_replay_lsn() >= %s", written):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield Ground(standby.server)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, seed: int) -> Iterator[tuple[Stage, Ground]]:
+    """A stage whose workers know two servers, and the second of them, a standby."""
+    with scratch_server() as server:
+        ground = Ground(server)
+        ground.create("paired")
+        with (
+            standby_of(ground, "paired") as standby,
+            Stage(server, "paired", tmp_path, seed) as stage,
+        ):
+            yield stage, standby
+
+
+def test_after_a_failover_workers_go_on_at_the_promoted_standby(pair: tuple[Stage, Ground]):
+    stage, standby = pair
+    stage.is_durable = False  # the standby may lack the last moments
+    hosts = f"{stage.server.socket_dir},{standby.server.socket_dir}"
+    both = stage.view.url(hosts, f"{PORT},{PORT}", target_session_attrs="read-write")
+    stage.worker(url=both)
+    stage.worker(url=both)
+    client = stage.client(url=both)
+    stage.wait_until_started()
+    client.do("both 10")
+    client.begin("both 40")
+    began = time.monotonic()
+    stage.server.stop("immediate")
+    stage.view = View(standby.server.socket_dir, stage.view.name)
+    stage.view.value("SELECT pg_promote()")
+    client.wait()
+    client.do("publish 2")
+
+    stage.settle()
+
+    stage.record("a failover: everything handled", seconds=time.monotonic() - began)
+    stage.check()
+
+
+def test_a_worker_at_a_standby_says_so_in_one_sentence(pair: tuple[Stage, Ground]):
+    stage, standby = pair
+    worker = stage.worker(url=View(standby.server.socket_dir, stage.view.name).url())
+
+    assert worker.wait() == 1
+    assert "read-only" in worker.text or "standby" in worker.text
+    assert "Traceback" not in worker.text
