@@ -17,7 +17,7 @@ from typing import Any
 from django.db import connections, transaction
 
 from kanthorq_django.conf import get_settings
-from kanthorq_django.domain.failures import Failure
+from kanthorq_django.domain.failures import Failure, one_line
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
 from kanthorq_django.message import Message, ack_each, encode_result
@@ -229,7 +229,8 @@ def _after_verdict(flight: Flight, verdict: Verdict) -> Ending:
             _log(flight, logging.INFO, f"asked to be tried again in {verdict.after}")
             return _nack(flight.message, verdict, delay=verdict.after)
         case Discard():
-            _log(flight, logging.WARNING, f"was discarded by its handler: {verdict.reason}")
+            reason = one_line(str(verdict.reason))
+            _log(flight, logging.WARNING, f"was discarded by its handler: {reason}")
             return _nack(flight.message, verdict, is_final=True)
     return _failed(flight, verdict)
 

@@ -93,7 +93,7 @@ EXCESSES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "rule": (
         lambda: planned(rrule="FREQ=DAILY;BYDAY=" + "MO," * 200),
-        "the rule has 617 characters, the limit is 500",
+        "he rule has 617 characters, the limit is 500",
     ),
     "frequency": (lambda: planned(rrule="FREQ=SECONDLY"), "MINUTELY is the limit"),
     "interval": (
