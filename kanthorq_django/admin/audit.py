@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from django.contrib import admin
-from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
@@ -35,9 +34,6 @@ class OperatorActionAdmin(ReadOnlyAdmin):
         "told_selection",
         "told_sample",
     )
-
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        return {}
 
     @admin.display(description=_("changes"))
     def told_counts(self, action: OperatorAction) -> str:

@@ -13,9 +13,6 @@ from django.templatetags.static import static
 from kanthorq_django.conf import get_settings
 
 HEADER = "Content-Security-Policy"
-# What middlewares leave on a request when the project has a policy of its own: that of Django 6,
-# and those of both generations of django-csp.
-MARKS = ("_csp_nonce", "csp_nonce")
 STYLE_SHEET = "kanthorq_django/admin.css"
 
 
@@ -51,7 +48,8 @@ def _is_ours_to_set(request: HttpRequest, response: HttpResponse) -> bool:
     """Tell whether the policy is left to us: by the setting, the project and this response."""
     if not get_settings().ADMIN_CSP or hasattr(response, "_csp_config"):
         return False
-    has_middleware = any(hasattr(request, mark) for mark in MARKS)
-    # Django 6 has its middleware in new projects, and an empty policy until somebody writes one.
-    is_idle = hasattr(settings, "SECURE_CSP") and not settings.SECURE_CSP
-    return not has_middleware or is_idle
+    # What middlewares leave on a request: django-csp's, and that of Django 6, whose policy is
+    # empty until the project writes one.
+    has_django_csp = hasattr(request, "csp_nonce")
+    has_policy = hasattr(request, "_csp_nonce") and getattr(settings, "SECURE_CSP", True)
+    return not (has_django_csp or has_policy)
