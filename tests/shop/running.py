@@ -15,6 +15,7 @@ from django.conf import settings
 from django.db import connection
 
 PATIENCE = 60.0  # seconds
+TAIL = 2_000  # characters of a log that a failure shows
 MARK = "DEMO_OF_A_TEST"
 
 
@@ -59,12 +60,19 @@ def demo(output: Path, *arguments: object) -> Iterator[Running]:
         )
     try:
         yield Running(process, output)
-    except BaseException:
+    except BaseException as error:
         kill_all(output)
+        error.add_note(said(output))
         raise
     finally:
         process.kill()
         process.wait()
+
+
+def said(output: Path) -> str:
+    """Return what the demo and those that it has started have written last."""
+    logs = [output, *sorted(output.parent.glob("kanthorq-demo-*/*.log"))]
+    return "\n".join(f"{log.name}:\n{log.read_text()[-TAIL:]}" for log in logs)
 
 
 def kill_all(output: Path) -> None:

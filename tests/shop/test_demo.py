@@ -127,8 +127,9 @@ def test_the_admin_is_served_with_a_worker_until_it_is_stopped(tmp_path: Path):
 def test_a_test_that_fails_leaves_no_process_of_its_demo_behind(tmp_path: Path):
     SaleFactory.create(placed_count=1)
     output = tmp_path / "output"
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as failure:
         fail_while_serving(output)
+    assert "Starting development server at" in failure.value.__notes__[0]
     assert descendants(output) == []
     wait_until(is_alone, lambda: None)
 
