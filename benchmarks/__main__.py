@@ -17,7 +17,7 @@ from benchmarks.arena import Arena
 from benchmarks.database import Cluster, cluster
 from benchmarks.peers import catalogue as peers
 from benchmarks.works import work
-from benchmarks.works.catalogue import WORKS
+from benchmarks.works.catalogue import DEFAULT, WORKS
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,13 +53,19 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="about a minute: beside pgqueuer")
+    parser.add_argument("--all", action="store_true", help="an hour: also what grows and how")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
     parser.add_argument("--peers", type=_names, help="only these, by comma")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
     if unknown := set(given.works) - set(names):
         parser.error(f"no work is called {', '.join(sorted(unknown))}; known: {', '.join(names)}")
-    given.works = given.works or [name for name in names if not (given.quick and name == "noop2")]
+    chosen = WORKS if given.all else DEFAULT
+    given.works = given.works or [
+        one.comparison.name
+        for one in chosen
+        if given.all or not given.quick or one.comparison.name != "noop2"
+    ]
     given.peers = given.peers or (peers.QUICK if given.quick else peers.ALL)
     return given
 

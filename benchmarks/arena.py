@@ -18,7 +18,6 @@ from benchmarks.peers.board import PATH_VARIABLE, Board
 from benchmarks.peers.peer import Peer
 from benchmarks.processes import Worker, ask, wait_until
 
-STALL_SECONDS = 45
 SETTLE_SECONDS = 30
 
 
@@ -36,32 +35,50 @@ class Arena:
         return self.folder / "board"
 
     @contextmanager
-    def database(self, peer: Peer, job: str = "", count: int = 0) -> Iterator[str]:
-        """Yield a database with the peer's tables, and ``count`` jobs queued; later it is gone."""
+    def database(
+        self, peer: Peer, *fill: object, environment: Mapping[str, str] | None = None
+    ) -> Iterator[str]:
+        """Yield a database with the peer's tables, in which ``fill`` was asked of its adapter.
+
+        It is a copy of one that is made once, so all rounds start alike; later it is gone.
+        """
         is_inside = peer.broker == "postgresql"  # what is queued is a part of the database
-        name = self.cluster.create("run", self._template(peer, job, count if is_inside else 0))
+        asked = tuple(map(str, fill))
+        name = self.cluster.create("run", self._template(peer, asked * is_inside, environment))
         try:
             if not is_inside:
-                self._fill(peer, name, job, count)
+                self._fill(peer, name, asked)
             self.cluster.settle(name)
             yield name
         finally:
             self.cluster.drop(name)
 
-    def ask(self, peer: Peer, database: str, *arguments: object) -> Any:
+    def ask(
+        self,
+        peer: Peer,
+        database: str,
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+    ) -> Any:
         """Let the peer's adapter do something; return its answer. Raises RunFailed."""
         adapter = f"benchmarks.peers.{peer.package}.adapter"
         command = [str(python_of(peer)), "-m", adapter, *map(str, arguments)]
-        return ask(command, self.environment(peer, database))
+        return ask(command, self.environment(peer, database) | dict(environment or {}))
 
     @contextmanager
     def workers(
-        self, peer: Peer, database: str, job: str, processes: int = 1
+        self,
+        peer: Peer,
+        database: str,
+        job: str,
+        processes: int = 1,
+        environment: Mapping[str, str] | None = None,
     ) -> Iterator[list[Worker]]:
         """Yield running workers, of ``processes`` processes together."""
-        filled = [part.format(job=job, processes=processes) for part in peer.worker]
+        parts = [part.format(job=job, processes=processes) for part in peer.worker]
+        filled = [part for part in parts if part]
         count = 1 if peer.has_processes_option else processes
-        environment = self.environment(peer, database)
+        environment = self.environment(peer, database) | dict(environment or {})
         log = self.folder / f"{peer.package}.log"
         with ExitStack() as stack:
             yield [
@@ -69,7 +86,7 @@ class Arena:
                 for _ in range(count)
             ]
 
-    def environment(self, peer: Peer, database: str) -> Mapping[str, str]:
+    def environment(self, peer: Peer, database: str) -> dict[str, str]:
         """Return what the peer's processes find in their environment."""
         broker = {"BENCH_BROKER": self.redis} if peer.broker == "redis" and self.redis else {}
         return {
@@ -78,7 +95,6 @@ class Arena:
             PATH_VARIABLE: str(self.board_path),
             "DJANGO_SETTINGS_MODULE": peer.settings,
             "PYTHONPATH": str(ROOT),
-            **peer.environment,
         }
 
     def wait_until_settled(
@@ -111,20 +127,21 @@ class Arena:
                 "more than once"
             )
 
-    def _fill(self, peer: Peer, database: str, job: str, count: int) -> None:
+    def _fill(self, peer: Peer, database: str, asked: tuple[str, ...]) -> None:
         if self.redis is not None:
             brokers.empty(self.redis)
-        if count:
-            self.ask(peer, database, "enqueue", job, count)
+        if asked:
+            self.ask(peer, database, *asked)
 
-    def _template(self, peer: Peer, job: str, count: int) -> str:
-        """Return a database like the wanted one, which is made once: all rounds start alike."""
-        key = (peer.package, job, str(count))
+    def _template(
+        self, peer: Peer, asked: tuple[str, ...], environment: Mapping[str, str] | None = None
+    ) -> str:
+        key = (peer.package, *asked, *(environment or {}).values())
         if key not in self._templates:
-            base = self._template(peer, "", 0) if count else None
-            name = self.cluster.create("_".join(key), base)
-            if count:
-                self.ask(peer, name, "enqueue", job, count)
+            base = self._template(peer, ()) if asked else None
+            name = self.cluster.create(f"template_{len(self._templates)}", base)
+            if asked:
+                self.ask(peer, name, *asked, environment=environment)
             else:
                 self.ask(peer, name, "install")
             self._templates[key] = name

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-
-def percentile(values: Iterable[float], rank: float) -> float:
-    """Return the smallest of ``values`` that ``rank`` percent of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * rank / 100) - 1)]
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """What a contestant's ``adapter.py`` can be asked to do, as a program in its own environment.
 
-``install``, ``enqueue JOB COUNT``, ``publish JOB COUNT`` and ``ping JOB COUNT SECONDS``; the answer
-is one line of JSON. The database is ``BENCH_DSN``.
+``install``, ``enqueue JOB COUNT``, ``publish JOB COUNT``, ``ping JOB COUNT SECONDS``, or the name
+of one of its own methods with arguments; the answer is one line of JSON. The database is
+``BENCH_DSN``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ def main(adapter: Adapter) -> None:
         "publish": _publish,
         "ping": _ping,
     }
-    print(json.dumps(verbs[verb](adapter, *arguments)))
+    if verb in verbs:
+        answer = verbs[verb](adapter, *arguments)
+    else:
+        answer = getattr(adapter, verb)(*arguments)
+    print(json.dumps(answer))
 
 
 def _install(adapter: Adapter) -> dict[str, float]:

@@ -7,6 +7,7 @@ work that is measured nor can be lost. Each job has one byte: how often it was h
 from __future__ import annotations
 
 import functools
+import math
 import mmap
 import os
 import struct
@@ -80,6 +81,27 @@ class Stopwatch:
         return [
             (handled - published) / 1e6 for published, handled in pairs if published and handled
         ]
+
+    def summary(self) -> dict[str, float]:
+        """Return the delays' p50, p99 and max, in milliseconds."""
+        delays = sorted(self.delays_ms)
+        ranks = {"p50": 50, "p99": 99, "max": 100}
+        return {
+            name: delays[max(0, math.ceil(len(delays) * rank / 100) - 1)]
+            for name, rank in ranks.items()
+        }
+
+    def is_published(self, number: int) -> bool:
+        """Tell whether job ``number`` has been noted as published."""
+        return self._read(2 * number) > 0
+
+    def is_handled(self, number: int) -> bool:
+        """Tell whether job ``number`` has been noted as handled."""
+        return self._read(2 * number + 1) > 0
+
+    def _read(self, slot: int) -> int:
+        found: int = CLOCK.unpack_from(self._map, slot * CLOCK.size)[0]
+        return found
 
     def _note(self, slot: int) -> None:
         CLOCK.pack_into(self._map, slot * CLOCK.size, time.monotonic_ns())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+COMMON_WORKS = frozenset({"noop", "insert", "publish", "many", "latency"})
 Broker = Literal["postgresql", "redis"]
 
 
@@ -16,6 +17,9 @@ class Entry:
     label: str
     job: str
     jobs_per_second: int  # about what is to be expected; only sizes the runs
+    environment: Mapping[str, str] = field(default_factory=dict)  # of adapters and workers
+    processes: int = 1
+    count: int = 0  # of jobs, where the work does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +35,9 @@ class Peer:
     broker: Broker = "postgresql"
     python: tuple[int, int] = (3, 11)  # the oldest it runs on
     settings: str = "benchmarks.peers.settings"  # Django's
-    environment: Mapping[str, str] = field(default_factory=dict)
     has_processes_option: bool = False  # else several workers are started
     entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
-    works: frozenset[str] = frozenset({"noop", "insert", "publish", "many", "latency"})
+    works: frozenset[str] = COMMON_WORKS
 
     def entries_for(self, work: str) -> tuple[Entry, ...]:
         """Return how it takes part in a work; empty if it does not."""

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from benchmarks.works.asking import Asking, Cancelling
+from benchmarks.works.catching_up import CatchingUp
+from benchmarks.works.crowd import Crowd
 from benchmarks.works.drain import Drain
+from benchmarks.works.footprint import Footprint
+from benchmarks.works.idling import Idle
 from benchmarks.works.latency import Latency
 from benchmarks.works.publishing import PublishMany, PublishOneByOne
 from benchmarks.works.work import Comparison, Goal, Metric, Work
 
 RATE = Metric(name="rate", unit="/s")
+FLATNESS = Metric(name="flatness", unit="last ÷ first tenth")
 DELAYS = tuple(Metric(name=name, unit="ms", is_better_when_higher=False) for name in ("p50", "p99"))
+LONGEST = Metric(name="max", unit="ms", is_better_when_higher=False)
+COSTS = (
+    Metric(name="cpu", unit="% of a core", is_better_when_higher=False),
+    Metric(name="transactions", unit="/s", is_better_when_higher=False),
+)
+SIZES = (
+    Metric(name="memory", unit="MiB", is_better_when_higher=False),
+    Metric(name="growth", unit="MiB", is_better_when_higher=False),
+    Metric(name="start", unit="s", is_better_when_higher=False),
+)
 
-WORKS: tuple[Work, ...] = (
+DEFAULT: tuple[Work, ...] = (
     Drain(
-        Comparison(
+        comparison=Comparison(
             name="noop",
             title="Drain of jobs that do nothing, one worker process",
             metrics=(RATE,),
@@ -22,7 +38,7 @@ WORKS: tuple[Work, ...] = (
         work="noop",
     ),
     Drain(
-        Comparison(
+        comparison=Comparison(
             name="noop2",
             title="Drain of jobs that do nothing, two worker processes",
             metrics=(RATE,),
@@ -32,7 +48,7 @@ WORKS: tuple[Work, ...] = (
         processes=2,
     ),
     Drain(
-        Comparison(
+        comparison=Comparison(
             name="insert",
             title="One row by Django's ORM per job, one worker process",
             metrics=(RATE,),
@@ -75,3 +91,109 @@ WORKS: tuple[Work, ...] = (
         )
     ),
 )
+LONG: tuple[Work, ...] = (
+    Crowd(
+        Comparison(
+            name="crowd",
+            title="Commits of eight publishers, with and without listeners",
+            metrics=(RATE,),
+            reference="nobody listens, NOTIFY off",
+            goals=(Goal(label="4 sessions listen", metric="rate", ratio=0.97),),
+        )
+    ),
+    Idle(
+        Comparison(name="idle", title="What an idle worker costs", metrics=COSTS),
+    ),
+    Drain(
+        comparison=Comparison(
+            name="snapshot",
+            title="Drain of 100,000 while another session holds a snapshot",
+            metrics=(FLATNESS, RATE),
+        ),
+        work="noop",
+        holds_snapshot=True,
+        seconds_times=2,
+    ),
+    Drain(
+        comparison=Comparison(
+            name="past",
+            title="Drain beside 1,000,000 finished tasks",
+            metrics=(RATE,),
+            reference="no past",
+            goals=(Goal(label="1,000,000 finished", metric="rate", ratio=0.9),),
+        ),
+        work="past",
+    ),
+    Drain(
+        comparison=Comparison(
+            name="quiet",
+            title="Drain by a worker of many consumers, of which one has work",
+            metrics=(RATE,),
+            reference="1 consumers, one has work",
+            goals=(Goal(label="50 consumers, one has work", metric="rate", ratio=0.9),),
+        ),
+        work="quiet",
+    ),
+    Asking(
+        comparison=Comparison(
+            name="pull",
+            title="Pull of 100 new events at the end of a stream",
+            metrics=(Metric(name="time", unit="ms", is_better_when_higher=False),),
+            reference="10,000 events",
+        ),
+        fill="events",
+        method="pull",
+    ),
+    CatchingUp(
+        Comparison(
+            name="rare",
+            title="Events read a second by a consumer that selects 1 of 10,000",
+            metrics=(RATE,),
+        )
+    ),
+    Footprint(
+        Comparison(
+            name="memory",
+            title="A worker's memory, its growth, and its start-up",
+            metrics=SIZES,
+        )
+    ),
+    Drain(
+        comparison=Comparison(
+            name="workers",
+            title="Drain by 1 to 8 worker processes",
+            metrics=(RATE,),
+            reference="1 processes",
+        ),
+        work="workers",
+    ),
+    Drain(
+        comparison=Comparison(
+            name="queued", title="Drain of short and long queues", metrics=(RATE,)
+        ),
+        work="queued",
+    ),
+    Drain(
+        comparison=Comparison(
+            name="body", title="Drain of small and large bodies", metrics=(RATE,)
+        ),
+        work="body",
+    ),
+    Drain(
+        comparison=Comparison(
+            name="serialize",
+            title="Drain of tasks that wait for their key's turn",
+            metrics=(RATE,),
+            reference="not serialized",
+        ),
+        work="serialize",
+    ),
+    Cancelling(
+        Comparison(
+            name="cancelled",
+            title="From a request to cancel to message.cancelled in the handler",
+            metrics=(*DELAYS, LONGEST),
+        )
+    ),
+)
+WORKS = (*DEFAULT, *LONG)

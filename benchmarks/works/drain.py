@@ -4,42 +4,85 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from benchmarks.arena import STALL_SECONDS, Arena
+import psycopg
+
+from benchmarks.arena import Arena
 from benchmarks.peers.board import Board
 from benchmarks.peers.peer import Entry, Peer
-from benchmarks.processes import wait_until
+from benchmarks.progress import rate_between, watch
 from benchmarks.works.work import Comparison, Scale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COUNT_MAX = 20_000  # of a second's work: whoever is faster has the same number of jobs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """Jobs a second, from the first handler to the last acknowledgement in the database."""
+    """Jobs a second, from the first handler to the last acknowledgement in the database.
+
+    ``flatness`` is the rate of the last tenth over that of the first.
+    """
 
     comparison: Comparison
     work: str  # under which peers list their entries
     processes: int = 1
     writes_effects: bool = False
+    holds_snapshot: bool = False  # another session's, open all the time
+    seconds_times: float = 1  # longer than other runs
 
     def entries(self, peer: Peer) -> tuple[Entry, ...]:
         return peer.entries_for(self.work)
 
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
-        count = round(min(entry.jobs_per_second, COUNT_MAX) * scale.seconds * self.processes)
+        processes = max(self.processes, entry.processes)
+        seconds = scale.seconds * self.seconds_times * min(processes, 2)
+        count = round(min(entry.jobs_per_second, COUNT_MAX) * seconds)
+        if entry.count:
+            count = max(1_000, round(entry.count * scale.part))
+        fill = self.fill(entry, count, scale)
         board = Board.create(arena.board_path, count)
+        environment = entry.environment
         with (
-            arena.database(peer, entry.job, count) as database,
-            arena.workers(peer, database, entry.job, self.processes) as workers,
+            arena.database(peer, *fill, environment=environment) as database,
+            held_snapshot(arena, database) if self.holds_snapshot else nullcontext(),
+            arena.workers(
+                peer, database, self.job(entry), processes, environment=environment
+            ) as workers,
         ):
-            wait_until(lambda: board.done_count > 0, workers, STALL_SECONDS, "nothing was handled")
-            began, done_before = time.monotonic(), board.done_count
-            wait_until(lambda: board.done_count == count, workers, STALL_SECONDS, "jobs were left")
+            curve = watch(board, count, workers)
             arena.wait_until_settled(peer, database, count, workers)
-            seconds = time.monotonic() - began
+            ended_at = time.monotonic()
             if self.writes_effects:
                 arena.check_effects(database, count)
         arena.check_board(board, count)
-        return {"rate": (count - done_before) / seconds}
+        first = curve[0]
+        return {
+            "rate": (count - first.done_count) / (ended_at - first.at),
+            "flatness": rate_between(curve, 0.9, 1) / (rate_between(curve, 0, 0.1) or 1),
+        }
+
+    def job(self, entry: Entry) -> str:
+        """Return what the worker is to run; empty: all there is."""
+        return "noop" if self.work == "past" else entry.job
+
+    def fill(self, entry: Entry, count: int, scale: Scale) -> tuple[object, ...]:
+        """Return what the adapter is asked to prepare."""
+        if self.work == "past":
+            return "finished", round(int(entry.job) * scale.part), count
+        return "enqueue", entry.job or "noop", count
+
+
+@contextmanager
+def held_snapshot(arena: Arena, database: str) -> Iterator[None]:
+    """Let a session see the database as it is now, as a report or a backup does."""
+    with psycopg.connect(arena.cluster.url(database)) as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT count(*) FROM pg_class")
+        yield
+        connection.rollback()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.arena import STALL_SECONDS, Arena
-from benchmarks.measurement import percentile
+from benchmarks.arena import Arena
 from benchmarks.peers.board import Stopwatch
 from benchmarks.peers.peer import Entry, Peer
 from benchmarks.processes import wait_until
+from benchmarks.progress import STALL_SECONDS
 from benchmarks.works.work import Comparison, Scale
 
 GAP = 0.02  # seconds between two publications: long enough for the worker to be idle again
@@ -28,11 +28,10 @@ class Latency:
         # Job 0 is queued before: when it is handled, the worker is up.
         watch = Stopwatch.create(arena.board_path, 1 + scale.pings)
         with (
-            arena.database(peer, entry.job, 1) as database,
+            arena.database(peer, "enqueue", entry.job, 1) as database,
             arena.workers(peer, database, entry.job) as workers,
         ):
             wait_until(lambda: watch.done_count == 1, workers, STALL_SECONDS, "nothing was handled")
             arena.ask(peer, database, "ping", entry.job, scale.pings, GAP)
             wait_until(lambda: watch.done_count == 1 + scale.pings, workers, STALL_SECONDS, "lost")
-        delays = watch.delays_ms
-        return {"p50": percentile(delays, 50), "p99": percentile(delays, 99)}
+        return watch.summary()

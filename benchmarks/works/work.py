@@ -17,10 +17,14 @@ class Scale:
     seconds: float  # that a run is about to last
     pings: int  # messages of one measurement of latency
     bulk: int = 10_000  # events that are published at once
+    idle_seconds: float = 10
+    queued: int = 1_000_000  # for the memory of a worker
+    footprint_seconds: float  # that the slower ones may take to drain what is queued
+    part: float = 1.0  # of large tables
 
 
-QUICK = Scale(seconds=0.8, pings=60)
-NORMAL = Scale(seconds=2.5, pings=300)
+QUICK = Scale(seconds=0.8, pings=60, idle_seconds=3, queued=20_000, footprint_seconds=2, part=0.02)
+NORMAL = Scale(seconds=2.5, pings=300, footprint_seconds=60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,9 @@
-"""KanthorQ's defaults: ``KANTHORQ`` is not set."""
+"""KanthorQ's defaults, but where the measurement is about a setting."""
+
+import os
 
 from benchmarks.peers.settings import *  # noqa: F403
 from benchmarks.peers.settings import INSTALLED_APPS
 
 INSTALLED_APPS = [*INSTALLED_APPS, "kanthorq_django", "benchmarks.peers.kanthorq"]
+KANTHORQ = {"NOTIFY": False} if os.environ.get("BENCH_NOTIFY") == "0" else {}
