@@ -26,8 +26,8 @@ from tests.shop.running import demo, descendants, environment, is_alive
 
 CUSTOMERS = 40
 WIDTH = 80
-PIDS = r"processes (\d+) and (\d+)"
-SERVED = r"Address +(\S+)\n +Login +admin\n +Password +(\S+)\n +Worker +process (\d+)"
+PIDS = r"processes (\d+) and (\d+)\."  # to the full stop: what is read may end anywhere
+SERVED = r"Address +(\S+)\n +Login +admin\n +Password +(\S+)\n +Worker +process (\d+),"
 
 BOOK_TWICE = """
     CREATE FUNCTION sabotage() RETURNS trigger LANGUAGE plpgsql AS $$
