@@ -6,7 +6,8 @@ from django.contrib.staticfiles import finders
 from django.test import Client
 
 from kanthorq_django import schedule
-from kanthorq_django.models import TaskState, Worker
+from kanthorq_django.models import OperatorAction, TaskState, Worker
+from kanthorq_django.models.audit import Order
 from tests.admin.pages import page
 from tests.factories import TaskFactory
 
@@ -27,6 +28,9 @@ def pages(admin_client: Client) -> dict[str, str]:
     planned = schedule(
         "report", rrule="FREQ=DAILY", dtstart=datetime(2026, 1, 1, tzinfo=UTC), subject="report.due"
     )
+    order = Order(operator="ann", origin=OperatorAction.Origin.ADMIN, selection={"q": ["<b>"]})
+    order.record("tasks.cancel", using="default", counts={"updated": 1}, ids=[task.event_id])
+    action = OperatorAction.objects.get()
     rows = {
         "stream": task.consumer.stream_id,
         "event": task.event_id,
@@ -34,6 +38,7 @@ def pages(admin_client: Client) -> dict[str, str]:
         "task": task.pk,
         "worker": worker.pk,
         "schedule": planned.pk,
+        "operatoraction": action.pk,
     }
     addresses = [page(f"{noun}_changelist") for noun in rows]
     addresses += [page(f"{noun}_change", pk) for noun, pk in rows.items()]

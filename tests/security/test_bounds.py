@@ -2,14 +2,18 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.db import transaction
 
 from kanthorq_django import publish, publish_many, schedule, subscribe
 from kanthorq_django.checks import check_settings
+from kanthorq_django.conf import SECRET_KEYS, Settings
 from kanthorq_django.domain.subscriptions import Registry
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import encode_result
@@ -156,3 +160,11 @@ def test_a_limit_that_python_cannot_keep_is_refused_by_the_checks(settings):
     settings.KANTHORQ = {"DEPTH_MAX": 501}
     (told,) = check_settings()
     assert told.msg == "KANTHORQ['DEPTH_MAX'] is 501; it must be at most 500."
+
+
+def test_every_setting_stands_in_the_documentation():
+    text = (Path(django_settings.BASE_DIR) / "docs" / "settings.md").read_text()
+    for field in fields(Settings):
+        assert f"| `{field.name}` |" in text, field.name
+    for key in SECRET_KEYS:
+        assert key in text
