@@ -5,10 +5,13 @@ Next, a consumer turns them into tasks: see consumer.py.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
+from django.conf import settings as django_settings
 from django.db import connections, models, transaction
+from django.utils import timezone
 
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
     from kanthorq_django.models.task import Task
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
 STATEMENT_ROWS_MAX = 1_000
 
@@ -223,13 +227,14 @@ def _insert_one(events: Sequence[Event], stream: str, using: str) -> list[Event]
     """One statement: the lookup of the stream costs no round trip of its own."""
     (event,) = events
     params = _columns(event) | {"stream": stream}
-    rows = sql.rows(using, "publish", params)
-    if not rows:
+    stored = sql.values(using, "publish", params)
+    if stored is None:
         registered = Stream.objects.using(using).register(stream)
-        rows = sql.rows(using, "publish", params)
-    if not rows:
+        stored = sql.values(using, "publish", params)
+    if stored is None:
         return [_known(events, registered, using)[event.pk]]
-    return [_stored(event, rows[0], using)]
+    stream_id, xid, microseconds = stored
+    return [_noted(event, (stream_id, xid, _moment(microseconds, using)), using)]
 
 
 def _insert_many(events: Sequence[Event], stream: str, using: str) -> list[Event]:
@@ -242,7 +247,7 @@ def _insert_many(events: Sequence[Event], stream: str, using: str) -> list[Event
         moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
         _copy(plain, moment, using)
         known = _insert_keyed(keyed, registered, moment, using)
-    return [known.get(event.pk) or _stored(event, moment, using) for event in events]
+    return [known.get(event.pk) or _noted(event, moment, using) for event in events]
 
 
 def _copy(events: Sequence[Event], moment: Any, using: str) -> None:
@@ -305,8 +310,17 @@ def _columns(event: Event) -> dict[str, Any]:
     }
 
 
-def _stored(event: Event, row: Any, using: str) -> Event:
-    event.stream_id, event.xid, event.created_at = row.stream_id, row.xid, row.created_at
+def _moment(microseconds: int, using: str) -> datetime:
+    """Return the moment so many microseconds after 1970; psycopg takes ten times as long."""
+    moment = EPOCH + timedelta(microseconds=microseconds)
+    if django_settings.USE_TZ:
+        return moment
+    return timezone.make_naive(moment, connections[using].timezone)
+
+
+def _noted(event: Event, stored: tuple[int, int, datetime], using: str) -> Event:
+    """Return ``event`` as it is stored now."""
+    event.stream_id, event.xid, event.created_at = stored
     event._state.adding, event._state.db = False, using
     return event
 

@@ -41,6 +41,14 @@ def rows(
         return _rows(cursor)
 
 
+def values(using: str, name: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Run ``<name>.sql``; return its first row as it comes, None when there is none."""
+    with cursor_for(using, name) as cursor:
+        cursor.execute(load(name), params)
+        found: tuple[Any, ...] | None = cursor.fetchone()
+        return found
+
+
 def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False) -> set[int]:
     """Run ``<name>.sql`` as ``rows()`` does; return its one column."""
     with cursor_for(using, name) as cursor:

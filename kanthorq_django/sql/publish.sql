@@ -10,4 +10,4 @@ SELECT
 FROM kanthorq_django_stream AS stream
 WHERE stream.name = %(stream)s
 ON CONFLICT (stream_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-RETURNING stream_id, xid::text::bigint AS xid, created_at;
+RETURNING stream_id, xid::text::bigint, (extract(epoch FROM created_at) * 1000000)::bigint;

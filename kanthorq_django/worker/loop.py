@@ -20,6 +20,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.lease import AT_ONCE, Lease
+from kanthorq_django.models.notifications import SETTLE_SECONDS
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import calls
@@ -61,6 +62,7 @@ class WorkerLoop:
         self._using: str = router.db_for_write(Consumer)
         self._stop = threading.Event()
         self._wake = threading.Event()
+        self._woken_at = -math.inf
         self._backoff = Backoff("puller")
         self._flights = Flights(emptied=self._wake.set)
         self._scheduler = Scheduler(self._using)
@@ -163,7 +165,12 @@ class WorkerLoop:
         streams = {consumer.stream_id for consumer in consumers}
         using = get_settings().LISTEN_DATABASE or self._using
         on_cancel = self._renewer.look_for_cancellations
-        return [Listener(using, streams, self._wake.set, on_cancel, self._warden.bounded)]
+        return [Listener(using, streams, self._wake_up, on_cancel, self._warden.bounded)]
+
+    def _wake_up(self) -> None:
+        """Note that something was published."""
+        self._woken_at = time.monotonic()
+        self._wake.set()
 
     def _turn(self) -> None:
         """Fetch what there is room for, then rest until something is due or wakes us."""
@@ -181,7 +188,12 @@ class WorkerLoop:
             return
         self._backoff.succeeded()
         if seconds:
-            self._wake.wait(seconds)
+            self._wake.wait(self._settled(seconds))
+
+    def _settled(self, seconds: float) -> float:
+        """Cut short a rest soon after a notification: what committed with it sent no other."""
+        settling = self._woken_at + SETTLE_SECONDS - time.monotonic()
+        return min(seconds, settling) if settling > 0 else seconds
 
     def _publish_scheduled(self) -> float:
         if not self._options.pulls:

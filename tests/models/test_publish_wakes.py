@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many
-from kanthorq_django.models import Event, Stream
+from kanthorq_django.models import Event, Stream, notifications
 from kanthorq_django.models.notifications import channel
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -57,6 +57,12 @@ def raw_connection() -> psycopg.Connection:
         dbname=info.dbname,
         autocommit=True,
     )
+
+
+@pytest.fixture(autouse=True)
+def unspared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every notification be sent, however fast the test publishes."""
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -208,3 +214,15 @@ def test_a_notification_that_fails_after_the_commit_is_logged_and_not_raised(
             connection.close()
     assert Event.objects.get().subject == "order.paid"
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_burst_of_commits_announces_itself_sparingly(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
+    publish("order.paid", stream="a")
+    ear.heard()
+    for _ in range(3):
+        publish("order.paid", stream="a")
+        publish("order.paid", stream="b")
+    assert ear.heard() == ["b"]

@@ -11,8 +11,9 @@ from django.utils import timezone
 
 from kanthorq_django import publish, publish_many, schedule, signals, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.models import Consumer, Event, Task, TaskState, notifications
 from kanthorq_django.subscribers import sync
+from kanthorq_django.worker import loop
 from tests.concurrency import elsewhere, wait_until
 from tests.worker.working import (
     PATIENCE,
@@ -35,6 +36,17 @@ def test_a_notification_wakes_a_worker_long_before_its_poll():
     with working("woken", poll_interval=LONG, listen=True):
         for count in range(1, 6):
             announce()  # the first is found when the worker begins to listen
+            wait_for_state(TaskState.COMPLETED, count)
+
+
+def test_what_is_published_soon_after_a_notification_sends_none_and_is_found(monkeypatch):
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", 1.0)
+    monkeypatch.setattr(loop, "SETTLE_SECONDS", 1.5)
+    accept("woken")
+
+    with working("woken", poll_interval=LONG, listen=True):
+        for count in range(1, 5):
+            announce()
             wait_for_state(TaskState.COMPLETED, count)
 
 
