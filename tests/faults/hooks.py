@@ -6,6 +6,7 @@ environment asks for it.
 ``FAULTS_POINT``  name:nth:signal, e.g. ``pull read:2:KILL``
 ``FAULTS_SQL``    {"ack": [["old", "new"]]}
 ``FAULTS_SET``    {"kanthorq_django.worker.warden.CUT_AFTER": 1.0}
+``FAULTS_OUTPUT`` the file that its output goes to, such as /dev/full
 """
 
 import contextlib
@@ -73,6 +74,10 @@ def arm() -> None:
         setattr(owner, name, value)
     if changes := json.loads(os.environ.get("FAULTS_SQL", "{}")):
         _alter(changes)
+    if output := os.environ.get("FAULTS_OUTPUT"):
+        file = os.open(output, os.O_WRONLY)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
     if asked := os.environ.get("FAULTS_POINT"):
         name, nth, action = asked.split(":")
         _Watch(POINTS[name], int(nth), signal.Signals[f"SIG{action}"])

@@ -1,5 +1,6 @@
 """Where a fault test plays: a database, its workers and clients, and the verdict at the end."""
 
+import ctypes
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from tests.processes import RunningWorker, is_alive, runworker
 PATIENCE = 30.0  # seconds in which whatever is waited for has to happen
 FIGURES = Path(os.environ.get("FAULTS_FIGURES", tempfile.gettempdir())) / "kanthorq-faults.jsonl"
 LEASE_SECONDS = LEASE.total_seconds()
+CLONE_NEWNET = 0x40000000
 QUICK = ("--poll-interval", "0.1", "--concurrency", "4")
 
 
@@ -86,12 +88,19 @@ class Stage:
         url: str = "",
         point: str = "",
         sql: dict[str, list[list[str]]] | None = None,
+        within: str = "",
         **variables: str,
     ) -> RunningWorker:
-        """Start a worker for all consumers; ``point`` is where it is to die, see hooks.py."""
+        """Start a worker for all consumers; ``point`` is where it is to die, see hooks.py.
+
+        ``within`` names a network namespace.
+        """
         given = self._environment(url) | {"FAULTS_POINT": point, "LOG_LEVEL": "INFO"} | variables
         given["FAULTS_SQL"] = json.dumps(sql or {})
-        worker = self._exits.enter_context(runworker(*self.consumers, *QUICK, *arguments, **given))
+        with _network(within):
+            worker = self._exits.enter_context(
+                runworker(*self.consumers, *QUICK, *arguments, **given)
+            )
         self._workers.append(worker)
         self.groups.append(worker.pid)
         return worker
@@ -197,8 +206,9 @@ class Stage:
                 process.wait()
 
     def _have_all_started(self) -> bool:
-        alive = [worker for worker in self._workers if worker.is_running]
-        return all(" started for " in worker.text for worker in alive)
+        rows = self.view.rows("SELECT pid FROM kanthorq_django_worker")
+        groups = {os.getpgid(pid) for (pid,) in rows if is_alive(pid)}
+        return groups >= {worker.pid for worker in self._workers if worker.is_running}
 
     def _is_settled(self, deadline: float) -> bool:
         time.sleep(0.05)
@@ -220,3 +230,18 @@ class Stage:
         with suppress(psycopg.Error):
             where += "\n" + "\n".join(self.view.left() + self.view.open())
         return f"{what}\n{where}\n{said}"
+
+
+@contextmanager
+def _network(name: str) -> Iterator[None]:
+    """Let what this thread starts live in the network namespace ``name``, if one is given."""
+    if not name:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open() as ours, Path(f"/run/netns/{name}").open() as its:
+        assert libc.setns(its.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            assert libc.setns(ours.fileno(), CLONE_NEWNET) == 0

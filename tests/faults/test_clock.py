@@ -1,0 +1,52 @@
+"""Machines whose clocks are wrong: only the database's clock decides."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.stage import Stage
+
+LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+def wrong_by(offset: str) -> dict[str, str]:
+    """Return the variables under which a process takes the time to be another one."""
+    if not LIBRARIES:
+        pytest.skip("there is no libfaketime; apt-get install libfaketime")
+    return {
+        "LD_PRELOAD": str(LIBRARIES[0]),
+        "FAKETIME": offset,
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+def test_workers_whose_clocks_are_ten_minutes_wrong_keep_and_lose_leases_as_others(stage: Stage):
+    stage.is_undisturbed = True
+    stage.consumers += ["slow", "ticks"]
+    stage.worker(**wrong_by("+600s"))
+    stage.worker(**wrong_by("-600s"))
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("say slow.on")
+    client.do("tick 10")
+    client.do("both 30")
+
+    stage.settle()
+
+    stage.check()
+
+
+@pytest.mark.parametrize("offset", ["+600s", "-600s"])
+def test_publishers_whose_clock_is_ten_minutes_wrong_lose_nothing(stage: Stage, offset: str):
+    """The ids of their events are of another time; delivery does not go by them."""
+    stage.worker()
+    wrong, right = stage.client(**wrong_by(offset)), stage.client()
+    stage.wait_until_started()
+    for _ in range(3):
+        wrong.begin("say order.wrong")
+        right.do("publish 6")
+        wrong.wait()
+
+    stage.settle()
+
+    stage.check()

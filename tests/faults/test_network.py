@@ -1,0 +1,209 @@
+"""Networks that fall silent, reset, delay, partition, and lose the answer that counts."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from project.postgres.cluster import PORT
+from tests.faults.stage import LEASE_SECONDS, Stage
+from tests.proxy import Proxy
+
+LOOPBACK = "127.0.0.1"
+HEALED_WITHIN = 60.0  # seconds in which a half-open connection is found out
+# The same limits as in production, made shorter: what is cut after 25 seconds, after one.
+IMPATIENT = {
+    "kanthorq_django.worker.warden.CANCEL_AFTER": 0.7,
+    "kanthorq_django.worker.warden.CUT_AFTER": 1.0,
+}
+
+
+@pytest.fixture
+def proxy(stage: Stage) -> Iterator[Proxy]:
+    with Proxy((str(stage.server.socket_dir), PORT), LOOPBACK) as proxy:
+        yield proxy
+
+
+def url_of(stage: Stage, proxy: Proxy) -> str:
+    return stage.view.url(proxy.host, proxy.port)
+
+
+@pytest.mark.parametrize("limits", [IMPATIENT, pytest.param({}, marks=pytest.mark.slow)])
+def test_connections_that_fall_silent_are_found_out_and_replaced(
+    stage: Stage, proxy: Proxy, limits: dict[str, float]
+):
+    stage.consumers = ["plain", "coroutine"]
+    worker = stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(limits))
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("both 10")
+    proxy.freeze()
+    client.do("both 5")
+
+    seconds = stage.settle(2 * HEALED_WITHIN)
+
+    assert seconds < HEALED_WITHIN
+    if not limits:
+        stage.record("connections are half-open: everything handled", seconds=seconds)
+    assert worker.is_running
+    stage.check()
+
+
+def test_connections_that_are_reset_in_mid_statement_lose_and_double_nothing(
+    stage: Stage, proxy: Proxy
+):
+    url = url_of(stage, proxy)
+    workers = [stage.worker(url=url), stage.worker(url=url)]
+    client = stage.client(url=url)
+    stage.wait_until_started()
+    client.begin("both 90")
+    for _ in range(5):
+        time.sleep(0.2)  # the moments are what is drawn
+        proxy.reset()
+    client.wait()
+
+    stage.settle()
+
+    assert all(worker.is_running for worker in workers)
+    stage.check()
+
+
+LOST_REPLIES = {
+    "a handler's commit": "COMMIT",
+    "a claim": "Lease the due tasks",
+    "an ack": "End leased tasks well",
+    "an ack in a transaction": "What ack.sql does",
+    "a nack": "Nack",
+    "a renewal": "Extend the leases in flight",
+    "a pull": "Turn a page of new events",
+}
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_a_lost_reply_loses_and_doubles_nothing(stage: Stage, proxy: Proxy, *, carried_out: bool):
+    stage.consumers += ["slow"]
+    url = url_of(stage, proxy)
+    stage.worker(url=url)
+    client = stage.client()
+    stage.wait_until_started()
+    lose = proxy.lose_reply_to if carried_out else proxy.lose
+    events = {what: lose(fragment) for what, fragment in LOST_REPLIES.items()}
+    client.do("say slow.on")
+    client.do("both 40")
+
+    stage.settle()
+
+    # Not every statement is sure to have come by; most of them are.
+    assert sum(event.is_set() for event in events.values()) >= 5
+    stage.check()
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_a_publisher_whose_commit_gets_no_answer_is_in_doubt_and_nothing_is_halved(
+    stage: Stage, proxy: Proxy, *, carried_out: bool
+):
+    stage.worker()
+    client = stage.client(url=url_of(stage, proxy))
+    lose = proxy.lose_reply_to if carried_out else proxy.lose
+    for _ in range(5):
+        happened = lose("COMMIT")
+        client.do("publish 8")
+        assert happened.is_set()
+
+    stage.settle()
+
+    facts = stage.check()
+    in_doubt = [made for made in facts.publications if made.outcome == "in doubt"]
+    assert len(in_doubt) >= 5
+    assert all(bool(made.events & facts.ids) is carried_out for made in in_doubt)
+
+
+def test_latency_and_stalls_only_cost_time(stage: Stage, proxy: Proxy, seed: int):
+    chance = random.Random(seed)  # noqa: S311  # repeatable on purpose
+
+    def lateness() -> float:
+        return chance.uniform(0.1, 0.5) if chance.random() < 0.05 else chance.uniform(0, 0.02)
+
+    proxy.lateness = lateness
+    stage.worker("--concurrency", "8", url=url_of(stage, proxy))
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("both 15")
+
+    stage.settle()
+
+    facts = stage.check()
+    assert not any(task.lost_leases for task in facts.tasks), "a lease was renewed too late"
+
+
+def test_a_partition_longer_than_a_lease_lets_only_one_side_commit(stage: Stage, proxy: Proxy):
+    cut_off = stage.worker(url=url_of(stage, proxy))
+    client = stage.client()
+    stage.wait_until_started()
+    client.begin("both 60")
+    stage.wait_until(lambda: stage.view.value("SELECT count(*) FROM kanthorq_django_task") > 40)
+    with proxy.partitioned():
+        client.wait()
+        stage.worker()
+        time.sleep(2 * LEASE_SECONDS)  # what is on trial is time that passes
+    client.do("both 5")
+
+    stage.settle()
+
+    assert cut_off.is_running
+    stage.check()
+
+
+@contextmanager
+def network(name: str) -> Iterator[str]:
+    """A network namespace with a cable to this one; yields our address at it."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2; apt-get install iproute2")
+    here, there = f"{name}h", f"{name}t"
+    ip("netns", "add", name)
+    try:
+        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
+        ip("addr", "add", "10.213.7.1/30", "dev", here)
+        ip("link", "set", here, "up")
+        ip("-n", name, "addr", "add", "10.213.7.2/30", "dev", there)
+        ip("-n", name, "link", "set", there, "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        yield "10.213.7.1"
+    finally:
+        ip("netns", "del", name)
+
+
+def ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode and arguments[:2] == ("netns", "add"):
+        pytest.skip(f"network namespaces are not allowed here: {done.stderr.strip()}")
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
+
+
+@pytest.mark.slow
+def test_a_cable_that_is_pulled_and_plugged_in_again_loses_and_doubles_nothing(stage: Stage):
+    name = f"kq{os.getpid() % 10_000}"
+    with network(name) as address, Proxy((str(stage.server.socket_dir), PORT), address) as proxy:
+        worker = stage.worker(url=url_of(stage, proxy), within=name)
+        client = stage.client()
+        stage.wait_until_started()
+        client.begin("both 60")
+        threading.Event().wait(0.5)
+        ip("link", "set", f"{name}h", "down")
+        client.wait()
+        stage.worker()
+        time.sleep(3 * LEASE_SECONDS)  # what is on trial is time that passes
+        ip("link", "set", f"{name}h", "up")
+        client.do("both 5")
+
+        stage.settle(2 * HEALED_WITHIN)
+
+        assert worker.is_running
+        stage.check()
