@@ -129,7 +129,7 @@ def test_a_test_that_fails_leaves_no_process_of_its_demo_behind(tmp_path: Path):
     output = tmp_path / "output"
     with pytest.raises(ZeroDivisionError) as failure:
         fail_while_serving(output)
-    assert "Starting development server at" in failure.value.__notes__[0]
+    assert "development server at http:" in failure.value.__notes__[0]
     assert descendants(output) == []
     wait_until(is_alone, lambda: None)
 
