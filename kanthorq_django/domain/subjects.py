@@ -4,6 +4,7 @@ A subject is dot-separated tokens, most general first: ``order.cancelled.v2``. I
 filter ``*`` stands for exactly one token and a closing ``>`` for one or more.
 """
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,12 @@ _NEVER = "$.^"  # a regular expression that matches no subject
 
 def subject_problem(subject: object) -> str | None:
     """Return what is wrong with ``subject`` in words, or None when it may be published."""
-    return _text_problem(subject) or _tokens_problem(str(subject).split("."))
+    return _concrete_problem(subject) if isinstance(subject, str) else _text_problem(subject)
+
+
+@functools.lru_cache(maxsize=4_096)  # publishers repeat themselves
+def _concrete_problem(subject: str) -> str | None:
+    return _text_problem(subject) or _tokens_problem(subject.split("."))
 
 
 def filter_problem(pattern: object) -> str | None:

@@ -30,9 +30,10 @@ def encode_body(body: object, *, size_max: int) -> bytes:
         encoded = _utf8(body, "$")
     else:
         encoded = encode_json("body", body, size_max=size_max).encode()
-    if encoded[: len(MARK)] == MARK:
+    if encoded.startswith(MARK):
         raise InvalidBody("The body begins with the mark of encrypted bodies; it is reserved.")
-    _check_size("body", len(encoded), size_max)
+    if len(encoded) > size_max:
+        _check_size("body", len(encoded), size_max)
     return encoded
 
 

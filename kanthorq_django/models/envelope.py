@@ -34,9 +34,10 @@ def settle_id(given: object, others: set[UUID]) -> UUID:
     settled = uuid7() if given is None else given
     if not (isinstance(settled, UUID) and settled.version == UUID_VERSION):
         raise InvalidEvent(f"id must be a UUIDv{UUID_VERSION}, not {given!r:.80}; leave it out.")
-    if settled in others:
-        raise InvalidEvent(f"id {settled} stands twice in one batch.")
+    count = len(others)
     others.add(settled)
+    if len(others) == count:
+        raise InvalidEvent(f"id {settled} stands twice in one batch.")
     return settled
 
 

@@ -11,10 +11,12 @@ from uuid import UUID
 
 from django.conf import settings as django_settings
 from django.db import connections, models, transaction
+from django.db.models.base import ModelState
+from django.db.models.signals import post_init, pre_init
 from django.utils import timezone
 
 from kanthorq_django import signals, sql
-from kanthorq_django.conf import get_settings
+from kanthorq_django.conf import Settings, get_settings
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.exceptions import (
     ConfigurationError,
@@ -136,6 +138,15 @@ class Event(SealableModel):
             models.Index(fields=["stream", "xid", "id"], name="kanthorq_event_unread"),
         ]
 
+    def __init__(self, *args: Any, **given: Any) -> None:
+        if args or not given.keys() <= _PUBLISHABLE or _is_watched():
+            super().__init__(*args, **given)
+            return
+        # What Django does field by field takes as long as all else that publishing does.
+        self._state = ModelState()
+        self.__dict__.update(_BLANK, id=uuid7(), metadata={})
+        self.__dict__.update(given)
+
     def __str__(self) -> str:
         return f"{self.subject} {self.pk}"
 
@@ -181,6 +192,19 @@ class Event(SealableModel):
             raise UndecodableEvent(f"The body of event {self.pk} is not JSON: {error}") from error
 
 
+# What code gives to an event that it publishes, and what is left blank until then.
+_PUBLISHABLE = {"subject", "body", "metadata", "resource_key", "idempotency_key", "schedule_at"}
+_BLANK = {
+    field.attname: field.get_default()
+    for field in Event._meta.concrete_fields
+    if field.name not in {"id", "metadata"}
+}
+
+
+def _is_watched() -> bool:
+    return pre_init.has_listeners(Event) or post_init.has_listeners(Event)
+
+
 _ROW_COLUMNS = (
     "id",
     "stream_id",
@@ -196,28 +220,29 @@ _ROW_COLUMNS = (
 def _prepare(events: Sequence[Event], stream: str) -> None:
     """Check ``events`` and bring their fields into the form in which they are stored."""
     ids: set[UUID] = set()
+    limits = get_settings()
     for index, event in enumerate(events):
         try:
-            _check(event, stream, ids)
+            _check(event, stream, ids, limits)
         except InvalidEvent as error:
             if len(events) == 1:
                 raise
             raise type(error)(f"events[{index}]: {error}") from error
 
 
-def _check(event: Any, stream: str, ids: set[UUID]) -> None:
+def _check(event: Any, stream: str, ids: set[UUID], limits: Settings) -> None:
     if not isinstance(event, Event):
         raise InvalidEvent(f"An Event was expected, not {type(event).__name__}.")
     if not event._state.adding:
         raise InvalidEvent(f"Event {event.pk} has been published already.")
     if event.stream_id is not None and event.stream.name != stream:
         raise InvalidEvent(f"The event names the stream {event.stream.name!r}, not {stream!r}.")
-    event.pk = settle_id(event.pk, ids)
+    event.id = settle_id(event.id, ids)
     check_subject(event.subject)
-    limits = get_settings()
     event.body = encode_body(event.body, size_max=limits.BODY_SIZE_MAX)
     event.metadata = encode_metadata(event.metadata, size_max=limits.METADATA_SIZE_MAX)
-    check_key("resource_key", event.resource_key, size_min=0)
+    if event.resource_key != "":
+        check_key("resource_key", event.resource_key, size_min=0)
     if event.idempotency_key is not None:
         check_key("idempotency_key", event.idempotency_key, size_min=1)
     check_schedule_at(event.schedule_at)
@@ -247,6 +272,8 @@ def _insert_many(events: Sequence[Event], stream: str, using: str) -> list[Event
         moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
         _copy(plain, moment, using)
         known = _insert_keyed(keyed, registered, moment, using)
+    if not known:
+        return [_noted(event, moment, using) for event in events]
     return [known.get(event.pk) or _noted(event, moment, using) for event in events]
 
 
@@ -260,11 +287,12 @@ def _copy(events: Sequence[Event], moment: Any, using: str) -> None:
         connection.cursor() as cursor,
         cursor.copy(sql.load("publish_many")) as copy,
     ):
+        created_at = moment.created_at.isoformat()
         for event in events:
             metadata = json.dumps(event.metadata) if event.metadata else "{}"
-            content = (event.subject, seal(event.pk, event.body), metadata, event.resource_key)
-            times = (event.schedule_at, moment.created_at)
-            copy.write_row((event.pk, moment.stream_id, *content, *times))
+            content = (event.subject, seal(event.id, event.body), metadata, event.resource_key)
+            times = (event.schedule_at, created_at)
+            copy.write_row((event.id.hex, moment.stream_id, *content, *times))
 
 
 def _insert_keyed(
@@ -303,7 +331,7 @@ def _columns(event: Event) -> dict[str, Any]:
         "id": event.pk,
         "subject": event.subject,
         "body": seal(event.pk, event.body),
-        "metadata": json.dumps(event.metadata),
+        "metadata": json.dumps(event.metadata) if event.metadata else "{}",
         "resource_key": event.resource_key,
         "idempotency_key": event.idempotency_key,
         "schedule_at": event.schedule_at,
@@ -320,7 +348,8 @@ def _moment(microseconds: int, using: str) -> datetime:
 
 def _noted(event: Event, stored: tuple[int, int, datetime], using: str) -> Event:
     """Return ``event`` as it is stored now."""
-    event.stream_id, event.xid, event.created_at = stored
+    stream_id, xid, created_at = stored
+    event.__dict__.update(stream_id=stream_id, xid=xid, created_at=created_at)
     event._state.adding, event._state.db = False, using
     return event
 
