@@ -40,7 +40,8 @@ def test_a_consumer_without_code_is_shown_as_orphaned(viewer: Client):
 
     assert "emails Declared" in listed
     assert "fax Orphaned" in listed
-    assert "In code: Declared tests.admin.test_consumer_pages._declare.&lt;locals&gt;.handle" in shown
+    place = "tests.admin.test_consumer_pages._declare.&lt;locals&gt;.handle"
+    assert f"In code: Declared {place}" in shown
     assert "No code in this process declares it" in orphaned
 
 
