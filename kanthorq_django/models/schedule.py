@@ -22,7 +22,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import TEXT_SIZE_MAX, RecurrenceProblem, parse
 from kanthorq_django.domain.wording import in_words
-from kanthorq_django.exceptions import InvalidSchedule
+from kanthorq_django.exceptions import InvalidSchedule, UndecodableEvent
 from kanthorq_django.models.definition import (
     TIMING,
     Catchup,
@@ -183,7 +183,7 @@ class Schedule(SealableModel):
         told = {
             column: str(problem)
             for column, problem in problems(self)
-            if column != "subject" and getattr(self, column) not in (None, "")
+            if column != "subject" and self._held(column) not in (None, "")
         }
         if told:
             raise ValidationError(told)
@@ -195,7 +195,14 @@ class Schedule(SealableModel):
 
     def differs_from(self, columns: Mapping[str, Any]) -> bool:
         """Tell whether any of ``columns`` has another value here."""
-        return any(getattr(self, name) != value for name, value in columns.items())
+        return any(self._held(name) != value for name, value in columns.items())
+
+    def _held(self, column: str) -> Any:
+        """Return a column's value; of a body that no key opens, the error, which equals nothing."""
+        try:
+            return getattr(self, column)
+        except UndecodableEvent as error:
+            return error
 
     def redefine(self, columns: Mapping[str, Any]) -> None:
         """Take over and save ``columns``; a changed rule counts from now on.

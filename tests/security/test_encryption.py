@@ -2,11 +2,13 @@
 
 import json
 import sys
+from typing import Any
 from uuid import UUID
 
 import pytest
 from cryptography.fernet import Fernet
 from django.db import connection, transaction
+from django.test import Client
 from django.utils import timezone
 
 from kanthorq_django import publish, publish_many, schedule, subscribe
@@ -22,6 +24,8 @@ from kanthorq_django.models import Event, Schedule, Task, TaskState
 from kanthorq_django.models.body import MARK
 from kanthorq_django.models.encryption import fernet
 from kanthorq_django.testing import drain
+from tests.admin.pages import page
+from tests.admin.schedules import errors_of, shown_in
 
 pytestmark = pytest.mark.django_db
 
@@ -127,6 +131,43 @@ def test_a_schedules_body_is_encrypted_and_published_for_its_event():
     assert json.loads(read.body) == {"card": CARD}
     assert Schedule.objects.publish_due() == 1
     assert Event.objects.get(subject="report.due").json() == {"card": CARD}
+
+
+def declare(body: str) -> Schedule:
+    now = timezone.now()
+    return schedule("report", rrule="FREQ=DAILY", dtstart=now, subject="report.due", body=body)
+
+
+@pytest.fixture
+def locked_schedule(settings) -> Schedule:
+    """Its body is under a key that is gone."""
+    settings.KANTHORQ = {"BODY_KEYS": [OLD]}
+    locked = declare(CARD)
+    settings.KANTHORQ = {"BODY_KEYS": [NEW]}
+    return Schedule.objects.get(pk=locked.pk)
+
+
+def test_a_schedule_that_no_key_opens_is_cancelled_with_an_error_in_the_log(
+    locked_schedule: Schedule, caplog: Any
+):
+    assert Schedule.objects.publish_due() == 0
+    assert Schedule.objects.get().life == "cancelled"
+    assert "Schedule report cannot go on and is cancelled" in caplog.text
+    assert "none of the 1 keys" in caplog.text
+
+
+def test_a_schedule_that_no_key_opens_can_be_declared_anew(locked_schedule: Schedule):
+    declare("new")
+    assert Schedule.objects.get().body == b"new"
+
+
+def test_the_form_of_a_schedule_that_no_key_opens_says_so(
+    locked_schedule: Schedule, admin_client: Client
+):
+    changed = shown_in(admin_client, locked_schedule) | {"subject": "report.other"}
+    response = admin_client.post(page("schedule_change", locked_schedule.pk), changed)
+    assert "none of the 1 keys" in str(errors_of(response))
+    assert Schedule.objects.get().subject == "report.due"
 
 
 def test_a_body_put_under_another_event_is_not_opened():
