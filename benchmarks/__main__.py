@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import brokers, contest, report
+from benchmarks import brokers, chart, contest, report
 from benchmarks.arena import Arena
 from benchmarks.database import Cluster, cluster
 from benchmarks.peers import catalogue as peers
@@ -29,7 +29,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     began = time.monotonic()
     chosen = [one for one in WORKS if one.comparison.name in given.works]
-    scale = work.QUICK if given.quick else work.NORMAL
+    scale = work.QUICK if given.quick else work.LONG if given.all else work.NORMAL
     results = []
     with (
         tempfile.TemporaryDirectory(prefix="kanthorq-bench-") as folder,
@@ -45,6 +45,8 @@ def main() -> None:
                 print("\n" + report.table(result), flush=True)
     given.output.mkdir(parents=True, exist_ok=True)
     report.write_json(results, about, given.output / "results.json")
+    report.write_tables(results, about, given.output / "results.md")
+    chart.write(results, given.output / "results.svg")
     print(f"{time.monotonic() - began:.0f} s; written to {given.output}", file=sys.stderr)
 
 
@@ -66,8 +68,14 @@ def _arguments() -> argparse.Namespace:
         for one in chosen
         if given.all or not given.quick or one.comparison.name != "noop2"
     ]
-    given.peers = given.peers or (peers.QUICK if given.quick else peers.ALL)
+    given.peers = given.peers or (_peers(given))
     return given
+
+
+def _peers(given: argparse.Namespace) -> tuple[str, ...]:
+    if given.quick:
+        return peers.QUICK
+    return peers.ALL if given.all else peers.ON_POSTGRESQL
 
 
 def _names(text: str) -> tuple[str, ...]:

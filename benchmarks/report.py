@@ -32,6 +32,13 @@ def write_json(results: Sequence[Result], about: dict[str, Any], path: Path) -> 
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def write_tables(results: Sequence[Result], about: dict[str, Any], path: Path) -> None:
+    """Write the tables as Markdown, below what they were measured on."""
+    said = ", ".join(f"{name} {value}" for name, value in about.items() if name != "postgresql")
+    server = ", ".join(f"{name} {value}" for name, value in about["postgresql"].items())
+    path.write_text("\n".join([said, "", f"PostgreSQL: {server}", "", *map(table, results)]))
+
+
 def reference(result: Result, metric: Metric) -> Series | None:
     """Return what all are compared to: the one that is named, else the best of the others."""
     if result.comparison.reference:
@@ -50,16 +57,18 @@ def _rows(result: Result) -> Iterator[tuple[str, ...]]:
         compared = reference(result, metric)
         series = [one for one in result.series if one.metric == metric.name and one.known]
         best_first = -1 if metric.is_better_when_higher else 1
-        for one in sorted(series, key=lambda one: best_first * one.median):
+        if not result.comparison.is_sequence:
+            series.sort(key=lambda one: best_first * one.median)
+        for one in series:
             ratio = one.ratio_to(compared) if compared else math.nan
             goal = _goal(result, one)
             yield (
                 one.label,
                 metric.name,
-                f"{_figure(one.median)} {metric.unit}",
+                f"{figure(one.median)} {metric.unit}".rstrip(),
                 f"{one.spread:.0%}",
                 "" if math.isnan(ratio) else f"{ratio:.2f}",
-                _verdict(goal, ratio, metric),
+                _verdict(goal, ratio, one.median, metric),
             )
 
 
@@ -69,15 +78,21 @@ def _goal(result: Result, series: Series) -> Goal | None:
     return next((goal for goal in goals if (goal.label, goal.metric) == wanted), None)
 
 
-def _verdict(goal: Goal | None, ratio: float, metric: Metric) -> str:
-    if goal is None or math.isnan(ratio):
+def _verdict(goal: Goal | None, ratio: float, median: float, metric: Metric) -> str:
+    if goal is None:
         return ""
-    higher = metric.is_better_when_higher
-    is_met = ratio >= goal.ratio if higher else ratio <= goal.ratio
-    return f"{'≥' if higher else '≤'} {goal.ratio:g}: {'met' if is_met else 'missed'}"
+    is_ratio = math.isnan(goal.value)
+    found, wanted = (ratio, goal.ratio) if is_ratio else (median, goal.value)
+    if math.isnan(found):
+        return ""
+    is_met = found >= wanted if metric.is_better_when_higher else found <= wanted
+    sign = "≥" if metric.is_better_when_higher else "≤"
+    unit = "" if is_ratio else f" {metric.unit}"
+    return f"{sign} {wanted:,g}{unit}: {'met' if is_met else 'missed'}"
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """Return a figure with as many digits as it deserves."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-COMMON_WORKS = frozenset({"noop", "insert", "publish", "many", "latency"})
+COMMON_WORKS = frozenset({"noop", "insert", "publish", "latency", "idle", "memory"})
+BULK_WORKS = COMMON_WORKS | {"many"}  # for those that can publish many at once
+FAST_WORKS = BULK_WORKS | {"noop2", "snapshot"}  # for those that drain fast enough to compare
 Broker = Literal["postgresql", "redis"]
 
 
@@ -47,4 +49,5 @@ class Peer:
             return self.entries[work]
         if work == "insert":
             return (Entry(self.name, "insert", self.inserts_per_second),)
-        return (Entry(self.name, "ping" if work == "latency" else "noop", self.jobs_per_second),)
+        job = "ping" if work in {"latency", "idle"} else "noop"
+        return (Entry(self.name, job, self.jobs_per_second),)

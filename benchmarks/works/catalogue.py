@@ -13,7 +13,7 @@ from benchmarks.works.publishing import PublishMany, PublishOneByOne
 from benchmarks.works.work import Comparison, Goal, Metric, Work
 
 RATE = Metric(name="rate", unit="/s")
-FLATNESS = Metric(name="flatness", unit="last ÷ first tenth")
+FLATNESS = Metric(name="flatness", unit="")
 DELAYS = tuple(Metric(name=name, unit="ms", is_better_when_higher=False) for name in ("p50", "p99"))
 LONGEST = Metric(name="max", unit="ms", is_better_when_higher=False)
 COSTS = (
@@ -44,7 +44,7 @@ DEFAULT: tuple[Work, ...] = (
             metrics=(RATE,),
             reference="pgqueuer",
         ),
-        work="noop",
+        work="noop2",
         processes=2,
     ),
     Drain(
@@ -102,15 +102,25 @@ LONG: tuple[Work, ...] = (
         )
     ),
     Idle(
-        Comparison(name="idle", title="What an idle worker costs", metrics=COSTS),
+        Comparison(
+            name="idle",
+            title="What an idle worker costs",
+            metrics=COSTS,
+            goals=(
+                Goal(label="kanthorq", metric="cpu", value=0.5),
+                Goal(label="kanthorq", metric="transactions", value=3),
+            ),
+        ),
     ),
     Drain(
         comparison=Comparison(
             name="snapshot",
-            title="Drain of 100,000 while another session holds a snapshot",
+            title="Drain while another session holds a snapshot; flatness is last ÷ first tenth",
             metrics=(FLATNESS, RATE),
+            reference="pgqueuer",
+            goals=(Goal(label="kanthorq", metric="flatness", value=0.9),),
         ),
-        work="noop",
+        work="snapshot",
         holds_snapshot=True,
         seconds_times=2,
     ),
@@ -129,7 +139,8 @@ LONG: tuple[Work, ...] = (
             name="quiet",
             title="Drain by a worker of many consumers, of which one has work",
             metrics=(RATE,),
-            reference="1 consumers, one has work",
+            reference="1 consumer, one has work",
+            is_sequence=True,
             goals=(Goal(label="50 consumers, one has work", metric="rate", ratio=0.9),),
         ),
         work="quiet",
@@ -140,6 +151,8 @@ LONG: tuple[Work, ...] = (
             title="Pull of 100 new events at the end of a stream",
             metrics=(Metric(name="time", unit="ms", is_better_when_higher=False),),
             reference="10,000 events",
+            is_sequence=True,
+            goals=(Goal(label="5,000,000 events", metric="time", ratio=1.2),),
         ),
         fill="events",
         method="pull",
@@ -149,6 +162,7 @@ LONG: tuple[Work, ...] = (
             name="rare",
             title="Events read a second by a consumer that selects 1 of 10,000",
             metrics=(RATE,),
+            goals=(Goal(label="1 of 10,000 matches", metric="rate", value=200_000),),
         )
     ),
     Footprint(
@@ -156,6 +170,11 @@ LONG: tuple[Work, ...] = (
             name="memory",
             title="A worker's memory, its growth, and its start-up",
             metrics=SIZES,
+            goals=(
+                Goal(label="kanthorq", metric="memory", value=80),
+                Goal(label="kanthorq", metric="growth", value=5),
+                Goal(label="kanthorq", metric="start", value=1),
+            ),
         )
     ),
     Drain(
@@ -163,13 +182,14 @@ LONG: tuple[Work, ...] = (
             name="workers",
             title="Drain by 1 to 8 worker processes",
             metrics=(RATE,),
-            reference="1 processes",
+            reference="1 process",
+            is_sequence=True,
         ),
         work="workers",
     ),
     Drain(
         comparison=Comparison(
-            name="queued", title="Drain of short and long queues", metrics=(RATE,)
+            name="queued", title="Drain of short and long queues", metrics=(RATE,), is_sequence=True
         ),
         work="queued",
     ),
@@ -185,6 +205,7 @@ LONG: tuple[Work, ...] = (
             title="Drain of tasks that wait for their key's turn",
             metrics=(RATE,),
             reference="not serialized",
+            is_sequence=True,
         ),
         work="serialize",
     ),
@@ -193,6 +214,7 @@ LONG: tuple[Work, ...] = (
             name="cancelled",
             title="From a request to cancel to message.cancelled in the handler",
             metrics=(*DELAYS, LONGEST),
+            goals=(Goal(label="kanthorq", metric="max", value=100),),
         )
     ),
 )

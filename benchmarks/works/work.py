@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from benchmarks.arena import Arena
@@ -24,7 +25,8 @@ class Scale:
 
 
 QUICK = Scale(seconds=0.8, pings=60, idle_seconds=3, queued=20_000, footprint_seconds=2, part=0.02)
-NORMAL = Scale(seconds=2.5, pings=300, footprint_seconds=60)
+NORMAL = Scale(seconds=1.5, pings=100, footprint_seconds=20)
+LONG = Scale(seconds=2.5, pings=300, footprint_seconds=20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +40,12 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """A ratio to be reached: at least if higher is better, else at most."""
+    """What is to be reached: at least if higher is better, else at most."""
 
     label: str
     metric: str
-    ratio: float
+    ratio: float = math.nan  # to the reference
+    value: float = math.nan  # or in the metric's own unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ class Comparison:
     metrics: tuple[Metric, ...]
     reference: str = ""  # a label; empty: the fastest that is not KanthorQ
     goals: tuple[Goal, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    is_sequence: bool = False  # shown in the given order, not the best first
 
 
 class Work(Protocol):

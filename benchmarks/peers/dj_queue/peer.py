@@ -1,6 +1,6 @@
 """dj-queue, one worker process with ten threads."""
 
-from benchmarks.peers.peer import Peer
+from benchmarks.peers.peer import BULK_WORKS, Peer
 
 PEER = Peer(
     name="dj-queue",
@@ -14,4 +14,5 @@ PEER = Peer(
     inserts_per_second=350,
     python=(3, 12),
     settings="benchmarks.peers.dj_queue.settings",
+    works=BULK_WORKS,
 )

@@ -1,6 +1,6 @@
 """django-ox, ten tasks at a time."""
 
-from benchmarks.peers.peer import Peer
+from benchmarks.peers.peer import BULK_WORKS, Peer
 
 PEER = Peer(
     name="django-ox",
@@ -11,4 +11,5 @@ PEER = Peer(
     inserts_per_second=350,
     python=(3, 12),
     settings="benchmarks.peers.django_ox.settings",
+    works=BULK_WORKS,
 )

@@ -1,6 +1,6 @@
 """KanthorQ, run as its users run it."""
 
-from benchmarks.peers.peer import COMMON_WORKS, Entry, Peer
+from benchmarks.peers.peer import FAST_WORKS, Entry, Peer
 
 PEER = Peer(
     name="kanthorq",
@@ -23,7 +23,7 @@ PEER = Peer(
         "past": (Entry("no past", "0", 20_000), Entry("1,000,000 finished", "1000000", 20_000)),
         "quiet": tuple(
             Entry(
-                f"{count} consumers, one has work",
+                f"{count} consumer{'s' * (count > 1)}, one has work",
                 "" if count > 1 else "noop",
                 20_000,
                 {"BENCH_QUIET_CONSUMERS": str(count - 1)},
@@ -36,12 +36,15 @@ PEER = Peer(
         "serialize": (
             Entry("not serialized", "noop", 20_000),
             *(
-                Entry(f"{keys:,} keys", "serialized", pace, {"BENCH_KEYS": str(keys)})
+                Entry(
+                    f"{keys:,} key{'s' * (keys > 1)}", "serialized", pace, {"BENCH_KEYS": str(keys)}
+                )
                 for keys, pace in ((1, 500), (100, 5_000), (10_000, 10_000))
             ),
         ),
         "workers": tuple(
-            Entry(f"{count} processes", "noop", 20_000, processes=count) for count in (1, 2, 4, 8)
+            Entry(f"{count} process{'es' * (count > 1)}", "noop", 20_000, processes=count)
+            for count in (1, 2, 4, 8)
         ),
         "queued": tuple(
             Entry(f"{count:,} queued", "noop", 20_000, count=count)
@@ -59,7 +62,7 @@ PEER = Peer(
     },
     works=frozenset(
         {
-            *COMMON_WORKS,
+            *FAST_WORKS,
             "crowd",
             "past",
             "quiet",

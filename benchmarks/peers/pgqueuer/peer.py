@@ -1,6 +1,6 @@
 """pgqueuer, with the batch size that its users raise first: 100 instead of 10."""
 
-from benchmarks.peers.peer import Peer
+from benchmarks.peers.peer import FAST_WORKS, Peer
 
 PEER = Peer(
     name="pgqueuer",
@@ -17,4 +17,5 @@ PEER = Peer(
     ),
     settled="SELECT NOT EXISTS (SELECT FROM pgqueuer WHERE entrypoint <> 'warm')",
     jobs_per_second=17_000,
+    works=FAST_WORKS,
 )

@@ -1,6 +1,6 @@
 """procrastinate, ten handlers at a time."""
 
-from benchmarks.peers.peer import Peer
+from benchmarks.peers.peer import BULK_WORKS, Peer
 
 PEER = Peer(
     name="procrastinate",
@@ -15,4 +15,5 @@ PEER = Peer(
     settled="SELECT NOT EXISTS (SELECT FROM procrastinate_jobs WHERE status <> 'succeeded')",
     jobs_per_second=500,
     inserts_per_second=350,
+    works=BULK_WORKS,
 )
