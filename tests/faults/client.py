@@ -19,7 +19,7 @@ from django.utils import timezone
 from kanthorq_django import publish, publish_many, schedule
 from kanthorq_django.models import Consumer, Event, Schedule, Task
 from tests.faults.invariants import COMMITTED, IN_DOUBT, ROLLED_BACK
-from tests.faults.subscribers import STREAM, history
+from tests.faults.subscribers import STREAM, history, pause
 from tests.ledger.models import Entry
 
 PUBLISHERS = 2
@@ -50,7 +50,7 @@ class Publisher:
         try:
             with transaction.atomic():
                 self._write(events)
-                time.sleep(self._chance.random() * 0.01)
+                pause(self._chance.random() * 0.01)
                 if not is_wanted:
                     raise _ChangedMind  # noqa: TRY301  # what rolls back is the block
                 is_committing = True
@@ -61,7 +61,7 @@ class Publisher:
             outcome = IN_DOUBT if is_committing else ROLLED_BACK
             history().note(call, outcome=outcome, error=repr(error))
             connections.close_all()
-            time.sleep(AFTER_AN_ERROR)
+            pause(AFTER_AN_ERROR)
         else:
             history().note(call, outcome=COMMITTED)
 
@@ -97,7 +97,7 @@ class Operator:
         except (Error, Consumer.DoesNotExist) as error:
             history().note(call, outcome=IN_DOUBT, error=repr(error))
             connections.close_all()
-            time.sleep(AFTER_AN_ERROR)
+            pause(AFTER_AN_ERROR)
 
     def _operate(self, verb: str, call: str) -> None:
         consumer = Consumer.objects.get(name=OPERATED)
@@ -133,7 +133,7 @@ def say(subject: str, body: Any = "") -> None:
     deadline = time.monotonic() + 20
     while not _has_said(subject, body):
         assert time.monotonic() < deadline, "the database is away for too long"
-        time.sleep(AFTER_AN_ERROR)
+        pause(AFTER_AN_ERROR)
 
 
 def _has_said(subject: str, body: Any) -> bool:
@@ -170,7 +170,7 @@ def _say_and_wait(earlier: UUID) -> None:
     deadline = time.monotonic() + 20
     while not delivered.exists():
         assert time.monotonic() < deadline, "an open transaction held up the events of others"
-        time.sleep(0.01)
+        pause(0.01)
     connections.close_all()
 
 
@@ -220,7 +220,7 @@ class Client:
     def _repeat(self, step: Callable[[], None], count: int) -> None:
         for _ in range(count):
             step()
-            time.sleep(self._chance.random() * PAUSE)
+            pause(self._chance.random() * PAUSE)
         connections.close_all()
 
 

@@ -85,6 +85,11 @@ def told(message: Message, verb: str = "handle") -> Iterator[str]:
         history().note(call, outcome=RETURNED)
 
 
+def pause(seconds: float) -> None:
+    """Sleep, also under libfaketime, which breaks time.sleep()."""
+    threading.Event().wait(seconds)
+
+
 def text(message: Message) -> str:
     return bytes(message.event.body).decode()
 
@@ -92,7 +97,7 @@ def text(message: Message) -> str:
 def work(message: Message) -> None:
     """Take a while, and fail now and then; a replay does the same with the same event."""
     chance = random.Random(f"{message.task.consumer.name} {text(message)} {message.attempt}")  # noqa: S311  # repeatable on purpose
-    time.sleep(0.2 if chance.random() < 0.02 else chance.random() * 0.005)
+    pause(0.2 if chance.random() < 0.02 else chance.random() * 0.005)
     if chance.random() < FAILURES:
         raise ValueError("chance had it")
 
@@ -183,7 +188,7 @@ def wait_at_the_gate(message: Message) -> None:
         gate = Path(text(message)) / str(message.lease_epoch)
         deadline = time.monotonic() + 60
         while not gate.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+            pause(0.01)
 
 
 @subscribe("linger.>", consumer="lingering", **OPTIONS)
@@ -192,13 +197,13 @@ def linger_with_an_ack(message: Message) -> None:
     with told(message) as call, transaction.atomic():
         write(message, call)
         message.ack()
-        time.sleep(2 * LEASE.total_seconds())
+        pause(2 * LEASE.total_seconds())
 
 
 @subscribe("slow.>", consumer="slow", **OPTIONS)
 def take_longer_than_a_lease(message: Message) -> None:
     with told(message):
-        time.sleep(2 * LEASE.total_seconds())
+        pause(2 * LEASE.total_seconds())
 
 
 @subscribe("poison.>", consumer="poison", attempt_max=2, **OPTIONS)

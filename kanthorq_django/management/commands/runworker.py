@@ -1,6 +1,7 @@
 """``manage.py runworker``: parses, delegates, prints."""
 
 import argparse
+import contextlib
 from datetime import timedelta
 from typing import Any
 
@@ -86,18 +87,23 @@ class Command(BaseCommand):
                 self._supervise(options, processes, alias)
             else:
                 count = run_process(options)
-                self.stdout.write(self.style.SUCCESS(f"Handled {count} tasks."))
+                self._say(self.style.SUCCESS(f"Handled {count} tasks."))
+
+    def _say(self, text: str) -> None:
+        """Print; a full disk behind the output keeps no worker from its work."""
+        with contextlib.suppress(OSError):
+            self.stdout.write(text)
+            self.stdout.flush()  # into a pipe as well, while it works
 
     def _announce(self, options: WorkerOptions, processes: int, alias: str) -> None:
         """Say what is to be worked for, also where nobody has configured a log."""
         chosen = [find(name) for name in options.consumers] or registry.all()
         names = ", ".join(sorted(subscription.consumer for subscription in chosen))
         each = f" in each of {processes} processes" if processes > 1 else ""
-        self.stdout.write(
+        self._say(
             f"Working for {names}: up to {options.concurrency} handlers at a time{each}, "
             f"database {alias!r}."
         )
-        self.stdout.flush()  # into a pipe as well, while it works
 
     def _supervise(self, options: WorkerOptions, processes: int, alias: str) -> None:
         # What no process could do is refused here, once, instead of by all of them for ever.
