@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from benchmarks.environments import ROOT, python_of
 from benchmarks.exceptions import RunFailed
 from benchmarks.peers.board import PATH_VARIABLE, Board
 from benchmarks.peers.peer import Peer
-from benchmarks.processes import Worker, ask, wait_until
+from benchmarks.processes import Conversation, Worker, ask, wait_until
 
 SETTLE_SECONDS = 30
 
@@ -29,6 +30,7 @@ class Arena:
     folder: Path
     redis: str | None = None  # its URL, if there is one
     _templates: dict[tuple[str, ...], str] = field(default_factory=dict)
+    _serial: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def board_path(self) -> Path:
@@ -44,7 +46,9 @@ class Arena:
         """
         is_inside = peer.broker == "postgresql"  # what is queued is a part of the database
         asked = tuple(map(str, fill))
-        name = self.cluster.create("run", self._template(peer, asked * is_inside, environment))
+        name = self.cluster.create(
+            f"run_{next(self._serial)}", self._template(peer, asked * is_inside, environment)
+        )
         try:
             if not is_inside:
                 self._fill(peer, name, asked)
@@ -64,6 +68,12 @@ class Arena:
         adapter = f"benchmarks.peers.{peer.package}.adapter"
         command = [str(python_of(peer)), "-m", adapter, *map(str, arguments)]
         return ask(command, self.environment(peer, database) | dict(environment or {}))
+
+    def converse(self, peer: Peer, database: str, *arguments: object) -> Conversation:
+        """Return an adapter that takes turns with others, ready when it is entered."""
+        adapter = f"benchmarks.peers.{peer.package}.adapter"
+        command = [str(python_of(peer)), "-m", adapter, *map(str, arguments)]
+        return Conversation(command, self.environment(peer, database))
 
     @contextmanager
     def workers(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from benchmarks.arena import Arena
 from benchmarks.environments import python_of
 from benchmarks.exceptions import BenchmarkError, PeerUnavailable
 from benchmarks.measurement import Series
 from benchmarks.peers.peer import Entry, Peer
-from benchmarks.works.work import Comparison, Scale, Work
+from benchmarks.works.work import Comparison, JointWork, Scale, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def available(peers: Sequence[Peer], arena: Arena) -> Iterator[Peer]:
 
 
 def run(
-    work: Work, peers: Sequence[Peer], arena: Arena, rounds: int, scale: Scale
+    work: Work | JointWork, peers: Sequence[Peer], arena: Arena, rounds: int, scale: Scale
 ) -> Result | None:
     """Run a work ``rounds`` times; return None if nobody takes part in it."""
     parts = [(peer, entry) for peer in peers for entry in work.entries(peer)]
@@ -46,25 +47,41 @@ def run(
         entry.label: [Series(entry.label, metric.name) for metric in metrics] for _, entry in parts
     }
     for number in range(rounds):
-        for peer, entry in parts:
-            print(f"{work.comparison.name} {number + 1}/{rounds}: {entry.label}", file=sys.stderr)
-            _measure(work, peer, entry, arena, scale, columns[entry.label])
+        where = f"{work.comparison.name} {number + 1}/{rounds}"
+        groups = [[part] for part in parts] if not isinstance(work, JointWork) else [parts]
+        for group in groups:
+            labels = [entry.label for _, entry in group]
+            print(f"{where}: {', '.join(labels)}", file=sys.stderr)
+            _measure(work, group, arena, scale, [columns[label] for label in labels])
     series = [one for found in columns.values() for one in found]
     return Result(work.comparison, series) if series else None
 
 
 def _measure(
-    work: Work, peer: Peer, entry: Entry, arena: Arena, scale: Scale, columns: list[Series]
+    work: Work | JointWork,
+    group: Sequence[tuple[Peer, Entry]],
+    arena: Arena,
+    scale: Scale,
+    columns: Sequence[Sequence[Series]],
 ) -> None:
-    if any(series.failure for series in columns):
+    if any(series.failure for series in chain(*columns)):
         return  # what failed once is not tried again: it may take minutes to stand still
     try:
-        figures = work.measure(arena, peer, entry, scale)
+        figures = _figures(work, group, arena, scale)
     except BenchmarkError as error:
         print(f"  failed: {error}", file=sys.stderr)
-        for series in columns:
+        for series in chain(*columns):
             series.failure = str(error)
             series.values.append(None)
         return
-    for series in columns:
-        series.values.append(figures[series.metric])
+    for series in chain(*columns):
+        series.values.append(figures[series.label][series.metric])
+
+
+def _figures(
+    work: Work | JointWork, group: Sequence[tuple[Peer, Entry]], arena: Arena, scale: Scale
+) -> Mapping[str, Mapping[str, float]]:
+    if isinstance(work, JointWork):
+        return work.measure_together(arena, group, scale)
+    ((peer, entry),) = group
+    return {entry.label: work.measure(arena, peer, entry, scale)}

@@ -82,6 +82,43 @@ class Worker:
         self._process.wait()
 
 
+class Conversation:
+    """An adapter that does the same again each time it is asked, and says how long it took."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        self._hear()  # that it is ready
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(BrokenPipeError):
+            self._process.communicate(timeout=STOP_SECONDS)
+        self._process.kill()
+        self._process.wait()
+
+    def ask(self) -> float:
+        """Return how many seconds one more turn took. Raises RunFailed if the adapter ended."""
+        if self._process.stdin is not None:
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+        return float(self._hear())
+
+    def _hear(self) -> str:
+        heard = self._process.stdout.readline() if self._process.stdout else ""
+        if not heard:
+            raise RunFailed(f"the adapter ended with status {self._process.wait()}")
+        return heard
+
+
 def wait_until(
     condition: Callable[[], bool], workers: Sequence[Worker], seconds: float, what: str
 ) -> None:

@@ -55,6 +55,7 @@ def main(adapter: Adapter) -> None:
         "enqueue": _enqueue,
         "publish": _publish,
         "ping": _ping,
+        "take_turns": _take_turns,
     }
     if verb in verbs:
         answer = verbs[verb](adapter, *arguments)
@@ -82,6 +83,17 @@ def _publish(adapter: Adapter, job: str, count: str, start_at: str = "0") -> dic
     began = time.perf_counter()
     adapter.publish(job, range(int(count)))
     return {"seconds": time.perf_counter() - began}
+
+
+def _take_turns(adapter: Adapter, job: str, count: str) -> dict[str, float]:
+    """Publish ``count`` jobs for each line that is read, and answer with the seconds."""
+    adapter.publish("warm", range(WARM_UP))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        adapter.publish(job, range(int(count)))
+        print(time.perf_counter() - began, flush=True)
+    return {}
 
 
 def _ping(adapter: Adapter, job: str, count: str, gap: str) -> dict[str, float]:

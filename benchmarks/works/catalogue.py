@@ -10,7 +10,7 @@ from benchmarks.works.footprint import Footprint
 from benchmarks.works.idling import Idle
 from benchmarks.works.latency import Latency
 from benchmarks.works.publishing import PublishMany, PublishOneByOne
-from benchmarks.works.work import Comparison, Goal, Metric, Work
+from benchmarks.works.work import Comparison, Goal, JointWork, Metric, Work
 
 RATE = Metric(name="rate", unit="/s")
 FLATNESS = Metric(name="flatness", unit="")
@@ -26,7 +26,7 @@ SIZES = (
     Metric(name="start", unit="s", is_better_when_higher=False),
 )
 
-DEFAULT: tuple[Work, ...] = (
+DEFAULT: tuple[Work | JointWork, ...] = (
     Drain(
         comparison=Comparison(
             name="noop",
@@ -91,7 +91,7 @@ DEFAULT: tuple[Work, ...] = (
         )
     ),
 )
-LONG: tuple[Work, ...] = (
+LONG: tuple[Work | JointWork, ...] = (
     Crowd(
         Comparison(
             name="crowd",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from benchmarks.arena import Arena
 from benchmarks.peers.peer import Entry, Peer
@@ -58,6 +58,24 @@ class Comparison:
     reference: str = ""  # a label; empty: the fastest that is not KanthorQ
     goals: tuple[Goal, ...] = ()
     is_sequence: bool = False  # shown in the given order, not the best first
+
+
+@runtime_checkable
+class JointWork(Protocol):
+    """Something that contestants do in so short turns that all have to be up at once."""
+
+    @property
+    def comparison(self) -> Comparison: ...
+
+    def entries(self, peer: Peer) -> tuple[Entry, ...]:
+        """Return the peer's parts in it; empty if it takes no part."""
+        ...
+
+    def measure_together(
+        self, arena: Arena, parts: Sequence[tuple[Peer, Entry]], scale: Scale
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Run it once; return each contestant's figures by its label. Raises RunFailed."""
+        ...
 
 
 class Work(Protocol):
