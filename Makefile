@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV ?= .venv
+MINUTES ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -39,7 +40,10 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-soak: $(READY) ## run the long soaks
+soak: $(READY) ## inject random faults for MINUTES (2), repeatable with SEED
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+slow: $(READY) ## run the tests that take long
 	$(BIN)/python -m pytest -m slow
 
 bench: $(READY) ## measure beside other task systems; e.g. make bench ARGS="noop latency --rounds 5"

@@ -89,14 +89,17 @@ class Stage:
         point: str = "",
         sql: dict[str, list[list[str]]] | None = None,
         within: str = "",
+        code: Path | None = None,
         **variables: str,
     ) -> RunningWorker:
         """Start a worker for all consumers; ``point`` is where it is to die, see hooks.py.
 
-        ``within`` names a network namespace.
+        ``within`` names a network namespace, ``code`` the folder of another release.
         """
         given = self._environment(url) | {"FAULTS_POINT": point, "LOG_LEVEL": "INFO"} | variables
         given["FAULTS_SQL"] = json.dumps(sql or {})
+        if code is not None:
+            given |= {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
         with _network(within):
             worker = self._exits.enter_context(
                 runworker(*self.consumers, *QUICK, *arguments, **given)

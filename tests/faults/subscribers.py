@@ -17,6 +17,7 @@ from typing import Any
 
 from django.db import transaction
 
+import kanthorq_django
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
@@ -60,7 +61,9 @@ def history() -> History:
 
 @functools.cache
 def _history() -> History:
-    return History(Path(os.environ["FAULTS_HISTORY"]))
+    made = History(Path(os.environ["FAULTS_HISTORY"]))
+    made.begin("process", code=kanthorq_django.__file__)
+    return made
 
 
 @contextmanager

@@ -1,0 +1,128 @@
+"""Deployments that go wrong half-way, and two releases of the code side by side."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from tests.faults import history
+from tests.faults.ground import Ground, View
+from tests.faults.stage import Stage
+
+ROWS = 30_000
+FILL = f"""
+    INSERT INTO kanthorq_django_stream (name) VALUES ('large');
+    INSERT INTO kanthorq_django_consumer (stream_id, name, subject_includes, subject_excludes,
+        attempt_max, visibility_timeout, parked, has_cancel_handler, cancel_attempt_max)
+    SELECT id, 'large', '[">"]', '[]', 16, '1 minute', false, false, 16
+    FROM kanthorq_django_stream;
+    INSERT INTO kanthorq_django_event (id, stream_id, subject, body, metadata, resource_key)
+    SELECT gen_random_uuid(), stream.id, 'order.made', '', '{{}}', n % 100
+    FROM kanthorq_django_stream AS stream, generate_series(1, {ROWS}) AS n;
+    INSERT INTO kanthorq_django_task (consumer_id, event_id, resource_key, state, schedule_at,
+        attempt_count, lease_epoch, attempted_errors, cancel_attempt_count)
+    SELECT consumer.id, event.id, event.resource_key, 1, now(), 0, 0, '[]', 0
+    FROM kanthorq_django_consumer AS consumer, kanthorq_django_event AS event;
+"""  # noqa: S608  # a constant
+SCHEMA = """
+    SELECT table_name || '.' || column_name || ' ' || data_type || ' ' || is_nullable
+    FROM information_schema.columns WHERE table_name LIKE 'kanthorq%'
+    UNION ALL SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'kanthorq%'
+    UNION ALL SELECT conname || pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE conrelid::regclass::text LIKE 'kanthorq%'
+    ORDER BY 1
+"""
+
+
+@pytest.fixture
+def empty(ground: Ground) -> Iterator[View]:
+    with ground.database(is_empty=True) as name:
+        yield View(ground.server.socket_dir, name)
+
+
+def migrate(view: View, *target: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "manage.py", "migrate", "kanthorq_django", *target, "--skip-checks"],
+        cwd=settings.BASE_DIR,
+        env=os.environ
+        | {
+            "DATABASE_URL": view.url(),
+            "DJANGO_SETTINGS_MODULE": "tests.faults.settings",
+            "TESTED_DATABASE": "",
+            "DEBUG": "false",
+            "SECRET_KEY": "of a test",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_migrations_that_are_killed_half_way_complete_when_they_are_run_again(
+    ground: Ground, empty: View, seed: int
+):
+    chance = random.Random(seed)  # noqa: S311  # repeatable on purpose
+    assert migrate(empty, "0001").wait() == 0
+    empty.execute(FILL)
+    kills = 0
+    for _ in range(4):
+        process = migrate(empty)
+        threading.Event().wait(chance.uniform(0.4, 1.2))  # the moment is what is drawn
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills, "every migration was quicker than its killer"
+
+    assert migrate(empty).wait() == 0
+
+    with ground.database() as fresh:
+        expected = View(ground.server.socket_dir, fresh).rows(SCHEMA)
+    assert empty.rows(SCHEMA) == expected
+    assert empty.value("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+    assert empty.value("SELECT count(*) FROM kanthorq_django_task") == ROWS
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A folder with the package as it was when the newest migration came, and today's tests."""
+    folder = tmp_path / "older"
+    base = Path(settings.BASE_DIR)
+    history = ["git", "log", "-1", "--format=%h", "--diff-filter=A"]
+    migrations = sorted((base / "kanthorq_django/migrations").glob("0*.py"))
+    found = subprocess.run(
+        [*history, "--", str(migrations[-1].relative_to(base))],
+        cwd=base,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode or not found.stdout.strip():
+        pytest.skip("an older release is read from git, and there is no history here")
+    folder.mkdir()
+    archive = ["git", "archive", found.stdout.strip(), "kanthorq_django", "project", "manage.py"]
+    packed = subprocess.run(archive, cwd=base, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=packed, check=True)
+    shutil.copytree(base / "tests", folder / "tests", ignore=shutil.ignore_patterns("*.pyc"))
+    return folder
+
+
+def test_an_older_release_beside_the_new_one_loses_and_doubles_nothing(stage: Stage, older: Path):
+    stage.worker()
+    stage.worker(code=older)
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("both 40")
+    client.do("tick 5")
+
+    stage.settle()
+
+    facts = stage.check()
+    assert len({call.who for call in facts.handlings}) == 2, "one of them did nothing"
+    codes = {line["code"] for (line, *_) in history.read(stage.history) if "code" in line}
+    assert len(codes) == 2, "both ran the same release"
