@@ -5,15 +5,13 @@ Next, a consumer turns them into tasks: see consumer.py.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
-from django.conf import settings as django_settings
 from django.db import connections, models, transaction
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
-from django.utils import timezone
 
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import Settings, get_settings
@@ -35,7 +33,7 @@ from kanthorq_django.models.envelope import (
     gathered,
     settle_id,
 )
-from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField
+from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.notifications import wake_after_commit
 from kanthorq_django.models.privileges import may_read_bodies
 from kanthorq_django.models.stream import Stream, check_stream_name
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
     from kanthorq_django.models.task import Task
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
 STATEMENT_ROWS_MAX = 1_000
 
@@ -168,17 +165,18 @@ class Event(SealableModel):
     @classmethod
     def from_row(cls, row: Any, consumer: "Consumer") -> Self:
         """Return the event of a pull's or a claim's row; it lacks what nobody handles it by."""
+        using = consumer._state.db
         values = (
             row.event_id,
             consumer.stream_id,
             row.event_subject,
             row.event_body,
-            json.loads(row.event_metadata),
+            {} if row.event_metadata == "{}" else json.loads(row.event_metadata),
             row.resource_key,
-            row.event_schedule_at,
-            row.event_created_at,
+            row.event_schedule_at and moment_of(row.event_schedule_at, using),
+            moment_of(row.event_created_at, using),
         )
-        return cls.from_db(consumer._state.db, _ROW_COLUMNS, values)
+        return cls.from_db(using, _ROW_COLUMNS, values)
 
     def json(self) -> Any:
         """Return the body as the JSON value that was published.
@@ -259,7 +257,7 @@ def _insert_one(events: Sequence[Event], stream: str, using: str) -> list[Event]
     if stored is None:
         return [_known(events, registered, using)[event.pk]]
     stream_id, xid, microseconds = stored
-    return [_noted(event, (stream_id, xid, _moment(microseconds, using)), using)]
+    return [_noted(event, (stream_id, xid, moment_of(microseconds, using)), using)]
 
 
 def _insert_many(events: Sequence[Event], stream: str, using: str) -> list[Event]:
@@ -336,14 +334,6 @@ def _columns(event: Event) -> dict[str, Any]:
         "idempotency_key": event.idempotency_key,
         "schedule_at": event.schedule_at,
     }
-
-
-def _moment(microseconds: int, using: str) -> datetime:
-    """Return the moment so many microseconds after 1970; psycopg takes ten times as long."""
-    moment = EPOCH + timedelta(microseconds=microseconds)
-    if django_settings.USE_TZ:
-        return moment
-    return timezone.make_naive(moment, connections[using].timezone)
 
 
 def _noted(event: Event, stored: tuple[int, int, datetime], using: str) -> Event:

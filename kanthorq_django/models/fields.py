@@ -1,10 +1,13 @@
 """Column types that Django lacks, and those that carry a rule of ours."""
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from kanthorq_django.domain import subjects
 
@@ -19,6 +22,9 @@ else:
     _IntegerField = _TextField = models.Field
     _CharField = models.CharField
     _JSONField = models.JSONField
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class XidField(_IntegerField):
@@ -93,3 +99,11 @@ class CreatedAtField(models.DateTimeField):  # type: ignore[type-arg]
         kwargs.setdefault("db_default", Now())
         kwargs.setdefault("editable", False)
         super().__init__(*args, **kwargs)
+
+
+def moment_of(microseconds: int, using: str | None) -> datetime:
+    """Return the moment so many microseconds after 1970, as Django reads it from ``using``."""
+    moment = EPOCH + timedelta(microseconds=microseconds)
+    if settings.USE_TZ:
+        return moment
+    return timezone.make_naive(moment, connections[using or DEFAULT_DB_ALIAS].timezone)

@@ -22,7 +22,7 @@ from kanthorq_django.domain.states import CLAIMABLE, FINAL, TaskState
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.event import Event
-from kanthorq_django.models.fields import CreatedAtField
+from kanthorq_django.models.fields import CreatedAtField, moment_of
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.moves import MovableQuerySet, bulk_verb
 from kanthorq_django.models.turns import present_turn_key
@@ -264,11 +264,17 @@ class Task(models.Model):
     def from_row(cls, row: Any, consumer: Consumer) -> Self:
         """Return the task of a pull's or a claim's row, with its consumer attached."""
         using = consumer._state.db
-        task = cls.from_db(using, _COLUMNS, [getattr(row, name) for name in _COLUMNS])
-        task.attempted_errors = json.loads(row.attempted_errors)
-        task.result = None if row.result is None else json.loads(row.result)
+        values = row._asdict()
+        for name in _MOMENTS:
+            if values[name] is not None:
+                values[name] = moment_of(values[name], using)
+        for name in ("attempted_errors", "result"):
+            if values[name] is not None:
+                values[name] = json.loads(values[name])
+        task = cls.from_db(using, _COLUMNS, [values[name] for name in _COLUMNS])
         task.consumer = consumer
         return task
 
 
+_MOMENTS = ("schedule_at", "attempted_at", "cancel_requested_at", "finalized_at", "created_at")
 _COLUMNS: Sequence[str] = tuple(field.attname for field in Task._meta.concrete_fields)

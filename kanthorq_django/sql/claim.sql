@@ -80,17 +80,30 @@ claimed AS (
 )
 SELECT
     (SELECT count(*) FROM due) AS due_count,
-    -- Named: the server keeps the statement, and its columns may not change meanwhile.
-    claimed.id, claimed.consumer_id, claimed.event_id, claimed.resource_key, claimed.turn_key,
-    claimed.state, claimed.schedule_at, claimed.lease_epoch, claimed.attempt_count,
-    claimed.attempted_at, claimed.attempted_errors, claimed.cancel_requested_at,
-    claimed.cancel_attempt_count, claimed.result, claimed.finalized_at, claimed.created_at,
+    -- Named: the server keeps the statement, and its columns may not change meanwhile. Moments
+    -- as microseconds since 1970: Python takes twenty times as long to read them as text.
+    claimed.id,
+    claimed.lease_epoch,
+    claimed.state,
     CASE claimed.state WHEN 3 THEN claimed.cancel_attempt_count ELSE claimed.attempt_count END AS attempt,
+    claimed.consumer_id,
+    claimed.event_id,
+    claimed.resource_key,
+    claimed.turn_key,
+    claimed.attempt_count,
+    claimed.attempted_errors,
+    claimed.cancel_attempt_count,
+    claimed.result,
+    (extract(epoch FROM claimed.schedule_at) * 1000000)::bigint AS schedule_at,
+    (extract(epoch FROM claimed.attempted_at) * 1000000)::bigint AS attempted_at,
+    (extract(epoch FROM claimed.cancel_requested_at) * 1000000)::bigint AS cancel_requested_at,
+    (extract(epoch FROM claimed.finalized_at) * 1000000)::bigint AS finalized_at,
+    (extract(epoch FROM claimed.created_at) * 1000000)::bigint AS created_at,
     event.subject AS event_subject,
     event.body AS event_body,
     event.metadata AS event_metadata,
-    event.schedule_at AS event_schedule_at,
-    event.created_at AS event_created_at
+    (extract(epoch FROM event.schedule_at) * 1000000)::bigint AS event_schedule_at,
+    (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
 FROM (SELECT) AS always
 LEFT JOIN claimed ON claimed.state IN (2, 3)
 LEFT JOIN kanthorq_django_event AS event ON event.id = claimed.event_id

@@ -33,13 +33,29 @@ pulled AS (
     RETURNING *
 )
 SELECT
-    pulled.*,
+    -- As in pull.sql.
+    pulled.id,
+    pulled.lease_epoch,
+    pulled.state,
     pulled.attempt_count AS attempt,
+    pulled.consumer_id,
+    pulled.event_id,
+    pulled.resource_key,
+    pulled.turn_key,
+    pulled.attempt_count,
+    pulled.attempted_errors,
+    pulled.cancel_attempt_count,
+    pulled.result,
+    (extract(epoch FROM pulled.schedule_at) * 1000000)::bigint AS schedule_at,
+    (extract(epoch FROM pulled.attempted_at) * 1000000)::bigint AS attempted_at,
+    (extract(epoch FROM pulled.cancel_requested_at) * 1000000)::bigint AS cancel_requested_at,
+    (extract(epoch FROM pulled.finalized_at) * 1000000)::bigint AS finalized_at,
+    (extract(epoch FROM pulled.created_at) * 1000000)::bigint AS created_at,
     event.subject AS event_subject,
     event.body AS event_body,
     event.metadata AS event_metadata,
-    event.schedule_at AS event_schedule_at,
-    event.created_at AS event_created_at
+    (extract(epoch FROM event.schedule_at) * 1000000)::bigint AS event_schedule_at,
+    (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
 FROM pulled
 JOIN kanthorq_django_event AS event ON event.id = pulled.event_id
 WHERE pulled.state = 2
