@@ -8,7 +8,7 @@ from benchmarks.peers.adapter import Adapter, body, main
 
 django_app.set_up()
 
-from benchmarks.peers.kanthorq import filling, measuring  # noqa: E402  # after the apps are loaded
+from benchmarks.peers.kanthorq import explaining, filling, measuring  # noqa: E402  # after the apps are loaded
 from kanthorq_django import publish, publish_many  # noqa: E402
 from kanthorq_django.models import Event  # noqa: E402
 
@@ -48,6 +48,10 @@ class KanthorqAdapter(Adapter):
     def pull(self, _count: str) -> dict[str, float]:
         """Measure pulls at the end of a stream that is filled already."""
         return {"time": measuring.pull_milliseconds("rare")}
+
+    def explain(self) -> dict[str, str]:
+        """Return the plans of the hot statements."""
+        return explaining.plans("noop")
 
     def cancel(self, job: str, count: str) -> dict[str, float]:
         """Cancel running jobs."""
