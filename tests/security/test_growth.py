@@ -86,6 +86,21 @@ def test_dead_rows_and_prepared_transactions_are_told_by_name():
     assert detail.startswith(r"'gid\n1' is prepared for 2:00:00")
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_forgotten_prepared_transaction_is_named():
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW max_prepared_transactions")
+        if cursor.fetchone() == ("0",):
+            pytest.skip("This server has max_prepared_transactions = 0, as PostgreSQL comes.")
+    run("BEGIN; CREATE TABLE kq_probe (); PREPARE TRANSACTION 'kq-forgotten'")
+    try:
+        told = failed(transaction=timedelta(0))
+    finally:
+        run("ROLLBACK PREPARED 'kq-forgotten'")
+    assert told["prepared"].startswith("'kq-forgotten' is prepared for 0:00:0")
+    assert "transactions" in told
+
+
 @pytest.fixture
 def many_dead_rows(monkeypatch, transactional_db: None) -> Iterator[None]:
     monkeypatch.setattr(health_module, "DEAD_MIN", 10)
