@@ -192,15 +192,19 @@ class Stage:
     def _client(self, given: dict[str, str]) -> Iterator[Client]:
         code = "import django; django.setup(); from tests.faults.client import main; main({!r})"
         self._client_count += 1
-        with subprocess.Popen(
-            [sys.executable, "-c", code.format(f"{self.seed} {self._client_count}")],
-            cwd=settings.BASE_DIR,
-            env=os.environ | given,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as process:
+        with (
+            (self.folder / "clients.log").open("ab") as log,
+            subprocess.Popen(
+                [sys.executable, "-c", code.format(f"{self.seed} {self._client_count}")],
+                cwd=settings.BASE_DIR,
+                env=os.environ | given,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            ) as process,
+        ):
             self.groups.append(process.pid)
             try:
                 yield Client(process)

@@ -53,6 +53,8 @@ def test_connections_that_fall_silent_are_found_out_and_replaced(
     if not limits:
         stage.record("connections are half-open: everything handled", seconds=seconds)
     assert worker.is_running
+    stage.stop()
+    proxy.cut()  # the server's ends of what fell silent, which only its keepalives would find
     stage.check()
 
 
