@@ -1,4 +1,4 @@
-"""``python -m benchmarks.plans``: how PostgreSQL runs the hot statements in a small and a large past."""
+"""``python -m benchmarks.plans``: how PostgreSQL runs hot statements, little and much stored."""
 
 from __future__ import annotations
 
