@@ -9,10 +9,11 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import brokers, chart, contest, report
+from benchmarks import brokers, chart, contest, document, report
 from benchmarks.arena import Arena
 from benchmarks.database import Cluster, cluster
 from benchmarks.peers import catalogue as peers
@@ -43,11 +44,19 @@ def main() -> None:
             if result := contest.run(one, contestants, arena, given.rounds, scale):
                 results.append(result)
                 print("\n" + report.table(result), flush=True)
+    _write(given, results, about)
+    print(f"{time.monotonic() - began:.0f} s; written to {given.output}", file=sys.stderr)
+
+
+def _write(
+    given: argparse.Namespace, results: Sequence[contest.Result], about: dict[str, Any]
+) -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     report.write_json(results, about, given.output / "results.json")
     report.write_tables(results, about, given.output / "results.md")
     chart.write(results, given.output / "results.svg")
-    print(f"{time.monotonic() - began:.0f} s; written to {given.output}", file=sys.stderr)
+    if given.document:
+        document.update(given.document, results, about)
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
     parser.add_argument("--peers", type=_names, help="only these, by comma")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--document", type=Path, help="a Markdown file to put the tables into")
     given = parser.parse_args()
     if unknown := set(given.works) - set(names):
         parser.error(f"no work is called {', '.join(sorted(unknown))}; known: {', '.join(names)}")
