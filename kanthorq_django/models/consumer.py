@@ -25,7 +25,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import cursor as cursors
-from kanthorq_django.models.cursor import Lag, Page
+from kanthorq_django.models.cursor import ALWAYS, Lag, Page
 from kanthorq_django.models.fields import (
     CreatedAtField,
     SnapshotField,
@@ -134,6 +134,8 @@ class Consumer(models.Model):
     # Of the consumer's keys, the one whose turn was last, as far as this process knows.
     served_key = ""
     claim_count = 0
+    # Whether the last claim found only keys that are taken, or that wait for a retry.
+    is_blocked = False
     # How many tasks of one key are handled together.
     group_size = 1
 
@@ -223,12 +225,18 @@ class Consumer(models.Model):
         """
         return [leased.task for leased in self.lease_due(limit, states)]
 
-    def lease_due(self, limit: int, states: Iterable[TaskState]) -> list[Leased]:
-        """Do what ``claim()`` does, without building the tasks."""
+    def lease_due(
+        self, limit: int, states: Iterable[TaskState], floor: int = ALWAYS
+    ) -> list[Leased]:
+        """Do what ``claim()`` does, without building the tasks.
+
+        Nothing that waits for no turn is due before ``floor``, microseconds since 1970, as far as
+        the caller knows.
+        """
         _check_limit(limit)
         wanted = sorted(states)
         while True:
-            rows = self._claim_in_turn(limit, wanted)
+            rows = self._claim_in_turn(limit, wanted, floor)
             leased = leased_by(self, rows)
             if leased or rows[0].due_count == 0:
                 break
@@ -254,22 +262,26 @@ class Consumer(models.Model):
         _verb.alters_data = True  # type: ignore[attr-defined]
     del _verb
 
-    def _claim_in_turn(self, limit: int, states: list[TaskState]) -> sql.Result:
+    def _claim_in_turn(self, limit: int, states: list[TaskState], floor: int) -> sql.Result:
         if self.serialize == Serialize.OFF:
-            return unconflicted(self.using, lambda: self._claim(limit, states, []))
+            return unconflicted(self.using, lambda: self._claim(limit, states, [], floor))
         with turns_locked(self) as is_ours:
             # A part stays free for what waits for no turn, as cancellations do; of a single
             # place, every other one.
             self.claim_count += 1
             if limit == 1 and self.claim_count % 2:
-                rows = self._claim(limit, states, [])
+                rows = self._claim(limit, states, [], floor)
                 if rows[0].due_count:
                     return rows
             share = max(1, limit - max(1, limit // 4))
             in_turn = next_in_turn(self, share) if is_ours else []
-            return self._claim(limit - len(in_turn), states, in_turn)
+            rows = self._claim(limit - len(in_turn), states, in_turn, floor)
+            self.is_blocked = is_ours and rows[0].due_count == 0
+            return rows
 
-    def _claim(self, limit: int, states: list[TaskState], in_turn: list[int]) -> sql.Result:
+    def _claim(
+        self, limit: int, states: list[TaskState], in_turn: list[int], floor: int = ALWAYS
+    ) -> sql.Result:
         return sql.Result(
             self.using,
             "claim",
@@ -278,6 +290,7 @@ class Consumer(models.Model):
                 "states": states,
                 "limit": limit,
                 "in_turn": in_turn,
+                "floor": floor,
                 "lease_ran_out": LEASE_RAN_OUT,
                 "errors_max": get_settings().ERRORS_MAX,
             },

@@ -1,7 +1,7 @@
 """What a consumer has read of its stream, and where reading is refused."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +11,7 @@ from django.db import InternalError, connections
 from kanthorq_django import sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
+from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
 from kanthorq_django.models.leased import Leased, leased_by
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # What pulls move, and rebase(), and nobody else.
 COLUMNS = frozenset({"cursor", "window", "position_xid", "position_id", "cluster_id"})
+
+
+ALWAYS = -62_000_000_000_000_000  # microseconds since 1970: before any task was due
 
 
 class Lag(NamedTuple):
@@ -51,8 +55,29 @@ def lag(consumer: "Consumer", limit: int) -> Lag:
 
 def has_unread(consumer: "Consumer") -> bool:
     """Tell whether a pull has something to do; it writes nothing, not even a lock."""
-    params = {"consumer_ids": [consumer.pk], "states": []}
-    return any(row.has_events for row in sql.rows(consumer.using, "peek", params))
+    return any(row.has_events for row in peek({consumer.pk: ALWAYS}, [], consumer.using))
+
+
+def peek(
+    floors: Mapping[int, int],
+    states: Iterable[TaskState],
+    using: str,
+    *,
+    horizon: timedelta = timedelta(0),
+) -> list[Any]:
+    """Look once for consumers, by their ids; writes nothing.
+
+    Returns a row for each: ``id``, ``has_events``, ``has_turns``, ``due_at`` of its first task
+    in ``states`` that is due within ``horizon``, not looked for before its floor, ``looked_at``.
+    Moments and floors are microseconds since 1970.
+    """
+    params = {
+        "consumer_ids": list(floors),
+        "floors": list(floors.values()),
+        "states": sorted(states),
+        "horizon": horizon,
+    }
+    return sql.rows(using, "peek", params)
 
 
 def read_page(consumer: "Consumer", locked: Any, limit: int) -> Page:

@@ -11,6 +11,7 @@ due_freely AS MATERIALIZED (
         -- Spelt out as in the partial index, so that it is provably enough.
         AND state IN (1, 2, 3, 102) AND (turn_key IS NULL OR state = 3)
         AND state = ANY(%(states)s::smallint[])
+        AND schedule_at >= 'epoch'::timestamptz + %(floor)s::bigint * interval '1 microsecond'  -- as in peek.sql
         AND schedule_at <= statement_timestamp()
     ORDER BY schedule_at, id
     LIMIT %(limit)s

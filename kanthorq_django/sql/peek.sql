@@ -35,12 +35,21 @@ SELECT
             AND task.state = ANY(%(states)s::smallint[])
             AND task.schedule_at <= statement_timestamp()
     ) AS has_turns,
-    extract(epoch FROM (
-        SELECT min(task.schedule_at)
+    -- The first task that is due, or will be before the worker looks again. Finished tasks leave
+    -- dead entries behind on both sides: where leases ended, below, and where leases of what was
+    -- finished early would have ended, above. While somebody holds an old snapshot they stay, and
+    -- a look that did not know its bounds would wade through all of them.
+    (
+        SELECT (extract(epoch FROM task.schedule_at) * 1000000)::bigint
         FROM kanthorq_django_task AS task
         WHERE task.consumer_id = consumer.id
             AND task.state IN (1, 2, 3, 102) AND (task.turn_key IS NULL OR task.state = 3)
             AND task.state = ANY(%(states)s::smallint[])
-    ) - statement_timestamp())::float8 AS due_in_seconds
-FROM kanthorq_django_consumer AS consumer
-WHERE consumer.id = ANY(%(consumer_ids)s::bigint[]);
+            AND task.schedule_at >= 'epoch'::timestamptz + asked.floor * interval '1 microsecond'
+            AND task.schedule_at <= statement_timestamp() + %(horizon)s::interval
+        ORDER BY task.schedule_at, task.id
+        LIMIT 1
+    ) AS due_at,
+    (extract(epoch FROM statement_timestamp()) * 1000000)::bigint AS looked_at
+FROM unnest(%(consumer_ids)s::bigint[], %(floors)s::bigint[]) AS asked (id, floor)
+JOIN kanthorq_django_consumer AS consumer USING (id);

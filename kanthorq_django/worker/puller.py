@@ -4,19 +4,22 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import connections
 
-from kanthorq_django import sql
 from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.models import Consumer
+from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
+from kanthorq_django.worker.floors import Floors
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
 from kanthorq_django.worker.warden import Bounded
 
 logger = logging.getLogger("kanthorq_django.worker")
+
+MICROSECONDS = 1_000_000  # of a second
 
 
 class Look(NamedTuple):
@@ -52,6 +55,8 @@ class Puller:
         self._using = using
         self._bounded = bounded
         self._turn = 0
+        self._floors = Floors(self._consumers)
+        self._blocked: set[int] = set()
         self._refusals: dict[int, PullRefused] = {}
         longest = min(1.0, options.poll_interval.total_seconds())
         self._pauses = {consumer.pk: _Pause(consumer, longest) for consumer in consumers}
@@ -66,22 +71,30 @@ class Puller:
         for consumer in self._consumers.values():
             if consumer.name == name:
                 self._pauses[consumer.pk].relent()
+                self._blocked.discard(consumer.pk)
 
     def look(self) -> dict[int, Look]:
         """Return what there is to do for each consumer; one statement that writes nothing."""
-        params = {
-            "consumer_ids": list(self._consumers),
-            "states": sorted(self._options.claims),
-        }
+        floors = self._floors.begin()
         with self._bounded(connections[self._using]):
-            rows = sql.rows(self._using, "peek", params)
-        return {
-            row.id: Look(
-                row.has_events and self._may_pull(row.id),
-                0.0 if row.has_turns else row.due_in_seconds,
+            rows = peek(
+                floors, self._options.claims, self._using, horizon=self._options.poll_interval
             )
+        self._floors.learn(rows)
+        looks = {
+            row.id: Look(row.has_events and self._may_pull(row.id), self._due_in(row))
             for row in rows
         }
+        if self._options.burst and not any(look.has_work for look in looks.values()):
+            # What ends a burst has to be seen from the beginning.
+            return looks if self._floors.forget() else self.look()
+        return looks
+
+    def _due_in(self, row: Any) -> float | None:
+        # A burst does not wait for keys that are all taken, or whose first task waits itself.
+        if row.has_turns and not (self._options.burst and row.id in self._blocked):
+            return 0.0
+        return None if row.due_at is None else (row.due_at - row.looked_at) / MICROSECONDS
 
     def in_turn(self, looks: Mapping[int, Look]) -> Iterator[Consumer]:
         """Yield each consumer that has work, starting with another one each time."""
@@ -133,7 +146,11 @@ class Puller:
             raise error
 
     def _claim(self, consumer: Consumer, limit: int) -> list[Leased] | None:
-        return consumer.lease_due(limit, self._options.claims) or None
+        floor = self._floors[consumer.pk]
+        leased = consumer.lease_due(limit, self._options.claims, floor)
+        if consumer.is_blocked:
+            self._blocked.add(consumer.pk)
+        return leased or None
 
     def _pull(self, consumer: Consumer, limit: int) -> list[Leased] | None:
         """Return what a page leased, which may be nothing; None when nothing could be read."""

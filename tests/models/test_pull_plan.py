@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +11,7 @@ from kanthorq_django import sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer, Stream
 from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.cursor import ALWAYS
 
 EVENT_COUNT = 200_000
 EVENTS_PER_TRANSACTION = 1_000
@@ -191,7 +193,13 @@ def test_a_transaction_that_was_open_costs_one_index_probe(reader: Consumer):
 def test_an_idle_look_probes_the_end_of_the_index(reader: Consumer):
     place(reader, "pg_current_snapshot()")
 
-    scans = event_scans(sql.load("peek"), {"consumer_ids": [reader.pk], "states": [1]})
+    params = {
+        "consumer_ids": [reader.pk],
+        "floors": [ALWAYS],
+        "states": [1],
+        "horizon": timedelta(0),
+    }
+    scans = event_scans(sql.load("peek"), params)
 
     assert_bounded(scans, rows=0)
 

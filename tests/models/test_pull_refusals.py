@@ -3,10 +3,11 @@ from collections.abc import Mapping
 import pytest
 from django.db import connection, transaction
 
-from kanthorq_django import publish, sql
+from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction
 from kanthorq_django.models import Consumer, Event, Task
 from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.cursor import has_unread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -25,8 +26,7 @@ def stored(consumer: Consumer) -> Mapping[str, object]:
 
 
 def has_events(consumer: Consumer) -> bool:
-    (row,) = sql.rows("default", "peek", {"consumer_ids": [consumer.pk], "states": []})
-    return bool(row.has_events)
+    return has_unread(consumer)
 
 
 def test_a_pull_is_refused_inside_a_transaction_and_leaves_it_usable(consumer: Consumer):

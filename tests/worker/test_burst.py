@@ -7,7 +7,7 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
-from kanthorq_django import Fixed, Snooze, publish, signals, subscribe
+from kanthorq_django import Fixed, Snooze, publish, publish_many, signals, subscribe
 from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
@@ -51,6 +51,18 @@ def test_a_burst_leaves_what_is_due_later():
         TaskState.RETRYABLE,
         TaskState.AVAILABLE,
     }
+
+
+def test_a_burst_leaves_what_stands_behind_a_task_that_waits_for_its_retry():
+    @subscribe("work.>", stream="work", consumer="strict", serialize="strict", retry=Fixed(HOUR))
+    def handle(message: Message) -> None:
+        raise ValueError("not today")
+
+    publish_many([Event(subject="work.due", resource_key="one") for _ in range(3)], stream="work")
+
+    assert work_off("strict") == 1
+    assert Task.objects.retryable().count() == 1
+    assert Task.objects.available().count() == 2
 
 
 @pytest.mark.parametrize("run", range(20))
