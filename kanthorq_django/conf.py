@@ -52,6 +52,7 @@ class Settings:
     RESULT_SIZE_MAX: int = 262_144  # bytes of a handler's result as JSON
     DEPTH_MAX: int = 100  # levels of a body's, metadata's or result's JSON; at most 500
     PUBLISH_MAX: int = 1_000_000  # events of one publish_many()
+    HOPS_MAX: int | None = None  # from event to event through handlers; None: not counted
     FILTERS_MAX: int = 64  # includes, and as many excludes, of one consumer
     ERRORS_MAX: int = 20  # newest errors kept in a task's history
     ERROR_SIZE_MAX: int = 16_384  # characters kept of one error's traceback
@@ -97,6 +98,10 @@ _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     int: (
         lambda value: type(value) is int and value > 0,
         "it must be a whole number above 0",
+    ),
+    int | None: (
+        lambda value: value is None or (type(value) is int and value > 0),
+        "it must be a whole number above 0, or None",
     ),
     bool: (lambda value: type(value) is bool, "it must be True or False"),
     timedelta: (

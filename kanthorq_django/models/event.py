@@ -34,6 +34,7 @@ from kanthorq_django.models.envelope import (
     settle_id,
 )
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
+from kanthorq_django.models.hops import count_hops
 from kanthorq_django.models.notifications import wake_after_commit
 from kanthorq_django.models.privileges import may_read_bodies
 from kanthorq_django.models.stream import Stream, check_stream_name
@@ -226,6 +227,8 @@ def _prepare(events: Sequence[Event], stream: str) -> None:
             if len(events) == 1:
                 raise
             raise type(error)(f"events[{index}]: {error}") from error
+    if limits.HOPS_MAX is not None:
+        count_hops(events, limits.HOPS_MAX)
 
 
 def _check(event: Any, stream: str, ids: set[UUID], limits: Settings) -> None:

@@ -21,11 +21,13 @@ from kanthorq_django.domain.failures import Failure, one_line
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
 from kanthorq_django.message import Message, ack_each, encode_result
+from kanthorq_django.models.hops import following
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
 
 logger = logging.getLogger("kanthorq_django.worker")
 
+_UNCOUNTED = contextlib.nullcontext()
 VERDICT_ROLLED_BACK = "The transaction in which the message was ended was rolled back."
 UNTOLD_DELAY = timedelta(minutes=1)  # before the next attempt when not even the policy can tell
 
@@ -106,7 +108,8 @@ def execute_together(*flights: Flight) -> list[Ending]:
 async def aexecute(*flights: Flight) -> list[Ending]:
     """Run an ``async def`` handler, as ``execute()`` does."""
     try:
-        result = await _call(flights)
+        with _counting_hops(flights):
+            result = await _call(flights)
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  # sys.exit() would end the loop for all others
@@ -129,9 +132,16 @@ def after_interrupt(*flights: Flight) -> list[Ending]:
 def _call(flights: Sequence[Flight]) -> Any:
     """Call the handler with its message, or with the list of them if it takes batches."""
     first = flights[0]
-    if first.subscription.batch == 1 or first.is_cancellation:
-        return first.handler(first.message)
-    return first.handler([flight.message for flight in flights])
+    with _counting_hops(flights):
+        if first.subscription.batch == 1 or first.is_cancellation:
+            return first.handler(first.message)
+        return first.handler([flight.message for flight in flights])
+
+
+def _counting_hops(flights: Sequence[Flight]) -> contextlib.AbstractContextManager[None]:
+    if get_settings().HOPS_MAX is None:
+        return _UNCOUNTED
+    return following(flight.message.event for flight in flights)
 
 
 def _concluded(

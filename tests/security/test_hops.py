@@ -1,0 +1,104 @@
+"""Handlers that publish what they consume come to an end, where hops are counted."""
+
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from kanthorq_django import apublish, publish, subscribe
+from kanthorq_django.domain.subscriptions import Registry
+from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.testing import drain
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def three_hops(settings) -> None:
+    settings.KANTHORQ = {"HOPS_MAX": 3}
+
+
+def hops() -> list[Any]:
+    return [event.metadata.get("hops") for event in Event.objects.order_by("pk")]
+
+
+def test_a_loop_ends_with_an_error_that_names_the_limit(declared: Registry):
+    @subscribe("ping", consumer="pong", stream="s", attempt_max=1)
+    def again(message):
+        publish("ping", stream="s", metadata={"by": "pong"})
+
+    publish("ping", stream="s")
+    assert drain("pong") == 4
+    assert hops() == [None, 1, 2, 3]
+    (failure,) = Task.objects.get(state=TaskState.DISCARDED).attempted_errors
+    assert "4 hops" in failure["error"]
+    assert "the limit is 3 (KANTHORQ['HOPS_MAX'])" in failure["error"]
+    assert Event.objects.latest("pk").metadata == {"by": "pong", "hops": 3}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_coroutines_are_counted_too(declared: Registry):
+    @subscribe("ping", consumer="pong", stream="s", attempt_max=1)
+    async def again(message):
+        await apublish("ping", stream="s")
+
+    publish("ping", stream="s")
+    assert drain("pong") == 4
+    assert hops() == [None, 1, 2, 3]
+
+
+def test_handlers_in_one_transaction_and_in_batches_are_counted(declared: Registry):
+    @subscribe("a", consumer="atomic", stream="s", atomic=True)
+    def to_b(message):
+        publish("b", stream="s")
+
+    @subscribe("b", consumer="batches", stream="s", batch=5)
+    def to_c(messages):
+        publish("c", stream="s")
+
+    publish("a", stream="s")
+    drain("atomic", "batches")
+    assert hops() == [None, 1, 2]
+
+
+def test_an_event_for_later_starts_a_chain_of_its_own(declared: Registry):
+    @subscribe("a", consumer="poll", stream="s")
+    def later(message):
+        publish("b", stream="s", schedule_at=timezone.now())
+
+    publish("a", stream="s", metadata={"hops": 3})
+    drain("poll")
+    assert hops() == [3, None]
+
+
+def test_what_others_publish_after_a_handler_is_not_counted(declared: Registry):
+    @subscribe("a", consumer="c", stream="s", attempt_max=1)
+    def fail(message):
+        raise ValueError
+
+    publish("a", stream="s")
+    drain("c")
+    publish("b", stream="s")
+    assert hops() == [None, None]
+
+
+def test_without_the_setting_metadata_is_left_alone(declared: Registry, settings):
+    settings.KANTHORQ = {}
+
+    @subscribe("a", consumer="c", stream="s")
+    def to_b(message):
+        publish("b", stream="s")
+
+    publish("a", stream="s")
+    drain("c")
+    assert hops() == [None, None]
+
+
+def test_hops_that_somebody_made_up_do_no_harm(declared: Registry):
+    @subscribe("a", consumer="c", stream="s")
+    def to_b(message):
+        publish("b", stream="s")
+
+    publish("a", stream="s", metadata={"hops": "many"})
+    drain("c")
+    assert hops() == ["many", 1]
