@@ -103,6 +103,12 @@ class Proxy:
         for link in list(self._links):
             link.is_frozen = True
 
+    def abandon(self) -> None:
+        """Let the server find out about connections that fell silent, as by its keepalives."""
+        for link in list(self._links):
+            if link.is_frozen:
+                link.abandon()
+
     def fault_in(self, sent: bytes) -> Fault | None:
         """Return the fault that ``sent`` brings about, if any; it will not happen again."""
         for fault in self._faults:
@@ -166,6 +172,10 @@ class _Link:
         for side in (self._client, self._server):
             with contextlib.suppress(OSError):  # that side is closed already
                 side.shutdown(socket.SHUT_RDWR)
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):  # closed already
+            self._server.shutdown(socket.SHUT_RDWR)
 
     def reset(self) -> None:
         with contextlib.suppress(OSError):  # closed already

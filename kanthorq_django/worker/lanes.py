@@ -47,6 +47,8 @@ class ThreadLane(Lane):
                 refresh_connections(self._bounded)
             except UNAVAILABLE:
                 return self._hand_back(started)
+            for flight in started:
+                flight.connection = connections[flight.message.using]
             endings = run(*started)
             note_use()
             for ending in endings:

@@ -10,6 +10,7 @@ from django.db import connections
 from kanthorq_django.models import Worker, lease
 from kanthorq_django.models.worker import SEEN_EVERY
 from kanthorq_django.worker.flight import Flight, Flights
+from kanthorq_django.worker.probe import Probe
 from kanthorq_django.worker.upkeep import Backoff
 from kanthorq_django.worker.warden import Bounded
 
@@ -31,6 +32,7 @@ class Renewer:
         self._nudge = threading.Event()
         self._backoff = Backoff("renewer")
         self._seen_at = time.monotonic()
+        self._probe = Probe(flights, using)
         self._thread = threading.Thread(target=self._run, name="kanthorq-renewer", daemon=True)
 
     def start(self) -> None:
@@ -51,6 +53,7 @@ class Renewer:
                 self._nudge.clear()
                 self._attempt(self._learn_of_cancellations)
             self._attempt(self._renew)
+            self._attempt(self._probe.make_if_due)
             self._attempt(self._be_seen)
         connections.close_all()
 

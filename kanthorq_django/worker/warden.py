@@ -91,7 +91,7 @@ class Warden:
             for thread, wait in list(self._waits.items()):
                 if now >= wait.since + CUT_AFTER:
                     del self._waits[thread]
-                    _cut(wait.connection)
+                    _end(wait.connection)
                 elif now >= wait.since + CANCEL_AFTER and not wait.is_cancelled:
                     wait.is_cancelled = True
                     _cancel(wait.connection)
@@ -112,12 +112,15 @@ def _cancel_now(raw: "psycopg.Connection[object]") -> None:
         raw.cancel_safe(timeout=CUT_AFTER - CANCEL_AFTER)
 
 
-def _cut(connection: BaseDatabaseWrapper) -> None:
-    """Shut the socket under the thread that waits for it; a lost connection wakes it up."""
+def _end(connection: BaseDatabaseWrapper) -> None:
     raw = connection.connection
-    if raw is None:
-        return  # it is being made, which has a timeout of its own
-    logger.warning("The database does not answer; a connection is cut.")
+    if raw is not None:  # while it is being made, it has a timeout of its own
+        logger.warning("The database does not answer; a connection is cut.")
+        cut(raw)
+
+
+def cut(raw: "psycopg.Connection[object]") -> None:
+    """Shut the socket under the thread that waits for it; a lost connection wakes it up."""
     with (
         contextlib.suppress(OSError, psycopg.Error),
         socket.socket(fileno=os.dup(raw.fileno())) as held,

@@ -34,7 +34,7 @@ def missing() -> Iterator[str]:
         yield "clocks that are wrong: apt-get install libfaketime"
 
 
-def clocks(chance: Random) -> Mapping[str, str]:
+def clocks(chance: Random) -> Mapping[str, Any]:
     """Return the variables of a process whose clock may be wrong."""
     if LIBRARIES and chance.random() < 0.2:
         return wrong_by(chance.choice(["+600s", "-600s"]))
@@ -114,6 +114,14 @@ def end_some_connections(soak: "Soak") -> Any:
 @fault
 def reset_connections(soak: "Soak") -> Any:
     soak.proxy.reset()
+
+
+@fault
+def silence_connections(soak: "Soak") -> Any:
+    """Half-open: what is sent is swallowed; the server finds out by its keepalives."""
+    soak.proxy.freeze()
+    time.sleep(soak.chance.uniform(0.1, 2))
+    soak.proxy.abandon()
 
 
 @fault

@@ -1,6 +1,7 @@
 """Machines whose clocks are wrong: only the database's clock decides."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from tests.faults.stage import Stage
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
 
-def wrong_by(offset: str) -> dict[str, str]:
+def wrong_by(offset: str) -> dict[str, Any]:
     """Return the variables under which a process takes the time to be another one."""
     if not LIBRARIES:
         pytest.skip("there is no libfaketime; apt-get install libfaketime")

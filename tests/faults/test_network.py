@@ -58,6 +58,24 @@ def test_connections_that_fall_silent_are_found_out_and_replaced(
     stage.check()
 
 
+def test_handlers_whose_connections_fall_silent_are_found_out_too(stage: Stage, proxy: Proxy):
+    """Nothing that a handler asks has a limit of time, and its lease is renewed all the while."""
+    sooner = IMPATIENT | {"kanthorq_django.worker.probe.PROBE_EVERY": 0.7}
+    stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(sooner))
+    client = stage.client()
+    stage.wait_until_started()
+    client.begin("both 40")
+    stage.wait_until(lambda: len(stage.view.tasks()) > 20)
+    proxy.freeze()
+    proxy.abandon()
+    client.wait()
+
+    seconds = stage.settle()
+
+    stage.record("handlers' connections are half-open: everything handled", seconds=seconds)
+    stage.check()
+
+
 def test_connections_that_are_reset_in_mid_statement_lose_and_double_nothing(
     stage: Stage, proxy: Proxy
 ):
