@@ -60,3 +60,4 @@ wheel: $(READY) ## build the wheel into dist/
 
 clean: ## remove what the targets above made
 	rm -rf .venv .venv-3.* .postgres build dist .coverage* *.egg-info
+	rm -rf benchmarks/.peers benchmarks/.postgres benchmarks/results

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.contest import Result
 from benchmarks.report import table
 
-BLOCK = "<!-- bench:{name} -->\n{content}\n<!-- /bench:{name} -->"
+BLOCK = "<!-- bench:{name} -->{content}<!-- /bench:{name} -->"
 
 
 def update(path: Path, results: Sequence[Result], about: dict[str, Any]) -> None:
@@ -21,7 +21,7 @@ def update(path: Path, results: Sequence[Result], about: dict[str, Any]) -> None
         # The document has headings of its own.
         content = table(result).split("\n", 2)[2].strip()
         stamp = f"*{about['at'][:10]}, {len(result.series[0].values)} rounds*"
-        text = _replaced(text, name, f"{content}\n\n{stamp}")
+        text = _replaced(text, name, f"\n{content}\n\n{stamp}\n")
     path.write_text(text)
 
 
