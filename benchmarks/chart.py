@@ -49,7 +49,7 @@ def _work(result: Result, y: int) -> tuple[list[str], int]:
 
 
 def _bars(result: Result, metric: Metric, series: Sequence[Series], y: int) -> Iterator[str]:
-    longest = max(one.median for one in series)
+    longest = max(max(one.known) for one in series)
     compared = reference(result, metric)
     room = WIDTH - LABEL_WIDTH - FIGURE_WIDTH - MARGIN
     for index, one in enumerate(series):

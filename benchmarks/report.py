@@ -87,7 +87,7 @@ def _verdict(goal: Goal | None, ratio: float, median: float, metric: Metric) -> 
         return ""
     is_met = found >= wanted if metric.is_better_when_higher else found <= wanted
     sign = "≥" if metric.is_better_when_higher else "≤"
-    unit = "" if is_ratio else f" {metric.unit}"
+    unit = "" if is_ratio or not metric.unit else f" {metric.unit}"
     return f"{sign} {wanted:,g}{unit}: {'met' if is_met else 'missed'}"
 
 

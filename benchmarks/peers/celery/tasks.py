@@ -9,6 +9,7 @@ from benchmarks.peers import django_app, django_handlers
 django_app.set_up()
 app = Celery("bench", broker=os.environ["BENCH_BROKER"])
 app.conf.task_ignore_result = True
+app.conf.CELERY_DB_REUSE_MAX = 1_000_000  # or it connects anew for each task
 
 TASKS = {
     handler.__name__: app.task(name=handler.__name__)(handler)
