@@ -16,7 +16,7 @@ from kanthorq_django.domain.failures import Failure
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.executor import Ack, Ending, HandBack, Nack
-from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
+from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, spare_connections
 from kanthorq_django.worker.warden import Bounded
 
 logger = logging.getLogger("kanthorq_django.worker")
@@ -66,6 +66,7 @@ class Acknowledger:
         while is_open:
             endings, is_open = self._take()
             self.write(endings)
+            spare_connections()
         while self._locked and not self._abandon.wait(LOCKED_RETRY):
             self.write(self._take_locked())
         connections.close_all()

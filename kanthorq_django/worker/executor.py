@@ -24,6 +24,7 @@ from kanthorq_django.message import Message, ack_each, encode_result
 from kanthorq_django.models.hops import following
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.upkeep import note_refusal
 
 logger = logging.getLogger("kanthorq_django.worker")
 
@@ -264,6 +265,7 @@ def _is_settled_in_test(message: Message) -> bool:
 
 def _failed(flight: Flight, reason: BaseException | str, **options: Any) -> Nack:
     error = reason if isinstance(reason, BaseException) else None
+    note_refusal(error)
     _log(flight, logging.WARNING, f"failed: {type(reason).__name__ if error else reason!r}", error)
     return _nack(flight.message, reason, **options)
 

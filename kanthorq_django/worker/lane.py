@@ -16,6 +16,7 @@ from kanthorq_django.worker.executor import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.warden import Bounded
 
+RELENT_EVERY = 2.0  # seconds
 WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
 
 Settle = Callable[[Ending], None]
@@ -123,13 +124,17 @@ class Lane:
             return 0  # refilling only when half has gone keeps the batches large
         return max(0, target - self._running - len(self._waiting))
 
-    def _next(self) -> Call | None:
-        """Wait for a call and count it as running; None when the lane is closed."""
+    def _next(self, relent: Callable[[], object] = bool) -> Call | None:
+        """Wait for a call and count it as running; None when the lane is closed.
+
+        ``relent`` is called now and then while there is none.
+        """
         with self._arrived:
             while not self._waiting:
                 if self._is_closed:
                     return None
-                self._arrived.wait()
+                if not self._arrived.wait(RELENT_EVERY):
+                    relent()
             call = self._take()
             self._running += 1
             self.started_count += call.size

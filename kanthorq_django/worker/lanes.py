@@ -20,13 +20,23 @@ from kanthorq_django.worker.executor import (
 )
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
-from kanthorq_django.worker.upkeep import UNAVAILABLE, note_use, refresh_connections
+from kanthorq_django.worker.upkeep import (
+    UNAVAILABLE,
+    are_scarce,
+    note_refusal,
+    note_use,
+    refresh_connections,
+    spare_connections,
+)
+
+REFUSED_PAUSE = 0.3  # seconds until a task is given back that no connection was left for
 
 
 class ThreadLane(Lane):
     """Plain handlers, each thread with Django connections of its own."""
 
     def start(self) -> None:
+        self._pause = threading.Event()
         self.group_size = get_settings().GROUP_COMMIT
         self._threads = [
             threading.Thread(target=self._run, name=f"kanthorq-handler-{number}", daemon=True)
@@ -35,9 +45,10 @@ class ThreadLane(Lane):
         super().start()
 
     def _run(self) -> None:
-        while (call := self._next()) is not None:
+        while (call := self._next(spare_connections)) is not None:
             for round_ in call.rounds:
                 self._handle(round_, execute_together if call.is_shared else execute)
+            spare_connections()
             self._ended(call.size if call.is_shared else 1)
         connections.close_all()
 
@@ -45,7 +56,11 @@ class ThreadLane(Lane):
         if started := self._startable(round_):
             try:
                 refresh_connections(self._bounded)
-            except UNAVAILABLE:
+                if are_scarce():
+                    connections[started[0].message.using].ensure_connection()
+            except UNAVAILABLE as error:
+                note_refusal(error)
+                self._pause.wait(REFUSED_PAUSE)
                 return self._hand_back(started)
             for flight in started:
                 flight.connection = connections[flight.message.using]

@@ -15,7 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
 from kanthorq_django.models.notifications import CANCEL_CHANNEL, channel
-from kanthorq_django.worker.upkeep import Backoff
+from kanthorq_django.worker.upkeep import Backoff, are_scarce
 from kanthorq_django.worker.warden import Bounded
 
 CALL_EVERY = 30.0  # seconds between two calls to ourselves
@@ -96,6 +96,8 @@ class _Call:
         self._answered_at = float("-inf")
 
     def make_if_due(self, connection: BaseDatabaseWrapper) -> None:
+        if are_scarce():
+            raise _Spared("connections are scarce; polling goes on")
         now = time.monotonic()
         if self._made_at is None:
             if now - self._answered_at >= CALL_EVERY:
@@ -109,6 +111,10 @@ class _Call:
 
     def answered(self) -> None:
         self._made_at, self._answered_at = None, time.monotonic()
+
+
+class _Spared(OperationalError):
+    """Others need the connection more."""
 
 
 class _Deaf(OperationalError):

@@ -11,7 +11,7 @@ from kanthorq_django.models import Worker, lease
 from kanthorq_django.models.worker import SEEN_EVERY
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.probe import Probe
-from kanthorq_django.worker.upkeep import Backoff
+from kanthorq_django.worker.upkeep import Backoff, spare_connections
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # leases in one statement
@@ -55,6 +55,7 @@ class Renewer:
             self._attempt(self._renew)
             self._attempt(self._probe.make_if_due)
             self._attempt(self._be_seen)
+            spare_connections()
         connections.close_all()
 
     def _attempt(self, step: Callable[[], None]) -> None:

@@ -20,6 +20,12 @@ logger = logging.getLogger("kanthorq_django.worker")
 # What the database's absence looks like, and, as InternalError, a primary that became a standby.
 UNAVAILABLE = (OperationalError, InterfaceError, InternalError)
 
+# How the server, or a pooler, says that it has no connection left; there is no code before one is
+# made. In another language than English a worker only waits, as for a server that is away.
+_REFUSALS = ("too many connections", "too many clients", "connection slots", "no more connections")
+SCARCE_FOR = 10.0  # seconds after a refusal
+_refused_at = float("-inf")
+
 CHECK_AFTER_IDLE = 1.0  # seconds a connection may rest before it is tried out
 
 
@@ -115,6 +121,24 @@ def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
     )
 
 
+def note_refusal(error: BaseException | None) -> None:
+    """Remember that the server had no connection left, if that is what ``error`` says."""
+    global _refused_at  # noqa: PLW0603  # what one thread meets concerns all of this process
+    if isinstance(error, OperationalError) and any(text in str(error) for text in _REFUSALS):
+        _refused_at = time.monotonic()
+
+
+def are_scarce() -> bool:
+    """Tell whether the server has refused us a connection of late."""
+    return time.monotonic() < _refused_at + SCARCE_FOR
+
+
+def spare_connections() -> None:
+    """Give this thread's connections back if they are scarce: so all parts get their turn."""
+    if are_scarce():
+        connections.close_all()
+
+
 def note_use() -> None:
     """Remember that this thread's connections have just been in use."""
     _own.used_at = time.monotonic()
@@ -132,6 +156,7 @@ class Backoff:
 
     def failed(self, error: Exception) -> float:
         """Return how many seconds to wait before the next try."""
+        note_refusal(error)
         if not self._is_failing:
             self._is_failing = True
             expected = isinstance(error, (*UNAVAILABLE, psycopg.OperationalError))
