@@ -7,12 +7,9 @@ from typing import TypeVar
 from django.db import OperationalError, connections, transaction
 from psycopg.errors import SerializationFailure
 
+from kanthorq_django.sql import LEAVE_IDLE
+
 T = TypeVar("T")
-
-
-# What these transactions lock, all workers wait for: one whose client is frozen, or gone without
-# a word, must not hold it for longer. In milliseconds.
-LEAVE_IDLE = "SET LOCAL idle_in_transaction_session_timeout = 5000"
 
 
 @contextmanager

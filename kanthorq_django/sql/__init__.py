@@ -19,6 +19,11 @@ from kanthorq_django.sql.cursors import client_cursor, cursor_for
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
 
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# What our own transactions lock, all workers wait for: one whose client is frozen, or gone without
+# a word, must not hold it for longer. In milliseconds.
+LEAVE_IDLE = "SET LOCAL idle_in_transaction_session_timeout = 5000"
+
 
 @functools.cache
 def load(name: str, *, skip_locked: bool = False) -> str:
@@ -89,11 +94,13 @@ def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any
     """Run the block in a READ COMMITTED transaction of its own that begins with ``<name>.sql``.
 
     Yields the rows of that statement. Both are one round trip; Django's ``atomic()`` would need
-    three. The connection has to be in autocommit mode, outside of any transaction.
+    three. The server ends it when its client falls silent. The connection has to be in
+    autocommit mode, outside of any transaction.
     """
     with client_cursor(using) as cursor:
         try:
-            cursor.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {load(name)}", params)
+            cursor.execute(f"{BEGIN}; {LEAVE_IDLE}; {load(name)}", params)
+            cursor.nextset()
             cursor.nextset()
             yield _rows(cursor)
         except BaseException:

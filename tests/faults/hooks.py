@@ -38,7 +38,7 @@ class Point(NamedTuple):
         return (
             moment == self.moment
             and self.in_transaction in (None, connection.in_atomic_block)
-            and (text in _texts(self.statement) or text.startswith(self.statement))
+            and (text.endswith(_texts(self.statement)) or text.startswith(self.statement))
         )
 
 
@@ -90,11 +90,10 @@ class _Watch:
         self._point, self._nth, self._action = point, nth, action
         self._passes = itertools.count(1)
         self._ran: dict[int, list[str]] = {}  # what each connection's transaction has run
-        self._commit = BaseDatabaseWrapper.commit
-        watch = self
+        watch, django_commit = self, BaseDatabaseWrapper.commit
 
         def commit(connection: BaseDatabaseWrapper) -> None:
-            watch.commit(connection)
+            watch.commit(connection, lambda: django_commit(connection))
 
         BaseDatabaseWrapper.commit = commit  # type: ignore[assignment,method-assign]  # as any patch
         connection_created.connect(self.connected, weak=False)
@@ -106,19 +105,22 @@ class _Watch:
 
     def execute(self, run: Callable[..., Any], text: str, *rest: Any) -> Any:
         connection = rest[-1]["connection"]
+        if text == "COMMIT":
+            return self.commit(connection, lambda: run(text, *rest))
         self._pass(connection, text, "before")
         result = run(text, *rest)
         self._pass(connection, text, "after")
         self._ran.setdefault(id(connection), []).append(text)
         return result
 
-    def commit(self, connection: BaseDatabaseWrapper) -> None:
+    def commit(self, connection: BaseDatabaseWrapper, run: Callable[[], Any]) -> Any:
         texts = self._ran.pop(id(connection), [])
         for text in texts:
             self._pass(connection, text, "before commit")
-        self._commit(connection)
+        result = run()
         for text in texts:
             self._pass(connection, text, "after commit")
+        return result
 
     def _pass(self, connection: BaseDatabaseWrapper, text: str, moment: str) -> None:
         if self._point.is_met(connection, text, moment) and next(self._passes) == self._nth:
@@ -143,11 +145,11 @@ def _alter(changes: dict[str, list[list[str]]]) -> None:
 
 
 @functools.cache
-def _texts(name: str) -> set[str]:
+def _texts(name: str) -> tuple[str, ...]:
     """Return the text of a statement and of its twins: for one row, and skipping locked ones."""
     texts = set()
     options: dict[str, bool]
     for twin, options in itertools.product((name, f"{name}_one"), ({}, {"skip_locked": True})):
         with contextlib.suppress(OSError, ValueError):  # there is no such twin
             texts.add(sql.load(twin, **options))
-    return texts
+    return tuple(texts)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.stage import Stage
+from tests.faults.stage import Stage, sooner
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
@@ -37,7 +37,7 @@ def test_workers_whose_clocks_are_ten_minutes_wrong_keep_and_lose_leases_as_othe
     stage.check()
 
 
-@pytest.mark.parametrize("offset", ["+600s", "-600s"])
+@pytest.mark.parametrize("offset", sooner(["+600s", "-600s"], "-600s"))
 def test_publishers_whose_clock_is_ten_minutes_wrong_lose_nothing(stage: Stage, offset: str):
     """The ids of their events are of another time; delivery does not go by them."""
     stage.worker()

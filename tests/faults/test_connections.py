@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.invariants import DISCARDED
 from tests.faults.pooler import Pooler, pooler
-from tests.faults.stage import Stage
+from tests.faults.stage import Stage, sooner
 
 # How their last statements tell the connections of a worker apart.
 PARTS = {
@@ -50,7 +50,7 @@ def test_connections_that_are_ended_again_and_again_lose_and_double_nothing(stag
     stage.check()
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", sooner(PARTS, "renewer"))
 def test_a_part_of_a_worker_whose_connection_is_ended_heals_alone(stage: Stage, part: str):
     stage.consumers += ["slow"]
     stage.worker()
@@ -85,7 +85,7 @@ def test_a_listener_whose_connection_is_ended_hears_again(stage: Stage):
     stage.check()
 
 
-@pytest.mark.parametrize("limit", [3, 6])
+@pytest.mark.parametrize("limit", sooner([3, 6], 3))
 def test_a_role_without_connections_left_only_slows_a_worker_down(stage: Stage, limit: int):
     role = f"{stage.view.name}_few"
     stage.view.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT {limit}")

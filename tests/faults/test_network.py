@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from project.postgres.cluster import PORT
-from tests.faults.stage import LEASE_SECONDS, Stage
+from tests.faults.stage import LEASE_SECONDS, Stage, sooner
 from tests.proxy import Proxy
 
 LOOPBACK = "127.0.0.1"
@@ -35,7 +35,8 @@ def url_of(stage: Stage, proxy: Proxy) -> str:
     return stage.view.url(proxy.host, proxy.port)
 
 
-@pytest.mark.parametrize("limits", [IMPATIENT, pytest.param({}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", [IMPATIENT, {}])
 def test_connections_that_fall_silent_are_found_out_and_replaced(
     stage: Stage, proxy: Proxy, limits: dict[str, float]
 ):
@@ -106,7 +107,7 @@ LOST_REPLIES = {
 }
 
 
-@pytest.mark.parametrize("carried_out", [True, False])
+@pytest.mark.parametrize("carried_out", sooner([True, False], True))
 def test_a_lost_reply_loses_and_doubles_nothing(stage: Stage, proxy: Proxy, *, carried_out: bool):
     stage.consumers += ["slow"]
     url = url_of(stage, proxy)
@@ -125,7 +126,7 @@ def test_a_lost_reply_loses_and_doubles_nothing(stage: Stage, proxy: Proxy, *, c
     stage.check()
 
 
-@pytest.mark.parametrize("carried_out", [True, False])
+@pytest.mark.parametrize("carried_out", sooner([True, False], True))
 def test_a_publisher_whose_commit_gets_no_answer_is_in_doubt_and_nothing_is_halved(
     stage: Stage, proxy: Proxy, *, carried_out: bool
 ):
@@ -145,6 +146,7 @@ def test_a_publisher_whose_commit_gets_no_answer_is_in_doubt_and_nothing_is_halv
     assert all(bool(made.events & facts.ids) is carried_out for made in in_doubt)
 
 
+@pytest.mark.slow
 def test_latency_and_stalls_only_cost_time(stage: Stage, proxy: Proxy, seed: int):
     chance = random.Random(seed)  # noqa: S311  # repeatable on purpose
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.faults.invariants import DISCARDED
-from tests.faults.stage import LEASE_SECONDS, PATIENCE, Stage
+from tests.faults.stage import LEASE_SECONDS, PATIENCE, Stage, sooner
 from tests.processes import RunningWorker
 
 HEALED_WITHIN = LEASE_SECONDS + 5.0  # seconds after which a dead worker's tasks run elsewhere
@@ -31,7 +31,7 @@ def feed_until(stage: Stage, is_over) -> None:
         client.do("both 8")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sooner(FAMILIES, "pull", "handler", "verdict"))
 def test_workers_killed_at_a_point_lose_and_double_nothing(stage: Stage, family: str):
     stage.consumers += ["ticks", "slow"]
     doomed = [stage.worker(point=f"{point}:1:KILL") for point in FAMILIES[family]]
@@ -75,6 +75,7 @@ def workers(stage: Stage) -> list[int]:
 FREEZING = ("pull locked", "claim written", "business written", "ack inside", "handler committed")
 
 
+@pytest.mark.slow
 def test_workers_frozen_for_three_leases_commit_nothing_that_is_not_theirs(stage: Stage):
     frozen = [stage.worker(point=f"{point}:2:STOP") for point in FREEZING]
     feed_until(stage, lambda: all(is_stopped(worker) for worker in frozen))
@@ -167,6 +168,7 @@ def test_a_storm_of_signals_ends_a_worker_at_once_and_loses_nothing(stage: Stage
     stage.check()
 
 
+@pytest.mark.slow
 def test_supervised_processes_that_are_killed_again_and_again_lose_nothing(stage: Stage):
     supervisor = stage.worker("--processes", "2")
     client = stage.client()
@@ -197,7 +199,10 @@ def test_a_publisher_killed_around_its_commit_leaves_all_or_nothing(stage: Stage
     stage.check()
 
 
-@pytest.mark.parametrize("poisons", [("exit", "segfault"), ("raise", "memory", "hog")])
+@pytest.mark.parametrize(
+    "poisons",
+    [("exit", "segfault"), pytest.param(("raise", "memory", "hog"), marks=pytest.mark.slow)],
+)
 def test_poison_is_discarded_and_harms_nothing_else(stage: Stage, poisons: tuple[str, ...]):
     stage.worker("--processes", "2")
     stage.consumers = ["poison"]

@@ -20,7 +20,7 @@ from kanthorq_django.models.consumer import Registration
 from project.postgres.cluster import PORT
 from project.postgres.launcher import scratch_server
 from tests.faults.ground import Ground, View
-from tests.faults.stage import Client, Stage
+from tests.faults.stage import Client, Stage, sooner
 
 PICKED_UP_WITHIN = 10.0  # seconds after a restart in which workers go on by themselves
 
@@ -37,7 +37,7 @@ def seconds_to_pick_up(stage: Stage, client: Client) -> float:
     return stage.wait_until(lambda: stage.view.value(STARTED) == len(stage.consumers))
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", sooner(["fast", "immediate"], "immediate"))
 def test_workers_go_on_by_themselves_after_the_server_was_restarted(stage: Stage, mode: Any):
     workers = [stage.worker(), stage.worker()]
     client, other = stage.client(), stage.client()
@@ -56,7 +56,7 @@ def test_workers_go_on_by_themselves_after_the_server_was_restarted(stage: Stage
     stage.check()
 
 
-@pytest.mark.parametrize("commit", ["on", "off"])
+@pytest.mark.parametrize("commit", sooner(["on", "off"], "on"))
 def test_a_server_that_crashes_again_and_again_loses_and_doubles_nothing(stage: Stage, commit: str):
     stage.is_durable = commit == "on"
     stage.view.execute(f"ALTER DATABASE {stage.view.name} SET synchronous_commit = {commit}")

@@ -5,7 +5,7 @@ import time
 import psycopg
 import pytest
 
-from tests.faults.stage import LEASE_SECONDS, Stage
+from tests.faults.stage import LEASE_SECONDS, Stage, sooner
 
 OPEN = {
     "a long write": ("BEGIN", "SELECT pg_current_xact_id()"),
@@ -21,7 +21,7 @@ OPEN = {
 }
 
 
-@pytest.mark.parametrize("what", OPEN)
+@pytest.mark.parametrize("what", sooner(OPEN, "a long write"))
 def test_a_transaction_that_stays_open_delays_nobody(stage: Stage, what: str):
     stage.worker()
     client = stage.client()
@@ -53,7 +53,7 @@ def test_what_commits_late_is_delivered_and_holds_up_nobody(stage: Stage):
     stage.check()
 
 
-@pytest.mark.parametrize("level", ["serializable", "repeatable read"])
+@pytest.mark.parametrize("level", sooner(["serializable", "repeatable read"], "serializable"))
 def test_a_stricter_default_isolation_changes_nothing(stage: Stage, level: str):
     name = stage.view.name
     stage.view.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
@@ -107,7 +107,7 @@ LOCKS = {
 }
 
 
-@pytest.mark.parametrize("what", LOCKS)
+@pytest.mark.parametrize("what", sooner(LOCKS, "all tasks"))
 def test_what_somebody_locks_for_longer_than_a_lease_goes_on_afterwards(stage: Stage, what: str):
     worker = stage.worker()
     client = stage.client()
