@@ -102,8 +102,9 @@ class Puller:
 
     def _due_in(self, row: Any) -> float | None:
         waits = [] if row.due_at is None else [(row.due_at - row.looked_at) / MICROSECONDS]
-        if row.has_turns:
-            waits.append(self._no_turns.get(row.id, 0.0) - time.monotonic())
+        if row.turn_at is not None:
+            due_in = (row.turn_at - row.looked_at) / MICROSECONDS
+            waits.append(max(due_in, self._no_turns.get(row.id, 0.0) - time.monotonic()))
         return min((wait for wait in waits if wait < math.inf), default=None)
 
     def in_turn(self, looks: Mapping[int, Look]) -> Iterator[Consumer]:
