@@ -134,8 +134,8 @@ class Consumer(models.Model):
     # Of the consumer's keys, the one whose turn was last, as far as this process knows.
     served_key = ""
     claim_count = 0
-    # Whether the last claim found only keys that are taken, or that wait for a retry.
-    is_blocked = False
+    # Whether the last claim gave every turn there was: other keys are taken, or wait for a retry.
+    has_given_turns = False
     # How many tasks of one key are handled together.
     group_size = 1
 
@@ -269,15 +269,15 @@ class Consumer(models.Model):
             # A part stays free for what waits for no turn, as cancellations do; of a single
             # place, every other one.
             self.claim_count += 1
+            self.has_given_turns = False
             if limit == 1 and self.claim_count % 2:
                 rows = self._claim(limit, states, [], floor)
                 if rows[0].due_count:
                     return rows
             share = max(1, limit - max(1, limit // 4))
             in_turn = next_in_turn(self, share) if is_ours else []
-            rows = self._claim(limit - len(in_turn), states, in_turn, floor)
-            self.is_blocked = is_ours and rows[0].due_count == 0
-            return rows
+            self.has_given_turns = is_ours and len(in_turn) < share
+            return self._claim(limit - len(in_turn), states, in_turn, floor)
 
     def _claim(
         self, limit: int, states: list[TaskState], in_turn: list[int], floor: int = ALWAYS

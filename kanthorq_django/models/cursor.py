@@ -67,8 +67,9 @@ def peek(
 ) -> list[Any]:
     """Look once for consumers, by their ids; writes nothing.
 
-    Returns a row for each: ``id``, ``has_events``, ``has_turns``, ``due_at`` of its first task
-    in ``states`` that is due within ``horizon``, not looked for before its floor, ``looked_at``.
+    Returns a row for each: ``id``, ``has_events``, ``looked_at``, ``due_at`` of its first task in
+    ``states`` that is due within ``horizon``, not looked for before its floor, and ``turn_at`` of
+    the first that waits for a turn.
     Moments and floors are microseconds since 1970.
     """
     params = {

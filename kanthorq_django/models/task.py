@@ -232,6 +232,12 @@ class Task(models.Model):
                 condition=Q(turn_key__isnull=False, state__in=[1, 2, 102]),
                 name="kanthorq_task_turns",
             ),
+            # Whether any of them may be due.
+            models.Index(
+                fields=["consumer", "schedule_at"],
+                condition=Q(turn_key__isnull=False, state__in=[1, 2, 102]),
+                name="kanthorq_task_turn_due",
+            ),
             # Whether a key is busy.
             models.Index(
                 fields=["consumer", "turn_key"],

@@ -14,7 +14,6 @@ from django.db.models import Case, F, Q, When
 
 from kanthorq_django import sql
 from kanthorq_django.domain.states import FINAL
-from kanthorq_django.models.isolation import read_committed
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -33,12 +32,13 @@ class Serialize(models.TextChoices):
 @contextmanager
 def turns_locked(consumer: "Consumer") -> Iterator[bool]:
     """Hold the right to give turns for the block; False when another worker has it."""
-    if connections[consumer.using].in_atomic_block:
+    using, params = consumer.using, {"consumer_id": consumer.pk}
+    if connections[using].in_atomic_block or not connections[using].get_autocommit():
         # A test that drains; whoever else claims meanwhile has to wait for its end.
-        yield _lock(consumer)
+        yield bool(sql.rows(using, "lock_turns", params))
         return
-    with read_committed(consumer.using):
-        yield _lock(consumer)
+    with sql.begun(using, "lock_turns", params) as locked:
+        yield bool(locked)
 
 
 def next_in_turn(consumer: "Consumer", limit: int) -> list[int]:
@@ -106,11 +106,3 @@ def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
     else:
         consumer.served_key = rows[-1].turn_key if is_cut_short else ""
     return [row.id for row in rows if row.id is not None and row.turn_key in kept]
-
-
-def _lock(consumer: "Consumer") -> bool:
-    from kanthorq_django.models.consumer import Consumer
-
-    rows = Consumer.objects.using(consumer.using).filter(pk=consumer.pk)
-    locked = rows.select_for_update(skip_locked=True, no_key=True, of=("self",))
-    return locked.values_list("pk", flat=True).first() is not None

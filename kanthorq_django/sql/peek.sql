@@ -26,15 +26,17 @@ SELECT
             ORDER BY event.xid, event.id
             LIMIT 1
         ) IS NOT NULL AS has_events,
-    -- Whose turn it is only a claim can tell; that there is one is enough to try.
-    consumer.serialize <> '' AND EXISTS (
-        SELECT FROM kanthorq_django_task AS task
+    -- Whose turn it is only a claim can tell; that one may be due is enough to try.
+    (
+        SELECT (extract(epoch FROM task.schedule_at) * 1000000)::bigint
+        FROM kanthorq_django_task AS task
         WHERE task.consumer_id = consumer.id
-            AND task.turn_key > ''
-            AND task.state IN (1, 2, 102)
+            AND task.turn_key IS NOT NULL AND task.state IN (1, 2, 102)
             AND task.state = ANY(%(states)s::smallint[])
-            AND task.schedule_at <= statement_timestamp()
-    ) AS has_turns,
+            AND task.schedule_at <= statement_timestamp() + %(horizon)s::interval
+        ORDER BY task.schedule_at
+        LIMIT 1
+    ) AS turn_at,
     -- The first task that is due, or will be before the worker looks again. Finished tasks leave
     -- dead entries behind on both sides: where leases ended, below, and where leases of what was
     -- finished early would have ended, above. While somebody holds an old snapshot they stay, and

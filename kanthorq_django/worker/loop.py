@@ -209,7 +209,7 @@ class WorkerLoop:
     def _fetch(self) -> float:
         """Lease and hand over one round of tasks; return how many seconds to rest."""
         is_quiet = not len(self._flights)  # before the look: a handler's last act may be to publish
-        looks = self._puller.look()
+        looks = self._puller.look(is_quiet=is_quiet)
         if is_quiet and self._is_done(looks):
             self._stop.set()
             return 0

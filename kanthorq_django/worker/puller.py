@@ -20,6 +20,7 @@ from kanthorq_django.worker.warden import Bounded
 logger = logging.getLogger("kanthorq_django.worker")
 
 MICROSECONDS = 1_000_000  # of a second
+TURNS_AGAIN = 0.05  # seconds until turns are looked for that other workers may have freed
 
 
 class Look(NamedTuple):
@@ -56,7 +57,11 @@ class Puller:
         self._bounded = bounded
         self._turn = 0
         self._floors = Floors(self._consumers)
-        self._blocked: set[int] = set()
+        # Until when there is no turn to be given, as far as is known; and how often a key became
+        # free here meanwhile.
+        self._no_turns: dict[int, float] = {}
+        self._freed_count = 0
+        self._is_quiet = True
         self._refusals: dict[int, PullRefused] = {}
         longest = min(1.0, options.poll_interval.total_seconds())
         self._pauses = {consumer.pk: _Pause(consumer, longest) for consumer in consumers}
@@ -67,14 +72,19 @@ class Puller:
         return list(self._refusals.values())
 
     def resume(self, name: str) -> None:
-        """End the pause of a consumer at whose rows nobody is any more."""
+        """Look at once for turns of a consumer that serializes: a key of it has become free."""
         for consumer in self._consumers.values():
             if consumer.name == name:
+                self._freed_count += 1
                 self._pauses[consumer.pk].relent()
-                self._blocked.discard(consumer.pk)
+                self._no_turns.pop(consumer.pk, None)
 
-    def look(self) -> dict[int, Look]:
-        """Return what there is to do for each consumer; one statement that writes nothing."""
+    def look(self, *, is_quiet: bool) -> dict[int, Look]:
+        """Return what there is to do for each consumer; one statement that writes nothing.
+
+        ``is_quiet``: this worker held no lease before the look.
+        """
+        self._is_quiet = is_quiet
         floors = self._floors.begin()
         with self._bounded(connections[self._using]):
             rows = peek(
@@ -87,14 +97,15 @@ class Puller:
         }
         if self._options.burst and not any(look.has_work for look in looks.values()):
             # What ends a burst has to be seen from the beginning.
-            return looks if self._floors.forget() else self.look()
+            return looks if self._floors.forget() else self.look(is_quiet=is_quiet)
         return looks
 
     def _due_in(self, row: Any) -> float | None:
-        # A burst does not wait for keys that are all taken, or whose first task waits itself.
-        if row.has_turns and not (self._options.burst and row.id in self._blocked):
-            return 0.0
-        return None if row.due_at is None else (row.due_at - row.looked_at) / MICROSECONDS
+        waits = [] if row.due_at is None else [(row.due_at - row.looked_at) / MICROSECONDS]
+        if row.turn_at is not None:
+            due_in = (row.turn_at - row.looked_at) / MICROSECONDS
+            waits.append(max(due_in, self._no_turns.get(row.id, 0.0) - time.monotonic()))
+        return min((wait for wait in waits if wait < math.inf), default=None)
 
     def in_turn(self, looks: Mapping[int, Look]) -> Iterator[Consumer]:
         """Yield each consumer that has work, starting with another one each time."""
@@ -122,6 +133,7 @@ class Puller:
         """
         failure: Exception | None = None
         has_progressed = False
+        freed_count = self._freed_count
         for step in self._steps(look):
             asked_at = time.monotonic()
             try:
@@ -134,6 +146,8 @@ class Puller:
                 has_progressed = True
                 room -= len(leased)
                 yield Haul(leased, asked_at)
+        # Where a key became free meanwhile, others at its rows are no reason to wait.
+        has_progressed = has_progressed or freed_count != self._freed_count
         self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
 
     def _steps(self, look: Look) -> Sequence[Callable[[Consumer, int], list[Leased] | None]]:
@@ -146,10 +160,13 @@ class Puller:
             raise error
 
     def _claim(self, consumer: Consumer, limit: int) -> list[Leased] | None:
-        floor = self._floors[consumer.pk]
-        leased = consumer.lease_due(limit, self._options.claims, floor)
-        if consumer.is_blocked:
-            self._blocked.add(consumer.pk)
+        freed_count = self._freed_count
+        leased = consumer.lease_due(limit, self._options.claims, self._floors[consumer.pk])
+        if consumer.has_given_turns and freed_count == self._freed_count:
+            # A burst does not wait for keys that others have, or whose first task waits itself.
+            is_over = self._options.burst and self._is_quiet and not leased
+            until = math.inf if is_over else time.monotonic() + TURNS_AGAIN
+            self._no_turns[consumer.pk] = until
         return leased or None
 
     def _pull(self, consumer: Consumer, limit: int) -> list[Leased] | None:
@@ -160,6 +177,8 @@ class Puller:
             self._refuse(consumer, error)
             return None
         self._refusals.pop(consumer.pk, None)
+        if not page.is_idle:
+            self._no_turns.pop(consumer.pk, None)
         return None if page.is_idle else page.leased
 
     def _may_pull(self, consumer_id: int) -> bool:

@@ -72,12 +72,13 @@ def test_a_worker_that_does_not_listen_polls():
         wait_for_state(TaskState.COMPLETED)
 
 
-def test_a_task_is_handled_when_it_is_due_whatever_the_poll_interval():
-    accept("due")
+@pytest.mark.parametrize("serialize", [False, True])
+def test_a_task_is_handled_when_it_is_due_whatever_the_poll_interval(*, serialize: bool):
+    accept("due", serialize=serialize)
     with connection.cursor() as cursor:
         cursor.execute("SELECT statement_timestamp() + interval '400 ms'")
         (due,) = cursor.fetchone()
-    publish("work.later", stream="work", schedule_at=due)
+    publish("work.later", stream="work", schedule_at=due, resource_key="one")
 
     with working("due", poll_interval=LONG):
         wait_for_state(TaskState.COMPLETED)
