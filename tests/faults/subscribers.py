@@ -27,6 +27,7 @@ from tests.ledger.models import Entry
 
 STREAM = "faults"
 LEASE = timedelta(seconds=2)
+LONGER = 1.5  # leases that a slow handler takes
 SOON = Fixed(delay=timedelta(milliseconds=300))
 FAILURES = 0.1  # of all attempts
 MEMORY_BYTES = 64 * 2**20  # more than a worker may still take, in the test that limits it
@@ -200,13 +201,13 @@ def linger_with_an_ack(message: Message) -> None:
     with told(message) as call, transaction.atomic():
         write(message, call)
         message.ack()
-        pause(2 * LEASE.total_seconds())
+        pause(LONGER * LEASE.total_seconds())
 
 
 @subscribe("slow.>", consumer="slow", **OPTIONS)
 def take_longer_than_a_lease(message: Message) -> None:
     with told(message):
-        pause(2 * LEASE.total_seconds())
+        pause(LONGER * LEASE.total_seconds())
 
 
 @subscribe("poison.>", consumer="poison", attempt_max=2, **OPTIONS)

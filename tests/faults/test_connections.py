@@ -50,7 +50,8 @@ def test_connections_that_are_ended_again_and_again_lose_and_double_nothing(stag
     stage.check()
 
 
-@pytest.mark.parametrize("part", sooner(PARTS, "renewer"))
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
 def test_a_part_of_a_worker_whose_connection_is_ended_heals_alone(stage: Stage, part: str):
     stage.consumers += ["slow"]
     stage.worker()
@@ -110,6 +111,7 @@ def pool(stage: Stage) -> Iterator[Pooler]:
             yield running
 
 
+@pytest.mark.slow
 def test_behind_a_pooler_in_transaction_mode_everything_works_by_polling(
     stage: Stage, pool: Pooler
 ):

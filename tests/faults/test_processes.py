@@ -31,7 +31,7 @@ def feed_until(stage: Stage, is_over) -> None:
         client.do("both 8")
 
 
-@pytest.mark.parametrize("family", sooner(FAMILIES, "pull", "handler", "verdict"))
+@pytest.mark.parametrize("family", sooner(FAMILIES, "pull", "handler"))
 def test_workers_killed_at_a_point_lose_and_double_nothing(stage: Stage, family: str):
     stage.consumers += ["ticks", "slow"]
     doomed = [stage.worker(point=f"{point}:1:KILL") for point in FAMILIES[family]]
@@ -148,6 +148,7 @@ def test_a_worker_that_is_asked_to_stop_drains_within_its_time(stage: Stage):
     assert not any(task.lost_leases for task in facts.tasks), "something was not handed back"
 
 
+@pytest.mark.slow
 def test_a_storm_of_signals_ends_a_worker_at_once_and_loses_nothing(stage: Stage):
     stage.consumers += ["slow"]
     storm = stage.worker()

@@ -53,7 +53,8 @@ def test_what_commits_late_is_delivered_and_holds_up_nobody(stage: Stage):
     stage.check()
 
 
-@pytest.mark.parametrize("level", sooner(["serializable", "repeatable read"], "serializable"))
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["serializable", "repeatable read"])
 def test_a_stricter_default_isolation_changes_nothing(stage: Stage, level: str):
     name = stage.view.name
     stage.view.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
@@ -69,6 +70,7 @@ def test_a_stricter_default_isolation_changes_nothing(stage: Stage, level: str):
     stage.check()
 
 
+@pytest.mark.slow
 def test_deadlocks_with_others_are_survived(stage: Stage):
     """Handlers lock the business table and then tasks; somebody else does it the other way."""
     stage.view.execute(f"ALTER DATABASE {stage.view.name} SET deadlock_timeout = '100ms'")
