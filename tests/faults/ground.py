@@ -15,7 +15,12 @@ from django.db import connections
 
 from project.postgres.cluster import PORT, USER
 from tests.clusters.throwaway import MIGRATED, Cluster
-from tests.faults.invariants import FINAL, Effect, EventRow, TaskRow
+from tests.faults.facts import (
+    FINAL,
+    Effect,
+    EventRow,
+    TaskRow,
+)
 from tests.ledger.models import Entry
 
 EVENTS = """

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.faults.invariants import Handling, Operation, Publication
+from tests.faults.facts import Handling, Operation, Publication
 
 Line = Mapping[str, Any]
 

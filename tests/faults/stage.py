@@ -20,8 +20,9 @@ from django.conf import settings
 from project.postgres.launcher import Server
 from tests.concurrency import wait_until
 from tests.faults import history
+from tests.faults.facts import Facts
 from tests.faults.ground import View
-from tests.faults.invariants import Facts, Violation, judge
+from tests.faults.invariants import Violation, judge
 from tests.faults.subscribers import CONTRACTS, LEASE, WORKLOAD
 from tests.processes import RunningWorker, is_alive, runworker
 

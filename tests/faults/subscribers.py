@@ -21,8 +21,14 @@ import kanthorq_django
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
+from tests.faults.facts import (
+    COMMITTED,
+    LOST,
+    RAISED,
+    RETURNED,
+    Contract,
+)
 from tests.faults.history import History
-from tests.faults.invariants import COMMITTED, LOST, RAISED, RETURNED, Contract
 from tests.ledger.models import Entry
 
 STREAM = "faults"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.invariants import DISCARDED
+from tests.faults.facts import DISCARDED
 from tests.faults.pooler import Pooler, pooler
 from tests.faults.stage import Stage, sooner
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import history
-from tests.faults.history import History
-from tests.faults.invariants import (
+from tests.faults.facts import (
     CANCELLED,
     COMMITTED,
     COMPLETED,
@@ -23,8 +22,9 @@ from tests.faults.invariants import (
     Operation,
     Publication,
     TaskRow,
-    judge,
 )
+from tests.faults.history import History
+from tests.faults.invariants import judge
 
 EXACT = Contract(subject="order", is_exact=True, is_strict=True, has_cancel_handler=True)
 CALL = Handling(

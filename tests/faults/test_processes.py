@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.faults.invariants import DISCARDED
+from tests.faults.facts import DISCARDED
 from tests.faults.stage import LEASE_SECONDS, PATIENCE, Stage, sooner
 from tests.processes import RunningWorker
 
