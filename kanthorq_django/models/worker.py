@@ -39,5 +39,8 @@ class Worker(models.Model):
         return f"{self.pid}@{self.host}"
 
     def see(self) -> None:
-        """Note that this worker is alive now."""
-        Worker.objects.filter(pk=self.pk).update(seen_at=Now())
+        """Note that this worker is alive now; a row that a crash took back is written again."""
+        rows = Worker.objects.using(self._state.db).filter(pk=self.pk)
+        if not rows.update(seen_at=Now()):
+            self.seen_at = Now()
+            self.save(force_insert=True)

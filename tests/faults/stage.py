@@ -129,7 +129,8 @@ class Stage:
 
     def settle(self, seconds: float = PATIENCE) -> float:
         """Wait until all that was published is handled; return how many seconds that took."""
-        self.wait_until_started()
+        if self.is_durable:  # else the rows of workers may have been lost
+            self.wait_until_started()
         deadline = time.monotonic() + seconds
         return self.wait_until(lambda: self._is_settled(deadline), seconds)
 

@@ -15,7 +15,7 @@ from django.db import connections
 from kanthorq_django import publish
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer
+from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.consumer import Registration
 from project.postgres.cluster import PORT
 from project.postgres.launcher import scratch_server
@@ -172,6 +172,17 @@ def test_a_worker_at_a_standby_says_so_in_one_sentence(pair: tuple[Stage, Ground
     assert worker.wait() == 1
     assert "read-only" in worker.text or "standby" in worker.text
     assert "Traceback" not in worker.text
+
+
+def test_a_worker_whose_row_was_lost_with_its_commit_signs_in_again(ground: Ground):
+    with ground.database() as name:
+        workers = Worker.objects.using(name)
+        worker = workers.create(host="shop-1", pid=7, concurrency=1)
+        workers.all().delete()
+
+        worker.see()
+
+        assert [row.pid for row in workers.alive()] == [7]
 
 
 @pytest.mark.xfail(
