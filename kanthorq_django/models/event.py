@@ -34,7 +34,6 @@ from kanthorq_django.models.envelope import (
 )
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.hops import count_hops
-from kanthorq_django.models.notifications import wake_after_commit
 from kanthorq_django.models.stream import Stream, check_stream_name
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ class EventQuerySet(models.QuerySet["Event"]):
             return []
         stored = insertion.insert(given, stream, using)
         if created := [event for event in stored if event.created]:
-            wake_after_commit({created[0].stream_id}, using)
             signals.published.send(Event, events=created, using=using)
         return stored
 

@@ -1,22 +1,26 @@
 """How events that were checked are written: one by one statement, many by COPY, each key once."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.db import connections, transaction
+from django.db import DatabaseError, connections, transaction
 
 from kanthorq_django import sql
 from kanthorq_django.exceptions import IdempotencyConflict
 from kanthorq_django.models.encryption import seal
 from kanthorq_django.models.fields import moment_of
+from kanthorq_django.models.notifications import CHANNEL, is_lone, wake_after_commit
 from kanthorq_django.models.privileges import may_read_bodies
 from kanthorq_django.models.stream import Stream
 
 if TYPE_CHECKING:
     from kanthorq_django.models.event import Event
+
+logger = logging.getLogger("kanthorq_django")
 
 STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
 STATEMENT_ROWS_MAX = 1_000
@@ -25,23 +29,53 @@ STATEMENT_ROWS_MAX = 1_000
 def insert(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:
     """Insert checked events; return them, or those stored before under their idempotency keys.
 
-    Raises IdempotencyConflict.
+    Workers of the stream are woken once they are committed. Raises IdempotencyConflict.
     """
-    return (_insert_one if len(events) == 1 else _insert_many)(events, stream, using)
+    if len(events) == 1 and is_lone(stream, using):
+        return [_insert_one(events[0], stream, using, _announced)]
+    stored = (
+        [_insert_one(events[0], stream, using, _plainly)]
+        if len(events) == 1
+        else _insert_many(events, stream, using)
+    )
+    if created := next((event for event in stored if event.created), None):
+        wake_after_commit({created.stream_id}, using)
+    return stored
 
 
-def _insert_one(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:
+Run = Callable[[str, dict[str, Any]], tuple[Any, ...] | None]
+
+
+def _insert_one(event: "Event", stream: str, using: str, run: Run) -> "Event":
     """One statement: the lookup of the stream costs no round trip of its own."""
-    (event,) = events
-    params = _columns(event) | {"stream": stream}
-    stored = sql.values(using, "publish", params)
+    params = _columns(event) | {"stream": stream, "channel": CHANNEL}
+    stored = run(using, params)
     if stored is None:
         registered = Stream.objects.using(using).register(stream)
-        stored = sql.values(using, "publish", params)
+        stored = run(using, params)
     if stored is None:
-        return [_known(events, registered, using)[event.pk]]
+        return _known([event], registered, using)[event.pk]
     stream_id, xid, microseconds = stored
-    return [_noted(event, (stream_id, xid, moment_of(microseconds, using)), using)]
+    return _noted(event, (stream_id, xid, moment_of(microseconds, using)), using)
+
+
+def _plainly(using: str, params: dict[str, Any]) -> tuple[Any, ...] | None:
+    return sql.values(using, "publish", params)
+
+
+def _announced(using: str, params: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Insert, commit and notify at once; that the last of them fails is no failure to publish."""
+    try:
+        return sql.values_committed(using, "publish", "notify_stream", params)
+    except DatabaseError as error:
+        raw = connections[using].connection
+        if raw is None or raw.closed:
+            raise
+        committed = sql.values(using, "published", params)
+        if committed is None:
+            raise
+        logger.warning("Nobody was notified of event %s: %s", params["id"], error)
+        return committed
 
 
 def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:
