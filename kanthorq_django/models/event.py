@@ -4,27 +4,26 @@ Next, a consumer turns them into tasks: see consumer.py.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
-from django.db import connections, models, transaction
+from django.db import connections, models
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
 
-from kanthorq_django import signals, sql
+from kanthorq_django import signals
 from kanthorq_django.conf import Settings, get_settings
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.exceptions import (
     ConfigurationError,
     EventIsImmutable,
-    IdempotencyConflict,
     InvalidEvent,
     UndecodableEvent,
 )
+from kanthorq_django.models import insertion
 from kanthorq_django.models.body import encode_body, encode_metadata
-from kanthorq_django.models.encryption import BodyField, SealableModel, seal
+from kanthorq_django.models.encryption import BodyField, SealableModel
 from kanthorq_django.models.envelope import (
     KEY_SIZE_MAX,
     check_key,
@@ -35,8 +34,6 @@ from kanthorq_django.models.envelope import (
 )
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.hops import count_hops
-from kanthorq_django.models.notifications import wake_after_commit
-from kanthorq_django.models.privileges import may_read_bodies
 from kanthorq_django.models.stream import Stream, check_stream_name
 
 if TYPE_CHECKING:
@@ -44,9 +41,6 @@ if TYPE_CHECKING:
 
     from kanthorq_django.models.consumer import Consumer
     from kanthorq_django.models.task import Task
-
-STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
-STATEMENT_ROWS_MAX = 1_000
 
 
 class EventQuerySet(models.QuerySet["Event"]):
@@ -62,10 +56,8 @@ class EventQuerySet(models.QuerySet["Event"]):
         _prepare(given, stream)
         if not given:
             return []
-        insert = _insert_one if len(given) == 1 else _insert_many
-        stored = insert(given, stream, using)
+        stored = insertion.insert(given, stream, using)
         if created := [event for event in stored if event.created]:
-            wake_after_commit({created[0].stream_id}, using)
             signals.published.send(Event, events=created, using=using)
         return stored
 
@@ -247,127 +239,3 @@ def _check(event: Any, stream: str, ids: set[UUID], limits: Settings) -> None:
     if event.idempotency_key is not None:
         check_key("idempotency_key", event.idempotency_key, size_min=1)
     check_schedule_at(event.schedule_at)
-
-
-def _insert_one(events: Sequence[Event], stream: str, using: str) -> list[Event]:
-    """One statement: the lookup of the stream costs no round trip of its own."""
-    (event,) = events
-    params = _columns(event) | {"stream": stream}
-    stored = sql.values(using, "publish", params)
-    if stored is None:
-        registered = Stream.objects.using(using).register(stream)
-        stored = sql.values(using, "publish", params)
-    if stored is None:
-        return [_known(events, registered, using)[event.pk]]
-    stream_id, xid, microseconds = stored
-    return [_noted(event, (stream_id, xid, moment_of(microseconds, using)), using)]
-
-
-def _insert_many(events: Sequence[Event], stream: str, using: str) -> list[Event]:
-    plain = [event for event in events if event.idempotency_key is None]
-    keyed = [event for event in events if event.idempotency_key is not None]
-    # A conflict of keys is found after rows were written: only a savepoint takes them back
-    # and leaves the caller's transaction usable.
-    with transaction.atomic(using=using, savepoint=bool(keyed)):
-        registered = Stream.objects.using(using).register(stream)
-        moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
-        _copy(plain, moment, using)
-        known = _insert_keyed(keyed, registered, moment, using)
-    if not known:
-        return [_noted(event, moment, using) for event in events]
-    return [known.get(event.pk) or _noted(event, moment, using) for event in events]
-
-
-def _copy(events: Sequence[Event], moment: Any, using: str) -> None:
-    if not events:
-        return
-    connection = connections[using]
-    # Django wraps psycopg's errors for execute(), but not for copy().
-    with (
-        connection.wrap_database_errors,
-        connection.cursor() as cursor,
-        cursor.copy(sql.load("publish_many")) as copy,
-    ):
-        created_at = moment.created_at.isoformat()
-        for event in events:
-            metadata = json.dumps(event.metadata) if event.metadata else "{}"
-            content = (event.subject, seal(event.id, event.body), metadata, event.resource_key)
-            times = (event.schedule_at, created_at)
-            copy.write_row((event.id.hex, moment.stream_id, *content, *times))
-
-
-def _insert_keyed(
-    events: Sequence[Event], stream: Stream, moment: Any, using: str
-) -> dict[UUID, Event]:
-    """Insert events with idempotency keys; return those stored before, by the ids they replace.
-
-    In the order of their keys: two publishers of the same keys then wait for each other and
-    never deadlock. Of two events with one key the first given is the one.
-    """
-    known: dict[UUID, Event] = {}
-    for chunk in _chunks(sorted(events, key=lambda event: event.idempotency_key or "")):
-        rows = [_columns(event) for event in chunk]
-        params: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-        params |= {"stream_id": moment.stream_id, "created_at": moment.created_at}
-        new = {row.id for row in sql.rows(using, "publish_keyed", params)}
-        known |= _known([event for event in chunk if event.pk not in new], stream, using)
-    return known
-
-
-def _chunks(events: Iterable[Event]) -> Iterator[list[Event]]:
-    chunk: list[Event] = []
-    size = 0
-    for event in events:
-        chunk.append(event)
-        size += len(event.body)
-        if size >= STATEMENT_SIZE_MAX or len(chunk) == STATEMENT_ROWS_MAX:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _columns(event: Event) -> dict[str, Any]:
-    return {
-        "id": event.pk,
-        "subject": event.subject,
-        "body": seal(event.pk, event.body),
-        "metadata": json.dumps(event.metadata) if event.metadata else "{}",
-        "resource_key": event.resource_key,
-        "idempotency_key": event.idempotency_key,
-        "schedule_at": event.schedule_at,
-    }
-
-
-def _noted(event: Event, stored: tuple[int, int, datetime], using: str) -> Event:
-    """Return ``event`` as it is stored now."""
-    stream_id, xid, created_at = stored
-    event.__dict__.update(stream_id=stream_id, xid=xid, created_at=created_at)
-    event._state.adding, event._state.db = False, using
-    return event
-
-
-def _known(events: Sequence[Event], stream: Stream, using: str) -> Mapping[UUID, Event]:
-    """Return the event stored under the key of each of ``events``, by the id it replaces.
-
-    Raises IdempotencyConflict if it is not the same event: a key names one event for ever.
-    """
-    if not events:
-        return {}
-    keys = [event.idempotency_key for event in events]
-    stored = Event.objects.using(using).filter(stream=stream, idempotency_key__in=keys)
-    has_bodies = may_read_bodies(using)
-    by_key = {
-        event.idempotency_key: event for event in (stored if has_bodies else stored.defer("body"))
-    }
-    for event in events:
-        known = by_key[event.idempotency_key]
-        if not has_bodies:
-            known.body = event.body  # the role may not compare: the subject has to do
-        if (known.subject, bytes(known.body)) != (event.subject, bytes(event.body)):
-            raise IdempotencyConflict(
-                f"The idempotency key {event.idempotency_key!a} was used in stream "
-                f"{stream.name!r} for event {known.pk}, which has another subject or body."
-            )
-        known.created = False
-    return {event.pk: by_key[event.idempotency_key] for event in events}

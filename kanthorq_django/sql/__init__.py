@@ -110,6 +110,26 @@ def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any
         cursor.execute("COMMIT")
 
 
+def values_committed(
+    using: str, name: str, then: str, params: Mapping[str, Any]
+) -> tuple[Any, ...] | None:
+    """Run ``<name>.sql``, commit, and run ``<then>.sql``, all in one round trip.
+
+    Returns the first row of the first. The connection has to be in autocommit mode, outside of
+    any transaction. Where it raises, it may still have committed, as after any lost reply.
+    """
+    with client_cursor(using) as cursor:
+        try:
+            cursor.execute(f"BEGIN; {load(name)} COMMIT; {load(then)}", params)
+        except BaseException:
+            with suppress(Error):
+                cursor.execute("ROLLBACK")
+            raise
+        cursor.nextset()
+        found: tuple[Any, ...] | None = cursor.fetchone()
+        return found
+
+
 def _rows(cursor: Any) -> list[Any]:
     row = _row_type(tuple(column.name for column in cursor.description))
     return [row._make(values) for values in cursor.fetchall()]

@@ -63,6 +63,7 @@ class WorkerLoop:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._woken_at = -math.inf
+        self._is_told = False
         self._backoff = Backoff("puller")
         self._flights = Flights(emptied=self._wake.set)
         self._scheduler = Scheduler(self._using)
@@ -170,6 +171,7 @@ class WorkerLoop:
     def _wake_up(self) -> None:
         """Note that something was published."""
         self._woken_at = time.monotonic()
+        self._is_told = True
         self._wake.set()
 
     def _turn(self) -> None:
@@ -209,7 +211,8 @@ class WorkerLoop:
     def _fetch(self) -> float:
         """Lease and hand over one round of tasks; return how many seconds to rest."""
         is_quiet = not len(self._flights)  # before the look: a handler's last act may be to publish
-        looks = self._puller.look(is_quiet=is_quiet)
+        is_told, self._is_told = self._is_told, False
+        looks = (is_told and self._puller.heard()) or self._puller.look(is_quiet=is_quiet)
         if is_quiet and self._is_done(looks):
             self._stop.set()
             return 0
@@ -221,7 +224,7 @@ class WorkerLoop:
                     has_progressed = True
         for lane in self._lanes.values():
             self._hand_back(lane.surplus())
-        return 0 if has_progressed else self._rest(looks)
+        return 0 if has_progressed or is_told else self._rest(looks)
 
     def _room(self, consumer: Consumer) -> int:
         """Return how many tasks may be leased for ``consumer`` now."""

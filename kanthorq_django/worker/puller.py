@@ -28,6 +28,7 @@ class Look(NamedTuple):
 
     has_events: bool
     due_in: float | None
+    is_hearsay: bool = False  # nobody looked: a notification says so
 
     @property
     def has_work(self) -> bool:
@@ -100,6 +101,15 @@ class Puller:
             return looks if self._floors.forget() else self.look(is_quiet=is_quiet)
         return looks
 
+    def heard(self) -> dict[int, Look]:
+        """Return what a notification says; empty where several consumers would have to look.
+
+        A look takes as long as the pull that it may spare.
+        """
+        if len(self._consumers) > 1 or not self._options.pulls:
+            return {}
+        return {pk: Look(has_events=True, due_in=None, is_hearsay=True) for pk in self._consumers}
+
     def _due_in(self, row: Any) -> float | None:
         waits = [] if row.due_at is None else [(row.due_at - row.looked_at) / MICROSECONDS]
         if row.turn_at is not None:
@@ -146,8 +156,9 @@ class Puller:
                 has_progressed = True
                 room -= len(leased)
                 yield Haul(leased, asked_at)
-        # Where a key became free meanwhile, others at its rows are no reason to wait.
-        has_progressed = has_progressed or freed_count != self._freed_count
+        # Where a key became free meanwhile, others at its rows are no reason to wait; nor is an
+        # event that they were faster to pull.
+        has_progressed |= look.is_hearsay or freed_count != self._freed_count
         self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
 
     def _steps(self, look: Look) -> Sequence[Callable[[Consumer, int], list[Leased] | None]]:

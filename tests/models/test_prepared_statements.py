@@ -6,13 +6,16 @@ from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish
+from kanthorq_django.models import notifications
 from kanthorq_django.sql.cursors import USES_BEFORE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
-def new_connection():
+def new_connection(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", 0)
+    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
     connection.close()
     yield
     connection.close()

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
+from psycopg.pq import TransactionStatus
 from pytest_django import Settings
 
-from kanthorq_django import publish, publish_many
+from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.models import Event, Stream, notifications
 from kanthorq_django.models.notifications import channel
 
@@ -220,9 +221,76 @@ def test_a_burst_of_commits_announces_itself_sparingly(
     ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
-    publish("order.paid", stream="a")
+    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
+    for stream in "aab":
+        publish("order.paid", stream=stream)
     ear.heard()
     for _ in range(3):
         publish("order.paid", stream="a")
         publish("order.paid", stream="b")
-    assert ear.heard() == ["b"]
+    assert ear.heard() == []
+
+
+@pytest.fixture
+def lone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every event be the first one after a pause."""
+    monkeypatch.setattr(notifications, "LONE_AFTER", -1)
+
+
+@pytest.mark.usefixtures("lone")
+def test_an_event_that_comes_alone_is_announced_in_the_same_round_trip(
+    ear: Ear, django_assert_num_queries
+) -> None:
+    with django_assert_num_queries(1):
+        event = publish("order.paid", stream="a", body=b"1")
+    assert ear.heard() == ["a"]
+    stored = Event.objects.get()
+    assert (stored.pk, stored.xid, stored.created_at) == (event.pk, event.xid, event.created_at)
+
+
+@pytest.mark.usefixtures("lone")
+def test_the_first_event_of_a_stream_registers_it(ear: Ear) -> None:
+    assert publish("order.paid", stream="novel").stream.name == "novel"
+
+
+@pytest.mark.usefixtures("lone", "ear")
+def test_an_event_that_comes_alone_is_published_though_nobody_can_be_notified(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish("order.paid", stream="a")
+    load = sql.load
+    monkeypatch.setattr(
+        sql,
+        "load",
+        lambda name, **given: "SELECT 1 / 0" if name == "notify_stream" else load(name, **given),
+    )
+    event = publish("order.paid", stream="a")
+    assert Event.objects.filter(pk=event.pk).count() == 1
+    assert event.created_at == Event.objects.get(pk=event.pk).created_at
+    assert "Nobody was notified" in caplog.text
+    with transaction.atomic():
+        assert Event.objects.count() == 2
+
+
+@pytest.mark.usefixtures("lone", "ear")
+@pytest.mark.parametrize("timing", ["", "DEFERRABLE INITIALLY DEFERRED"])
+def test_an_event_that_the_database_refuses_leaves_nothing_and_no_open_transaction(
+    timing: str,
+) -> None:
+    publish("order.paid", stream="a")
+    kind = "CONSTRAINT TRIGGER" if timing else "TRIGGER"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'no more'; END $$;"
+            f"CREATE {kind} refuse AFTER INSERT ON kanthorq_django_event {timing}"
+            " FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    try:
+        with pytest.raises(DatabaseError, match="no more"):
+            publish("order.paid", stream="a")
+        assert connection.connection.info.transaction_status == TransactionStatus.IDLE
+        assert Event.objects.count() == 1
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION refuse() CASCADE")
