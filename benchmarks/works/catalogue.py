@@ -54,6 +54,7 @@ DEFAULT: tuple[Work | JointWork, ...] = (
             metrics=(RATE,),
             goals=(
                 Goal(label="kanthorq, atomic=True", metric="rate", ratio=1.5),
+                Goal(label="kanthorq, atomic=True, GROUP_COMMIT=20", metric="rate", ratio=1.5),
                 Goal(label="kanthorq, batch and bulk_create", metric="rate", ratio=10),
             ),
         ),

@@ -30,6 +30,7 @@ logger = logging.getLogger("kanthorq_django.worker")
 
 _UNCOUNTED = contextlib.nullcontext()
 VERDICT_ROLLED_BACK = "The transaction in which the message was ended was rolled back."
+SHARED_SECONDS = 0.02  # after which a shared transaction begins no further handler
 UNTOLD_DELAY = timedelta(minutes=1)  # before the next attempt when not even the policy can tell
 
 
@@ -78,32 +79,51 @@ def execute(*flights: Flight) -> list[Ending]:
 
 
 def execute_together(*flights: Flight) -> list[Ending]:
-    """Run one handler for each of ``flights`` in one transaction: one commit, one ack.
+    """Run one handler for each of ``flights`` in few transactions: few commits, few acks.
 
-    Each has a savepoint, so one that fails undoes only itself. If the transaction as a whole
-    fails, by a lost lease, a deadlock or its commit, all are run again, each on its own; if it
-    was committed after all, the fence takes the second run back.
+    Each has a savepoint, so one that fails undoes only itself. If a transaction as a whole
+    fails, by a lost lease, a deadlock or its commit, its handlers are run again, each on its
+    own; if it was committed after all, the fence takes the second run back.
     """
-    using = flights[0].message.using
-    failed: list[Ending] = []
-    handled: list[Flight] = []
+    endings: list[Ending] = []
+    left = list(flights)
+    while left:
+        endings += _share_transaction(left)
+    return endings
+
+
+def _share_transaction(left: list[Flight]) -> list[Ending]:
+    """Run the first of ``left``, taking them from it, in a transaction that does not last."""
+    using = left[0].message.using
+    begun: list[Flight] = []
     try:
         with transaction.atomic(using=using):
-            results: dict[Message, str | None] = {}
-            for flight in flights:
-                try:
-                    results |= _call_in_savepoint(flight, using)
-                except BaseException as error:  # noqa: BLE001  # as in execute()
-                    failed += _concluded(_after_error, [flight], error)
-                else:
-                    handled.append(flight)
+            results, failed = _run_in_savepoints(left, begun, using)
             ack_each(results, using)
             _keep_hooks_apart(using)
     except BaseException:  # noqa: BLE001  # whatever it was, it was of the whole, not of one
-        for flight in flights:
+        for flight in begun:
             flight.message.reopen()
-        return [ending for flight in flights for ending in execute(flight)]
+        return [ending for flight in begun for ending in execute(flight)]
+    have_failed = {ending.lease for ending in failed}
+    handled = [flight for flight in begun if flight.lease not in have_failed]
     return failed + _concluded(_after_return, handled, None)
+
+
+def _run_in_savepoints(
+    left: list[Flight], begun: list[Flight], using: str
+) -> tuple[dict[Message, str | None], list[Ending]]:
+    """Move flights from ``left`` to ``begun`` and run them; return what to ack, and failures."""
+    until = time.monotonic() + SHARED_SECONDS
+    results: dict[Message, str | None] = {}
+    failed: list[Ending] = []
+    while left and (not begun or time.monotonic() < until):
+        begun.append(left.pop(0))
+        try:
+            results |= _call_in_savepoint(begun[-1], using)
+        except BaseException as error:  # noqa: BLE001  # as in execute()
+            failed += _concluded(_after_error, begun[-1:], error)
+    return results, failed
 
 
 async def aexecute(*flights: Flight) -> list[Ending]:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import connection, transaction
@@ -30,7 +31,8 @@ def look(known: Floors, horizon: timedelta = timedelta(0)) -> int | None:
     """Look once, as a worker does; return when the first task is due."""
     (row,) = peek(known.begin(), CLAIMED, "default", horizon=horizon)
     known.learn([row])
-    return row.due_at
+    due_at: int | None = row.due_at
+    return due_at
 
 
 def test_the_first_look_begins_at_the_beginning():
@@ -120,7 +122,7 @@ def _finish_long_ago(ids: list[int]) -> None:
 
 def blocks_read(given: dict[int, int]) -> int:
     """Return how much of the database a look has to read."""
-    params = {
+    params: dict[str, Any] = {
         "consumer_ids": list(given),
         "floors": list(given.values()),
         "states": CLAIMED,

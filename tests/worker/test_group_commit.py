@@ -12,6 +12,7 @@ from django.db.models.functions import Now
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
+from kanthorq_django.worker import executor
 from tests.ledger.models import Entry
 from tests.worker.working import announce, work_off
 
@@ -46,6 +47,16 @@ def test_tasks_of_a_backlog_share_transactions_and_each_effect_is_there_once():
     assert sorted(Entry.objects.values_list("event_id", flat=True)) == sorted(e.pk for e in events)
     assert Task.objects.completed().count() == 200
     assert max(transaction_ids().values()) == 20
+
+
+def test_a_transaction_that_lasts_is_shared_no_further(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(executor, "SHARED_SECONDS", 0)
+    subscribe("work.>", stream="work", consumer="grouped", atomic=True)(write)
+    announce(100)
+
+    assert work_off("grouped", concurrency=2, batch_size=100) == 100
+    assert Task.objects.completed().count() == 100
+    assert max(transaction_ids().values()) == 1
 
 
 def test_one_that_fails_undoes_only_itself():

@@ -13,6 +13,12 @@ PEER = Peer(
     entries={
         "insert": (
             Entry("kanthorq, atomic=True", "insert_atomic", 1_500),
+            Entry(
+                "kanthorq, atomic=True, GROUP_COMMIT=20",
+                "insert_atomic",
+                2_500,
+                {"BENCH_GROUP_COMMIT": "20"},
+            ),
             Entry("kanthorq, batch and bulk_create", "insert_batch", 15_000),
         ),
         "crowd": (

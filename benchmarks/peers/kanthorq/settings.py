@@ -6,4 +6,8 @@ from benchmarks.peers.settings import *  # noqa: F403
 from benchmarks.peers.settings import INSTALLED_APPS
 
 INSTALLED_APPS = [*INSTALLED_APPS, "kanthorq_django", "benchmarks.peers.kanthorq"]
-KANTHORQ = {"NOTIFY": False} if os.environ.get("BENCH_NOTIFY") == "0" else {}
+KANTHORQ: dict[str, object] = {}
+if os.environ.get("BENCH_NOTIFY") == "0":
+    KANTHORQ["NOTIFY"] = False
+if group_commit := os.environ.get("BENCH_GROUP_COMMIT"):
+    KANTHORQ["GROUP_COMMIT"] = int(group_commit)
