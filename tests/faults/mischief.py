@@ -78,6 +78,7 @@ def kill_at_a_point(soak: "Soak") -> Any:
     if old is not None and old.is_running:
         old.send(signal.SIGTERM)
     soak.slots[number] = soak.stage.worker(url=soak.road(), point=point)
+    soak.doomed.append(soak.slots[number])
 
 
 @fault

@@ -10,13 +10,14 @@ of it has to be handled exactly once, or the seed is printed with what was not.
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Soak:
     pool: Pooler | None
     chance: random.Random
     counts: Counter[str] = field(default_factory=Counter)
+    doomed: list[RunningWorker] = field(default_factory=list)
     slots: list[RunningWorker | None] = field(default_factory=lambda: [None] * SLOTS)
     sizes: list[int] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -76,6 +78,10 @@ class Soak:
             self.over.set()
             for feeder in feeders:
                 feeder.join()
+        for worker in self.doomed:  # whose point may still lie ahead of them
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
         self._fill_slots(is_calm=True)
         self.counts["settled within, seconds"] = round(self.stage.settle(SETTLED_WITHIN))
         self.sizes.append(resident_bytes(steady.pid))
