@@ -77,8 +77,9 @@ def kill_at_a_point(soak: "Soak") -> Any:
     old = soak.slots[number]
     if old is not None and old.is_running:
         old.send(signal.SIGTERM)
-    soak.slots[number] = soak.stage.worker(url=soak.road(), point=point)
-    soak.doomed.append(soak.slots[number])
+    doomed = soak.stage.worker(url=soak.road(), point=point)
+    soak.slots[number] = doomed
+    soak.doomed.append(doomed)
 
 
 @fault
