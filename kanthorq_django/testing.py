@@ -16,7 +16,8 @@ from kanthorq_django.models.leased import Leased, leased_by
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Call, Round, calls
-from kanthorq_django.worker.executor import Ending, aexecute, execute
+from kanthorq_django.worker.endings import Ending
+from kanthorq_django.worker.executor import aexecute, execute
 from kanthorq_django.worker.flight import Flight
 
 BATCH_SIZE = 1_000

@@ -11,7 +11,8 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Task
 from kanthorq_django.subscribers import find
 from kanthorq_django.worker.acknowledger import Acknowledger
-from kanthorq_django.worker.executor import Ending, aexecute, execute
+from kanthorq_django.worker.endings import Ending
+from kanthorq_django.worker.executor import aexecute, execute
 from kanthorq_django.worker.flight import Flight
 
 

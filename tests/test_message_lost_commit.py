@@ -10,7 +10,7 @@ from django.db import OperationalError, transaction
 from kanthorq_django import Fixed
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker.executor import Ack, Nack
+from kanthorq_django.worker.endings import Ack, Nack
 from tests.factories import TaskFactory
 from tests.flights import board, run, settle
 from tests.ledger.models import Entry

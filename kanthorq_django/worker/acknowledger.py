@@ -15,7 +15,7 @@ from kanthorq_django import signals
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
-from kanthorq_django.worker.executor import Ack, Ending, HandBack, Nack
+from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, spare_connections
 from kanthorq_django.worker.warden import Bounded
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kanthorq_django.models.lease import AT_ONCE
 from kanthorq_django.worker.call import Call, Round
-from kanthorq_django.worker.executor import Ending, HandBack
+from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.warden import Bounded
 

@@ -10,14 +10,8 @@ from django.db import connections
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.worker.call import Call, Round
-from kanthorq_django.worker.executor import (
-    Ending,
-    aexecute,
-    after_interrupt,
-    after_timeout,
-    execute,
-    execute_together,
-)
+from kanthorq_django.worker.endings import Ending, after_interrupt, after_timeout
+from kanthorq_django.worker.executor import aexecute, execute, execute_together
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.upkeep import (

@@ -24,7 +24,7 @@ from kanthorq_django.models.notifications import SETTLE_SECONDS
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import calls
-from kanthorq_django.worker.executor import HandBack
+from kanthorq_django.worker.endings import HandBack
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.lanes import CoroutineLane, ThreadLane

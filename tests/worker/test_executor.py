@@ -14,7 +14,7 @@ from kanthorq_django import Discard, Fixed, Never, Retry, Snooze, signals
 from kanthorq_django.exceptions import TaskCancelled
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker.executor import Ack, HandBack, Nack
+from kanthorq_django.worker.endings import Ack, HandBack, Nack
 from tests.clock import now
 from tests.factories import ConsumerFactory, TaskFactory
 from tests.flights import board, fly, run, settle

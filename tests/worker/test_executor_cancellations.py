@@ -9,7 +9,7 @@ import pytest
 from kanthorq_django import Discard, Fixed, Snooze
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker.executor import Ending
+from kanthorq_django.worker.endings import Ending
 from tests.clock import now
 from tests.factories import ConsumerFactory, TaskFactory
 from tests.flights import board, fly, run, settle

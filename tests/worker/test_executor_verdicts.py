@@ -11,7 +11,7 @@ from kanthorq_django import Discard, Snooze
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker.executor import Ending, Nack
+from kanthorq_django.worker.endings import Ending, Nack
 from tests.factories import TaskFactory
 from tests.flights import fly
 from tests.ledger.models import Entry
