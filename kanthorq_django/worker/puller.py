@@ -114,8 +114,15 @@ class Puller:
         waits = [] if row.due_at is None else [(row.due_at - row.looked_at) / MICROSECONDS]
         if row.turn_at is not None:
             due_in = (row.turn_at - row.looked_at) / MICROSECONDS
-            waits.append(max(due_in, self._no_turns.get(row.id, 0.0) - time.monotonic()))
+            waits.append(max(due_in, self._without_turns(row.id)))
         return min((wait for wait in waits if wait < math.inf), default=None)
+
+    def _without_turns(self, consumer_id: int) -> float:
+        """Return for how many seconds there is no turn to be given, as far as is known."""
+        until = self._no_turns.get(consumer_id, 0.0)
+        if self._options.burst and self._is_quiet and until < math.inf:
+            return 0.0  # noted while a task of ours ran: before a burst ends it has to ask again
+        return until - time.monotonic()
 
     def in_turn(self, looks: Mapping[int, Look]) -> Iterator[Consumer]:
         """Yield each consumer that has work, starting with another one each time."""

@@ -19,7 +19,8 @@ from django.utils import timezone
 from kanthorq_django import publish, publish_many, schedule
 from kanthorq_django.models import Consumer, Event, Schedule, Task
 from tests.faults.facts import COMMITTED, IN_DOUBT, ROLLED_BACK
-from tests.faults.subscribers import STREAM, history, pause
+from tests.faults.subscribers import history, pause
+from tests.faults.workload import STREAM
 from tests.ledger.models import Entry
 
 PUBLISHERS = 2

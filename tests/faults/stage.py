@@ -23,7 +23,7 @@ from tests.faults import history
 from tests.faults.facts import Facts
 from tests.faults.ground import View
 from tests.faults.invariants import Violation, judge
-from tests.faults.subscribers import CONTRACTS, LEASE, WORKLOAD
+from tests.faults.workload import CONTRACTS, LEASE, WORKLOAD
 from tests.processes import RunningWorker, is_alive, runworker
 
 PATIENCE = 30.0  # seconds in which whatever is waited for has to happen

@@ -21,41 +21,16 @@ import kanthorq_django
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
-from tests.faults.facts import (
-    COMMITTED,
-    LOST,
-    RAISED,
-    RETURNED,
-    Contract,
-)
+from tests.faults.facts import COMMITTED, LOST, RAISED, RETURNED
 from tests.faults.history import History
+from tests.faults.workload import LEASE, STREAM
 from tests.ledger.models import Entry
 
-STREAM = "faults"
-LEASE = timedelta(seconds=2)
 LONGER = 1.5  # leases that a slow handler takes
 SOON = Fixed(delay=timedelta(milliseconds=300))
 FAILURES = 0.1  # of all attempts
 MEMORY_BYTES = 64 * 2**20  # more than a worker may still take, in the test that limits it
 OPTIONS: dict[str, Any] = {"stream": STREAM, "visibility_timeout": LEASE, "retry": SOON}
-
-CONTRACTS = {
-    "plain": Contract(subject="order"),
-    "explicit": Contract(subject="order"),
-    "coroutine": Contract(subject="order"),
-    "transactional": Contract(subject="order", is_exact=True),
-    "atomic": Contract(subject="order", is_exact=True),
-    "batched": Contract(subject="order", is_exact=True),
-    "strict": Contract(subject="order", is_exact=True, is_strict=True),
-    "cancellable": Contract(subject="order", is_exact=True, has_cancel_handler=True),
-    "ticks": Contract(subject="tick", is_exact=True),
-    "gated": Contract(subject="gate", is_exact=True),
-    "lingering": Contract(subject="linger", is_exact=True),
-    "slow": Contract(subject="slow"),
-    "poison": Contract(subject="poison"),
-}
-WORKLOAD = [name for name, contract in CONTRACTS.items() if contract.subject == "order"]
-
 
 _opening = threading.Lock()
 

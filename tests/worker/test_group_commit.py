@@ -14,7 +14,7 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.worker import executor
 from tests.ledger.models import Entry
-from tests.worker.working import announce, work_off
+from tests.worker.working import PATIENCE, announce, work_off
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -22,8 +22,9 @@ AT_ONCE = Fixed(delay=timedelta(0))
 
 
 @pytest.fixture(autouse=True)
-def grouped(settings: Any) -> None:
+def grouped(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.KANTHORQ = {"GROUP_COMMIT": 20}
+    monkeypatch.setattr(executor, "SHARED_SECONDS", PATIENCE)
 
 
 def transaction_ids() -> Counter[int]:
