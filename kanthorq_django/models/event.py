@@ -23,7 +23,7 @@ from kanthorq_django.exceptions import (
 )
 from kanthorq_django.models import insertion
 from kanthorq_django.models.body import encode_body, encode_metadata
-from kanthorq_django.models.encryption import BodyField, SealableModel
+from kanthorq_django.models.encryption import BodyField, SealableModel, is_sealed
 from kanthorq_django.models.envelope import (
     KEY_SIZE_MAX,
     check_key,
@@ -159,17 +159,24 @@ class Event(SealableModel):
     def from_row(cls, row: Any, consumer: "Consumer") -> Self:
         """Return the event of a pull's or a claim's row; it lacks what nobody handles it by."""
         using = consumer._state.db
-        values = (
-            row.event_id,
-            consumer.stream_id,
-            row.event_subject,
-            row.event_body,
-            {} if row.event_metadata == "{}" else json.loads(row.event_metadata),
-            row.resource_key,
-            row.event_schedule_at and moment_of(row.event_schedule_at, using),
-            moment_of(row.event_created_at, using),
-        )
-        return cls.from_db(using, _ROW_COLUMNS, values)
+        due_at = row.event_schedule_at
+        values = {
+            "id": row.event_id,
+            "stream_id": consumer.stream_id,
+            "subject": row.event_subject,
+            "body": row.event_body,
+            "metadata": {} if row.event_metadata == "{}" else json.loads(row.event_metadata),
+            "resource_key": row.resource_key,
+            "schedule_at": None if due_at is None else moment_of(due_at, using),
+            "created_at": moment_of(row.event_created_at, using),
+        }
+        if is_sealed(row.event_body) or _is_watched():
+            return cls.from_db(using, values.keys(), values.values())
+        event = cls.__new__(cls)  # as in __init__(): Django takes longer than most handlers
+        event._state = ModelState()
+        event._state.adding, event._state.db = False, using
+        event.__dict__.update(values)
+        return event
 
     def json(self) -> Any:
         """Return the body as the JSON value that was published.
@@ -194,18 +201,6 @@ _BLANK = {
 
 def _is_watched() -> bool:
     return pre_init.has_listeners(Event) or post_init.has_listeners(Event)
-
-
-_ROW_COLUMNS = (
-    "id",
-    "stream_id",
-    "subject",
-    "body",
-    "metadata",
-    "resource_key",
-    "schedule_at",
-    "created_at",
-)
 
 
 def _prepare(events: Sequence[Event], stream: str) -> None:
