@@ -12,7 +12,7 @@ from kanthorq_django.models.health import CHECKS, Limits, Status, examine
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("undeclared")]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("fresh_statistics", "undeclared")]
 
 LONG = Now() - timedelta(hours=1)
 

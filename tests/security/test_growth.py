@@ -16,7 +16,7 @@ from tests.admin.pages import page, text_of
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("fresh_statistics")]
 
 
 def run(statement: str) -> None:
