@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.db import DatabaseError, connections, transaction
+from django.db import connections, transaction
 
 from kanthorq_django import sql
 from kanthorq_django.exceptions import IdempotencyConflict
@@ -67,13 +67,10 @@ def _announced(using: str, params: dict[str, Any]) -> tuple[Any, ...] | None:
     """Insert, commit and notify at once; that the last of them fails is no failure to publish."""
     try:
         return sql.values_committed(using, "publish", "notify_stream", params)
-    except DatabaseError as error:
-        raw = connections[using].connection
-        if raw is None or raw.closed:
-            raise
+    except sql.TransactionEnded as error:
         committed = sql.values(using, "published", params)
-        if committed is None:
-            raise
+        if committed is None and error.__cause__:
+            raise error.__cause__ from None
         logger.warning("Nobody was notified of event %s: %s", params["id"], error)
         return committed
 

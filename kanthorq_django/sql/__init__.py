@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from django.db import Error
+from psycopg.pq import TransactionStatus
 
 from kanthorq_django.sql.cursors import client_cursor, cursor_for
 
@@ -110,18 +111,24 @@ def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any
         cursor.execute("COMMIT")
 
 
+class TransactionEnded(Exception):
+    """The transaction was committed, unless the commit itself was refused; the cause says why."""
+
+
 def values_committed(
     using: str, name: str, then: str, params: Mapping[str, Any]
 ) -> tuple[Any, ...] | None:
     """Run ``<name>.sql``, commit, and run ``<then>.sql``, all in one round trip.
 
     Returns the first row of the first. The connection has to be in autocommit mode, outside of
-    any transaction. Where it raises, it may still have committed, as after any lost reply.
+    any transaction. Raises TransactionEnded from the error when the first did not fail.
     """
     with client_cursor(using) as cursor:
         try:
             cursor.execute(f"BEGIN; {load(name)} COMMIT; {load(then)}", params)
-        except BaseException:
+        except BaseException as error:
+            if cursor.connection.info.transaction_status == TransactionStatus.IDLE:
+                raise TransactionEnded(str(error)) from error
             with suppress(Error):
                 cursor.execute("ROLLBACK")
             raise

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from psycopg.pq import TransactionStatus
 from pytest_django import Settings
@@ -294,3 +294,11 @@ def test_an_event_that_the_database_refuses_leaves_nothing_and_no_open_transacti
     finally:
         with connection.cursor() as cursor:
             cursor.execute("DROP FUNCTION refuse() CASCADE")
+
+
+@pytest.mark.usefixtures("lone", "ear")
+def test_an_id_that_is_taken_is_refused_also_for_an_event_that_comes_alone() -> None:
+    stored = publish("order.paid", b"first", stream="a")
+    with pytest.raises(IntegrityError):
+        Event.objects.publish([Event(id=stored.pk, subject="order.paid", body=b"2")], stream="a")
+    assert bytes(Event.objects.get().body) == b"first"
