@@ -263,6 +263,19 @@ def encode_result(result: Any) -> str | None:
     return encode_json("result", result, size_max=get_settings().RESULT_SIZE_MAX)
 
 
+def ack_and_commit(message: Message, result: str | None, using: str) -> None:
+    """End a task well and commit the open block of ``using``, whose last act this has to be.
+
+    Raises LeaseLost unless the task was still ours.
+    """
+    if len(connections[using].atomic_blocks) > 1:  # a test drains inside its own transaction
+        ack_each({message: result}, using)
+    elif lease.ack_and_commit(message.lease, result, using):
+        message.decide(using)
+    else:
+        raise message.lost()
+
+
 def ack_each(results: Mapping[Message, str | None], using: str) -> None:
     """End tasks well, in one statement, inside the open block of ``using``.
 

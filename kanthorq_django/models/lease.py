@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from django.db import DataError
+from psycopg.errors import InvalidTextRepresentation
+
 from kanthorq_django import sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure
@@ -38,6 +41,22 @@ def ack(results: Mapping[Lease, str | None], using: str, *, skip_locked: bool = 
         return sql.ids(using, "ack_one", params)
     params = _params(list(results)) | {"results": list(results.values())}
     return sql.ids(using, "ack", params, skip_locked=skip_locked)
+
+
+def ack_and_commit(lease: Lease, result: str | None, using: str) -> bool:
+    """End a task well and commit the open transaction, in one round trip.
+
+    Returns False if the task was no longer ours: nothing is committed then, and the transaction
+    has to be rolled back.
+    """
+    params = {"id": lease.task_id, "lease_epoch": lease.epoch, "result": result}
+    try:
+        sql.commit_with(using, "ack_last", params)
+    except DataError as error:
+        if isinstance(error.__cause__, InvalidTextRepresentation) and "leases held" in str(error):
+            return False
+        raise
+    return True
 
 
 def nack(

@@ -15,7 +15,7 @@ from django.db import connections, transaction
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.exceptions import KanthorqError
-from kanthorq_django.message import Message, ack_each, encode_result
+from kanthorq_django.message import Message, ack_and_commit, ack_each, encode_result
 from kanthorq_django.models.hops import following
 from kanthorq_django.worker.endings import (
     VERDICT_ROLLED_BACK,
@@ -127,7 +127,10 @@ def _call_in_transaction(flights: Sequence[Flight]) -> Any:
         refuse_awaitable(flights[0], result)
         if any(message.has_verdict() and message.is_open() for message in messages):
             raise KanthorqError(VERDICT_ROLLED_BACK)
-        if unsaid := [message for message in messages if not message.has_verdict()]:
+        unsaid = [message for message in messages if not message.has_verdict()]
+        if len(unsaid) == 1:
+            ack_and_commit(unsaid[0], encode_result(result), using)
+        else:
             ack_each(dict.fromkeys(unsaid, encode_result(result)), using)
     return result
 

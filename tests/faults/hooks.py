@@ -107,10 +107,15 @@ class _Watch:
         connection = rest[-1]["connection"]
         if text == "COMMIT":
             return self.commit(connection, lambda: run(text, *rest))
-        self._pass(connection, text, "before")
+        statement, is_last = text.removesuffix(" COMMIT"), text.endswith(" COMMIT")
+        self._pass(connection, statement, "before")
+        ran = self._ran.setdefault(id(connection), [])
+        if is_last:
+            ran.append(statement)
+            return self.commit(connection, lambda: run(text, *rest))
         result = run(text, *rest)
-        self._pass(connection, text, "after")
-        self._ran.setdefault(id(connection), []).append(text)
+        self._pass(connection, statement, "after")
+        ran.append(statement)
         return result
 
     def commit(self, connection: BaseDatabaseWrapper, run: Callable[[], Any]) -> Any:
@@ -146,10 +151,12 @@ def _alter(changes: dict[str, list[list[str]]]) -> None:
 
 @functools.cache
 def _texts(name: str) -> tuple[str, ...]:
-    """Return the text of a statement and of its twins: for one row, and skipping locked ones."""
+    """Return the text of a statement and of its twins: for one row, last, skipping locked ones."""
     texts = set()
     options: dict[str, bool]
-    for twin, options in itertools.product((name, f"{name}_one"), ({}, {"skip_locked": True})):
+    for twin, options in itertools.product(
+        (name, f"{name}_one", f"{name}_last"), ({}, {"skip_locked": True})
+    ):
         with contextlib.suppress(OSError, ValueError):  # there is no such twin
             texts.add(sql.load(twin, **options))
     return tuple(texts)

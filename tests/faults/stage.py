@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.faults.invariants import Violation, judge
 from tests.faults.workload import CONTRACTS, LEASE, WORKLOAD
 from tests.processes import RunningWorker, is_alive, runworker
 
+ORDER_PATIENCE = 90.0  # seconds in which a client has to carry out an order
 PATIENCE = 30.0  # seconds in which whatever is waited for has to happen
 FIGURES = Path(os.environ.get("FAULTS_FIGURES", tempfile.gettempdir())) / "kanthorq-faults.jsonl"
 LEASE_SECONDS = LEASE.total_seconds()
@@ -63,6 +65,8 @@ class Client:
     def wait(self) -> None:
         """Wait until the last order is carried out."""
         assert self._process.stdout is not None
+        is_there, _, _ = select.select([self._process.stdout], [], [], ORDER_PATIENCE)
+        assert is_there, "the client does not come to the end of its order"
         said = self._process.stdout.readline()
         assert said == "done\n", f"the client ended with {said!r}"
 

@@ -14,6 +14,7 @@ from tests.faults.stage import Stage, sooner
 WITHOUT_A_FENCE = {
     "ack": [["USING (id, lease_epoch)", "USING (id)"]],
     "ack_one": [["AND lease_epoch = %(lease_epoch)s", ""]],
+    "ack_last": [["AND lease_epoch = %(lease_epoch)s", ""]],
 }
 LAST_READ = """coalesce(
     (

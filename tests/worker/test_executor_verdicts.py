@@ -1,17 +1,19 @@
 """Handlers that end their task themselves, and what they return and raise besides."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import DataError, connection, transaction
 
 from kanthorq_django import Discard, Snooze
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.worker.endings import Ending, Nack
+from tests.concurrency import elsewhere
 from tests.factories import TaskFactory
 from tests.flights import fly
 from tests.ledger.models import Entry
@@ -232,6 +234,79 @@ def test_a_failing_commit_hook_of_an_atomic_handler_does_not_undo_the_ack(task: 
     task.refresh_from_db()
     assert (task.state, task.attempted_errors) == (TaskState.COMPLETED, [])
     assert Entry.objects.count() == 1
+
+
+def test_an_atomic_handlers_ack_and_commit_are_one_round_trip(task: Task):
+    """Between the two a worker that is frozen or cut off would keep its row locked."""
+    sent: list[str] = []
+
+    def listen(execute: Any, sql: str, *rest: Any) -> Any:
+        sent.append(sql)
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(listen):
+        fly(task, book, atomic=True)
+    assert [sql for sql in sent if "COMMIT" in sql] == [sent[-1]]
+    assert sent[-1].endswith("COMMIT")
+    assert "lease_epoch" in sent[-1]
+    task.refresh_from_db()
+    assert task.state == TaskState.COMPLETED
+
+
+def test_an_atomic_handler_whose_lease_was_taken_over_commits_nothing(task: Task):
+    def handle(message: Message) -> None:
+        book(message)
+        elsewhere(lambda: Task.objects.update(lease_epoch=2))
+
+    assert isinstance(fly(task, handle, atomic=True), Nack)
+    task.refresh_from_db()
+    assert (task.state, task.lease_epoch) == (TaskState.RUNNING, 2)
+    assert not Entry.objects.exists()
+
+
+def test_an_atomic_handler_that_fails_at_its_commit_leaves_nothing_behind(task: Task):
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "ALTER TABLE ledger_entry ADD CONSTRAINT once UNIQUE (event_id)"
+            " DEFERRABLE INITIALLY DEFERRED"
+        )
+    try:
+
+        def handle(message: Message) -> None:
+            book(message)
+            book(message)
+
+        fly(task, handle, atomic=True)
+        task.refresh_from_db()
+        assert task.state == TaskState.RETRYABLE
+        assert last_error(task).startswith("IntegrityError")
+        assert not Entry.objects.exists()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE ledger_entry DROP CONSTRAINT once")
+
+
+def test_an_atomic_handler_that_dooms_its_transaction_leaves_nothing_behind(task: Task):
+    def handle(message: Message) -> None:
+        book(message)
+        transaction.set_rollback(True)
+
+    fly(task, handle, atomic=True)
+    task.refresh_from_db()
+    assert task.state == TaskState.RETRYABLE
+    assert not Entry.objects.exists()
+
+
+def test_an_atomic_handler_that_swallows_an_error_of_the_database_commits_nothing(task: Task):
+    def handle(message: Message) -> None:
+        book(message)
+        with suppress(DataError), connection.cursor() as cursor:
+            cursor.execute("SELECT 1 / 0")
+
+    fly(task, handle, atomic=True)
+    task.refresh_from_db()
+    assert task.state == TaskState.RETRYABLE
+    assert not Entry.objects.exists()
 
 
 # Stale workers
