@@ -32,6 +32,7 @@ from kanthorq_django.exceptions import (
 from kanthorq_django.models import lease
 from kanthorq_django.models.body import encode_json
 from kanthorq_django.models.event import Event
+from kanthorq_django.models.fields import moment_of
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.task import Task
 
@@ -220,8 +221,14 @@ class Message:
 
     def _held(self) -> QuerySet[Task]:
         """Return the task, as long as it is leased to this message."""
+        return self._handed_out().filter(lease_epoch=self.lease.epoch, state__in=LEASED)
+
+    def _handed_out(self) -> QuerySet[Task]:
+        """Return the task, unless another has its id, or it was leased again since."""
+        since = self.lease.since
+        moment = None if since is None else moment_of(since, self.using)
         tasks = Task._base_manager.using(self.using)
-        return tasks.filter(pk=self.task.pk, lease_epoch=self.lease.epoch, state__in=LEASED)
+        return tasks.filter(pk=self.lease.task_id, attempted_at=moment)
 
     def _was_acked(self) -> bool:
         """Tell how this lease was ended before: True by ack, False by nack.
@@ -229,8 +236,8 @@ class Message:
         Raises LeaseLost when it was not ended by its holder at all.
         """
         columns = ("state", "lease_epoch", "cancel_attempt_count")
-        tasks = Task._base_manager.using(self.using).filter(pk=self.task.pk)
-        state, epoch, cancel_attempt_count = tasks.values_list(*columns).first() or (None,) * 3
+        found = self._handed_out().values_list(*columns).first()
+        state, epoch, cancel_attempt_count = found or (None,) * 3
         ack = states.ACK_CANCELLING if self.is_cancellation else states.ACK
         nack = states.NACK_CANCELLING if self.is_cancellation else states.NACK
         if epoch == self.lease.epoch and state in {*ack.targets, *nack.targets} - LEASED:

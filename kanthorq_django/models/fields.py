@@ -107,3 +107,10 @@ def moment_of(microseconds: int, using: str | None) -> datetime:
     if settings.USE_TZ:
         return moment
     return timezone.make_naive(moment, connections[using or DEFAULT_DB_ALIAS].timezone)
+
+
+def microseconds_of(moment: datetime, using: str | None) -> int:
+    """Return how many microseconds after 1970 a moment is that Django read from ``using``."""
+    if timezone.is_naive(moment):
+        moment = timezone.make_aware(moment, connections[using or DEFAULT_DB_ALIAS].timezone)
+    return (moment - EPOCH) // timedelta(microseconds=1)

@@ -16,10 +16,15 @@ AT_ONCE = timedelta(0)
 
 
 class Lease(NamedTuple):
-    """The right to end a task: void as soon as the task has another epoch."""
+    """The right to end a task: void as soon as the task has another epoch.
+
+    ``since`` is when it began, in microseconds since 1970. A server that crashes without
+    synchronous_commit, or a standby that is promoted, may give ids and epochs a second time.
+    """
 
     task_id: int
     epoch: int
+    since: int | None
 
 
 class Failed(NamedTuple):
@@ -37,7 +42,7 @@ def ack(results: Mapping[Lease, str | None], using: str, *, skip_locked: bool = 
     """
     if len(results) == 1 and not skip_locked:
         ((lease, result),) = results.items()
-        params = {"id": lease.task_id, "lease_epoch": lease.epoch, "result": result}
+        params = _one(lease) | {"result": result}
         return sql.ids(using, "ack_one", params)
     params = _params(list(results)) | {"results": list(results.values())}
     return sql.ids(using, "ack", params, skip_locked=skip_locked)
@@ -49,7 +54,7 @@ def ack_and_commit(lease: Lease, result: str | None, using: str) -> bool:
     Returns False if the task was no longer ours: nothing is committed then, and the transaction
     has to be rolled back.
     """
-    params = {"id": lease.task_id, "lease_epoch": lease.epoch, "result": result}
+    params = _one(lease) | {"result": result}
     try:
         sql.commit_with(using, "ack_last", params)
     except DataError as error:
@@ -86,30 +91,40 @@ def hand_back(
     return sql.ids(using, "hand_back", params, skip_locked=skip_locked)
 
 
-def renew(extensions: Mapping[Lease, timedelta], using: str) -> list[Any]:
+def renew(extensions: Mapping[Lease, timedelta], using: str) -> dict[Lease, Any]:
     """Let leases end no earlier than their extension from now.
 
-    Returns a row for each lease: ``id``, ``lease_epoch``, ``is_renewed`` (False also when the
-    row was locked), ``is_ours``, ``is_cancelled`` (its cancellation was asked for).
+    Returns a row for each lease: ``is_renewed`` (False also when the row was locked),
+    ``is_ours``, ``is_cancelled`` (its cancellation was asked for).
     """
     params = _params(list(extensions)) | {"extensions": list(extensions.values())}
-    return sql.rows(using, "renew", params)
+    return _by_lease(extensions, sql.rows(using, "renew", params))
 
 
 def held(leases: Iterable[Lease], using: str) -> set[Lease]:
     """Return those of ``leases`` that nobody has ended; locks nothing."""
-    rows = sql.rows(using, "held", _params(list(leases)))
-    return {Lease(row.id, row.lease_epoch) for row in rows}
+    asked = list(leases)
+    return set(_by_lease(asked, sql.rows(using, "held", _params(asked))))
 
 
 def asked_to_cancel(leases: Iterable[Lease], using: str) -> list[Lease]:
     """Return those of ``leases`` whose running task somebody asked to cancel; locks nothing."""
-    rows = sql.rows(using, "cancel_requests", _params(list(leases)))
-    return [Lease(row.id, row.lease_epoch) for row in rows]
+    asked = list(leases)
+    return list(_by_lease(asked, sql.rows(using, "cancel_requests", _params(asked))))
+
+
+def _by_lease(leases: Iterable[Lease], rows: Iterable[Any]) -> dict[Lease, Any]:
+    named = {(lease.task_id, lease.epoch): lease for lease in leases}
+    return {named[row.id, row.lease_epoch]: row for row in rows}
+
+
+def _one(lease: Lease) -> dict[str, Any]:
+    return {"id": lease.task_id, "lease_epoch": lease.epoch, "since": lease.since}
 
 
 def _params(leases: Sequence[Lease]) -> dict[str, Any]:
     return {
         "ids": [lease.task_id for lease in leases],
         "epochs": [lease.epoch for lease in leases],
+        "since": [lease.since for lease in leases],
     }

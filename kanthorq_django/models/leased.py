@@ -87,16 +87,17 @@ class Leased:
 def leased_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
     """Return what the rows of a pull or a claim of ``consumer`` lease to us; some have no task."""
     consumer._state.db = consumer.using  # as save() does: tasks follow their consumer
-    columns = zip(*map(rows.integers, ("id", "lease_epoch", "attempt", "state")), strict=True)
+    names = ("id", "lease_epoch", "attempted_at", "attempt", "state")
+    columns = zip(*map(rows.integers, names), strict=True)
     return [
         Leased(
-            Lease(pk, epoch),
+            Lease(pk, epoch, since),
             attempt,
             consumer,
             rows,
             index,
             is_cancellation=state == CANCELLING,
         )
-        for index, (pk, epoch, attempt, state) in enumerate(columns)
+        for index, (pk, epoch, since, attempt, state) in enumerate(columns)
         if pk is not None
     ]

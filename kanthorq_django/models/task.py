@@ -22,7 +22,7 @@ from kanthorq_django.domain.states import CLAIMABLE, FINAL, TaskState
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.event import Event
-from kanthorq_django.models.fields import CreatedAtField, moment_of
+from kanthorq_django.models.fields import CreatedAtField, microseconds_of, moment_of
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.moves import MovableQuerySet, bulk_verb
 from kanthorq_django.models.turns import present_turn_key
@@ -264,7 +264,9 @@ class Task(models.Model):
 
     @property
     def lease(self) -> Lease:
-        return Lease(self.pk, self.lease_epoch)
+        began = self.attempted_at
+        since = None if began is None else microseconds_of(began, self._state.db)
+        return Lease(self.pk, self.lease_epoch, since)
 
     @classmethod
     def from_row(cls, row: Any, consumer: Consumer) -> Self:

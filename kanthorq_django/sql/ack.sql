@@ -1,8 +1,9 @@
 -- End leased tasks well, each only while its lease is the one that was handed out: a handled
--- task is completed, a handled cancellation is cancelled. Returns the ids that were ours.
+-- task is completed, a handled cancellation is cancelled. Returns the ids that were ours. The
+-- moment of the lease is part of its name: a crash that loses commits gives ids and epochs again.
 WITH verdict AS MATERIALIZED (
-    SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(results)s::jsonb[])
-        AS given (id, lease_epoch, result)
+    SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(since)s::bigint[], %(results)s::jsonb[])
+        AS given (id, lease_epoch, since, result)
 ),
 ours AS MATERIALIZED (
     SELECT task.id, verdict.result
@@ -11,6 +12,7 @@ ours AS MATERIALIZED (
     -- Both keep the planner on the primary key: the ids once more, or it reads small tables
     -- from end to end; + 0, or it reads an index of unfinished tasks with all its dead entries.
     WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)
+        AND task.attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz + verdict.since * interval '1 microsecond'
     ORDER BY task.id
     FOR NO KEY UPDATE OF task /* SKIP LOCKED */
 )

@@ -6,7 +6,9 @@ WITH ended AS (
         state = CASE state WHEN 2 THEN 101 ELSE -101 END,
         result = CASE state WHEN 2 THEN %(result)s::jsonb ELSE result END,
         finalized_at = statement_timestamp()
-    WHERE id = %(id)s AND lease_epoch = %(lease_epoch)s AND state + 0 IN (2, 3)
+    WHERE id = %(id)s AND lease_epoch = %(lease_epoch)s
+        AND attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz + %(since)s::bigint * interval '1 microsecond'
+        AND state + 0 IN (2, 3)
     RETURNING id
 )
 -- A cast that fails is how plain SQL raises an error that says something.

@@ -1,7 +1,8 @@
 -- Give leased tasks back, uncounted: unstarted ones of a stopping worker at once, a snoozed
 -- one after its delay. Returns the ids that were ours.
 WITH handed AS (
-    SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[]) AS given (id, lease_epoch)
+    SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(since)s::bigint[])
+        AS given (id, lease_epoch, since)
 ),
 ours AS MATERIALIZED (
     SELECT
@@ -17,6 +18,7 @@ ours AS MATERIALIZED (
     JOIN handed ON handed.id = task.id AND handed.lease_epoch = task.lease_epoch
     JOIN kanthorq_django_consumer AS consumer ON consumer.id = task.consumer_id
     WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)  -- as in ack.sql
+        AND task.attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz + handed.since * interval '1 microsecond'
     ORDER BY task.id
     FOR NO KEY UPDATE OF task /* SKIP LOCKED */
 )

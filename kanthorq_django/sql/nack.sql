@@ -4,9 +4,9 @@
 WITH verdict AS MATERIALIZED (
     SELECT *
     FROM unnest(
-        %(ids)s::bigint[], %(epochs)s::bigint[], %(delays)s::interval[], %(finals)s::boolean[],
-        %(errors)s::text[], %(stacks)s::text[]
-    ) AS given (id, lease_epoch, delay, is_final, error, stack)
+        %(ids)s::bigint[], %(epochs)s::bigint[], %(since)s::bigint[], %(delays)s::interval[],
+        %(finals)s::boolean[], %(errors)s::text[], %(stacks)s::text[]
+    ) AS given (id, lease_epoch, since, delay, is_final, error, stack)
 ),
 ours AS MATERIALIZED (
     SELECT
@@ -25,6 +25,7 @@ ours AS MATERIALIZED (
     JOIN verdict USING (id, lease_epoch)
     JOIN kanthorq_django_consumer AS consumer ON consumer.id = task.consumer_id
     WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)  -- as in ack.sql
+        AND task.attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz + verdict.since * interval '1 microsecond'
     ORDER BY task.id
     FOR NO KEY UPDATE OF task /* SKIP LOCKED */
 )

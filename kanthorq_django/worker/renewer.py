@@ -81,8 +81,8 @@ class Renewer:
             extensions = {
                 held: flight.subscription.visibility_timeout for held, flight in batch.items()
             }
-            for row in lease.renew(extensions, self._using):
-                _learn(batch[lease.Lease(row.id, row.lease_epoch)], row, asked_at)
+            for held, row in lease.renew(extensions, self._using).items():
+                _learn(batch[held], row, asked_at)
 
     def _learn_of_cancellations(self) -> None:
         flights = {flight.lease: flight for flight in self._flights}

@@ -11,10 +11,18 @@ import pytest
 from tests.faults.invariants import Violation
 from tests.faults.stage import Stage, sooner
 
+SINCE = "attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz"
+FENCE = [
+    ["AND lease_epoch = %(lease_epoch)s", ""],
+    [f"AND {SINCE} + %(since)s::bigint * interval '1 microsecond'", ""],
+]
 WITHOUT_A_FENCE = {
-    "ack": [["USING (id, lease_epoch)", "USING (id)"]],
-    "ack_one": [["AND lease_epoch = %(lease_epoch)s", ""]],
-    "ack_last": [["AND lease_epoch = %(lease_epoch)s", ""]],
+    "ack": [
+        ["USING (id, lease_epoch)", "USING (id)"],
+        [f"AND task.{SINCE} + verdict.since * interval '1 microsecond'", ""],
+    ],
+    "ack_one": FENCE,
+    "ack_last": FENCE,
 }
 LAST_READ = """coalesce(
     (

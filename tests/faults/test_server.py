@@ -185,9 +185,6 @@ def test_a_worker_whose_row_was_lost_with_its_commit_signs_in_again(ground: Grou
         assert [row.pid for row in workers.alive()] == [7]
 
 
-@pytest.mark.xfail(
-    reason="With asynchronous commit a crash may give a lease out again; its name is not unique."
-)
 def test_a_lease_that_was_lost_with_its_commit_cannot_end_another_task(ground: Ground):
     """What a crash without synchronous_commit, or a failover, leaves of the last moments."""
     with ground.database() as name:

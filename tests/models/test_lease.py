@@ -52,7 +52,11 @@ def hand_back(held: Lease) -> object:
 
 
 def renew(held: Lease) -> object:
-    return {row.id for row in lease.renew({held: MINUTE}, "default") if row.is_renewed}
+    return {
+        found.task_id
+        for found, row in lease.renew({held: MINUTE}, "default").items()
+        if row.is_renewed
+    }
 
 
 VERBS = (ack, nack, hand_back, renew)
@@ -69,7 +73,7 @@ def test_nothing_is_done_with_another_epoch(
 ):
     task = make()
     before = fields(task)
-    assert verb(Lease(task.pk, task.lease_epoch + other)) == set()
+    assert verb(task.lease._replace(epoch=task.lease_epoch + other)) == set()
     assert fields(task) == before
 
 
@@ -86,12 +90,12 @@ def test_nothing_is_done_with_a_task_that_is_not_leased(
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_nothing_is_done_with_a_task_that_is_gone(verb: Callable[[Lease], object]):
-    assert verb(Lease(1, 1)) == set()
+    assert verb(Lease(1, 1, None)) == set()
 
 
 def test_of_many_only_ours_are_acked():
     first, second, third = running(), running(), running()
-    results = {first.lease: "1", Lease(second.pk, 9): "2", third.lease: None}
+    results = {first.lease: "1", second.lease._replace(epoch=9): "2", third.lease: None}
     assert lease.ack(results, "default") == {first.pk, third.pk}
     states = Task.objects.order_by("pk").values_list("state", "result")
     assert list(states) == [
@@ -104,7 +108,7 @@ def test_of_many_only_ours_are_acked():
 def test_no_lease_at_all_is_nothing_to_do():
     assert lease.ack({}, "default") == set()
     assert lease.hand_back([], "default") == set()
-    assert lease.renew({}, "default") == []
+    assert lease.renew({}, "default") == {}
 
 
 # Ack
@@ -255,18 +259,19 @@ def test_renew_tells_of_each_lease_how_it_stands():
     ours, asked = running(), running(cancel_requested_at=Now())
     taken, done = running(lease_epoch=2), TaskFactory.create(state=TaskState.COMPLETED)
     undone = cancelling()
-    held = [ours.lease, asked.lease, Lease(taken.pk, 1), done.lease, undone.lease, Lease(0, 1)]
+    lost, nothing = taken.lease._replace(epoch=1), Lease(0, 1, None)
+    held = [ours.lease, asked.lease, lost, done.lease, undone.lease, nothing]
     rows = {
-        (row.id, row.lease_epoch): (row.is_renewed, row.is_ours, row.is_cancelled)
-        for row in lease.renew(dict.fromkeys(held, MINUTE), "default")
+        found: (row.is_renewed, row.is_ours, row.is_cancelled)
+        for found, row in lease.renew(dict.fromkeys(held, MINUTE), "default").items()
     }
     assert rows == {
         ours.lease: (True, True, False),
         asked.lease: (True, True, True),
-        (taken.pk, 1): (False, False, False),
+        lost: (False, False, False),
         done.lease: (False, False, False),
         undone.lease: (True, True, False),
-        (0, 1): (False, False, False),
+        nothing: (False, False, False),
     }
 
 
@@ -277,9 +282,9 @@ def test_renew_passes_over_a_task_that_is_being_acked_and_renews_the_others():
     with transaction.atomic():
         lease.ack({acking.lease: None}, "default")
         rows = elsewhere(lambda: lease.renew(held, "default"))
-        assert {row.id: (row.is_renewed, row.is_ours) for row in rows} == {
-            acking.pk: (False, True),
-            other.pk: (True, True),
+        assert {held: (row.is_renewed, row.is_ours) for held, row in rows.items()} == {
+            acking.lease: (False, True),
+            other.lease: (True, True),
         }
     assert fields(acking)["state"] == TaskState.COMPLETED
     assert fields(other)["schedule_at"] > now() + timedelta(minutes=50)
@@ -290,6 +295,6 @@ def test_renew_tells_that_a_task_was_taken_over():
     task = running(schedule_at=Now() - MINUTE)
     elsewhere(task.consumer.claim)
     end = fields(task)["schedule_at"]
-    (row,) = lease.renew({task.lease: timedelta(hours=1)}, "default")
+    (row,) = lease.renew({task.lease: timedelta(hours=1)}, "default").values()
     assert (row.is_renewed, row.is_ours) == (False, False)
     assert fields(task)["schedule_at"] == end

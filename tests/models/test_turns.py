@@ -259,7 +259,7 @@ def test_a_lease_that_ran_out_is_claimed_anew_before_its_key_serves_another():
     (again,) = claimed(consumer)
     assert again.pk == late.pk  # which fences its old holder
 
-    (row,) = lease.renew({late.lease: timedelta(minutes=1)}, consumer.using)
+    (row,) = lease.renew({late.lease: timedelta(minutes=1)}, consumer.using).values()
     assert (row.is_renewed, row.is_ours) == (False, False)
     with pytest.raises(LeaseLost):
         Message(late).extend(timedelta(minutes=1))

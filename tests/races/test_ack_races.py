@@ -149,7 +149,12 @@ def test_without_the_epoch_a_stale_worker_would_commit_as_well(
 ):
     stale = stuck(consumer)
     (claimed,) = consumer.claim()
-    with altered(monkeypatch, "ack_one", (" AND lease_epoch = %(lease_epoch)s", "")):
+    moment = "'epoch'::timestamptz + %(since)s::bigint * interval '1 microsecond'"
+    fence = (
+        " AND lease_epoch = %(lease_epoch)s",
+        f" AND attempted_at IS NOT DISTINCT FROM {moment}",
+    )
+    with altered(monkeypatch, "ack_one", *((line, "") for line in fence)):
         book_and_ack(stale)
         book_and_ack(Message(claimed))
     assert Entry.objects.count() == 2  # what the fence prevents

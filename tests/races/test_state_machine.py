@@ -216,7 +216,8 @@ class TaskLife(Steps):
         hand = self._hand(which)
         if is_late:
             self._come_due([hand.task])
-        (row,) = self._actor(who).do(lambda: lease.renew({hand.message.lease: HOUR}, "default"))
+        held = {hand.message.lease: HOUR}
+        (row,) = self._actor(who).do(lambda: lease.renew(held, "default")).values()
         ran_out = hand.task.turn_key and hand.task.state == TaskState.RUNNING and hand.task.is_due
         is_held = hand.is_live and not ran_out
         assert row.is_renewed == row.is_ours == is_held
