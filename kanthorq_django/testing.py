@@ -12,7 +12,7 @@ from django.db import connections, router
 from kanthorq_django import sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer, Task
-from kanthorq_django.models.leased import Leased, leased_by
+from kanthorq_django.models.leased import Leased, pulled_by
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Call, Round, calls
@@ -64,7 +64,7 @@ def _pull_uncommitted(consumer: Consumer, using: str) -> list[Leased]:
         "excludes": subjects.to_regex(consumer.subject_excludes),
         "limit": BATCH_SIZE,
     }
-    return leased_by(consumer, sql.Result(using, "pull_uncommitted", params))
+    return pulled_by(consumer, sql.Result(using, "pull_uncommitted", params))
 
 
 def _handle(round_: Round) -> list[Ending]:

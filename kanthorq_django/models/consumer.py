@@ -33,7 +33,7 @@ from kanthorq_django.models.fields import (
     XidField,
 )
 from kanthorq_django.models.isolation import unconflicted
-from kanthorq_django.models.leased import Leased, leased_by
+from kanthorq_django.models.leased import Leased, claimed_by
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, align_turns, next_in_turn, turns_locked
 
@@ -237,7 +237,7 @@ class Consumer(models.Model):
         wanted = sorted(states)
         while True:
             rows = self._claim_in_turn(limit, wanted, floor)
-            leased = leased_by(self, rows)
+            leased = claimed_by(self, rows)
             if leased or rows[0].due_count == 0:
                 break
         if signals.claimed.has_listeners(Consumer):

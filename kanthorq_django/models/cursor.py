@@ -13,7 +13,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
-from kanthorq_django.models.leased import Leased, leased_by
+from kanthorq_django.models.leased import Leased, pulled_by
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -107,7 +107,7 @@ def read_page(consumer: "Consumer", locked: Any, limit: int) -> Page:
     first = rows[0]
     if not first.is_sane:
         raise _foreign_cluster(consumer)
-    return Page(leased_by(consumer, rows), first.is_idle)
+    return Page(pulled_by(consumer, rows), first.is_idle)
 
 
 def check_no_transaction(using: str) -> None:

@@ -35,6 +35,7 @@ from kanthorq_django.models.envelope import (
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.hops import count_hops
 from kanthorq_django.models.stream import Stream, check_stream_name
+from kanthorq_django.sql import Result
 
 if TYPE_CHECKING:
     from django.db.models.fields.related_descriptors import RelatedManager
@@ -156,21 +157,23 @@ class Event(SealableModel):
             self.__dict__.update(stored.__dict__)
 
     @classmethod
-    def from_row(cls, row: Any, consumer: "Consumer") -> Self:
+    def from_row(cls, rows: Result, index: int, consumer: "Consumer") -> Self:
         """Return the event of a pull's or a claim's row; it lacks what nobody handles it by."""
         using = consumer._state.db
-        due_at = row.event_schedule_at
+        body = rows.value(index, "event_body")
+        metadata = rows.value(index, "event_metadata")
+        due_at = rows.value(index, "event_schedule_at")
         values = {
-            "id": row.event_id,
+            "id": rows.value(index, "event_id"),
             "stream_id": consumer.stream_id,
-            "subject": row.event_subject,
-            "body": row.event_body,
-            "metadata": {} if row.event_metadata == "{}" else json.loads(row.event_metadata),
-            "resource_key": row.resource_key,
+            "subject": rows.value(index, "event_subject"),
+            "body": body,
+            "metadata": {} if metadata == "{}" else json.loads(metadata),
+            "resource_key": rows.value(index, "resource_key"),
             "schedule_at": None if due_at is None else moment_of(due_at, using),
-            "created_at": moment_of(row.event_created_at, using),
+            "created_at": moment_of(rows.value(index, "event_created_at"), using),
         }
-        if is_sealed(row.event_body) or _is_watched():
+        if is_sealed(body) or _is_watched():
             return cls.from_db(using, values.keys(), values.values())
         event = cls.__new__(cls)  # as in __init__(): Django takes longer than most handlers
         event._state = ModelState()
@@ -200,7 +203,11 @@ _BLANK = {
 
 
 def _is_watched() -> bool:
-    return pre_init.has_listeners(Event) or post_init.has_listeners(Event)
+    # Most projects have no receiver of these at all, and has_listeners() takes its time.
+    return bool(
+        (pre_init.receivers and pre_init.has_listeners(Event))
+        or (post_init.receivers and post_init.has_listeners(Event))
+    )
 
 
 def _prepare(events: Sequence[Event], stream: str) -> None:

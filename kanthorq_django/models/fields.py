@@ -103,7 +103,7 @@ class CreatedAtField(models.DateTimeField):  # type: ignore[type-arg]
 
 def moment_of(microseconds: int, using: str | None) -> datetime:
     """Return the moment so many microseconds after 1970, as Django reads it from ``using``."""
-    moment = EPOCH + timedelta(microseconds=microseconds)
+    moment = EPOCH + timedelta(0, 0, microseconds)
     if settings.USE_TZ:
         return moment
     return timezone.make_naive(moment, connections[using or DEFAULT_DB_ALIAS].timezone)

@@ -4,7 +4,7 @@ Most handlers never look at their task, and some not at their event; building bo
 than all else that a worker does for a task.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db import DEFAULT_DB_ALIAS
 from django.utils.functional import cached_property
@@ -69,24 +69,31 @@ class Leased:
 
     @cached_property
     def event(self) -> Event:
-        return Event.from_row(self._row, self.consumer)
+        return Event.from_row(self._rows, self._index, self.consumer)
 
     @cached_property
     def task(self) -> "Task":
         from kanthorq_django.models.task import Task
 
-        task = Task.from_row(self._row, self.consumer)
+        task = Task.from_row(self._rows[self._index], self.consumer)
         task.event = self.event
         return task
 
-    @cached_property
-    def _row(self) -> Any:
-        return self._rows[self._index]
 
-
-def leased_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
-    """Return what the rows of a pull or a claim of ``consumer`` lease to us; some have no task."""
+def pulled_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
+    """Return what the rows of a pull of ``consumer`` lease to us: all of them alike, and new."""
     consumer._state.db = consumer.using  # as save() does: tasks follow their consumer
+    since = rows.value(0, "attempted_at") if len(rows) else None
+    return [
+        Leased(Lease(pk, 1, since), 1, consumer, rows, index, is_cancellation=False)
+        for index, pk in enumerate(rows.integers("id"))
+        if pk is not None
+    ]
+
+
+def claimed_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
+    """Return what the rows of a claim of ``consumer`` lease to us; some have no task."""
+    consumer._state.db = consumer.using  # as in pulled_by()
     names = ("id", "lease_epoch", "attempted_at", "attempt", "state")
     columns = zip(*map(rows.integers, names), strict=True)
     return [

@@ -7,12 +7,13 @@ Every deciding time in them is ``statement_timestamp()``, which Django's ``Now()
 import functools
 import threading
 from collections import namedtuple
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
 from django.db import Error
+from psycopg.adapt import Transformer
 from psycopg.pq import TransactionStatus
 
 from kanthorq_django.sql.cursors import client_cursor, cursor_for
@@ -74,6 +75,7 @@ class Result:
         self._columns = {column.name: index for index, column in enumerate(cursor.description)}
         self._row = _row_type(tuple(self._columns))
         self._lock = threading.Lock()
+        self._loaders: dict[str, Callable[[bytes], Any]] = {}
 
     def __len__(self) -> int:
         return int(self._cursor.rowcount)
@@ -82,6 +84,21 @@ class Result:
         with self._lock:
             self._cursor.scroll(index, mode="absolute")
             return self._row._make(self._cursor.fetchone())
+
+    def value(self, index: int, column: str) -> Any:
+        """Return one value of one row, without decoding the others."""
+        found = self._cursor.pgresult.get_value(index, self._columns[column])
+        if found is None:
+            return None
+        load = self._loaders.get(column) or self._loader(column)
+        return load(found)
+
+    def _loader(self, column: str) -> Callable[[bytes], Any]:
+        result, place = self._cursor.pgresult, self._columns[column]
+        transformer = Transformer(self._cursor)
+        load = transformer.get_loader(result.ftype(place), result.fformat(place)).load
+        self._loaders[column] = load
+        return load
 
     def integers(self, column: str) -> list[int | None]:
         """Return a column of integers without decoding the others."""

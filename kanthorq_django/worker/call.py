@@ -14,7 +14,7 @@ from kanthorq_django.worker.flight import Flight
 Round = tuple[Flight, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take four times as long to make
 class Call:
     """Rounds that are run one after the other; all of one kind, plain or coroutine."""
 

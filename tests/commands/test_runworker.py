@@ -1,5 +1,6 @@
 """``manage.py runworker`` as a person and as a service manager meet it."""
 
+import gc
 import json
 import logging
 import os
@@ -40,6 +41,27 @@ def test_a_burst_says_how_many_handlers_it_started():
 
     assert run("atomic", "--burst").splitlines()[-1] == "Handled 3 tasks."
     assert Entry.objects.count() == 3
+
+
+@pytest.mark.parametrize(("young", "meanwhile"), [(700, 10_000), (0, 0), (50_000, 50_000)])
+def test_it_collects_garbage_rarely_and_leaves_the_project_its_choice(
+    declared: Registry, young: int, meanwhile: int
+):
+    seen: list[tuple[int, bool]] = []
+
+    @subscribe("work.>", stream="work", consumer="one")
+    def handle(message: Message) -> None:
+        seen.append((gc.get_threshold()[0], gc.get_freeze_count() > 0))
+
+    publish("work.due", stream="work")
+    former = gc.get_threshold()
+    gc.set_threshold(young, *former[1:])
+    try:
+        run("one", "--burst")
+        assert seen == [(meanwhile, True)]
+        assert (gc.get_threshold()[0], gc.get_freeze_count()) == (young, 0)
+    finally:
+        gc.set_threshold(*former)
 
 
 def test_it_says_at_the_start_what_it_works_for():

@@ -164,7 +164,11 @@ def test_transactions_that_follow_each_other_each_announce(ear: Ear) -> None:
     assert ear.heard() == ["a", "a"]
 
 
-def test_a_known_key_announces_nothing(ear: Ear) -> None:
+@pytest.mark.parametrize("lone_after", [0, 3600])
+def test_a_known_key_announces_nothing(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch, lone_after: float
+) -> None:
+    monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
     publish("order.paid", stream="a", idempotency_key="k")
     assert ear.heard() == ["a"]
     publish("order.paid", stream="a", idempotency_key="k")
