@@ -2,12 +2,16 @@
 
 import os
 import secrets
+import struct
 import threading
 import time
+from collections.abc import Iterator
 from uuid import UUID
 
 _COUNTER_BITS = 42
 _COUNTER_LIMIT = 1 << _COUNTER_BITS
+_TAIL = struct.Struct("=I")
+_TAILS_AT_ONCE = 256  # to ask the system for each alone would take longer than all the rest
 
 
 class _Clock:
@@ -17,8 +21,10 @@ class _Clock:
         self._lock = threading.Lock()
         self._millisecond = 0
         self._counter = 0
+        self._tails: Iterator[tuple[int]] = iter(())
 
-    def tick(self) -> tuple[int, int]:
+    def tick(self) -> tuple[int, int, int]:
+        """Return the millisecond, the counter, and 32 random bits."""
         now = time.time_ns() // 1_000_000
         with self._lock:
             if now > self._millisecond:
@@ -29,7 +35,13 @@ class _Clock:
                 if self._counter == _COUNTER_LIMIT:
                     self._millisecond += 1
                     self._counter = secrets.randbits(_COUNTER_BITS - 1)
-            return self._millisecond, self._counter
+            return self._millisecond, self._counter, self._tail()
+
+    def _tail(self) -> int:
+        for (tail,) in self._tails:
+            return tail
+        self._tails = _TAIL.iter_unpack(os.urandom(_TAIL.size * _TAILS_AT_ONCE))
+        return self._tail()
 
 
 _clock = _Clock()
@@ -37,14 +49,14 @@ _clock = _Clock()
 
 def uuid7() -> UUID:
     """Return a new UUIDv7 that sorts after every one this process made before."""
-    millisecond, counter = _clock.tick()
+    millisecond, counter, tail = _clock.tick()
     return UUID(
         int=(millisecond << 80)
         | (0x7 << 76)
         | (counter >> 30 << 64)
         | (0b10 << 62)
         | ((counter & 0x3FFF_FFFF) << 32)
-        | secrets.randbits(32)
+        | tail
     )
 
 

@@ -23,19 +23,21 @@ E = TypeVar("E")
 KEY_SIZE_MAX = 255  # characters of a resource key or an idempotency key
 # PostgreSQL stores moments that Python cannot read back; a day of room for time zones.
 YEAR_MIN, YEAR_MAX = 2, 9998
-UUID_VERSION = 7
+VERSION_BITS = 0xF << 76 | 0b11 << 62  # version and variant, as in RFC 9562
+UUID_VERSION_7 = 7 << 76 | 0b10 << 62
 
 
-def settle_id(given: object, others: set[UUID]) -> UUID:
+def settle_id(given: object, others: set[int]) -> UUID:
     """Return the id to publish under, a new one for None, Django's idiom for a copy; note it.
 
-    Raises InvalidEvent if it is not an id as publishing makes them, or one of ``others``.
+    Raises InvalidEvent if it is not an id as publishing makes them, or one of ``others``, which
+    are integers: Python hashes those at once.
     """
     settled = uuid7() if given is None else given
-    if not (isinstance(settled, UUID) and settled.version == UUID_VERSION):
-        raise InvalidEvent(f"id must be a UUIDv{UUID_VERSION}, not {given!r:.80}; leave it out.")
+    if not (isinstance(settled, UUID) and settled.int & VERSION_BITS == UUID_VERSION_7):
+        raise InvalidEvent(f"id must be a UUIDv7, not {given!r:.80}; leave it out.")
     count = len(others)
-    others.add(settled)
+    others.add(settled.int)
     if len(others) == count:
         raise InvalidEvent(f"id {settled} stands twice in one batch.")
     return settled

@@ -6,7 +6,6 @@ Next, a consumer turns them into tasks: see consumer.py.
 import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
-from uuid import UUID
 
 from django.db import connections, models
 from django.db.models.base import ModelState
@@ -212,7 +211,7 @@ def _is_watched() -> bool:
 
 def _prepare(events: Sequence[Event], stream: str) -> None:
     """Check ``events`` and bring their fields into the form in which they are stored."""
-    ids: set[UUID] = set()
+    ids: set[int] = set()
     limits = get_settings()
     for index, event in enumerate(events):
         try:
@@ -225,7 +224,7 @@ def _prepare(events: Sequence[Event], stream: str) -> None:
         count_hops(events, limits.HOPS_MAX)
 
 
-def _check(event: Any, stream: str, ids: set[UUID], limits: Settings) -> None:
+def _check(event: Any, stream: str, ids: set[int], limits: Settings) -> None:
     if not isinstance(event, Event):
         raise InvalidEvent(f"An Event was expected, not {type(event).__name__}.")
     if not event._state.adding:
