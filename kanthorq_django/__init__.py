@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
+from django.db import router
 
 from kanthorq_django.domain.retry import Exponential, Fixed, Never, Polynomial, RetryPolicy
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze
@@ -56,7 +57,7 @@ def publish(
     Raises InvalidSubject, InvalidBody or InvalidEvent before anything is written, and
     IdempotencyConflict when the key belongs to an event with another subject or body.
     """
-    from kanthorq_django.models import Event
+    from kanthorq_django.models.event import Event, publish_into
 
     event = Event(
         subject=subject,
@@ -66,7 +67,7 @@ def publish(
         idempotency_key=idempotency_key,
         schedule_at=schedule_at,
     )
-    return Event.objects.using(using).publish([event], stream=stream)[0]
+    return publish_into(stream, [event], using or router.db_for_write(Event))[0]
 
 
 def publish_many(

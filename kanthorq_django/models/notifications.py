@@ -19,8 +19,8 @@ from kanthorq_django.conf import get_settings
 LONE_AFTER = 0.005  # seconds without an event after which the next one comes alone
 CHANNEL = "kanthorq_"  # and the id of a stream: its events
 CANCEL_CHANNEL = "kanthorq_cancel"  # some running task was asked to stop
-SPARE_SECONDS = 0.001  # from one notification of a stream to the next, in one process
-SETTLE_SECONDS = 0.004  # until a worker that was woken looks again; has to be the longer one
+SPARE_SECONDS = 0.003  # from one notification of a stream to the next, in one process
+SETTLE_SECONDS = 0.005  # until a worker that was woken looks again; has to be the longer one
 
 _published_at: dict[tuple[str, str], float] = {}
 
