@@ -1,8 +1,10 @@
 """PgBouncer in transaction mode before a server, with very few connections to it."""
 
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 
 from project.postgres.cluster import PORT, USER
 
+PATIENT_SECONDS = 5.0  # for who ends in good order
 POOL_PORT = 6432  # part of the socket's name only
 CONFIGURATION = """
 [databases]
@@ -54,6 +57,14 @@ class Pooler:
         while not (self.folder / f".s.PGSQL.{POOL_PORT}").exists():
             assert time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.02)
+
+    def stop(self, *, is_patient: bool) -> None:
+        """End it in good order: when all transactions have ended, or at once."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT if is_patient else signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENT_SECONDS)
+        self.kill()
 
     def kill(self) -> None:
         """End it at once, as a crash would, if it runs."""
