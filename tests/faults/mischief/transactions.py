@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tests.faults.turmoil import Turmoil
 
 OPEN_SECONDS = 8.0
+# What a forgotten transaction holds, nobody gets; and behind who waits for a table all others wait.
+IMPATIENT = "SET lock_timeout = '2s'"
 TRANSACTIONS = [statements for what, statements in OPEN.items() if "prepared" not in what]
 _forgotten = itertools.count()
 
@@ -22,6 +24,7 @@ _forgotten = itertools.count()
 @fault
 def lock_something(soak: "Turmoil") -> Any:
     with suppress(psycopg.Error), soak.stage.view.session() as session, session.transaction():
+        session.execute(IMPATIENT)
         session.execute(soak.chance.choice(sorted(LOCKS.values())))
         time.sleep(soak.chance.uniform(0.2, 1.5 * LEASE_SECONDS))
 
@@ -54,6 +57,7 @@ def cause_deadlocks(soak: "Turmoil") -> Any:
     """Handlers lock the business table and then tasks; this does it the other way."""
     for _ in range(5):
         with suppress(psycopg.Error), soak.stage.view.session() as session:
+            session.execute(IMPATIENT)
             session.execute("BEGIN")
             session.execute("LOCK TABLE kanthorq_django_task IN SHARE ROW EXCLUSIVE MODE")
             session.execute("LOCK TABLE ledger_entry IN SHARE ROW EXCLUSIVE MODE")
