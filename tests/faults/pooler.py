@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode before a server, with very few connections to it."""
+"""PgBouncer before a server, with very few connections to it."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ listen_port = {pool_port}
 auth_type = any
 auth_file =
 admin_users = {user}
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {size}
 server_idle_timeout = 5
 ignore_startup_parameters = extra_float_digits
@@ -84,7 +84,9 @@ class Pooler:
 
 
 @contextmanager
-def pooler(server: Path, folder: Path, *, size: int = 2) -> Iterator[Pooler]:
+def pooler(
+    server: Path, folder: Path, *, size: int = 2, mode: str = "transaction"
+) -> Iterator[Pooler]:
     """Run PgBouncer. Skips loudly where there is none."""
     if shutil.which("pgbouncer") is None:
         pytest.skip("there is no PgBouncer; apt-get install pgbouncer")
@@ -93,7 +95,13 @@ def pooler(server: Path, folder: Path, *, size: int = 2) -> Iterator[Pooler]:
     if account:
         os.chown(folder, pwd.getpwnam(account).pw_uid, -1)
     text = CONFIGURATION.format(
-        server=server, port=PORT, folder=folder, pool_port=POOL_PORT, user=USER, size=size
+        server=server,
+        port=PORT,
+        folder=folder,
+        pool_port=POOL_PORT,
+        user=USER,
+        size=size,
+        mode=mode,
     )
     (folder / "configuration").write_text(text)
     running = Pooler(folder, account)
