@@ -75,6 +75,26 @@ def test_handlers_whose_connections_fall_silent_are_found_out_too(stage: Stage, 
     stage.check()
 
 
+def test_coroutines_whose_connections_fall_silent_are_found_out_too(stage: Stage, proxy: Proxy):
+    """One connection serves all of them, and a thread beside the loop has its own."""
+    stage.consumers = ["awaiting"]
+    sooner = IMPATIENT | {"kanthorq_django.worker.probe.PROBE_EVERY": 0.7}
+    worker = stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(sooner))
+    client = stage.client()
+    stage.wait_until_started()
+    client.begin("both 80")
+    stage.wait_until(lambda: len(stage.view.tasks()) > 10)
+    proxy.freeze()
+    proxy.abandon()
+    client.wait()
+
+    seconds = stage.settle()
+
+    assert "answer that was lost" in worker.text
+    stage.record("coroutines' connections are half-open: everything handled", seconds=seconds)
+    stage.check()
+
+
 def test_connections_that_are_reset_in_mid_statement_lose_and_double_nothing(
     stage: Stage, proxy: Proxy
 ):
