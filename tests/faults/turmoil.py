@@ -29,6 +29,7 @@ BURST = 12  # transactions
 SETTLED_WITHIN = 120.0  # seconds after the last fault
 SHUTDOWN_TIMEOUT = 5.0  # seconds that handlers get
 STOPPED_WITHIN = SHUTDOWN_TIMEOUT + 15.0  # seconds after a worker was asked to
+RECOVERED_WITHIN = 10.0  # seconds in which a server that has started takes connections
 HEALED_WITHIN = 60.0  # seconds in which the server has to take connections again
 COUNTS = """
     SELECT (SELECT count(*) FROM kanthorq_django_event), count(*),
@@ -90,6 +91,7 @@ class Turmoil:
 
     def _calm_down(self) -> None:
         self.over.set()
+        self.start_the_server()
         for _, name in self.forgotten:
             self.order(f"remember {name}")
         for errand in self._errands:
@@ -189,10 +191,20 @@ class Turmoil:
         deadline = time.monotonic() + HEALED_WITHIN
         while time.monotonic() < deadline:
             self.stage.server.start()
-            with suppress(psycopg.Error), psycopg.connect(self.stage.view.url()):
+            if self._is_open():
                 return
+            # A postmaster whose recovery failed for want of space may wait for nothing (seen with
+            # PostgreSQL 18); whoever operates it ends it.
+            self.stage.server.stop("immediate")
+        self.wrong.append("stuck: the server never came back")
+
+    def _is_open(self) -> bool:
+        deadline = time.monotonic() + RECOVERED_WITHIN
+        while time.monotonic() < deadline:
+            with suppress(psycopg.Error), psycopg.connect(self.stage.view.url()):
+                return True
             time.sleep(0.1)
-        self.wrong.append("the server never came back")
+        return False
 
     def _fill_slots(self, *, is_calm: bool = False) -> None:
         for number, worker in enumerate(self.slots):
