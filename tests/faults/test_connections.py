@@ -182,7 +182,9 @@ def test_a_listener_behind_a_pooler_in_session_mode_hears(stage: Stage):
     stage.check()
 
 
-def test_a_pooler_that_pauses_or_crashes_loses_and_doubles_nothing(stage: Stage, pool: Pooler):
+def test_a_pooler_that_pauses_restarts_and_crashes_loses_and_doubles_nothing(
+    stage: Stage, pool: Pooler
+):
     url = stage.view.url(str(pool.folder), pool.port)
     workers = [stage.worker("--no-listen", url=url), stage.worker("--no-listen", url=url)]
     client = stage.client(url=url)
@@ -191,6 +193,10 @@ def test_a_pooler_that_pauses_or_crashes_loses_and_doubles_nothing(stage: Stage,
     client.begin("both 60")
     pool.order("PAUSE")
     pool.order("RESUME")
+    pool.stop(is_patient=True)
+    pool.start()
+    pool.stop(is_patient=False)
+    pool.start()
     pool.kill()
     pool.start()
     began = time.monotonic()

@@ -224,3 +224,23 @@ def test_a_cable_that_is_pulled_and_plugged_in_again_loses_and_doubles_nothing(s
 
         assert worker.is_running
         stage.check()
+
+
+@pytest.mark.slow
+def test_a_cable_that_delays_and_loses_packets_only_costs_time(stage: Stage):
+    name = f"kq{os.getpid() % 10_000}"
+    with (
+        network(name) as cable,
+        Proxy((str(stage.server.socket_dir), PORT), cable.address) as proxy,
+    ):
+        if not cable.is_spoilt():
+            pytest.skip("this kernel has no netem, or there is no tc; apt-get install iproute2")
+        worker = stage.worker("--concurrency", "8", url=url_of(stage, proxy), within=name)
+        client = stage.client()
+        stage.wait_until_started()
+        client.do("both 30")
+
+        stage.settle(2 * HEALED_WITHIN)
+
+        assert worker.is_running
+        stage.check()

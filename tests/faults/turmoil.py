@@ -28,7 +28,8 @@ PACE = 1.5  # seconds between two bursts of a client
 BURST = 12  # transactions
 SETTLED_WITHIN = 120.0  # seconds after the last fault
 SHUTDOWN_TIMEOUT = 5.0  # seconds that handlers get
-STOPPED_WITHIN = SHUTDOWN_TIMEOUT + 15.0  # seconds after a worker was asked to
+# Seconds after a worker was asked to: it ends itself after 15 more, whatever the database does.
+STOPPED_WITHIN = SHUTDOWN_TIMEOUT + 15.0 + 2.0
 RECOVERED_WITHIN = 10.0  # seconds in which a server that has started takes connections
 HEALED_WITHIN = 60.0  # seconds in which the server has to take connections again
 COUNTS = """
