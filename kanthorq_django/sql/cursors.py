@@ -62,8 +62,13 @@ def _may_prepare(connection: BaseDatabaseWrapper) -> bool:
     if uses < USES_BEFORE or not issubclass(raw.cursor_factory, psycopg.ClientCursor):
         return False
     with connection.wrap_database_errors:
-        found = psycopg.ClientCursor(raw).execute("SELECT pg_backend_pid()").fetchone()
-    _direct[raw] = found == (raw.info.backend_pid,)
+        _direct[raw] = is_direct(raw)
     if _direct[raw]:
         raw.prepare_threshold = 0  # it concerns our cursors only: those of Django never prepare
     return _direct[raw]
+
+
+def is_direct(raw: "psycopg.Connection[Any]") -> bool:
+    """Ask whether the connection leads to the server itself, and not to a pooler before it."""
+    found = psycopg.ClientCursor(raw).execute("SELECT pg_backend_pid()").fetchone()
+    return found == (raw.info.backend_pid,)

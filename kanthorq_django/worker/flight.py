@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
-from django.db.backends.base.base import BaseDatabaseWrapper
-
 from kanthorq_django.domain.subscriptions import Handler, Subscription
 from kanthorq_django.domain.verdicts import Snooze
 from kanthorq_django.message import Message, Stop
@@ -24,7 +22,6 @@ class Flight:
     __slots__ = (
         "_proven_at",
         "_renewed_at",
-        "connection",
         "interrupt",
         "is_cancellation",
         "lease",
@@ -43,8 +40,6 @@ class Flight:
         self.started_at: float | None = None
         # How to interrupt the handler itself, which only a coroutine allows.
         self.interrupt: Callable[[], None] | None = None
-        # What the thread of a plain handler reaches the tasks' database with.
-        self.connection: BaseDatabaseWrapper | None = None
         self._renewed_at = self._proven_at = leased_at
 
     @property

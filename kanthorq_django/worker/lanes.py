@@ -17,7 +17,6 @@ from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.upkeep import (
     UNAVAILABLE,
     are_scarce,
-    connection_to,
     note_refusal,
     note_use,
     refresh_connections,
@@ -57,8 +56,6 @@ class ThreadLane(Lane):
                 note_refusal(error)
                 self._pause.wait(REFUSED_PAUSE)
                 return self._hand_back(started)
-            for flight in started:
-                flight.connection = connection_to(flight.message.using)
             endings = run(*started)
             note_use()
             for ending in endings:

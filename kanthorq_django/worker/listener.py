@@ -1,7 +1,9 @@
 """Wakes the worker when a stream has new events, over a connection of its own.
 
 A listener that has gone deaf, behind a pooler or on a half-open connection, raises no error:
-it calls itself now and then, and takes a new connection when it does not hear the answer.
+it calls itself now and then, and takes a new connection when it does not hear the answer. Behind
+a pooler it is called from a session of its own: the pooler may hand a statement of the listener
+to the very session that listens, which answers at once, and only that.
 Polling goes on all the time, so nothing here is needed for correctness.
 """
 
@@ -15,6 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
 from kanthorq_django.models.notifications import CANCEL_CHANNEL, channel
+from kanthorq_django.sql.cursors import is_direct
 from kanthorq_django.worker.upkeep import Backoff, are_scarce
 from kanthorq_django.worker.warden import Bounded
 
@@ -70,15 +73,14 @@ class Listener:
             connection.close()
 
     def _listen(self, connection: BaseDatabaseWrapper) -> None:
-        with self._bounded(connection):
-            for name in (*self._calls, self._own_channel):
-                connection.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
+        is_pooled = self._subscribe(connection)
         for call_out in self._calls.values():
             call_out()  # for what happened before we listened
-        call = _Call(self._own_channel)
+        call = _Call()
         while not self._stop.is_set():
-            with self._bounded(connection):
-                call.make_if_due(connection)
+            if call.is_due():
+                self._call_ourselves(connection, is_pooled=is_pooled)
+                call.made()
             for heard in connection.connection.notifies(timeout=SLICE, stop_after=1):
                 if heard.channel == self._own_channel:
                     call.answered()
@@ -86,28 +88,48 @@ class Listener:
                 else:
                     self._calls[heard.channel]()
 
+    def _subscribe(self, connection: BaseDatabaseWrapper) -> bool:
+        """Ask for our notifications; return whether a pooler stands between."""
+        with self._bounded(connection):
+            for name in (*self._calls, self._own_channel):
+                connection.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
+            return not is_direct(connection.connection)
+
+    def _call_ourselves(self, connection: BaseDatabaseWrapper, *, is_pooled: bool) -> None:
+        if is_pooled:
+            with self._connected() as other:
+                self._notify(other)
+        else:
+            self._notify(connection)
+
+    def _notify(self, connection: BaseDatabaseWrapper) -> None:
+        with self._bounded(connection):
+            connection.connection.execute("SELECT pg_notify(%s, '')", [self._own_channel])
+
 
 class _Call:
     """A notification to ourselves, and whether it has come back in time."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
         self._made_at: float | None = None
         self._answered_at = float("-inf")
 
-    def make_if_due(self, connection: BaseDatabaseWrapper) -> None:
+    def is_due(self) -> bool:
+        """Tell whether to call now. Raises OperationalError when the last call was in vain."""
         if are_scarce():
             raise _Spared("connections are scarce; polling goes on")
         now = time.monotonic()
         if self._made_at is None:
-            if now - self._answered_at >= CALL_EVERY:
-                connection.connection.execute("SELECT pg_notify(%s, '')", [self._name])
-                self._made_at = now
-        elif now - self._made_at > ANSWER_WITHIN:
+            return now - self._answered_at >= CALL_EVERY
+        if now - self._made_at > ANSWER_WITHIN:
             raise _Deaf(
                 "notifications do not arrive (a pooler in transaction mode? then set "
                 "KANTHORQ['LISTEN'] = False or KANTHORQ['LISTEN_DATABASE']); polling goes on"
             )
+        return False
+
+    def made(self) -> None:
+        self._made_at = time.monotonic()
 
     def answered(self) -> None:
         self._made_at, self._answered_at = None, time.monotonic()

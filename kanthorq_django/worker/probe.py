@@ -1,21 +1,26 @@
-"""Finds handlers that wait for an answer which the server does not owe them.
+"""Finds connections that wait for an answer which the server does not owe them.
 
 A road that swallows what is sent, and stays open, raises no error and wakes no timeout of TCP.
-The handler would wait for ever, and its lease be renewed all the while.
+The handler would wait for ever, and its lease be renewed all the while. All connections of the
+process are looked after: those of coroutines belong to threads of asgiref or of the handler.
 """
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Iterable
 from datetime import datetime
+from weakref import WeakSet
 
 import psycopg
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.dispatch import receiver
 from psycopg.pq import TransactionStatus
 
 from kanthorq_django import sql
-from kanthorq_django.worker.flight import Flights
 from kanthorq_django.worker.warden import cut
 
 logger = logging.getLogger("kanthorq_django.worker")
@@ -23,11 +28,20 @@ logger = logging.getLogger("kanthorq_django.worker")
 PROBE_EVERY = 10.0  # seconds; what is found silent twice without a change is cut
 
 
-class Probe:
-    """Looks after the connections of running handlers, on the connection of its caller."""
+_lock = threading.Lock()
+_made: WeakSet[BaseDatabaseWrapper] = WeakSet()
 
-    def __init__(self, flights: Flights, using: str) -> None:
-        self._flights = flights
+
+@receiver(connection_created)
+def _note(connection: BaseDatabaseWrapper, **_: object) -> None:
+    with _lock:
+        _made.add(connection)
+
+
+class Probe:
+    """Looks after the connections to the database ``using``, on the one of its caller."""
+
+    def __init__(self, using: str) -> None:
         self._using = using
         self._due_at = time.monotonic() + PROBE_EVERY
         self._silent: dict[int, datetime | None] = {}
@@ -38,14 +52,12 @@ class Probe:
         if now < self._due_at:
             return
         self._due_at = now + PROBE_EVERY
-        waiting = self._waiting(now - PROBE_EVERY)
+        waiting = self._waiting()
         silent = self._look(waiting) if waiting else {}
         for pid in silent.keys() & self._silent.keys():
             # A statement that has just been sent looks the same, but only once.
             if silent[pid] == self._silent[pid]:
-                logger.warning(
-                    "A handler waits for an answer that was lost; its connection is cut."
-                )
+                logger.warning("A connection waits for an answer that was lost; it is cut.")
                 cut(waiting[pid])
         self._silent = silent
 
@@ -56,14 +68,13 @@ class Probe:
         params = {"pids": list(pids), "own_pid": own.connection.pgconn.backend_pid}
         return {row.pid: row.state_change for row in sql.rows(self._using, "silent", params)}
 
-    def _waiting(self, started_before: float) -> "dict[int, psycopg.Connection[object]]":
-        """Return the connections that handlers wait for, by the process ids of their backends."""
+    def _waiting(self) -> "dict[int, psycopg.Connection[object]]":
+        """Return the connections that somebody waits for, by the process ids of their backends."""
+        with _lock:
+            made = [wrapper.connection for wrapper in _made if wrapper.alias == self._using]
         found = {}
-        for flight in self._flights:
-            raw = flight.connection and flight.connection.connection
-            is_old = flight.started_at is not None and flight.started_at < started_before
-            if is_old and raw:
-                with contextlib.suppress(psycopg.Error):  # it is being closed just now
-                    if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                        found[raw.pgconn.backend_pid] = raw
+        for raw in filter(None, made):
+            with contextlib.suppress(psycopg.Error):  # it is being closed just now
+                if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    found[raw.pgconn.backend_pid] = raw
         return found

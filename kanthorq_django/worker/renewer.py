@@ -32,7 +32,7 @@ class Renewer:
         self._nudge = threading.Event()
         self._backoff = Backoff("renewer")
         self._seen_at = time.monotonic()
-        self._probe = Probe(flights, using)
+        self._probe = Probe(using)
         self._thread = threading.Thread(target=self._run, name="kanthorq-renewer", daemon=True)
 
     def start(self) -> None:

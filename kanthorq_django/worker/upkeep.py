@@ -88,14 +88,6 @@ def refresh_connections(bounded: Bounded) -> None:
             connections[alias].ensure_connection()
 
 
-def connection_to(using: str) -> BaseDatabaseWrapper:
-    """Return this thread's connection to the database ``using``."""
-    for connection in _own.connections or ():
-        if connection.alias == using:
-            return connection
-    return connections[using]
-
-
 def _is_sound(connection: BaseDatabaseWrapper, bounded: Bounded, *, has_rested: bool) -> bool:
     try:
         if _is_dangling(connection):

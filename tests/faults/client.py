@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import Error, connections, transaction
+from django.db import Error, ProgrammingError, connection, connections, transaction
 from django.utils import timezone
 
 from kanthorq_django import publish, publish_many, schedule
@@ -175,12 +176,54 @@ def _say_and_wait(earlier: UUID) -> None:
     connections.close_all()
 
 
+class Forgetful:
+    """Prepares transactions, and commits them when it remembers; sessions end, these do not."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, str] = {}
+        self._prepared: set[str] = set()
+
+    def forget(self, name: str) -> None:
+        """Prepare a transaction that publishes."""
+        self._calls[name] = history().begin("publish")
+        with suppress(Error):
+            connection.set_autocommit(False)
+            event = publish("order.forgotten", stream=STREAM)
+            history().note(self._calls[name], events=[str(event.pk)])
+            Entry.objects.create(event_id=event.pk, note="published")
+            with connection.cursor() as cursor:
+                cursor.execute(f"PREPARE TRANSACTION '{name}'")
+            self._prepared.add(name)
+
+    def remember(self, name: str) -> None:
+        """Commit it, if there ever was one."""
+        deadline = time.monotonic() + 40
+        while not self._is_committed(name):
+            assert time.monotonic() < deadline, "the database is away for too long"
+            pause(AFTER_AN_ERROR)
+        is_sure = name in self._prepared
+        history().note(self._calls[name], outcome=COMMITTED if is_sure else IN_DOUBT)
+
+    def _is_committed(self, name: str) -> bool:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(f"COMMIT PREPARED '{name}'")
+        except ProgrammingError:  # gone: never prepared, or committed without an answer
+            return True
+        except Error:
+            connections.close_all()
+            return False
+        self._prepared.add(name)
+        return True
+
+
 class Client:
     """Everybody who is not a worker."""
 
     def __init__(self, seed: str) -> None:
         self._publishers = [Publisher(f"{seed} {number}") for number in range(PUBLISHERS)]
         self._operator = Operator(seed)
+        self._forgetful = Forgetful()
         self._chance = random.Random(seed)  # noqa: S311  # repeatable on purpose
 
     def obey(self, order: str) -> None:
@@ -206,6 +249,12 @@ class Client:
 
     def straddle(self, _: str) -> None:
         straddle()
+
+    def forget(self, name: str) -> None:
+        self._forgetful.forget(name)
+
+    def remember(self, name: str) -> None:
+        self._forgetful.remember(name)
 
     def _at_once(self, count: int, *steps: Callable[[], None]) -> None:
         """Share ``count`` steps among threads, one for each kind of step."""

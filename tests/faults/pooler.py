@@ -1,8 +1,10 @@
-"""PgBouncer in transaction mode before a server, with very few connections to it."""
+"""PgBouncer before a server, with very few connections to it."""
 
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 
 from project.postgres.cluster import PORT, USER
 
+PATIENT_SECONDS = 5.0  # for who ends in good order
 POOL_PORT = 6432  # part of the socket's name only
 CONFIGURATION = """
 [databases]
@@ -25,7 +28,7 @@ listen_port = {pool_port}
 auth_type = any
 auth_file =
 admin_users = {user}
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {size}
 server_idle_timeout = 5
 ignore_startup_parameters = extra_float_digits
@@ -55,6 +58,14 @@ class Pooler:
             assert time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.02)
 
+    def stop(self, *, is_patient: bool) -> None:
+        """End it in good order: when all transactions have ended, or at once."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT if is_patient else signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENT_SECONDS)
+        self.kill()
+
     def kill(self) -> None:
         """End it at once, as a crash would, if it runs."""
         if self._process is None:
@@ -73,7 +84,9 @@ class Pooler:
 
 
 @contextmanager
-def pooler(server: Path, folder: Path, *, size: int = 2) -> Iterator[Pooler]:
+def pooler(
+    server: Path, folder: Path, *, size: int = 2, mode: str = "transaction"
+) -> Iterator[Pooler]:
     """Run PgBouncer. Skips loudly where there is none."""
     if shutil.which("pgbouncer") is None:
         pytest.skip("there is no PgBouncer; apt-get install pgbouncer")
@@ -82,7 +95,13 @@ def pooler(server: Path, folder: Path, *, size: int = 2) -> Iterator[Pooler]:
     if account:
         os.chown(folder, pwd.getpwnam(account).pw_uid, -1)
     text = CONFIGURATION.format(
-        server=server, port=PORT, folder=folder, pool_port=POOL_PORT, user=USER, size=size
+        server=server,
+        port=PORT,
+        folder=folder,
+        pool_port=POOL_PORT,
+        user=USER,
+        size=size,
+        mode=mode,
     )
     (folder / "configuration").write_text(text)
     running = Pooler(folder, account)

@@ -15,7 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from django.db import transaction
+from asgiref.sync import sync_to_async
+from django.db import connections, transaction
 
 import kanthorq_django
 from kanthorq_django import Fixed, subscribe
@@ -112,6 +113,25 @@ def acknowledge_explicitly(message: Message) -> None:
 async def await_something(message: Message) -> None:
     with told(message):
         await asyncio.sleep(0.005)
+
+
+@subscribe("order.>", consumer="awaiting", **OPTIONS)
+async def await_the_database(message: Message) -> None:
+    """Use the connection that coroutines share, or one of a thread of its own."""
+    is_alone = message.event.pk.int % 2 == 0
+    with told(message) as call:
+        await sync_to_async(end_from_a_coroutine, thread_sensitive=not is_alone)(message, call)
+
+
+def end_from_a_coroutine(message: Message, call: str) -> None:
+    try:
+        with transaction.atomic():
+            write(message, call)
+            work(message)
+            message.ack()
+    finally:
+        if message.event.pk.int % 2 == 0:
+            connections.close_all()  # of a thread that nobody else looks after
 
 
 @subscribe("order.>", consumer="transactional", **OPTIONS)

@@ -51,3 +51,24 @@ def test_publishers_whose_clock_is_ten_minutes_wrong_lose_nothing(stage: Stage, 
     stage.settle()
 
     stage.check()
+
+
+def test_a_clock_that_jumps_by_ten_minutes_and_back_ends_no_lease(stage: Stage):
+    stage.is_undisturbed = True
+    stage.consumers += ["slow", "ticks"]
+    clock = stage.folder / "clock"
+    clock.write_text("+0s\n")
+    given = wrong_by("") | {"FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
+    del given["FAKETIME"]  # it would win over the file
+    stage.worker(**given)
+    client = stage.client()
+    stage.wait_until_started()
+    for offset in ("+600s", "-600s", "+0s"):
+        client.do("say slow.on")
+        client.begin("both 20")
+        clock.write_text(f"{offset}\n")
+        client.wait()
+
+    stage.settle()
+
+    stage.check()

@@ -1,6 +1,8 @@
 """Connections that are ended, refused, or shared behind a pooler."""
 
+import json
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,7 +132,59 @@ def test_behind_a_pooler_in_transaction_mode_everything_works_by_polling(
     stage.check()
 
 
-def test_a_pooler_that_pauses_or_crashes_loses_and_doubles_nothing(stage: Stage, pool: Pooler):
+DEAF, HEALED = "notifications do not arrive", "listener works again"
+CALL_OFTEN = json.dumps(
+    {
+        "kanthorq_django.worker.listener.CALL_EVERY": 0.3,
+        "kanthorq_django.worker.listener.ANSWER_WITHIN": 1.0,
+    }
+)
+
+
+@pytest.mark.parametrize("run", sooner(range(3), 0))
+def test_a_listener_behind_a_pooler_in_transaction_mode_says_that_it_is_deaf(
+    stage: Stage, pool: Pooler, run: int
+):
+    """For sure: with one worker at rest its own statements all meet the session that listens."""
+    stage.consumers = ["plain"]
+    url = stage.view.url(str(pool.folder), pool.port)
+    worker = stage.worker("--listen", "--poll-interval", "1", url=url, FAULTS_SET=CALL_OFTEN)
+    stage.wait_until_started()
+
+    worker.wait_for(DEAF)
+
+    stage.client().do("say order.unheard")
+    stage.settle()
+    assert HEALED not in worker.text
+    stage.stop()
+    pool.kill()
+    stage.check()
+
+
+def test_a_listener_behind_a_pooler_in_session_mode_hears(stage: Stage):
+    stage.consumers = ["plain"]
+    with tempfile.TemporaryDirectory(prefix="pool-") as folder:
+        Path(folder).chmod(0o755)
+        socket = Path(folder) / "socket"
+        with pooler(stage.server.socket_dir, socket, size=20, mode="session") as pool:
+            url = stage.view.url(str(pool.folder), pool.port)
+            patient = ("--listen", "--poll-interval", "60")
+            worker = stage.worker(*patient, url=url, FAULTS_SET=CALL_OFTEN)
+            stage.wait_until_started()
+            client = stage.client()
+            client.do("say order.first")
+            stage.settle()
+            threading.Event().wait(3)  # more than three calls, each of which may be found unheard
+            client.do("say order.second")
+            assert stage.settle() < 5
+            assert DEAF not in worker.text
+            stage.stop()
+    stage.check()
+
+
+def test_a_pooler_that_pauses_restarts_and_crashes_loses_and_doubles_nothing(
+    stage: Stage, pool: Pooler
+):
     url = stage.view.url(str(pool.folder), pool.port)
     workers = [stage.worker("--no-listen", url=url), stage.worker("--no-listen", url=url)]
     client = stage.client(url=url)
@@ -139,6 +193,10 @@ def test_a_pooler_that_pauses_or_crashes_loses_and_doubles_nothing(stage: Stage,
     client.begin("both 60")
     pool.order("PAUSE")
     pool.order("RESUME")
+    pool.stop(is_patient=True)
+    pool.start()
+    pool.stop(is_patient=False)
+    pool.start()
     pool.kill()
     pool.start()
     began = time.monotonic()

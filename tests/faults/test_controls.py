@@ -50,6 +50,7 @@ def test_the_workload_passes_when_nothing_happens_to_it(stage: Stage):
     stage.consumers.append("ticks")
     stage.worker()
     client = stage.client()
+    stage.wait_until_started()  # else nothing runs yet that an operator could stop
     client.do("both 60")
     client.do("tick 20")
     stage.settle()

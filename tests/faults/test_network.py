@@ -3,16 +3,14 @@
 import json
 import os
 import random
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from project.postgres.cluster import PORT
+from tests.faults.cable import network
 from tests.faults.stage import LEASE_SECONDS, Stage, sooner
 from tests.proxy import Proxy
 
@@ -74,6 +72,26 @@ def test_handlers_whose_connections_fall_silent_are_found_out_too(stage: Stage, 
     seconds = stage.settle()
 
     stage.record("handlers' connections are half-open: everything handled", seconds=seconds)
+    stage.check()
+
+
+def test_coroutines_whose_connections_fall_silent_are_found_out_too(stage: Stage, proxy: Proxy):
+    """One connection serves all of them, and a thread beside the loop has its own."""
+    stage.consumers = ["awaiting"]
+    sooner = IMPATIENT | {"kanthorq_django.worker.probe.PROBE_EVERY": 0.7}
+    worker = stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(sooner))
+    client = stage.client()
+    stage.wait_until_started()
+    client.begin("both 80")
+    stage.wait_until(lambda: len(stage.view.tasks()) > 10)
+    proxy.freeze()
+    proxy.abandon()
+    client.wait()
+
+    seconds = stage.settle()
+
+    assert "answer that was lost" in worker.text
+    stage.record("coroutines' connections are half-open: everything handled", seconds=seconds)
     stage.check()
 
 
@@ -183,47 +201,44 @@ def test_a_partition_longer_than_a_lease_lets_only_one_side_commit(stage: Stage,
     stage.check()
 
 
-@contextmanager
-def network(name: str) -> Iterator[str]:
-    """A network namespace with a cable to this one; yields our address at it."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and iproute2; apt-get install iproute2")
-    here, there = f"{name}h", f"{name}t"
-    ip("netns", "add", name)
-    try:
-        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
-        ip("addr", "add", "10.213.7.1/30", "dev", here)
-        ip("link", "set", here, "up")
-        ip("-n", name, "addr", "add", "10.213.7.2/30", "dev", there)
-        ip("-n", name, "link", "set", there, "up")
-        ip("-n", name, "link", "set", "lo", "up")
-        yield "10.213.7.1"
-    finally:
-        ip("netns", "del", name)
-
-
-def ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode and arguments[:2] == ("netns", "add"):
-        pytest.skip(f"network namespaces are not allowed here: {done.stderr.strip()}")
-    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
-
-
 @pytest.mark.slow
 def test_a_cable_that_is_pulled_and_plugged_in_again_loses_and_doubles_nothing(stage: Stage):
     name = f"kq{os.getpid() % 10_000}"
-    with network(name) as address, Proxy((str(stage.server.socket_dir), PORT), address) as proxy:
+    with (
+        network(name) as cable,
+        Proxy((str(stage.server.socket_dir), PORT), cable.address) as proxy,
+    ):
         worker = stage.worker(url=url_of(stage, proxy), within=name)
         client = stage.client()
         stage.wait_until_started()
         client.begin("both 60")
         threading.Event().wait(0.5)
-        ip("link", "set", f"{name}h", "down")
+        cable.pull()
         client.wait()
         stage.worker()
         time.sleep(3 * LEASE_SECONDS)  # what is on trial is time that passes
-        ip("link", "set", f"{name}h", "up")
+        cable.plug()
         client.do("both 5")
+
+        stage.settle(2 * HEALED_WITHIN)
+
+        assert worker.is_running
+        stage.check()
+
+
+@pytest.mark.slow
+def test_a_cable_that_delays_and_loses_packets_only_costs_time(stage: Stage):
+    name = f"kq{os.getpid() % 10_000}"
+    with (
+        network(name) as cable,
+        Proxy((str(stage.server.socket_dir), PORT), cable.address) as proxy,
+    ):
+        if not cable.is_spoilt():
+            pytest.skip("this kernel has no netem, or there is no tc; apt-get install iproute2")
+        worker = stage.worker("--concurrency", "8", url=url_of(stage, proxy), within=name)
+        client = stage.client()
+        stage.wait_until_started()
+        client.do("both 30")
 
         stage.settle(2 * HEALED_WITHIN)
 

@@ -1,6 +1,5 @@
 """What runs out: space for tables, for the log and for words, and time for statements."""
 
-import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from project.postgres.launcher import scratch_server
 from tests.faults.ground import Ground
-from tests.faults.small_disk import Disk, small_disk
+from tests.faults.small_disk import Disk, move_log, small_disk
 from tests.faults.stage import Stage, sooner
 
 
@@ -62,12 +61,7 @@ def log_disk(tmp_path: Path, seed: int) -> Iterator[tuple[Stage, Disk]]:
         ground.create("logged")
         server.stop()
         with small_disk(server.folder / "wal", server.account, size_mib=96) as disk:
-            shutil.copytree(server.data / "pg_wal", disk.folder / "pg_wal")
-            server.account.run("chown", "-R", str(server.account.uid), str(disk.folder))
-            for path in [disk.folder, *disk.folder.rglob("*")]:
-                server.account.own(path)
-            shutil.rmtree(server.data / "pg_wal")
-            (server.data / "pg_wal").symlink_to(disk.folder / "pg_wal")
+            move_log(server, disk)
             server.start()
             with Stage(server, "logged", tmp_path, seed) as stage:
                 yield stage, disk

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from kanthorq_django.models.consumer import Registration
 from project.postgres.cluster import PORT
 from project.postgres.launcher import scratch_server
 from tests.faults.ground import Ground, View
-from tests.faults.stage import Client, Stage, sooner
+from tests.faults.mischief.registry import frozen
+from tests.faults.stage import LEASE_SECONDS, Client, Stage, sooner
 
 PICKED_UP_WITHIN = 10.0  # seconds after a restart in which workers go on by themselves
 
@@ -87,6 +88,62 @@ def test_a_backend_that_is_killed_takes_all_others_along_and_loses_nothing(stage
 
     assert seconds < PICKED_UP_WITHIN
     stage.record("a backend is killed, so the server recovers: workers go on", seconds=seconds)
+    stage.check()
+
+
+def postmaster(stage: Stage) -> int:
+    return int((stage.server.data / "postmaster.pid").read_text().split()[0])
+
+
+@pytest.mark.parametrize(
+    "what", sooner(["a backend", "every backend", "the postmaster"], "a backend")
+)
+def test_a_process_of_the_server_that_freezes_for_longer_than_a_lease_loses_nothing(
+    stage: Stage, what: str
+):
+    workers = [stage.worker(), stage.worker()]
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("both 5")
+    client.begin("both 40")
+    stage.wait_until(lambda: len(stage.view.tasks()) > 40)
+    pids = [postmaster(stage)] if what == "the postmaster" else stage.view.backends()
+    with frozen(*(pids[:1] if what == "a backend" else pids)):
+        time.sleep(1.5 * LEASE_SECONDS)  # what is on trial is time that passes
+    client.wait()
+
+    stage.settle()
+
+    assert all(worker.is_running for worker in workers)
+    stage.check()
+
+
+@pytest.mark.parametrize(
+    "what", sooner(["tasks are locked", "every backend is frozen"], "every backend is frozen")
+)
+def test_a_worker_stops_within_its_time_whatever_the_database_does(stage: Stage, what: str):
+    stage.consumers += ["slow"]
+    worker = stage.worker("--shutdown-timeout", "1")
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("say slow.on")
+    client.do("publish 10")
+    stage.wait_until(lambda: stage.view.value("SELECT count(*) FROM kanthorq_django_task"))
+    with ExitStack() as trouble:
+        if what == "tasks are locked":
+            session = trouble.enter_context(stage.view.session())
+            trouble.enter_context(session.transaction())
+            session.execute("LOCK TABLE kanthorq_django_task IN ACCESS EXCLUSIVE MODE")
+        else:
+            trouble.enter_context(frozen(*stage.view.backends()))
+        began = time.monotonic()
+        worker.send(signal.SIGTERM)
+        assert worker.wait() in (0, 1), worker.text  # 1: not in good order
+        seconds = time.monotonic() - began
+    assert seconds < 1 + 15 + 1
+    stage.record(f"SIGTERM while {what}: stopped", seconds=seconds)
+    stage.worker()
+    stage.settle()
     stage.check()
 
 

@@ -11,6 +11,7 @@ CONTRACTS = {
     "plain": Contract(subject="order"),
     "explicit": Contract(subject="order"),
     "coroutine": Contract(subject="order"),
+    "awaiting": Contract(subject="order", is_exact=True),
     "transactional": Contract(subject="order", is_exact=True),
     "atomic": Contract(subject="order", is_exact=True),
     "batched": Contract(subject="order", is_exact=True),
