@@ -14,7 +14,8 @@ from kanthorq_django.domain.subscriptions import Subscription, registry
 from kanthorq_django.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from kanthorq_django.models.consumer import Consumer, Registration
+    from kanthorq_django.models.consumer import Consumer
+    from kanthorq_django.models.registration import Registration
 
 __all__ = ["Subscriber", "registry", "subscribe", "sync"]
 
@@ -163,7 +164,7 @@ def find(consumer: str) -> Subscription:
 
 
 def _registration(subscription: Subscription) -> "Registration":
-    from kanthorq_django.models.consumer import Registration
+    from kanthorq_django.models.registration import Registration
 
     return Registration(
         stream=subscription.stream,

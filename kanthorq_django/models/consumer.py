@@ -8,10 +8,9 @@ open transaction would stall behind every long write.
 Next, tasks that are due later are claimed: see task.py.
 """
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import models, router
@@ -20,10 +19,9 @@ from django.db.models.expressions import RawSQL
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
-from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
+from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
-from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import cursor as cursors
 from kanthorq_django.models.cursor import ALWAYS, Lag, Page
 from kanthorq_django.models.fields import (
@@ -34,8 +32,9 @@ from kanthorq_django.models.fields import (
 )
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.leased import Leased, claimed_by
+from kanthorq_django.models.registration import ConsumerQuerySet
 from kanthorq_django.models.stream import Stream
-from kanthorq_django.models.turns import Serialize, align_turns, next_in_turn, turns_locked
+from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet
@@ -48,57 +47,6 @@ LEASE_RAN_OUT = (
 
 def _everything() -> list[str]:
     return [">"]
-
-
-class Registration(NamedTuple):
-    """What code declares about a consumer."""
-
-    stream: str
-    includes: Sequence[str]
-    excludes: Sequence[str] = ()
-    attempt_max: int = 16
-    visibility_timeout: timedelta = timedelta(seconds=60)
-    timeout: timedelta | None = None
-    parked: bool = False
-    deliver: str | datetime = "all"
-    has_cancel_handler: bool = False
-    cancel_attempt_max: int = 16
-    serialize: str = Serialize.OFF
-
-
-class ConsumerQuerySet(models.QuerySet["Consumer"]):
-    def register(self, name: str, given: Registration) -> "Consumer":
-        """Insert the consumer ``name``, or apply what changed of it, from then on.
-
-        ``deliver`` counts for a new consumer only. Raises ConfigurationError when the
-        consumer exists in another stream: its cursor belongs to that one.
-        """
-        if problem := name_problem(name):
-            raise ConfigurationError(f"{str(name)[:80]!a} cannot name a consumer: {problem}.")
-        self._for_write = True
-        stream = Stream.objects.using(self.db).register(given.stream)
-        written = sql.rows(
-            self.db,
-            "register_consumer",
-            {
-                **given._asdict(),
-                "stream_id": stream.pk,
-                "name": name,
-                "subject_includes": json.dumps(list(given.includes)),
-                "subject_excludes": json.dumps(list(given.excludes)),
-                "from_now": given.deliver == "new",
-                "deliver_from": given.deliver if isinstance(given.deliver, datetime) else None,
-            },
-        )
-        consumer = self.get(name=name)
-        if any(not row.is_new for row in written):
-            align_turns(consumer)
-        if consumer.stream_id != stream.pk:
-            raise ConfigurationError(
-                f"Consumer {name!r} reads the stream {consumer.stream.name!r} and cannot move to "
-                f"{given.stream!r}; give the new one another name."
-            )
-        return consumer
 
 
 class Consumer(models.Model):

@@ -11,7 +11,7 @@ from django.db import InterfaceError, OperationalError, connections, transaction
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Consumer, Event, Task
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from project.postgres.launcher import scratch_server
 from tests.clusters.throwaway import Cluster
 from tests.races.race import CLEAN, DEADLINE, UNIQUE_GUARD, altered, judge

@@ -9,7 +9,7 @@ from kanthorq_django import publish
 from kanthorq_django.exceptions import RebaseRefused, StandbyDatabase
 from kanthorq_django.models import Consumer
 from kanthorq_django.models.cluster import rebase
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from tests.clusters.throwaway import Cluster
 
 DEADLINE = 20.0  # seconds

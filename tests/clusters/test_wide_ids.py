@@ -7,7 +7,7 @@ from django.db import connections
 
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.models.cluster import rebase
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from project.postgres.launcher import scratch_server
 from tests.clusters.throwaway import Cluster
 from tests.clusters.world import world_in_full_swing

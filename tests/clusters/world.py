@@ -9,7 +9,7 @@ from django.utils import timezone
 from kanthorq_django import publish, publish_many
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from tests.clusters.throwaway import database_alias
 
 STREAM = "orders"

@@ -16,7 +16,7 @@ from kanthorq_django import publish
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Worker
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from project.postgres.cluster import PORT
 from project.postgres.launcher import scratch_server
 from tests.faults.ground import Ground, View

@@ -10,7 +10,7 @@ from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -10,8 +10,8 @@ from pytest_django import DjangoDbBlocker
 from kanthorq_django import sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer, Stream
-from kanthorq_django.models.consumer import Registration
 from kanthorq_django.models.cursor import ALWAYS
+from kanthorq_django.models.registration import Registration
 
 EVENT_COUNT = 200_000
 EVENTS_PER_TRANSACTION = 1_000

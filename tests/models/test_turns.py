@@ -14,7 +14,7 @@ from kanthorq_django.domain.failures import Failure
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, lease
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 from tests.factories import ConsumerFactory
 

@@ -13,7 +13,7 @@ from kanthorq_django import publish_many
 from kanthorq_django.domain.states import FINAL, LEASED, TaskState
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from tests.ledger.models import Entry
 from tests.races.actors import Actor
 from tests.races.expected import Expected, ExpectedConsumer, ExpectedTask

@@ -7,7 +7,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish_many
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from tests.races.race import DEADLINE
 
 pytestmark = pytest.mark.django_db(transaction=True)

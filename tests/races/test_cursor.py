@@ -7,7 +7,7 @@ import pytest
 from django.db import IntegrityError
 
 from kanthorq_django.models import Consumer, Event, Task
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from tests.races.race import CLEAN, Race, altered, between_lock_and_read
 
 pytestmark = [

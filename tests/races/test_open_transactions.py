@@ -7,7 +7,7 @@ from django.db import connection, connections, transaction
 
 from kanthorq_django import publish
 from kanthorq_django.models import Consumer, Stream
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from tests.races.race import altered, between_lock_and_read, execute
 
 pytestmark = [

@@ -9,8 +9,8 @@ from psycopg.pq import TransactionStatus
 
 from kanthorq_django import publish_many, sql
 from kanthorq_django.models import Consumer, Event, Task
-from kanthorq_django.models.consumer import Registration
 from kanthorq_django.models.lease import ack, renew
+from kanthorq_django.models.registration import Registration
 
 STATEMENTS = ("pull", "claim", "ack", "renew")
 LIMIT = 100

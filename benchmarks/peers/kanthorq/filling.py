@@ -3,7 +3,7 @@
 from django.db import connection
 
 from kanthorq_django.models import Consumer, Stream
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 
 PER_TRANSACTION = 1_000
 RARE_EVERY = 10_000

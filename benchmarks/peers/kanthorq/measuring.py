@@ -8,7 +8,7 @@ from benchmarks.peers.adapter import body
 from benchmarks.peers.board import stopwatch
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Consumer, Event, Task
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 
 PULLS = 50
 PULL_SIZE = 100

@@ -1,0 +1,68 @@
+"""What code declares about a consumer, and how the database learns of it."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from django.db import models
+
+from kanthorq_django import sql
+from kanthorq_django.domain.names import name_problem
+from kanthorq_django.exceptions import ConfigurationError
+from kanthorq_django.models.stream import Stream
+from kanthorq_django.models.turns import Serialize, align_turns
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.consumer import Consumer
+
+
+class Registration(NamedTuple):
+    """What code declares about a consumer."""
+
+    stream: str
+    includes: Sequence[str]
+    excludes: Sequence[str] = ()
+    attempt_max: int = 16
+    visibility_timeout: timedelta = timedelta(seconds=60)
+    timeout: timedelta | None = None
+    parked: bool = False
+    deliver: str | datetime = "all"
+    has_cancel_handler: bool = False
+    cancel_attempt_max: int = 16
+    serialize: str = Serialize.OFF
+
+
+class ConsumerQuerySet(models.QuerySet["Consumer"]):
+    def register(self, name: str, given: Registration) -> "Consumer":
+        """Insert the consumer ``name``, or apply what changed of it, from then on.
+
+        ``deliver`` counts for a new consumer only. Raises ConfigurationError when the
+        consumer exists in another stream: its cursor belongs to that one.
+        """
+        if problem := name_problem(name):
+            raise ConfigurationError(f"{str(name)[:80]!a} cannot name a consumer: {problem}.")
+        self._for_write = True
+        stream = Stream.objects.using(self.db).register(given.stream)
+        written = sql.rows(
+            self.db,
+            "register_consumer",
+            {
+                **given._asdict(),
+                "stream_id": stream.pk,
+                "name": name,
+                "subject_includes": json.dumps(list(given.includes)),
+                "subject_excludes": json.dumps(list(given.excludes)),
+                "from_now": given.deliver == "new",
+                "deliver_from": given.deliver if isinstance(given.deliver, datetime) else None,
+            },
+        )
+        consumer = self.get(name=name)
+        if any(not row.is_new for row in written):
+            align_turns(consumer)
+        if consumer.stream_id != stream.pk:
+            raise ConfigurationError(
+                f"Consumer {name!r} reads the stream {consumer.stream.name!r} and cannot move to "
+                f"{given.stream!r}; give the new one another name."
+            )
+        return consumer
