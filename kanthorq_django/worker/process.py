@@ -26,6 +26,7 @@ GRACE = 15.0  # seconds beyond the shutdown timeout, for a database that does no
 RELOAD_GRACE = 5.0  # seconds that a code reloader may have to wait for running handlers
 REFUSED = 78  # status of a child that would refuse again; EX_CONFIG of sysexits.h
 
+COLLECT_EVERY = 60.0  # seconds
 COLLECT_AFTER = 10_000  # objects more than there were; Python's default is 700 or 2,000
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -146,15 +147,26 @@ def _rarely_collecting() -> Iterator[None]:
 
     A worker holds thousands of leased tasks, each a few objects without cycles. By default the
     collector goes through all of them, and all of the project's code, again and again: a fourth
-    of the time that a worker takes for a task.
+    of the time that a worker takes for a task. A worker that does little would on the other hand
+    keep what its errors left for days, so all is looked at once a minute, too.
     """
     young, *older = gc.get_threshold()
+    if not gc.isenabled() or not young:  # the project sees to it
+        yield
+        return
+    ended = threading.Event()
+
+    def collect() -> None:
+        while not ended.wait(COLLECT_EVERY):
+            gc.collect()
+
     gc.freeze()
-    if 0 < young < COLLECT_AFTER:  # 0: the project has turned it off
-        gc.set_threshold(COLLECT_AFTER, *older)
+    gc.set_threshold(max(young, COLLECT_AFTER), *older)
+    threading.Thread(target=collect, name="kanthorq-collector", daemon=True).start()
     try:
         yield
     finally:
+        ended.set()
         gc.set_threshold(young, *older)
         gc.unfreeze()
 
