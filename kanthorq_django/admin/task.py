@@ -16,14 +16,13 @@ from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin.content import pretty_value
+from kanthorq_django.admin.content import pretty_value, redacted_error
 from kanthorq_django.admin.display import (
     NOTHING,
     exact_moment,
     link,
     moment,
     page_url,
-    visible,
 )
 from kanthorq_django.admin.due import due_text, task_badge, with_is_due
 from kanthorq_django.admin.operating import OperatingAdmin
@@ -141,7 +140,7 @@ class TaskAdmin(OperatingAdmin):
     @admin.display(description=_("subject"))
     def subject(self, task: Any) -> str:
         url = page_url(self.admin_site.name, "event_change", task.event_id)
-        error = visible(task.newest_error or "").replace("\n", " ")
+        error = redacted_error(task.newest_error or "").replace("\n", " ")
         return format_html(
             '{} <code>{}</code><div class="kq-newest-error">{}</div>',
             link(url, task.event.subject),
@@ -216,8 +215,8 @@ def _failure(entry: Any) -> dict[str, Any]:
         "attempt": told.get("attempt", "?"),
         "is_cancellation": told.get("verb") == "cancel",
         "at": exact_moment(_parsed(told.get("at"))),
-        "error": visible(str(told.get("error", ""))),
-        "stack": visible(str(told.get("stack", ""))),
+        "error": redacted_error(str(told.get("error", ""))),
+        "stack": redacted_error(str(told.get("stack", ""))),
     }
 
 
