@@ -46,7 +46,7 @@ def restore(text: str, stored: str, keys: tuple[str, ...]) -> str:
     if text == redact(stored, keys):
         return stored
     if not (_is_json(text) and _is_json(stored)):
-        raise NotRestorable("the text")
+        raise NotRestorable("a text that was changed")
     return _without(text, _restored(text, _hidden(stored, matcher(keys))))
 
 
