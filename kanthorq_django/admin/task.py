@@ -23,6 +23,7 @@ from kanthorq_django.admin.display import (
     link,
     moment,
     page_url,
+    visible,
 )
 from kanthorq_django.admin.due import due_text, task_badge, with_is_due
 from kanthorq_django.admin.operating import OperatingAdmin
@@ -143,15 +144,16 @@ class TaskAdmin(OperatingAdmin):
         error = redacted_error(task.newest_error or "").replace("\n", " ")
         return format_html(
             '{} <code>{}</code><div class="kq-newest-error">{}</div>',
-            link(url, task.event.subject),
-            task.resource_key,
+            link(url, visible(task.event.subject)),
+            visible(task.resource_key),
             error,
         )
 
     @admin.display(description=_("event"))
     def event_link(self, task: Task) -> str:
         url = page_url(self.admin_site.name, "event_change", task.event_id)
-        return format_html("{} <code>{}</code>", link(url, task.event.subject), task.event_id)
+        told = link(url, visible(task.event.subject))
+        return format_html("{} <code>{}</code>", told, task.event_id)
 
     @admin.display(description=_("consumer"))
     def consumer_link(self, task: Task) -> str:

@@ -109,8 +109,7 @@ class Stats(Verb):
         )
         for each in consumers:
             for error, count in _failures(each.cancellations):
-                shown = error if error.isprintable() else ascii(error)[1:-1]
-                self.console.line(f"  {each.name}: {count:,} x {shown}")
+                self.console.line(f"  {each.name}: {count:,} x {error}")
 
     def _print_workers(self, workers: list[dict[str, Any]]) -> None:
         self.console.line("")

@@ -65,10 +65,10 @@ class Show(Verb):
             self.console.line(f"  {name:<16} {value}")
         for error in _errors(task):
             self.console.line(
-                f"  {error['verb']} {error['attempt']:<9} {error['at']}  {_safe(error['error'])}"
+                f"  {error['verb']} {error['attempt']:<9} {error['at']}  {error['error']}"
             )
             for line in error["stack"].splitlines():
-                self.console.line(f"    {_safe(line)}")
+                self.console.line(f"    {line}")
 
 
 def _facts(task: Task) -> Iterator[tuple[str, str]]:
@@ -78,7 +78,7 @@ def _facts(task: Task) -> Iterator[tuple[str, str]]:
     yield "stream", task.consumer.stream.name
     yield "published", format_moment(event.created_at)
     yield "resource key", task.resource_key or "-"
-    yield "metadata", _safe(_told(event.metadata))
+    yield "metadata", _told(event.metadata)
     yield "body", _body_text(event)
     yield "state", TaskState(task.state).name.lower()
     yield "attempts", f"{task.attempt_count} of {task.consumer.attempt_max}"
@@ -88,7 +88,7 @@ def _facts(task: Task) -> Iterator[tuple[str, str]]:
     yield "cancel requested", format_moment(task.cancel_requested_at)
     yield "cancel attempts", str(task.cancel_attempt_count)
     yield "ended", format_moment(task.finalized_at)
-    yield "result", _safe(_told(task.result))
+    yield "result", _told(task.result)
 
 
 def _as_json(task: Task) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _readable(body: bytes) -> str:
     if text is None:
         return _dump(body[:BYTES_MAX], len(body))
     shown = _redacted(text)
-    return f"{_safe(shown[:TEXT_MAX])}{' …' if len(shown) > TEXT_MAX else ''}"
+    return f"{shown[:TEXT_MAX]}{' …' if len(shown) > TEXT_MAX else ''}"
 
 
 def _dump(start: bytes, size_bytes: int) -> str:
@@ -187,11 +187,3 @@ def _dump(start: bytes, size_bytes: int) -> str:
     if end is not None:
         return f"{start[:end].hex(' ')} {REPLACEMENT}"
     return f"{start.hex(' ')}{' …' if size_bytes > len(start) else ''}"
-
-
-def _safe(text: str) -> str:
-    """Escape what could steer a terminal."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
