@@ -88,10 +88,11 @@ class EventAdmin(ReadOnlyAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         body = "body_text" if self.has_view_body_permission(request) else "body_withheld"
+        may_view_tasks = request.user.has_perm("kanthorq_django.view_task")
         return (
             (None, {"fields": ("subject", "stream_link", "resource_key_text", "metadata_text")}),
             (_("Body"), {"fields": (body,)}),
-            (_("Tasks"), {"fields": ("tasks",)}),
+            *(((_("Tasks"), {"fields": ("tasks",)}),) if may_view_tasks else ()),
             (_("Record"), {"fields": ("id", "idempotency_key", "scheduled", "published", "xid")}),
         )
 
