@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kanthorq_django.domain.redaction import REPLACEMENT, NotRestorable, redact, restore
@@ -284,3 +284,28 @@ def test_text_around_a_secret_is_not_restored_once_it_is_changed():
 def test_any_json_comes_back_from_what_was_shown_of_it(stored: object, around: object):
     text = json.dumps({"password": stored, "x": around, "url": "x?token=y"})
     assert restore(redact(text, ("password", "token")), text, ("password", "token")) == text
+
+
+FORMS = (
+    "password=hunter2",
+    "password: hunter2",
+    '{"password": "hunter2"}',
+    "{'password': 'hunter2'}",
+    "<password>hunter2</password>",
+    "x --password hunter2",
+    "postgres://a:hunter2@b/c",
+    "Key (password)=(hunter2)",
+    "password:\n  hunter2",
+    f"{PEM}\nhunter2\n-----END",
+)
+AROUND = st.text() | st.text(alphabet="\"'{}[]:,=<>/\\ \n\r\t-&()@password")
+
+
+@given(before=AROUND, form=st.sampled_from(FORMS), after=AROUND, is_error=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_no_text_around_a_secret_brings_it_to_light(
+    before: str, form: str, after: str, is_error: bool
+):
+    text = f"{before}\n{form}\n{after}"
+    assert "hunter2" not in redact(text, KEYS, is_error=is_error)
+    assert "hunter2" not in redact(json.dumps({"x": text}), KEYS, is_error=is_error)
