@@ -44,7 +44,7 @@ def describe(start: bytes, size: int) -> Content:
     if len(start) == size and _is_json(text):
         shown = pretty(redacted(text))
         return Content("json", shown, is_cut=len(shown) >= SHOWN_MAX)
-    shown = visible(redacted(text))[:SHOWN_MAX]
+    shown = visible(redacted(text.replace("\r\n", "\n")))[:SHOWN_MAX]
     return Content("text", shown, is_cut=len(start) < size or len(shown) == SHOWN_MAX)
 
 
