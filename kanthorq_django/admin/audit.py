@@ -1,13 +1,12 @@
 """The audit: what operators did. Read only, for everybody."""
 
-import json
 from typing import Any
 
 from django.contrib import admin
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin.content import pretty
+from kanthorq_django.admin.content import pretty_value
 from kanthorq_django.admin.display import NOTHING, exact_moment, moment, visible
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.models import OperatorAction
@@ -61,5 +60,4 @@ class OperatorActionAdmin(ReadOnlyAdmin):
 
 
 def _as_json(value: Any) -> str:
-    text = pretty(json.dumps(value, ensure_ascii=False))
-    return format_html('<pre class="kq-content" tabindex="0">{}</pre>', text)
+    return format_html('<pre class="kq-content" tabindex="0">{}</pre>', pretty_value(value))

@@ -7,7 +7,8 @@ from django.utils import timezone
 from django.utils.timesince import timeuntil
 from django.utils.translation import gettext
 
-from kanthorq_django.admin.display import NOTHING, Minimum, number, visible
+from kanthorq_django.admin.content import redacted_error
+from kanthorq_django.admin.display import NOTHING, Minimum, number
 from kanthorq_django.models import Consumer
 from kanthorq_django.models.cancellations import cancellations
 
@@ -27,7 +28,7 @@ def cancellations_text(consumer: Consumer) -> str:
         "rate": NOTHING if rate is None else f"{rate:.0%}",
         "median": _span(told.median),
         "longest": _span(told.longest),
-        "failures": [(visible(error), number(count)) for error, count in told.failures],
+        "failures": [(redacted_error(error), number(count)) for error, count in told.failures],
     }
     return render_to_string("admin/kanthorq_django/consumer/cancellations.html", context)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from kanthorq_django.admin.display import visible
 from kanthorq_django.conf import get_settings
-from kanthorq_django.domain.redaction import redact
+from kanthorq_django.domain.redaction import REPLACEMENT, redact
+from kanthorq_django.domain.secret_keys import first_mention
 
 READ_MAX = 65_536  # bytes of a body that a page reads
 SHOWN_MAX = 262_144  # characters of a page's text; indenting can make much of little
@@ -39,11 +40,11 @@ def describe(start: bytes, size: int) -> Content:
         return Content("empty", "", is_cut=False)
     text = _decoded(start, is_whole=len(start) == size)
     if text is None:
-        return Content("hex", _hex_dump(start[:DUMPED_MAX]), is_cut=size > DUMPED_MAX)
+        return _dump(start[:DUMPED_MAX], size)
     if len(start) == size and _is_json(text):
         shown = pretty(redacted(text))
         return Content("json", shown, is_cut=len(shown) >= SHOWN_MAX)
-    shown = visible(redacted(text))[:SHOWN_MAX]
+    shown = visible(redacted(text.replace("\r\n", "\n")))[:SHOWN_MAX]
     return Content("text", shown, is_cut=len(start) < size or len(shown) == SHOWN_MAX)
 
 
@@ -59,6 +60,11 @@ def pretty(text: str) -> str:
 def redacted(text: str) -> str:
     """Return ``text`` without the values that the settings keep from pages."""
     return redact(text, get_settings().REDACTED_KEYS)
+
+
+def redacted_error(text: str) -> str:
+    """Return the text of an exception, or its traceback, without those values, fit to be shown."""
+    return visible(redact(text, get_settings().REDACTED_KEYS, is_error=True))
 
 
 def pretty_value(value: object) -> str:
@@ -109,6 +115,14 @@ def _first(pieces: Iterator[str], size_max: int) -> Iterator[str]:
         size += len(piece)
         if size >= size_max:
             return
+
+
+def _dump(start: bytes, size: int) -> Content:
+    """Dump bytes up to the first secret key: nobody knows where its value ends."""
+    end = first_mention(start, get_settings().REDACTED_KEYS)
+    if end is None:
+        return Content("hex", _hex_dump(start), is_cut=size > len(start))
+    return Content("hex", f"{_hex_dump(start[:end])}\n{REPLACEMENT}", is_cut=size > end)
 
 
 def _hex_dump(data: bytes) -> str:

@@ -18,7 +18,14 @@ from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django import signals, sql
 from kanthorq_django.admin import content
-from kanthorq_django.admin.display import NOTHING, exact_moment, link, moment, page_url
+from kanthorq_django.admin.display import (
+    NOTHING,
+    exact_moment,
+    link,
+    moment,
+    page_url,
+    visible,
+)
 from kanthorq_django.admin.due import task_badge, with_is_due
 from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.readonly import ReadOnlyAdmin, RelatedFilter
@@ -81,10 +88,11 @@ class EventAdmin(ReadOnlyAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         body = "body_text" if self.has_view_body_permission(request) else "body_withheld"
+        may_view_tasks = request.user.has_perm("kanthorq_django.view_task")
         return (
             (None, {"fields": ("subject", "stream_link", "resource_key_text", "metadata_text")}),
             (_("Body"), {"fields": (body,)}),
-            (_("Tasks"), {"fields": ("tasks",)}),
+            *(((_("Tasks"), {"fields": ("tasks",)}),) if may_view_tasks else ()),
             (_("Record"), {"fields": ("id", "idempotency_key", "scheduled", "published", "xid")}),
         )
 
@@ -110,7 +118,7 @@ class EventAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("event"))
     def name(self, event: Event) -> str:
-        return format_html("{} <code>{}</code>", event.subject, event.pk)
+        return format_html("{} <code>{}</code>", visible(event.subject), event.pk)
 
     @admin.display(description=_("stream"))
     def stream_link(self, event: Event) -> str:
@@ -119,7 +127,7 @@ class EventAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("resource key"))
     def resource_key_text(self, event: Event) -> str:
-        return event.resource_key or NOTHING
+        return visible(event.resource_key) or NOTHING
 
     @admin.display(description=_("body"))
     def size(self, event: Any) -> str:

@@ -138,11 +138,12 @@ class ScheduleAdmin(SchedulingAdmin):
 
     @admin.display(description=_("state"))
     def life(self, schedule: Schedule) -> str:
-        return badge(*LIVES[schedule.life])
+        return badge(*LIVES[_stored(schedule).life])
 
     @admin.display(description=_("rule"))
     def rule(self, schedule: Schedule) -> str:
-        return format_html("{} <code>{}</code>", schedule.in_words(), schedule.timezone)
+        kept = _stored(schedule)
+        return format_html("{} <code>{}</code>", kept.in_words(), kept.timezone)
 
     @admin.display(description=_("next"))
     def next_occurrence(self, schedule: Schedule) -> str:
@@ -154,18 +155,20 @@ class ScheduleAdmin(SchedulingAdmin):
 
     @admin.display(description=_("next occurrences"))
     def occurrences(self, schedule: Schedule) -> str:
-        moments = [_local(schedule, upcoming) for upcoming in schedule.upcoming()]
+        kept = _stored(schedule)
+        moments = [_local(kept, upcoming) for upcoming in kept.upcoming()]
         reasons = {
             "active": gettext("The rule cannot be read any more."),
             "cancelled": gettext("None: it is cancelled."),
             "ended": gettext("None: the rule has ended."),
         }
-        context = {"moments": moments, "reason": reasons[schedule.life]}
+        context = {"moments": moments, "reason": reasons[kept.life]}
         return render_to_string("admin/kanthorq_django/schedule/occurrences.html", context)
 
     @admin.display(description=_("last occurrence"))
     def last_exactly(self, schedule: Schedule) -> str:
-        return NOTHING if schedule.last_at is None else _local(schedule, schedule.last_at)
+        kept = _stored(schedule)
+        return NOTHING if kept.last_at is None else _local(kept, kept.last_at)
 
     @admin.display(description=_("cancelled"))
     def cancelled(self, schedule: Schedule) -> str:
@@ -211,6 +214,11 @@ class ScheduleAdmin(SchedulingAdmin):
     def _writes_body(self, request: HttpRequest, obj: Any) -> bool:
         """Tell whether the body is a field of the form: a new one, or text that may be seen."""
         return obj is None or (self._may_see_body(request) and _is_text(_body(obj)))
+
+
+def _stored(schedule: Any) -> Schedule:
+    """Return ``schedule`` without what a form that is wrong has put into it."""
+    return getattr(schedule, "as_stored", schedule)  # type: ignore[no-any-return]  # a Schedule
 
 
 def _body(schedule: Schedule) -> bytes | None:

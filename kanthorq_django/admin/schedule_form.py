@@ -1,5 +1,6 @@
-"""The form in which people write schedules: local times, and text for what is stored as bytes."""
+"""The form in which people write schedules."""
 
+import copy
 import functools
 import json
 from datetime import UTC, datetime
@@ -8,16 +9,23 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from django import forms
 from django.conf import settings
-from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
-from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
-from django.utils.dateparse import parse_datetime
+from django.contrib.admin.widgets import AdminTextInputWidget
+from django.core.exceptions import NON_FIELD_ERRORS
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.domain.recurrence import YEAR_MAX, YEAR_MIN, Recurrence
+from kanthorq_django.admin.schedule_fields import (
+    BodyField,
+    GuardedTextField,
+    JsonObjectField,
+    LocalMomentField,
+    LocalMomentsField,
+    written,
+)
+from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.exceptions import InvalidSchedule
 from kanthorq_django.models import Schedule
-from kanthorq_django.models.definition import EXDATES_MAX, stored_exdates, zone_of
+from kanthorq_django.models.definition import stored_exdates, zone_of
 from kanthorq_django.models.occurrences import MOMENT
 
 STRAYS_SOUGHT_MAX = 20
@@ -32,71 +40,6 @@ else:
 def zone_choices() -> list[tuple[str, str]]:
     """Return the names of all time zones; looking for them reads many files."""
     return [(name, name) for name in sorted(available_timezones())]
-
-
-class LocalMomentField(forms.Field):
-    """A naive datetime: what a clock of the schedule's zone shows."""
-
-    widget = forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"})
-
-    def to_python(self, value: Any) -> datetime | None:
-        return local_moment(value) if value else None
-
-    def prepare_value(self, value: Any) -> Any:
-        return _written(value, "T") if isinstance(value, datetime) else value
-
-
-class LocalMomentsField(forms.Field):
-    """Naive datetimes, one in each line."""
-
-    widget = AdminTextareaWidget(attrs={"rows": "4"})
-
-    def to_python(self, value: Any) -> list[datetime]:
-        lines = [line.strip() for line in (value or "").splitlines() if line.strip()]
-        if len(lines) > EXDATES_MAX:
-            raise ValidationError(gettext("At most %d moments can be left out.") % EXDATES_MAX)
-        return [local_moment(line) for line in lines]
-
-    def prepare_value(self, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return "\n".join(_written(moment, " ") for moment in value)
-
-
-class JsonObjectField(forms.Field):
-    """A JSON object as text; what Django's own field raises for, it tells."""
-
-    widget = AdminTextareaWidget(attrs={"rows": "4"})
-
-    def to_python(self, value: Any) -> dict[str, Any]:
-        try:
-            parsed = json.loads(value) if value and value.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise ValidationError(gettext("This is not JSON: %s.") % str(error)[:200]) from error
-        if not isinstance(parsed, dict):
-            raise ValidationError(gettext('Write a JSON object, such as {"team": "sales"}.'))
-        return parsed
-
-    def prepare_value(self, value: Any) -> Any:
-        return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-
-
-class BodyField(forms.Field):
-    """Text that is stored in UTF-8, with the line ends that people mean."""
-
-    widget = AdminTextareaWidget
-
-    def to_python(self, value: Any) -> bytes:
-        try:
-            return (value or "").replace("\r\n", "\n").encode()
-        except UnicodeEncodeError as error:
-            raise ValidationError(gettext("This holds half a character.")) from error
-
-    def prepare_value(self, value: Any) -> Any:
-        return value if isinstance(value, str) else bytes(value or b"").decode(errors="replace")
-
-    def has_changed(self, initial: Any, data: Any) -> bool:
-        return bytes(initial or b"").replace(b"\r\n", b"\n") != self.to_python(data)
 
 
 class ScheduleForm(_ModelForm):
@@ -151,10 +94,13 @@ class ScheduleForm(_ModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        kept = self.instance
+        kept: Any = self.instance
         if kept._state.adding:
             self.initial.setdefault("timezone", settings.TIME_ZONE)
             return
+        # What the page tells beside the form is of what is stored, also when the form is wrong.
+        kept.as_stored = copy.copy(kept)
+        self._guard("body", "metadata")
         self.initial["dtstart"] = _naive(kept, kept.dtstart)
         self.initial["exdates"] = [
             _naive(kept, datetime.fromisoformat(text)) for text in kept.exdates
@@ -164,6 +110,12 @@ class ScheduleForm(_ModelForm):
         if (kept.timezone, kept.timezone) not in zones:
             choosing: Any = self.fields["timezone"]
             choosing.choices = [(kept.timezone, kept.timezone), *zones]
+
+    def _guard(self, *names: str) -> None:
+        for name in names:
+            field = self.fields.get(name)  # a body that is no text is no field
+            if isinstance(field, GuardedTextField):
+                field.stored = field.as_text(self.initial.get(name))
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
@@ -204,28 +156,6 @@ class ScheduleForm(_ModelForm):
             )
 
 
-def local_moment(text: str) -> datetime:
-    """Return ``text`` as a naive datetime. Raises ValidationError, in words."""
-    try:
-        # A mere date would be taken for its midnight, when hardly anything occurs.
-        moment = parse_datetime(text.strip()) if ":" in text else None
-    except ValueError:
-        moment = None
-    if moment is None:
-        message = gettext("%(text)s is not a time; write it as 2026-12-24 09:00.")
-        raise ValidationError(message % {"text": ascii(text[:40])})
-    if moment.tzinfo is not None:
-        raise ValidationError(gettext("Leave the offset out: times are those of the time zone."))
-    if not YEAR_MIN <= moment.year <= YEAR_MAX:
-        bounds = {"min": YEAR_MIN, "max": YEAR_MAX}
-        raise ValidationError(gettext("The year must be %(min)d to %(max)d.") % bounds)
-    return moment.replace(microsecond=0)
-
-
-def _written(moment: datetime, separator: str) -> str:
-    return moment.isoformat(separator, "seconds" if moment.second else "minutes")
-
-
 def _first(moment: datetime, zone: ZoneInfo) -> datetime:
     return moment.replace(tzinfo=zone, fold=0).astimezone(UTC)
 
@@ -239,7 +169,7 @@ def strays(schedule: Schedule) -> list[str]:
     every = Recurrence(schedule.rrule, schedule.dtstart, zone_of(schedule.timezone))
     moments = [datetime.fromisoformat(text) for text in schedule.exdates[:STRAYS_SOUGHT_MAX]]
     return [
-        _written(_naive(schedule, moment), " ")
+        written(_naive(schedule, moment), " ")
         for moment in moments
         if every.after(moment - MOMENT) != moment
     ]

@@ -122,7 +122,6 @@ def _page(
             **model_admin.admin_site.each_context(request),
             "title": operation.name,
             "opts": model_admin.opts,
-            "media": model_admin.media,
             "operation": operation,
             "reason": request.POST.get(REASON, ""),
             "selected_name": ACTION_CHECKBOX_NAME,

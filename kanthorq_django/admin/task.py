@@ -16,7 +16,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin.content import pretty_value
+from kanthorq_django.admin.content import pretty_value, redacted_error
 from kanthorq_django.admin.display import (
     NOTHING,
     exact_moment,
@@ -141,18 +141,19 @@ class TaskAdmin(OperatingAdmin):
     @admin.display(description=_("subject"))
     def subject(self, task: Any) -> str:
         url = page_url(self.admin_site.name, "event_change", task.event_id)
-        error = visible(task.newest_error or "").replace("\n", " ")
+        error = redacted_error(task.newest_error or "").replace("\n", " ")
         return format_html(
             '{} <code>{}</code><div class="kq-newest-error">{}</div>',
-            link(url, task.event.subject),
-            task.resource_key,
+            link(url, visible(task.event.subject)),
+            visible(task.resource_key),
             error,
         )
 
     @admin.display(description=_("event"))
     def event_link(self, task: Task) -> str:
         url = page_url(self.admin_site.name, "event_change", task.event_id)
-        return format_html("{} <code>{}</code>", link(url, task.event.subject), task.event_id)
+        told = link(url, visible(task.event.subject))
+        return format_html("{} <code>{}</code>", told, task.event_id)
 
     @admin.display(description=_("consumer"))
     def consumer_link(self, task: Task) -> str:
@@ -216,8 +217,8 @@ def _failure(entry: Any) -> dict[str, Any]:
         "attempt": told.get("attempt", "?"),
         "is_cancellation": told.get("verb") == "cancel",
         "at": exact_moment(_parsed(told.get("at"))),
-        "error": visible(str(told.get("error", ""))),
-        "stack": visible(str(told.get("stack", ""))),
+        "error": redacted_error(str(told.get("error", ""))),
+        "stack": redacted_error(str(told.get("stack", ""))),
     }
 
 

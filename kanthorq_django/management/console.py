@@ -1,6 +1,7 @@
 """What a verb prints: data on stdout, everything said about it on stderr.
 
-So a pipe gets the data alone, whether a person is watching or not.
+So a pipe gets the data alone, whether a person is watching or not. Whatever is in the data, a
+line stays one line, and nothing in it steers a terminal.
 """
 
 import json
@@ -25,9 +26,9 @@ class Console:
         self._style = style
         self._has_reader = True
 
-    def line(self, text: str) -> None:
-        """Print one line of data."""
-        self._stdout.write(_encodable(text, self._stdout))
+    def line(self, text: str, *, painted: str = "") -> None:
+        """Print one line of data, behind what ``paint()`` has made of its beginning."""
+        self._stdout.write(painted + _fit(text, self._stdout))
 
     def report(self, text: str) -> None:
         """Print one line about work that goes on even if the reader of the pipe leaves."""
@@ -39,7 +40,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """Say something about the data, on stderr."""
-        self._stderr.write(_encodable(text, self._stderr), _plain)
+        self._stderr.write(_fit(text, self._stderr), _plain)
 
     def warn(self, text: str) -> None:
         """Say something that needs attention, on stderr."""
@@ -47,7 +48,7 @@ class Console:
 
     def json(self, value: Any) -> None:
         """Print ``value`` as JSON, in ASCII, so that any encoding of stdout can take it."""
-        self.line(json.dumps(value, cls=DjangoJSONEncoder, indent=2))
+        self._stdout.write(json.dumps(value, cls=DjangoJSONEncoder, indent=2))
 
     def table(
         self,
@@ -57,24 +58,25 @@ class Console:
         numbers: Collection[str] = (),
     ) -> None:
         """Print aligned columns under ``headers``; those named in ``numbers`` to the right."""
-        columns = [[header, *(row[at] for row in rows)] for at, header in enumerate(headers)]
+        shown = [[_printable(cell) for cell in row] for row in rows]
+        columns = [[header, *(row[at] for row in shown)] for at, header in enumerate(headers)]
         padded = [
             [_pad(cell, max(map(len, column)), is_number=column[0] in numbers) for cell in column]
             for column in columns
         ]
         head, *body = zip(*padded, strict=True)
-        self.line(self.paint("MIGRATE_HEADING", GAP.join(head).rstrip(), self._stdout))
+        self.heading(GAP.join(head).rstrip())
         for cells in body:
             self.line(GAP.join(cells).rstrip())
 
     def heading(self, text: str) -> None:
-        self.line(self.paint("MIGRATE_HEADING", text, self._stdout))
+        self._stdout.write(self.paint("MIGRATE_HEADING", text))
 
     def paint(self, role: str, text: str, stream: OutputWrapper | None = None) -> str:
         """Return ``text`` in the colour of ``role``, or as it is when nobody would see it."""
         target = stream or self._stdout
-        encodable = _encodable(text, target)
-        return str(getattr(self._style, role)(encodable)) if target.isatty() else encodable
+        fitting = _fit(text, target)
+        return str(getattr(self._style, role)(fitting)) if target.isatty() else fitting
 
     def confirm(self, question: str) -> None:
         """Ask a yes-or-no question. Raises CommandError unless the answer is yes.
@@ -124,7 +126,17 @@ def _pad(cell: str, width: int, *, is_number: bool) -> str:
     return cell.rjust(width) if is_number else cell.ljust(width)
 
 
-def _encodable(text: str, stream: OutputWrapper) -> str:
-    """Escape what the stream's encoding lacks, so that a subject never breaks the output."""
+def _fit(text: str, stream: OutputWrapper) -> str:
+    """Escape also what the stream's encoding lacks, so that a subject never breaks the output."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return _printable(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _printable(text: str) -> str:
+    """Escape what would begin a line, turn text around or steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -191,12 +191,14 @@ def _log(flight: Flight, level: int, what: str, error: BaseException | None = No
     if not logger.isEnabledFor(level):
         return
     message, started_at = flight.message, flight.started_at or time.monotonic()
+    # Published events have printable subjects; a role that may insert needs not publish.
+    subject = one_line(message.event.subject)
     elapsed_ms = round((time.monotonic() - started_at) * 1_000, 3)
     logger.log(
         level,
         "%s %s: attempt %d of event %s %s (%.1f ms)",
         flight.subscription.consumer,
-        message.event.subject,
+        subject,
         message.attempt,
         message.event.pk,
         what,
@@ -205,7 +207,7 @@ def _log(flight: Flight, level: int, what: str, error: BaseException | None = No
         extra={
             "consumer": flight.subscription.consumer,
             "event_id": str(message.event.pk),
-            "subject": message.event.subject,
+            "subject": subject,
             "attempt": message.attempt,
             "milliseconds": elapsed_ms,
         },

@@ -90,3 +90,7 @@ def test_indenting_cannot_blow_a_body_up_without_limit():
 def test_characters_that_hide_or_turn_text_around_are_spelled_out():
     shown = describe("pay \u202eevil\u200b me".encode(), 20).text
     assert shown == "pay \\u202eevil\\u200b me"
+
+
+def test_line_ends_of_mails_and_forms_are_line_ends():
+    assert describe(b"To: a\r\n\r\nb\rc", 12).text == "To: a\n\nb\\rc"

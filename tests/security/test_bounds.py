@@ -2,22 +2,29 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings as django_settings
+from django.core.management import CommandError, call_command
 from django.db import transaction
 
-from kanthorq_django import publish, publish_many, schedule, subscribe
+from kanthorq_django import (
+    Exponential,
+    Fixed,
+    Polynomial,
+    publish,
+    publish_many,
+    schedule,
+    subscribe,
+)
 from kanthorq_django.checks import check_settings
-from kanthorq_django.conf import SECRET_KEYS, Settings
+from kanthorq_django.domain.retry import WAIT_LIMIT
 from kanthorq_django.domain.subscriptions import Registry
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import encode_result
 from kanthorq_django.models import Event, Schedule
+from kanthorq_django.worker.options import WorkerOptions
 
 pytestmark = pytest.mark.django_db
 
@@ -91,6 +98,18 @@ EXCESSES: dict[str, tuple[Callable[[], object], str]] = {
         "idempotency_key has 256 characters, it must have 1 to 255",
     ),
     "stream": (lambda: publish("a", stream="s" * 129), "129 characters, the limit is 128"),
+    "stream of a consumer": (
+        lambda: subscribed(stream="s" * 129),
+        "129 characters, the limit is 128",
+    ),
+    "consumer": (
+        lambda: subscribe("a", consumer="c" * 129)(lambda message: None),
+        "129 characters, the limit is 128",
+    ),
+    "schedule": (
+        lambda: schedule("s" * 129, rrule="FREQ=DAILY", dtstart=START, subject="a.due"),
+        "129 characters, the limit is 128",
+    ),
     "due time": (
         lambda: publish("a", schedule_at=datetime.max.replace(tzinfo=UTC)),
         "must be in the years 2 to 9998",
@@ -103,6 +122,18 @@ EXCESSES: dict[str, tuple[Callable[[], object], str]] = {
     "interval": (
         lambda: planned(rrule="FREQ=DAILY;INTERVAL=1001"),
         "INTERVAL must be 1 to 1000",
+    ),
+    "interval of months": (
+        lambda: planned(rrule="FREQ=MONTHLY;INTERVAL=481"),
+        "INTERVAL must be 1 to 480 with MONTHLY",
+    ),
+    "interval of years": (
+        lambda: planned(rrule="FREQ=YEARLY;INTERVAL=41"),
+        "INTERVAL must be 1 to 40 with YEARLY",
+    ),
+    "search": (
+        lambda: planned(rrule="FREQ=DAILY;BYMONTH=2;BYMONTHDAY=30"),
+        "never occurs",
     ),
     "count": (lambda: planned(rrule="FREQ=DAILY;COUNT=10001"), "COUNT must be 1 to 10000"),
     "times a day": (
@@ -117,9 +148,25 @@ EXCESSES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "visibility timeout": (
         lambda: subscribed(visibility_timeout=timedelta(hours=13)),
-        "12",
+        "visibility_timeout must be a timedelta from 0:00:01 to 12:00:00",
     ),
-    "messages in a call": (lambda: subscribed(batch=10_001), "10,?000"),
+    "visibility timeout that is too short": (
+        lambda: subscribed(visibility_timeout=timedelta(milliseconds=999)),
+        "visibility_timeout must be a timedelta from 0:00:01 to 12:00:00",
+    ),
+    "attempts": (
+        lambda: subscribed(attempt_max=32_768),
+        "attempt_max must be 1 to 32767, not 32768",
+    ),
+    "messages in a call": (lambda: subscribed(batch=10_001), "batch must be 1 to 10,?000"),
+    "handlers at a time": (
+        lambda: WorkerOptions(concurrency=1_001),
+        "concurrency must be 1 to 1000, not 1001",
+    ),
+    "tasks of a claim": (
+        lambda: WorkerOptions(batch_size=10_001),
+        "batch_size must be 1 to 10000, not 10001",
+    ),
 }
 
 
@@ -162,9 +209,25 @@ def test_a_limit_that_python_cannot_keep_is_refused_by_the_checks(settings):
     assert told.msg == "KANTHORQ['DEPTH_MAX'] is 501; it must be at most 500."
 
 
-def test_every_setting_stands_in_the_documentation():
-    text = (Path(django_settings.BASE_DIR) / "docs" / "settings.md").read_text()
-    for field in fields(Settings):
-        assert f"| `{field.name}` |" in text, field.name
-    for key in SECRET_KEYS:
-        assert key in text
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (lambda: Fixed(WAIT_LIMIT + timedelta(days=1)), "zero to 3650 days"),
+        (lambda: Exponential(longest=WAIT_LIMIT * 2), "zero to 3650 days"),
+        (lambda: Polynomial(attempt_max=32_768), "attempt_max must be 1 to 32767"),
+    ],
+)
+def test_a_retry_policy_beyond_a_limit_is_told_so(policy: Callable[[], object], told: str):
+    with pytest.raises(ValueError, match=told):
+        policy()
+
+
+def test_too_many_processes_are_told_so():
+    with pytest.raises(CommandError, match="--processes must be 1 to 256, not 257"):
+        call_command("runworker", "--processes", "257")
+
+
+@pytest.mark.parametrize(("verb", "limit"), [("prune", 100_000), ("reencrypt", 10_000)])
+def test_a_batch_of_a_command_has_a_limit_that_it_tells(verb: str, limit: int):
+    with pytest.raises(CommandError, match=rf"{limit:,}|{limit}"):
+        call_command("kanthorq", verb, "--older-than", "1d", "--batch", str(limit + 1))

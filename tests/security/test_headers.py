@@ -1,5 +1,7 @@
 """Our admin pages tell browsers to run, load and frame nothing foreign."""
 
+import copy
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -143,3 +145,17 @@ def test_the_setting_turns_the_policy_off(admin_client: Client, settings):
     response = admin_client.get(page("task_changelist"))
     assert HEADER not in response
     assert response["X-Frame-Options"] == "DENY"
+
+
+@needs_django_6
+def test_the_page_that_asks_takes_the_projects_nonce(admin_client: Client, settings):
+    settings.MIDDLEWARE = [CSP_MIDDLEWARE, *settings.MIDDLEWARE]
+    settings.SECURE_CSP = {"style-src": ["<CSP_NONCE_SENTINEL>"]}  # CSP.NONCE
+    templates = copy.deepcopy(settings.TEMPLATES)
+    templates[0]["OPTIONS"]["context_processors"].append("django.template.context_processors.csp")
+    settings.TEMPLATES = templates
+    asked = tick(admin_client, "cancel", [TaskFactory.create()], select_across="1")
+    (nonce,) = re.findall(r"'nonce-([^']+)'", asked[HEADER])
+    sheet = re.search(r"<link[^>]*kanthorq_django/admin.css[^>]*>", asked.content.decode())
+    assert sheet is not None
+    assert f'nonce="{nonce}"' in sheet[0]

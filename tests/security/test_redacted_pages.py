@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 from django.test import Client
+from django.utils import timezone
 
 from kanthorq_django import publish, schedule
 from kanthorq_django.admin.content import READ_MAX
-from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.models import Consumer, Event, OperatorAction, Task, TaskState
+from kanthorq_django.models.audit import Order
 from tests.admin.conftest import MakeClient, client_of
 from tests.admin.pages import page, text_of
 from tests.admin.schedules import kept
@@ -78,6 +80,73 @@ def test_the_console_redacts_bodies_metadata_and_results(form: tuple[str, ...]):
     assert "blue" in told
     for secret in ("4111", "Ann", "abc123", "hunter2"):
         assert secret not in told
+
+
+FAILURE = {
+    "attempt": 1,
+    "verb": "handle",
+    "at": "2026-01-01T00:00:00Z",
+    "error": "TokenError: signed with secret=hunter2",
+    "stack": "Traceback:\n  File 'a'\n    login(password='hunter2')\nshop.TokenError: pin: hunter2",
+}
+
+
+def test_errors_and_tracebacks_are_redacted_on_pages(client_of: MakeClient):
+    task = owed(BODY, attempted_errors=[FAILURE])
+    Task.objects.filter(pk=task.pk).update(state=TaskState.DISCARDED)
+    client = client_of()
+    for address in (page("task_change", task.pk), page("task_changelist")):
+        told = text_of(client.get(address))
+        assert "TokenError: signed with secret=[redacted]" in told
+        assert "hunter2" not in told
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_the_console_redacts_errors_and_tracebacks(form: tuple[str, ...]):
+    task = owed(BODY, attempted_errors=[FAILURE])
+    told = kanthorq("tasks", "show", task.event_id, *form).out
+    assert "TokenError: signed with secret=[redacted]" in told
+    assert "hunter2" not in told
+
+
+def test_reasons_of_failed_cancellations_are_redacted(client_of: MakeClient):
+    moment = timezone.now()
+    failure = FAILURE | {"verb": "cancel", "at": moment.isoformat()}
+    task = owed(BODY, attempted_errors=[failure], cancel_requested_at=moment)
+    Task.objects.filter(pk=task.pk).update(
+        state=TaskState.DISCARDED, finalized_at=moment, cancel_attempt_count=1
+    )
+    Consumer.objects.update(has_cancel_handler=True)
+    for told in (
+        text_of(client_of().get(page("consumer_change", task.consumer_id))),
+        kanthorq("stats").out,
+        kanthorq("stats", "--json").out,
+    ):
+        assert "signed with secret=[redacted]" in told
+        assert "hunter2" not in told
+
+
+@pytest.mark.parametrize("body", [b"\xff\x00password\xa7hunter2", b"\x00password\x01hunter2"])
+def test_a_binary_body_is_shown_up_to_the_first_secret_key(shown: Any, body: bytes):
+    task = owed(body)
+    hidden = b"hunter2".hex(" ")
+    for told in (shown("event", task.event), kanthorq("tasks", "show", task.event_id).out):
+        assert b"password".hex(" ")[:8] in told
+        assert "[redacted]" in told
+        assert "hunter" not in told
+        assert hidden not in told
+    (told,) = kanthorq("tasks", "show", task.event_id, "--json").json
+    assert (told["event"]["body"], told["event"]["body_encoding"]) == (None, "redacted")
+
+
+def test_the_audit_redacts_what_was_searched_for(client_of: MakeClient):
+    Order(
+        operator="a", origin=OperatorAction.Origin.ADMIN, selection={"all": {"token": ["hunter2"]}}
+    ).record("tasks.cancel", using="default", counts={"updated": 1})
+    row = OperatorAction.objects.get()
+    told = text_of(client_of("view_operatoraction").get(page("operatoraction_change", row.pk)))
+    assert "[redacted]" in told
+    assert "hunter2" not in told
 
 
 def test_the_console_redacts_the_metadata_of_schedules():

@@ -77,7 +77,8 @@ class Health(Verb):
         width = max((len(finding.check) for finding in findings), default=0)
         for finding in findings:
             status = self.console.paint(COLOURS[finding.status], f"{finding.status:<7}")
-            self.console.line(f"{status}  {finding.check:<{width}}  {finding.detail}")
+            told = f"  {finding.check:<{width}}  {finding.detail}"
+            self.console.line(told, painted=status)
 
 
 def _add_age(parser: ArgumentParser, option: str, default: timedelta, what: str) -> None:

@@ -1,9 +1,12 @@
 """``kanthorq stats``: how much there is, waits, runs and got done."""
 
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.redaction import redact
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.management.times import format_duration, format_moment
 from kanthorq_django.management.verbs.verb import Verb
@@ -105,9 +108,8 @@ class Stats(Verb):
             numbers=numbers,
         )
         for each in consumers:
-            for error, count in each.cancellations.failures:
-                shown = error if error.isprintable() else ascii(error)[1:-1]
-                self.console.line(f"  {each.name}: {count:,} x {shown}")
+            for error, count in _failures(each.cancellations):
+                self.console.line(f"  {each.name}: {count:,} x {error}")
 
     def _print_workers(self, workers: list[dict[str, Any]]) -> None:
         self.console.line("")
@@ -168,8 +170,14 @@ def _cancellation_json(told: Cancellations) -> dict[str, Any]:
         "success_rate": told.success_rate,
         "median_seconds": _seconds(told.median),
         "longest_seconds": _seconds(told.longest),
-        "failures": [{"error": error, "count": count} for error, count in told.failures],
+        "failures": [{"error": error, "count": count} for error, count in _failures(told)],
     }
+
+
+def _failures(told: Cancellations) -> Iterator[tuple[str, int]]:
+    """Yield the reasons without the values that the settings keep from terminals."""
+    for error, count in told.failures:
+        yield redact(error, get_settings().REDACTED_KEYS, is_error=True), count
 
 
 def _stream_json(stream: StreamStatistics) -> dict[str, Any]:

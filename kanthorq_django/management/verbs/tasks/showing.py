@@ -2,6 +2,7 @@
 
 import base64
 import json as jsons
+import re
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from kanthorq_django.conf import get_settings
-from kanthorq_django.domain.redaction import redact
+from kanthorq_django.domain.redaction import REPLACEMENT, redact
+from kanthorq_django.domain.secret_keys import first_mention
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.management.times import format_moment
@@ -20,6 +22,7 @@ from kanthorq_django.models import Event, Task
 LIMIT = 10
 TEXT_MAX = 2_000  # characters of a body that are printed
 BYTES_MAX = 64  # of a body that is no text
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class Show(Verb):
@@ -60,12 +63,12 @@ class Show(Verb):
         self.console.heading(f"{task.consumer.name}: task {task.pk}")
         for name, value in _facts(task):
             self.console.line(f"  {name:<16} {value}")
-        for error in task.attempted_errors:
+        for error in _errors(task):
             self.console.line(
-                f"  {error['verb']} {error['attempt']:<9} {error['at']}  {_safe(error['error'])}"
+                f"  {error['verb']} {error['attempt']:<9} {error['at']}  {error['error']}"
             )
             for line in error["stack"].splitlines():
-                self.console.line(f"    {_safe(line)}")
+                self.console.line(f"    {line}")
 
 
 def _facts(task: Task) -> Iterator[tuple[str, str]]:
@@ -75,7 +78,7 @@ def _facts(task: Task) -> Iterator[tuple[str, str]]:
     yield "stream", task.consumer.stream.name
     yield "published", format_moment(event.created_at)
     yield "resource key", task.resource_key or "-"
-    yield "metadata", _safe(_told(event.metadata))
+    yield "metadata", _told(event.metadata)
     yield "body", _body_text(event)
     yield "state", TaskState(task.state).name.lower()
     yield "attempts", f"{task.attempt_count} of {task.consumer.attempt_max}"
@@ -85,7 +88,7 @@ def _facts(task: Task) -> Iterator[tuple[str, str]]:
     yield "cancel requested", format_moment(task.cancel_requested_at)
     yield "cancel attempts", str(task.cancel_attempt_count)
     yield "ended", format_moment(task.finalized_at)
-    yield "result", _safe(_told(task.result))
+    yield "result", _told(task.result)
 
 
 def _as_json(task: Task) -> dict[str, Any]:
@@ -111,13 +114,20 @@ def _as_json(task: Task) -> dict[str, Any]:
         "attempt_count": task.attempt_count,
         "attempt_max": task.consumer.attempt_max,
         "attempted_at": task.attempted_at,
-        "attempted_errors": task.attempted_errors,
+        "attempted_errors": list(_errors(task)),
         "cancel_requested_at": task.cancel_requested_at,
         "cancel_attempt_count": task.cancel_attempt_count,
         "result": jsons.loads(_told(task.result)),
         "finalized_at": task.finalized_at,
         "created_at": task.created_at,
     }
+
+
+def _errors(task: Task) -> Iterator[dict[str, Any]]:
+    keys = get_settings().REDACTED_KEYS
+    for entry in task.attempted_errors:
+        texts = {name: redact(entry[name], keys, is_error=True) for name in ("error", "stack")}
+        yield entry | texts
 
 
 def _told(value: Any) -> str:
@@ -134,10 +144,25 @@ def _portable(event: Event) -> tuple[str | None, str]:
         body = bytes(event.body)
     except UndecodableEvent:
         return None, "undecodable"
+    text = _text(body)
+    if text is not None:
+        return _redacted(text), "utf-8"
+    if _mentions_a_secret(body):
+        return None, "redacted"
+    return base64.b64encode(body).decode(), "base64"
+
+
+def _text(body: bytes) -> str | None:
+    """Return the text, or None for bytes that are none; a secret may hide between controls."""
     try:
-        return _redacted(body.decode()), "utf-8"
+        text = body.decode()
     except UnicodeDecodeError:
-        return base64.b64encode(body).decode(), "base64"
+        return None
+    return None if _CONTROL.search(text) and _mentions_a_secret(body) else text
+
+
+def _mentions_a_secret(body: bytes) -> bool:
+    return first_mention(body, get_settings().REDACTED_KEYS) is not None
 
 
 def _body_text(event: Event) -> str:
@@ -149,16 +174,16 @@ def _body_text(event: Event) -> str:
 
 
 def _readable(body: bytes) -> str:
-    try:
-        text = _redacted(body.decode())
-    except UnicodeDecodeError:
-        return f"{body[:BYTES_MAX].hex(' ')}{' …' if len(body) > BYTES_MAX else ''}"
-    return f"{_safe(text[:TEXT_MAX])}{' …' if len(text) > TEXT_MAX else ''}"
+    text = _text(body)
+    if text is None:
+        return _dump(body[:BYTES_MAX], len(body))
+    shown = _redacted(text)
+    return f"{shown[:TEXT_MAX]}{' …' if len(shown) > TEXT_MAX else ''}"
 
 
-def _safe(text: str) -> str:
-    """Escape what could steer a terminal."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
+def _dump(start: bytes, size_bytes: int) -> str:
+    """Return bytes in hexadecimal up to the first secret key."""
+    end = first_mention(start, get_settings().REDACTED_KEYS)
+    if end is not None:
+        return f"{start[:end].hex(' ')} {REPLACEMENT}"
+    return f"{start.hex(' ')}{' …' if size_bytes > len(start) else ''}"
