@@ -119,8 +119,14 @@ def sync(consumers: Iterable[str] | None = None, *, using: str | None = None) ->
 
 def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) -> Subscriber[R_co]:
     def on_cancel(
-        *, retry: RetryPolicy | None = None, timeout: timedelta | None = None
+        *bare: object, retry: RetryPolicy | None = None, timeout: timedelta | None = None
     ) -> Callable[[C], C]:
+        if bare:
+            raise ConfigurationError(
+                f"Consumer {subscription.consumer!r}: on_cancel() needs its parentheses, and takes "
+                "options by name alone, such as @refund.on_cancel(retry=Fixed())."
+            )
+
         def register(cancel_handler: C) -> C:
             declarations.check_handler(cancel_handler)
             declarations.check_atomic(subscription, cancel_handler)

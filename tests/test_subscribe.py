@@ -261,39 +261,3 @@ def test_an_async_handler_cannot_be_atomic() -> None:
     handler: Any = declare(atomic=True).handler
     with pytest.raises(ConfigurationError, match="atomic=True needs a plain function"):
         handler.on_cancel()(handle_async)
-
-
-def test_a_cancellation_handler_is_noted_and_stays_callable() -> None:
-    @subscribe("order.>", consumer="repayments", retry=Fixed())
-    def refund(message: Any) -> None: ...
-
-    policy = Exponential(attempt_max=10)
-
-    @refund.on_cancel(retry=policy, timeout=SECOND)
-    def undo(message: Any) -> str:
-        return "undone"
-
-    noted = find("repayments")
-    assert noted.cancel_handler is undo
-    assert (noted.cancel_policy, noted.cancel_attempt_max) == (policy, 10)
-    assert noted.cancel_timeout == SECOND
-    assert undo(None) == "undone"
-
-
-def test_a_cancellation_handler_follows_the_handlers_policy_unless_told() -> None:
-    noted = declare(retry=Fixed(), attempt_max=5)
-    handler: Any = noted.handler
-    handler.on_cancel()(handle)
-    assert (noted.cancel_handler, noted.cancel_timeout) == (handle, None)
-    assert (noted.cancel_policy, noted.cancel_attempt_max) == (Fixed(), 5)
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [({"retry": 5}, "retry must be a retry policy"), ({"timeout": 5}, "timeout must be")],
-)
-def test_a_bad_option_of_a_cancellation_is_refused(options: dict[str, Any], problem: str) -> None:
-    handler: Any = declare().handler
-    with pytest.raises(ConfigurationError, match=problem):
-        handler.on_cancel(**options)(handle)
-    assert find("repayments").cancel_handler is None

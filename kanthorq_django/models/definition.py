@@ -68,6 +68,8 @@ class Definition(NamedTuple):
 
 def stored_exdates(moments: Iterable[object]) -> list[str]:
     """Return ``moments`` sorted, as ISO 8601 in UTC. Raises InvalidSchedule for what is none."""
+    if not isinstance(moments, Iterable):
+        raise InvalidSchedule(f"exdates takes a list of aware datetimes, not {moments!r}.")
     return [
         moment.isoformat() for moment in sorted({_moment("exdates", given) for given in moments})
     ]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from django.core.exceptions import ObjectDoesNotExist
 from django.db import connections, models
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
@@ -129,13 +130,18 @@ class Event(SealableModel):
         return f"<Event: {self}>"
 
     def save(self, *_: Any, using: str | None = None, **__: Any) -> None:
-        """Publish this unsaved event into its stream. Raises EventIsImmutable if it is stored.
+        """Publish this unsaved event into its stream.
 
+        Raises EventIsImmutable if it is stored, InvalidEvent without a stream, else as ``publish``.
         With a known idempotency key it becomes the stored event, ``created`` False.
         """
         if not self._state.adding:
             raise EventIsImmutable(f"Event {self.pk} never changes once published.")
-        (stored,) = Event.objects.using(using).publish([self], stream=self.stream.name)
+        try:
+            stream = self.stream.name
+        except ObjectDoesNotExist as error:
+            raise InvalidEvent("The event has no stream; use publish(), or give it one.") from error
+        (stored,) = Event.objects.using(using).publish([self], stream=stream)
         if stored is not self:
             self.__dict__.update(stored.__dict__)
 

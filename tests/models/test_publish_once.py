@@ -86,6 +86,12 @@ def test_save_and_create_publish_into_the_events_stream() -> None:
     assert columns(saved) == columns(Event.objects.get(pk=saved.pk))
 
 
+def test_an_event_without_a_stream_is_not_saved_and_told_what_to_do() -> None:
+    with pytest.raises(InvalidEvent, match=r"has no stream; use publish\(\)"):
+        Event.objects.create(subject="order.paid")
+    assert not Event.objects.exists()
+
+
 def test_create_with_a_used_key_becomes_the_stored_event() -> None:
     stream = StreamFactory.create()
     first = Event.objects.create(stream=stream, subject="order.paid", idempotency_key="k")

@@ -151,6 +151,7 @@ def test_the_next_five_are_told():
         ({"dtstart": "2026-01-01"}, InvalidSchedule, "aware"),
         ({"timezone": "Mars/Olympus"}, InvalidSchedule, "time zone"),
         ({"timezone": "../etc/passwd"}, InvalidSchedule, "time zone"),
+        ({"exdates": datetime(2026, 1, 1, tzinfo=UTC)}, InvalidSchedule, "takes a list of aware"),
         ({"exdates": [datetime(2026, 1, 1)]}, InvalidSchedule, "aware"),  # noqa: DTZ001
         ({"catchup": "some"}, InvalidSchedule, "catchup"),
         ({"subject": "report.*"}, InvalidSubject, "wildcard"),
