@@ -24,7 +24,7 @@ BATCH_SIZE = 1_000
 
 
 def drain(*consumers: str) -> int:
-    """Handle all that is due for ``consumers`` (none named: for all); return how many handlers ran.
+    """Handle all that is due for ``consumers`` (none named: for all); return how many tasks.
 
     Also what handlers publish meanwhile. A failing handler is nacked as in a worker, its
     error stands in ``task.attempted_errors``; what waits for a retry is left to wait.
