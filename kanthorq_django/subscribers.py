@@ -57,7 +57,7 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     """Let the decorated function handle each event of ``stream`` that ``includes`` select.
 
     It is called with a ``Message`` and stays a plain callable; it may be ``async def``.
-    ``consumer`` defaults to ``<module's app>.<function>``. ``atomic`` runs it and its
+    ``consumer`` defaults to ``<top-level package>.<function>``. ``atomic`` runs it and its
     acknowledgement in one transaction: exactly-once effects. ``deliver`` says where a new
     consumer starts: ``"all"``, ``"new"`` or an aware datetime. ``attempt_max`` defaults to
     the retry policy's, else 16. ``serialize`` runs tasks with the same resource key one at a
