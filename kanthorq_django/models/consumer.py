@@ -21,6 +21,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.models import cursor as cursors
 from kanthorq_django.models.cursor import ALWAYS, Lag, Page
@@ -252,7 +253,7 @@ class Consumer(models.Model):
         from kanthorq_django.models.task import Task
 
         if isinstance(event_ids, str | UUID):
-            raise TypeError(f"event_ids takes several ids; put {event_ids!r} into a list.")
+            raise TypeError(f"event_ids takes several ids; put {quoted(event_ids)} into a list.")
         wanted = dict.fromkeys(_event_id(given) for given in event_ids)
         tasks = Task.objects.using(self.using).filter(consumer=self, event_id__in=list(wanted))
         outcome = verb(tasks)
@@ -264,9 +265,9 @@ def _event_id(given: UUID | str) -> UUID:
     try:
         return given if isinstance(given, UUID) else UUID(str(given))
     except ValueError as error:
-        raise ValueError(f"{given!r} is not an event id; it must be a UUID.") from error
+        raise ValueError(f"{quoted(given)} is not an event id; it must be a UUID.") from error
 
 
 def _check_limit(limit: int) -> None:
     if type(limit) is not int or limit < 1:
-        raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}.")
+        raise ValueError(f"limit must be a whole number of at least 1, not {quoted(limit)}.")
