@@ -40,6 +40,7 @@ from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet
 
+LIMIT_MAX = 1_000_000  # tasks that one pull or claim leases
 BEGINNING = "1:1:"  # the snapshot in which nothing has happened yet
 LEASE_RAN_OUT = (
     "The lease ran out before the task was settled: the worker died, hung or was too slow."
@@ -269,5 +270,5 @@ def _event_id(given: UUID | str) -> UUID:
 
 
 def _check_limit(limit: int) -> None:
-    if type(limit) is not int or limit < 1:
-        raise ValueError(f"limit must be a whole number of at least 1, not {quoted(limit)}.")
+    if type(limit) is not int or not 1 <= limit <= LIMIT_MAX:
+        raise ValueError(f"limit must be 1 to {LIMIT_MAX:,}, not {quoted(limit)}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
+from kanthorq_django.exceptions import InvalidBody
 from kanthorq_django.management import arguments
 from kanthorq_django.management.commands.kanthorq import Command
 from kanthorq_django.management.commands.runworker import Command as RunWorker
@@ -71,7 +72,7 @@ def lines(reader: Reader) -> None:
 
 def published_bodies(reader: Reader) -> None:
     """The body of ``kanthorq publish`` is content, or the reason why not is one sentence."""
-    with refusals(CommandError):
+    with refusals(CommandError, InvalidBody):
         publish_content(
             reader.text(("{", "}", "[", "]", '"', ",", ":", "1", "e", "\\u", "d800", *PIECES), 12),
             file=None,

@@ -71,7 +71,9 @@ def redaction(reader: Reader) -> None:
             [around, {key: secret, "z": around}, around], ensure_ascii=reader.chance()
         )
         shown = redact(text, SECRET_KEYS)
-        assert json.loads(shown) == [around, {key: REPLACEMENT, "z": around}, around]
+        expected = json.loads(text)
+        expected[1][key] = REPLACEMENT
+        assert json.loads(shown) == expected
     finally:
         shown = redact(f"{around}\n{key}={MARK}", SECRET_KEYS)
     assert MARK not in shown
