@@ -264,9 +264,11 @@ class Consumer(models.Model):
 
 def _event_id(given: UUID | str) -> UUID:
     try:
-        return given if isinstance(given, UUID) else UUID(str(given))
-    except ValueError as error:
-        raise ValueError(f"{quoted(given)} is not an event id; it must be a UUID.") from error
+        if isinstance(given, UUID | str):
+            return given if isinstance(given, UUID) else UUID(given)
+    except ValueError:
+        pass
+    raise ValueError(f"{quoted(given)} is not an event id; it must be a UUID.")
 
 
 def _check_limit(limit: int) -> None:

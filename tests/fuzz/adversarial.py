@@ -36,7 +36,11 @@ numbers = (
 moments = st.datetimes(timezones=st.sampled_from(ZONES)) | st.sampled_from(
     [edge.replace(tzinfo=zone) for edge in (datetime.min, datetime.max) for zone in ZONES]  # noqa: DTZ901
 )
-durations = st.timedeltas() | st.sampled_from((timedelta.max, timedelta.min, timedelta(0)))
+durations = (
+    st.timedeltas(timedelta(0), timedelta(days=4_000))
+    | st.timedeltas(timedelta(0), timedelta(days=1))
+    | st.sampled_from((timedelta.max, timedelta.min, timedelta(0)))
+)
 leaves = st.none() | st.booleans() | numbers | texts
 json_values = st.recursive(
     leaves,
@@ -68,4 +72,16 @@ def examples(count: int) -> Callable[[Any], Any]:
         database=None,
         # One test's rows serve all of its examples: each takes back, or counts, what it writes.
         suppress_health_check=list(HealthCheck),
+    )
+
+
+def few_odd(
+    usual: dict[str, Any], odd: dict[str, st.SearchStrategy[Any]], most: int = 2
+) -> st.SearchStrategy[dict[str, Any]]:
+    """Return ``usual`` with up to ``most`` of its values replaced by ``odd`` ones."""
+    chosen = st.lists(st.sampled_from(sorted(odd)), max_size=most, unique=True)
+    return chosen.flatmap(
+        lambda keys: st.fixed_dictionaries({key: odd[key] for key in keys}).map(
+            lambda given: usual | given
+        )
     )

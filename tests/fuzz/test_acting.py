@@ -64,7 +64,10 @@ def test_a_lease_is_extended_by_a_duration_or_not_at_all(task: Task, duration: A
 
 
 @examples(60)
-@given(ids=st.lists(anything, max_size=3) | anything, verb=st.sampled_from(("cancel", "reset")))
+@given(
+    ids=st.lists(st.uuids() | st.uuids().map(str) | anything, max_size=3) | anything,
+    verb=st.sampled_from(("cancel", "reset")),
+)
 def test_verbs_of_a_consumer_take_ids_of_events_alone(task: Task, ids: Any, verb: str):
     with knocked(ValueError, TypeError):
         outcome = getattr(task.consumer, verb)(ids)
@@ -72,7 +75,7 @@ def test_verbs_of_a_consumer_take_ids_of_events_alone(task: Task, ids: Any, verb
 
 
 @examples(60)
-@given(limit=numbers | anything)
+@given(limit=st.integers(1, 2_000_000) | numbers | anything)
 def test_a_claim_takes_a_number_of_tasks_alone(task: Task, limit: Any):
     with knocked(ValueError):
         assert Consumer.objects.get(pk=task.consumer_id).claim(limit) == []

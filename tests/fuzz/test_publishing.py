@@ -15,6 +15,7 @@ from kanthorq_django.models import Event
 from tests.fuzz.adversarial import (
     anything,
     examples,
+    few_odd,
     json_values,
     moments,
     mostly,
@@ -28,16 +29,25 @@ from tests.fuzz.oracle import refusals
 
 REFUSALS = (InvalidEvent, ConfigurationError)
 
-arguments = st.fixed_dictionaries(
+arguments = few_odd(
     {
-        "subject": mostly("order.paid", subjects | anything),
-        "body": mostly(b"", json_values | anything),
-        "stream": mostly("orders", names | anything),
-        "metadata": mostly(None, st.dictionaries(texts, json_values, max_size=3) | anything),
-        "resource_key": mostly("", names | anything),
-        "idempotency_key": mostly(None, names | anything),
-        "schedule_at": mostly(None, moments | anything),
-    }
+        "subject": "order.paid",
+        "body": b"",
+        "stream": "orders",
+        "metadata": None,
+        "resource_key": "",
+        "idempotency_key": None,
+        "schedule_at": None,
+    },
+    {
+        "subject": subjects | anything,
+        "body": json_values | anything,
+        "stream": names | anything,
+        "metadata": st.dictionaries(texts, json_values, max_size=3) | anything,
+        "resource_key": names | anything,
+        "idempotency_key": names | anything,
+        "schedule_at": moments | anything,
+    },
 )
 contents = arguments.map(lambda given: {k: v for k, v in given.items() if k != "stream"})
 
