@@ -93,10 +93,20 @@ def zone_of(name: object) -> ZoneInfo:
 
 def recurrence_of(schedule: "Schedule") -> Recurrence:
     """Return the rule, ready to be asked. Raises InvalidSchedule or RecurrenceProblem."""
+    _check_list(schedule.exdates)
     exdates = frozenset(_moment("exdates", given) for given in schedule.exdates)
     # Rules count in whole seconds.
     dtstart = _moment("dtstart", schedule.dtstart).replace(microsecond=0)
     return Recurrence(schedule.rrule, dtstart, zone_of(schedule.timezone), exdates)
+
+
+def readable_exdates(schedule: "Schedule") -> list[datetime]:
+    """Return the moments left out; none if the column holds anything else, as a page shows it."""
+    try:
+        _check_list(schedule.exdates)
+        return [_moment("exdates", given) for given in schedule.exdates]
+    except InvalidSchedule:
+        return []
 
 
 def occurrence_metadata(schedule: "Schedule", moment: datetime) -> dict[str, str]:
@@ -145,9 +155,13 @@ def _check_metadata(schedule: "Schedule") -> None:
 
 
 def _check_exdates(schedule: "Schedule") -> None:
-    if not isinstance(schedule.exdates, list):
-        raise InvalidSchedule(f"exdates must be a list, not {type(schedule.exdates).__name__}.")
+    _check_list(schedule.exdates)
     stored_exdates(schedule.exdates)
+
+
+def _check_list(exdates: object) -> None:
+    if not isinstance(exdates, list):
+        raise InvalidSchedule(f"exdates must be a list, not {type(exdates).__name__}.")
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {

@@ -1,7 +1,6 @@
 """What fuzzing found, each as a fact that holds now."""
 
 import itertools
-import time
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -29,7 +28,7 @@ from tests.admin.pages import page
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory
 from tests.fuzz.oracle import assert_sentence
-from tests.fuzz.reader import Unreadable
+from tests.fuzz.reader import Unreadable, nested
 
 HUGE = 10**5_000  # Python, and so pytest, refuses to write it in digits
 HUGE_PARAMETER = pytest.param(HUGE, id="huge")
@@ -116,11 +115,9 @@ def test_a_place_in_a_body_is_told_on_one_line_whatever_its_keys_are():
 
 
 def test_what_is_far_too_large_is_refused_before_it_is_walked():
-    huge: list[list[int]] = [[]] * 2_000_000
-    started = time.monotonic()
-    with pytest.raises(InvalidBody, match="8,000,000 bytes, the limit is 1,000 "):
-        encode_body(huge, size_max=1_000)
-    assert time.monotonic() - started < 2  # it took six
+    # Walking tells a second fault; it takes Python minutes for what it dumps in a second.
+    with pytest.raises(InvalidBody, match=r"8,\d+ bytes, the limit is 1,000 "):
+        encode_body([nested(1, 200), *[[]] * 2_000], size_max=1_000)
 
 
 @pytest.mark.django_db
