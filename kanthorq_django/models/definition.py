@@ -12,7 +12,7 @@ from django.db import models
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
-from kanthorq_django.domain.recurrence import HORIZON_YEARS, YEAR_MAX, YEAR_MIN, Recurrence
+from kanthorq_django.domain.recurrence import YEAR_MAX, YEAR_MIN, Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
 from kanthorq_django.models.body import encode_body, encode_metadata
@@ -188,7 +188,7 @@ def _zone_name(given: object) -> object:
 def _exdate(given: object) -> datetime:
     """Return ``given`` as a moment in UTC that a rule can have."""
     moment = _moment("exdates", given)
-    if not YEAR_MIN <= moment.year <= YEAR_MAX + HORIZON_YEARS:
+    if not YEAR_MIN <= moment.year <= YEAR_MAX:
         raise InvalidSchedule(f"exdates takes the years {YEAR_MIN} to {YEAR_MAX}, not {moment}.")
     return moment
 

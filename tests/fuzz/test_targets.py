@@ -15,7 +15,7 @@ from tests.fuzz.targets import TARGETS
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@examples(60)
+@examples(40)
 @given(data=st.binary(min_size=20, max_size=400))
 def test_no_bytes_make_a_target_fail(declared: Registry, name: str, data: bytes):
     TARGETS[name](Reader(data))
