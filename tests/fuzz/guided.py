@@ -28,7 +28,7 @@ SECONDS_MAX = 30  # of one case, on a machine with other work to do
 INPUT_SIZE_MAX = 512  # bytes
 INSTRUMENTED = (
     "kanthorq_django.admin.content",
-    "kanthorq_django.admin.schedule_form",
+    "kanthorq_django.admin.schedule_fields",
     "kanthorq_django.conf",
     "kanthorq_django.declarations",
     "kanthorq_django.domain",

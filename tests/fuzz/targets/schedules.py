@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ValidationError
 
-from kanthorq_django.admin.schedule_form import local_moment
+from kanthorq_django.admin.schedule_fields import local_moment
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem, parse
 from kanthorq_django.domain.wording import in_words
