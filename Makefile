@@ -1,10 +1,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 MINUTES ?= 2
+CASES ?= 100000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FUZZ_READY := $(VENV)/.fuzz-ready
 
-.PHONY: help setup demo admin test check format soak bench matrix wheel clean
+.PHONY: help setup demo admin test check format soak fuzz bench matrix wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +44,13 @@ format: $(READY) ## let ruff rewrite what it can
 
 soak: $(READY) ## inject random faults for MINUTES (2), repeatable with SEED
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(FUZZ_READY) ## guess CASES (100000) bad inputs by coverage, repeatable with SEED
+	$(BIN)/python -m tests.fuzz.guided --cases $(CASES) $(if $(SEED),--seed $(SEED)) $(TARGETS)
+
+$(FUZZ_READY): $(READY) requirements-fuzz.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-fuzz.txt
+	@touch $@
 
 slow: $(READY) ## run the tests that take long
 	$(BIN)/python -m pytest -m slow

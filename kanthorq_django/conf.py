@@ -10,6 +10,7 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
 
 SECRET_KEYS = (
@@ -63,7 +64,25 @@ class Settings:
     BODY_KEYS: tuple[str, ...] = field(default=(), repr=False)
 
 
-CEILINGS = {"DEPTH_MAX": 500}  # Python's own recursion ends at a thousand
+# What is beyond ends in an error of PostgreSQL or Python, at a time when nobody expects it.
+CEILINGS: dict[str, Any] = {
+    "CONCURRENCY": 1_000,
+    "BATCH_SIZE": 10_000,
+    "PAGE_SIZE": 1_000_000,
+    "GROUP_COMMIT": 10_000,
+    "POLL_INTERVAL": timedelta(days=1),
+    "SHUTDOWN_TIMEOUT": timedelta(days=1),
+    "BODY_SIZE_MAX": 268_435_456,  # a value of PostgreSQL has at most 1 GiB, written in hex half
+    "METADATA_SIZE_MAX": 134_217_728,  # jsonb ends at 256 MiB
+    "RESULT_SIZE_MAX": 134_217_728,
+    "DEPTH_MAX": 500,  # Python's own recursion ends at a thousand
+    "PUBLISH_MAX": 1_000_000_000,
+    "HOPS_MAX": 1_000_000,
+    "FILTERS_MAX": 1_000,
+    "ERRORS_MAX": 1_000,
+    "ERROR_SIZE_MAX": 1_048_576,
+    "AUDIT_RETENTION": timedelta(days=36_500),
+}
 SECRET = frozenset({"BODY_KEYS"})  # keys whose values no message may show
 
 
@@ -75,14 +94,14 @@ def problems(declared: object) -> Iterator[tuple[str, str]]:
     known = {field.name: field for field in fields(Settings)}
     for key, value in declared.items():
         if key not in known:
-            yield f"KANTHORQ has no key {key!r}.", _suggestion(key, known)
+            yield f"KANTHORQ has no key {quoted(key)}.", _suggestion(key, known)
         elif problem := _value_problem(key, known[key].type, value):
-            shown = "wrong" if key in SECRET else repr(value)
+            shown = "wrong" if key in SECRET else quoted(value)
             yield f"KANTHORQ[{key!r}] is {shown}; {problem}.", "See docs/settings.md."
 
 
 def _suggestion(key: object, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(str(key).upper(), known, n=1)
+    near = difflib.get_close_matches(key.upper(), known, n=1) if isinstance(key, str) else []
     return f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(sorted(known))}."
 
 
@@ -91,7 +110,10 @@ def _value_problem(key: str, wanted: object, value: Any) -> str | None:
     if not is_right(value):
         return problem
     ceiling = CEILINGS.get(key)
-    return None if ceiling is None or value <= ceiling else f"it must be at most {ceiling}"
+    if ceiling is None or value is None or value <= ceiling:
+        return None
+    shown = f"{ceiling.days:,} days" if isinstance(ceiling, timedelta) else f"{ceiling:,}"
+    return f"it must be at most {shown}"
 
 
 _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {

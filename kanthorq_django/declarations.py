@@ -1,13 +1,16 @@
 """What the declaration of a subscriber must fulfil, told in words of the one who wrote it."""
 
 import inspect
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from django.utils import timezone
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
+from kanthorq_django.domain.moments import YEAR_MAX, YEAR_MIN, is_storable
 from kanthorq_django.domain.names import name_problem
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import ATTEMPT_LIMIT, RetryPolicy
 from kanthorq_django.domain.subscriptions import ATTEMPT_MAX, Subscription
 from kanthorq_django.exceptions import ConfigurationError, InvalidFilter
@@ -23,12 +26,13 @@ def check(subscription: Subscription) -> None:
     name = subscription.consumer
     for noun, given in (("consumer", name), ("stream", subscription.stream)):
         if problem := name_problem(given):
-            raise ConfigurationError(f"{str(given)[:80]!a} cannot name a {noun}: {problem}.")
+            raise ConfigurationError(f"{quoted(given)} cannot name a {noun}: {problem}.")
     _check_filters(name, "include", subscription.includes)
     _check_filters(name, "exclude", subscription.excludes)
     if not subscription.includes:
         raise InvalidFilter(f"Consumer {name!r} has no subject filter; use '>' for all subjects.")
     _check_limits(subscription)
+    _check_switches(subscription)
     _check_deliver(name, subscription.deliver)
     check_atomic(subscription, subscription.handler)
 
@@ -37,14 +41,15 @@ def check_spelling(includes: tuple[object, ...], excludes: object) -> None:
     """Refuse what Python would take for something else: a bare decorator, a str as a list."""
     if any(callable(pattern) for pattern in includes):
         raise InvalidFilter("@subscribe needs subject filters: @subscribe('order.>').")
-    if isinstance(excludes, str):
-        raise InvalidFilter(f"excludes must be a list or tuple of filters, not {excludes[:80]!r}.")
+    # Not any iterable: one without a size may never end.
+    if isinstance(excludes, str) or not isinstance(excludes, Collection):
+        raise InvalidFilter(f"excludes must be a list or tuple of filters, not {quoted(excludes)}.")
 
 
 def check_handler(handler: object) -> None:
     """Raise ConfigurationError unless ``handler`` can be called with a message."""
     if not callable(handler):
-        raise ConfigurationError(f"A handler must be callable, not {handler!r}.")
+        raise ConfigurationError(f"A handler must be callable, not {quoted(handler)}.")
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
         raise ConfigurationError(f"{name_of(handler)} is a generator, which would never run.")
     try:
@@ -68,7 +73,8 @@ def check_retry(consumer: str, retry: object) -> None:
     """Raise ConfigurationError unless ``retry`` is a retry policy."""
     if not isinstance(retry, RetryPolicy):
         raise ConfigurationError(
-            f"Consumer {consumer!r}: retry must be a retry policy such as Fixed(), not {retry!r}."
+            f"Consumer {quoted(consumer)}: retry must be a retry policy such as Fixed(), "
+            f"not {quoted(retry)}."
         )
 
 
@@ -77,7 +83,7 @@ def check_timeout(consumer: str, timeout: object) -> None:
     if timeout is not None and not (isinstance(timeout, timedelta) and timeout > timedelta(0)):
         raise ConfigurationError(
             f"Consumer {consumer!r}: timeout must be a timedelta above zero or None, "
-            f"not {timeout!r}."
+            f"not {quoted(timeout)}."
         )
 
 
@@ -88,24 +94,25 @@ def attempts(given: int | None, policy: RetryPolicy) -> int:
     """
     if given is not None and policy.attempt_max not in (None, given):
         raise ConfigurationError(
-            f"attempt_max is {given}, but its retry policy says {policy.attempt_max}; give one."
+            f"attempt_max is {quoted(given)}, but its retry policy says {policy.attempt_max}; "
+            "give one."
         )
     return (policy.attempt_max or ATTEMPT_MAX) if given is None else given
 
 
 def default_name(handler: object) -> str:
     """Return the name of a consumer that was given none. Raises ConfigurationError."""
-    name = getattr(handler, "__name__", None)
-    if name is None:
+    name, module = getattr(handler, "__name__", None), getattr(handler, "__module__", None)
+    if name is None or module is None:
         raise ConfigurationError(f"{name_of(handler)} has no name of its own; give consumer=….")
-    return f"{handler.__module__.split('.')[0]}.{name}"
+    return f"{module.split('.')[0]}.{name}"
 
 
 def name_of(handler: object) -> str:
     """Return ``module.function``, or what else tells the reader which handler it is."""
     if name := getattr(handler, "__qualname__", None):
         return f"{getattr(handler, '__module__', '?')}.{name}"
-    return repr(handler)
+    return quoted(handler)
 
 
 def _check_filters(consumer: str, kind: str, patterns: tuple[str, ...]) -> None:
@@ -118,7 +125,7 @@ def _check_filters(consumer: str, kind: str, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         if problem := subjects.filter_problem(pattern):
             raise InvalidFilter(
-                f"Consumer {consumer!r}: the {kind} filter {str(pattern)[:80]!a} is not valid: "
+                f"Consumer {consumer!r}: the {kind} filter {quoted(pattern)} is not valid: "
                 f"{problem}."
             )
 
@@ -128,7 +135,7 @@ def _check_limits(subscription: Subscription) -> None:
     attempts = subscription.attempt_max
     if type(attempts) is not int or not 1 <= attempts <= ATTEMPT_LIMIT:
         raise ConfigurationError(
-            f"Consumer {name!r}: attempt_max must be 1 to {ATTEMPT_LIMIT}, not {attempts!r}."
+            f"Consumer {name!r}: attempt_max must be 1 to {ATTEMPT_LIMIT}, not {quoted(attempts)}."
         )
     visibility = subscription.visibility_timeout
     if (
@@ -137,7 +144,7 @@ def _check_limits(subscription: Subscription) -> None:
     ):
         raise ConfigurationError(
             f"Consumer {name!r}: visibility_timeout must be a timedelta from "
-            f"{VISIBILITY_TIMEOUT_MIN} to {VISIBILITY_TIMEOUT_MAX}, not {visibility!r}."
+            f"{VISIBILITY_TIMEOUT_MIN} to {VISIBILITY_TIMEOUT_MAX}, not {quoted(visibility)}."
         )
     check_timeout(name, subscription.timeout)
     _check_batch(subscription)
@@ -147,7 +154,7 @@ def _check_batch(subscription: Subscription) -> None:
     name, batch = subscription.consumer, subscription.batch
     if type(batch) is not int or not 1 <= batch <= BATCH_MAX:
         raise ConfigurationError(
-            f"Consumer {name!r}: batch must be 1 to {BATCH_MAX}, not {batch!r}."
+            f"Consumer {name!r}: batch must be 1 to {BATCH_MAX}, not {quoted(batch)}."
         )
     if subscription.grouped and batch == 1:
         raise ConfigurationError(
@@ -156,15 +163,30 @@ def _check_batch(subscription: Subscription) -> None:
     if subscription.serialize not in (False, True, "strict"):
         raise ConfigurationError(
             f"Consumer {name!r}: serialize must be False, True or 'strict', not "
-            f"{subscription.serialize!r}."
+            f"{quoted(subscription.serialize)}."
         )
+
+
+def _check_switches(subscription: Subscription) -> None:
+    for option in ("atomic", "parked", "grouped"):
+        value = getattr(subscription, option)
+        if type(value) is not bool:
+            raise ConfigurationError(
+                f"Consumer {subscription.consumer!r}: {option} must be True or False, "
+                f"not {quoted(value)}."
+            )
 
 
 def _check_deliver(consumer: str, deliver: object) -> None:
     if isinstance(deliver, datetime) and timezone.is_aware(deliver):
+        if not is_storable(deliver):
+            raise ConfigurationError(
+                f"Consumer {consumer!r}: deliver {deliver} must be in the years {YEAR_MIN} to "
+                f"{YEAR_MAX}."
+            )
         return
     if deliver not in STARTS:
         raise ConfigurationError(
             f"Consumer {consumer!r}: deliver must be 'all', 'new' or an aware datetime, not "
-            f"{deliver!r}."
+            f"{quoted(deliver)}."
         )

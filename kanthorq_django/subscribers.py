@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from kanthorq_django import declarations
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 from kanthorq_django.domain.subscriptions import Subscription, registry
 from kanthorq_django.exceptions import ConfigurationError
@@ -142,7 +143,7 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
 
     try:
         handler.on_cancel = on_cancel  # type: ignore[attr-defined]  # functions take attributes
-    except AttributeError as error:
+    except (AttributeError, TypeError) as error:
         raise ConfigurationError(
             f"{declarations.name_of(handler)} cannot be a handler, as it takes no attribute; "
             "use a function."
@@ -166,7 +167,7 @@ def find(consumer: str) -> Subscription:
     known = [subscription.consumer for subscription in registry.all()]
     near = difflib.get_close_matches(consumer, known, n=3)
     hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {sorted(known)}."
-    raise ConfigurationError(f"No subscriber declares the consumer {consumer!r}; {hint}")
+    raise ConfigurationError(f"No subscriber declares the consumer {quoted(consumer)}; {hint}")
 
 
 def _registration(subscription: Subscription) -> "Registration":

@@ -27,7 +27,7 @@ from kanthorq_django.admin.schedule_form import ScheduleForm, json_problem, stra
 from kanthorq_django.admin.scheduling import SchedulingAdmin, record
 from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.models import Schedule
-from kanthorq_django.models.definition import TIMING
+from kanthorq_django.models.definition import TIMING, readable_exdates
 
 LIVES = {
     "active": (_("Active"), "alive"),
@@ -189,7 +189,7 @@ class ScheduleAdmin(SchedulingAdmin):
 
     @admin.display(description=_("left out"))
     def left_out(self, schedule: Schedule) -> str:
-        moments = [_local(schedule, datetime.fromisoformat(text)) for text in schedule.exdates]
+        moments = [_local(schedule, left_out) for left_out in readable_exdates(schedule)]
         context = {"moments": moments, "reason": NOTHING}
         return render_to_string("admin/kanthorq_django/schedule/occurrences.html", context)
 

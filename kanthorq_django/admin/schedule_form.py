@@ -25,7 +25,7 @@ from kanthorq_django.admin.schedule_fields import (
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.exceptions import InvalidSchedule
 from kanthorq_django.models import Schedule
-from kanthorq_django.models.definition import stored_exdates, zone_of
+from kanthorq_django.models.definition import readable_exdates, stored_exdates, zone_of
 from kanthorq_django.models.occurrences import MOMENT
 
 STRAYS_SOUGHT_MAX = 20
@@ -102,9 +102,7 @@ class ScheduleForm(_ModelForm):
         kept.as_stored = copy.copy(kept)
         self._guard("body", "metadata")
         self.initial["dtstart"] = _naive(kept, kept.dtstart)
-        self.initial["exdates"] = [
-            _naive(kept, datetime.fromisoformat(text)) for text in kept.exdates
-        ]
+        self.initial["exdates"] = [_naive(kept, moment) for moment in readable_exdates(kept)]
         # A zone that is not known here any more is kept until somebody chooses another one.
         zones = zone_choices()
         if (kept.timezone, kept.timezone) not in zones:
@@ -167,7 +165,7 @@ def _naive(schedule: Schedule, moment: datetime) -> datetime:
 def strays(schedule: Schedule) -> list[str]:
     """Return which of the moments left out, of the first few, are no occurrences anyway."""
     every = Recurrence(schedule.rrule, schedule.dtstart, zone_of(schedule.timezone))
-    moments = [datetime.fromisoformat(text) for text in schedule.exdates[:STRAYS_SOUGHT_MAX]]
+    moments = readable_exdates(schedule)[:STRAYS_SOUGHT_MAX]
     return [
         written(_naive(schedule, moment), " ")
         for moment in moments

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 from dateutil.rrule import rrulestr
 
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.rules import WITHIN_DAYS, RecurrenceProblem, parse, until_moment
 from kanthorq_django.domain.times_of_day import TimesOfDay
 
@@ -59,7 +60,7 @@ class Recurrence:
         object.__setattr__(self, "dtstart", self.dtstart.replace(microsecond=0))
         object.__setattr__(self, "parts", parse(self.rule))
         if self.after(self.dtstart - timedelta(microseconds=1)) is None:
-            raise RecurrenceProblem(f"{self.rule!r} never occurs from {self.dtstart} on")
+            raise RecurrenceProblem(f"{quoted(self.rule)} never occurs from {self.dtstart} on")
 
     def after(self, moment: datetime) -> datetime | None:
         """Return the first occurrence later than ``moment``, in UTC; None if there is none."""

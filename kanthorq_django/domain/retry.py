@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from kanthorq_django.domain.quoting import quoted
+
 ATTEMPT_LIMIT = 32_767  # a smallint, as KanthorQ's attempt_max
 WAIT_LIMIT = timedelta(days=3_650)  # added to now, it stays a moment that Python can read
 
@@ -29,9 +31,11 @@ class RetryPolicy(ABC):
 
     def __post_init__(self) -> None:
         if self.attempt_max is not None and not _is_count(self.attempt_max):
-            raise ValueError(f"attempt_max must be 1 to {ATTEMPT_LIMIT}, not {self.attempt_max!r}.")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter must be between 0 and 1, not {self.jitter!r}.")
+            raise ValueError(
+                f"attempt_max must be 1 to {ATTEMPT_LIMIT}, not {quoted(self.attempt_max)}."
+            )
+        if not (_is_number(self.jitter) and 0 <= self.jitter <= 1):
+            raise ValueError(f"jitter must be between 0 and 1, not {quoted(self.jitter)}.")
         _check_positive(longest=self.longest)
         check_delay("longest", self.longest)
 
@@ -46,7 +50,7 @@ class RetryPolicy(ABC):
         within its jitter. Raises ValueError if ``attempt`` is below 1.
         """
         if attempt < 1:
-            raise ValueError(f"attempt counts from 1, got {attempt!r}.")
+            raise ValueError(f"attempt counts from 1, got {quoted(attempt)}.")
         drawn = random.random() if chance is None else chance  # noqa: S311  # not a secret
         try:
             wait = self.wait(attempt) * (1 - self.jitter + 2 * self.jitter * drawn)
@@ -65,8 +69,8 @@ class Polynomial(RetryPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_positive(base=self.base)
-        if not self.degree >= 0:
-            raise ValueError(f"degree must not be negative, got {self.degree!r}.")
+        if not (_is_number(self.degree) and self.degree >= 0):
+            raise ValueError(f"degree must not be negative, got {quoted(self.degree)}.")
 
     def wait(self, attempt: int) -> timedelta:
         return self.base * math.pow(attempt, self.degree)
@@ -83,8 +87,8 @@ class Exponential(RetryPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_positive(base=self.base)
-        if not self.factor >= 1:
-            raise ValueError(f"factor must be at least 1, got {self.factor!r}.")
+        if not (_is_number(self.factor) and self.factor >= 1):
+            raise ValueError(f"factor must be at least 1, got {quoted(self.factor)}.")
 
     def wait(self, attempt: int) -> timedelta:
         return self.base * math.pow(self.factor, attempt - 1)
@@ -122,7 +126,7 @@ def check_delay(name: str, delay: object) -> None:
     """Raise ValueError unless ``delay`` is a timedelta from zero to ten years."""
     if not isinstance(delay, timedelta) or not timedelta(0) <= delay <= WAIT_LIMIT:
         raise ValueError(
-            f"{name} must be a timedelta from zero to {WAIT_LIMIT.days} days, not {delay!r}."
+            f"{name} must be a timedelta from zero to {WAIT_LIMIT.days} days, not {quoted(delay)}."
         )
 
 
@@ -130,7 +134,12 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 1 <= value <= ATTEMPT_LIMIT
 
 
+def _is_number(value: object) -> bool:
+    """Tell whether ``value`` goes with floats; a Decimal does not."""
+    return isinstance(value, int | float)
+
+
 def _check_positive(**durations: object) -> None:
     for name, value in durations.items():
         if not isinstance(value, timedelta) or value <= timedelta(0):
-            raise ValueError(f"{name} must be a timedelta above zero, not {value!r}.")
+            raise ValueError(f"{name} must be a timedelta above zero, not {quoted(value)}.")

@@ -9,6 +9,8 @@ from datetime import MAXYEAR, datetime, time
 
 from dateutil.rrule import rrulestr
 
+from kanthorq_django.domain.quoting import quoted
+
 TEXT_SIZE_MAX = 500  # characters
 COUNT_MAX = 10_000
 # So that the next occurrence lies within the horizon of a search.
@@ -61,7 +63,7 @@ def parse(text: str) -> dict[str, str]:
     for part in text.upper().strip().removeprefix("RRULE:").split(";"):
         name, separator, value = part.strip().partition("=")
         if not (separator and value):
-            raise RecurrenceProblem(f"{part!a} is not of the form NAME=VALUE")
+            raise RecurrenceProblem(f"{quoted(part)} is not of the form NAME=VALUE")
         if name in parts:
             raise RecurrenceProblem(f"{name} is given twice")
         _check_part(name, value)
@@ -83,36 +85,38 @@ def _check_part(name: str, value: str) -> None:
     elif name in _CHECKS:
         _CHECKS[name](name, value)
     else:
-        raise RecurrenceProblem(f"{name!a} is not a part of a recurrence rule")
+        raise RecurrenceProblem(f"{quoted(name)} is not a part of a recurrence rule")
 
 
 def _check_numbers(name: str, value: str) -> None:
     for text in value.split(","):
         if not _NUMBER.fullmatch(text) or int(text) not in _RANGES[name]:
-            raise RecurrenceProblem(f"{name} holds {text!a}, which is out of range")
+            raise RecurrenceProblem(f"{name} holds {quoted(text)}, which is out of range")
 
 
 def _check_frequency(name: str, value: str) -> None:
     if value == "SECONDLY":
         raise RecurrenceProblem(f"{name}=SECONDLY is too frequent; MINUTELY is the limit")
     if value not in FREQUENCIES:
-        raise RecurrenceProblem(f"{name} must be one of {', '.join(FREQUENCIES)}, not {value!a}")
+        raise RecurrenceProblem(
+            f"{name} must be one of {', '.join(FREQUENCIES)}, not {quoted(value)}"
+        )
 
 
 def _check_amount(name: str, value: str) -> None:
     limit = INTERVAL_MAX if name == "INTERVAL" else COUNT_MAX
     if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= limit):
-        raise RecurrenceProblem(f"{name} must be 1 to {limit}, not {value!a}")
+        raise RecurrenceProblem(f"{name} must be 1 to {limit}, not {quoted(value)}")
 
 
 def _check_weekdays(name: str, value: str) -> None:
     if not all(_WEEKDAY.fullmatch(day) for day in value.split(",")):
-        raise RecurrenceProblem(f"{name} takes weekdays, MO to SU, not {value!a}")
+        raise RecurrenceProblem(f"{name} takes weekdays, MO to SU, not {quoted(value)}")
 
 
 def _check_week_start(name: str, value: str) -> None:
     if not (value.isalpha() and _WEEKDAY.fullmatch(value)):
-        raise RecurrenceProblem(f"{name} must be one weekday, MO to SU, not {value!a}")
+        raise RecurrenceProblem(f"{name} must be one weekday, MO to SU, not {quoted(value)}")
 
 
 def _check_until(name: str, value: str) -> None:
@@ -123,7 +127,9 @@ def _check_until(name: str, value: str) -> None:
             pass
         else:
             return
-    raise RecurrenceProblem(f"{name} must look like 20261231 or 20261231T235959Z, not {value!a}")
+    raise RecurrenceProblem(
+        f"{name} must look like 20261231 or 20261231T235959Z, not {quoted(value)}"
+    )
 
 
 _CHECKS = {

@@ -9,6 +9,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from kanthorq_django.domain.quoting import quoted
+
 SUBJECT_SIZE_MAX = 255  # bytes of UTF-8
 ANY_TOKEN = "*"  # noqa: S105  # a wildcard, not a password
 ANY_TAIL = ">"
@@ -84,7 +86,7 @@ def _text_problem(text: object) -> str | None:
     if not text:
         return "it is empty"
     if not text.isprintable():
-        return f"{_first_unprintable(text)!a} is not printable"
+        return f"{quoted(_first_unprintable(text))} is not printable"
     size = len(text.encode())
     if size > SUBJECT_SIZE_MAX:
         return f"it has {size} bytes of UTF-8, the limit is {SUBJECT_SIZE_MAX}"
@@ -104,5 +106,5 @@ def _tokens_problem(tokens: Sequence[str]) -> str | None:
         if " " in token:
             return "it contains a space"
         if ANY_TOKEN in token or ANY_TAIL in token:
-            return f"{token!r} contains a wildcard; '*' and '>' are whole tokens of filters"
+            return f"{quoted(token)} contains a wildcard; '*' and '>' are whole tokens of filters"
     return None

@@ -9,6 +9,7 @@ from uuid import UUID
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.management.times import parse_duration
 
 V = TypeVar("V")
@@ -26,7 +27,7 @@ def event_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError as error:
-        raise ArgumentTypeError(f"{text[:60]!a} is not an event id; it must be a UUID.") from error
+        raise ArgumentTypeError(f"{quoted(text)} is not an event id; it must be a UUID.") from error
 
 
 def moment(text: str) -> datetime:
@@ -37,11 +38,11 @@ def moment(text: str) -> datetime:
         parsed = None
     if parsed is None:
         raise ArgumentTypeError(
-            f"{text[:60]!a} is not a time; write it as 2026-12-24T18:00+01:00, or with Z for UTC."
+            f"{quoted(text)} is not a time; write it as 2026-12-24T18:00+01:00, or with Z for UTC."
         )
     if timezone.is_naive(parsed):
         raise ArgumentTypeError(
-            f"{text[:60]!a} has no offset; add one such as +01:00, or Z for UTC."
+            f"{quoted(text)} has no offset; add one such as +01:00, or Z for UTC."
         )
     return parsed
 
@@ -63,7 +64,9 @@ def _within(kind: Callable[[str], V], lowest: Any, highest: Any, noun: str) -> C
         except ValueError:
             number = None
         if number is None or not lowest <= number <= highest:
-            raise ArgumentTypeError(f"{text[:40]!a} must be {noun} from {lowest:,} to {highest:,}.")
+            raise ArgumentTypeError(
+                f"{quoted(text)} must be {noun} from {lowest:,} to {highest:,}."
+            )
         return number
 
     return parse

@@ -7,6 +7,8 @@ from typing import TypeVar
 from django.core.management.base import CommandError
 from django.db import models
 
+from kanthorq_django.domain.names import name_problem
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.models import Consumer, Schedule, Stream
 
 M = TypeVar("M", Consumer, Schedule, Stream)
@@ -41,13 +43,15 @@ def near_names(name: str, known: Sequence[str]) -> str:
 
 def _find(stored: "models.QuerySet[M]", names: Iterable[str]) -> list[M]:
     wanted = list(dict.fromkeys(names))
-    found = {row.name: row for row in stored.filter(name__in=wanted)}
+    # What cannot name a row is not asked for: a byte of another encoding would break the query.
+    possible = [name for name in wanted if name_problem(name) is None]
+    found = {row.name: row for row in stored.filter(name__in=possible)}
     for name in wanted:
         if name not in found:
             noun = stored.model._meta.verbose_name
             known = list(stored.values_list("name", flat=True))
             raise CommandError(
-                f"There is no {noun} {name[:80]!a} in the database {stored.db!r}; "
+                f"There is no {noun} {quoted(name)} in the database {stored.db!r}; "
                 f"{near_names(name, known)}"
             )
     return [found[name] for name in wanted]

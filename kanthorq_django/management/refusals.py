@@ -7,7 +7,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 from django.db import Error, IntegrityError, OperationalError
 
+from kanthorq_django.domain.quoting import printable
 from kanthorq_django.exceptions import KanthorqError
+
+ERROR_SIZE_MAX = 500  # characters of the database's own words
 
 UNDEFINED_TABLE, UNDEFINED_COLUMN, READ_ONLY = "42P01", "42703", "25006"
 
@@ -33,7 +36,7 @@ def explain(error: Error, database: str) -> str:
         )
     if sqlstate == READ_ONLY:
         return f"The database {database!r} is read-only, as a standby is; use the primary."
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()), ERROR_SIZE_MAX)
     if sqlstate is None and isinstance(error, OperationalError):
         return f"The database {database!r} cannot be reached: {text}"
     if isinstance(error, IntegrityError):

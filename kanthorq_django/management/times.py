@@ -5,6 +5,8 @@ from datetime import datetime, timedelta
 
 from django.utils import timezone
 
+from kanthorq_django.domain.quoting import quoted
+
 DURATION_MAX = timedelta(days=36_500)  # PostgreSQL can subtract it from any current time
 
 _SECONDS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -19,12 +21,12 @@ def parse_duration(text: str) -> timedelta:
     """
     if not _DURATION.fullmatch(text):
         raise ValueError(
-            f"{text[:40]!a} is not a duration; write whole numbers with a unit "
+            f"{quoted(text)} is not a duration; write whole numbers with a unit "
             "(w, d, h, m or s), such as 7d, 12h, 30m or 90s."
         )
     seconds = sum(int(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
     if seconds > DURATION_MAX.total_seconds():
-        raise ValueError(f"{text[:40]!a} is too long; the limit is {DURATION_MAX.days:,} days.")
+        raise ValueError(f"{quoted(text)} is too long; the limit is {DURATION_MAX.days:,} days.")
     return timedelta(seconds=seconds)
 
 

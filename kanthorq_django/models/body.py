@@ -7,16 +7,20 @@ transaction, one of ours leaves it usable.
 import json
 import math
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any, cast
 
 from django.core.serializers.json import DjangoJSONEncoder
 
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.quoting import printable, quoted
 from kanthorq_django.exceptions import InvalidBody
 
 # What encrypted bodies begin with in the table: see encryption.py.
 MARK = b"\x00kanthorq:fernet:1\x00"
 _NUL = "\x00"
+PATH_SIZE_MAX = 120  # characters of the place of a fault
+ERROR_SIZE_MAX = 200  # characters of an encoder's own words
 
 
 def encode_body(body: object, *, size_max: int) -> bytes:
@@ -45,11 +49,12 @@ def encode_json(name: str, value: object, *, size_max: int) -> str:
     """
     try:
         text = json.dumps(value, cls=DjangoJSONEncoder, allow_nan=False, ensure_ascii=False)
-        # What is encoded counts, not what it was: a lazy string tells nothing before.
-        problem = _first_fault(json.loads(text)) if _is_suspicious(text) else None
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise InvalidBody(f"{name}: {_first_fault(value) or error}.") from error
-    if problem:
+        told = _first_fault(value) or printable(str(error), ERROR_SIZE_MAX)
+        raise InvalidBody(f"{name}: {told}.") from error
+    # Before it is walked: what is far too large may take a while.
+    _check_size(name, len(text), size_max)
+    if _is_suspicious(text) and (problem := _fault_within(text)):
         raise InvalidBody(f"{name}: {problem}.")
     _check_size(name, len(text.encode()), size_max)
     return text
@@ -61,11 +66,21 @@ def encode_metadata(metadata: object, *, size_max: int) -> dict[str, Any]:
         raise InvalidBody(f"metadata must be a dict, not {type(metadata).__name__}.")
     for key in metadata:
         if not isinstance(key, str):
-            raise InvalidBody(f"metadata: the key {key!a} is not a str.")
+            raise InvalidBody(f"metadata: the key {quoted(key)} is not a str.")
     if not metadata:
         return {}
     encoded = encode_json("metadata", dict(metadata), size_max=size_max)
-    return cast("dict[str, Any]", json.loads(encoded))
+    # Only floats from 1e16 on are written with an exponent above zero.
+    parse_float = _as_jsonb if "e+" in encoded else None
+    return cast("dict[str, Any]", json.loads(encoded, parse_float=parse_float))
+
+
+def _as_jsonb(number: str) -> int | float:
+    """PostgreSQL takes 1e+23 for a decimal, and gives back what has no fraction as an integer."""
+    decimal = Decimal(number)
+    return (
+        int(decimal) if decimal == decimal.to_integral_value() and "e" in number else float(number)
+    )
 
 
 def _check_size(name: str, size: int, size_max: int) -> None:
@@ -98,6 +113,14 @@ def _is_suspicious(text: str) -> bool:
     return "\\u0000" in text or brackets > depth_max or not _is_utf8(text)
 
 
+def _fault_within(text: str) -> str | None:
+    """What is encoded counts, not what it was: a lazy string tells nothing before."""
+    try:
+        return _first_fault(json.loads(text))
+    except RecursionError:  # the writer goes deeper than the reader in some releases of Python
+        return f"$ is nested deeper than {get_settings().DEPTH_MAX} (KANTHORQ['DEPTH_MAX'])"
+
+
 def _first_fault(value: object) -> str | None:
     return next(_faults(value, "$", get_settings().DEPTH_MAX), None)
 
@@ -109,16 +132,21 @@ def _faults(value: object, path: str, levels: int) -> Iterator[str]:
     """
     if levels < 0:
         limit = get_settings().DEPTH_MAX
-        yield f"{path[:80]}… is nested deeper than {limit} (KANTHORQ['DEPTH_MAX'])"
+        yield f"{path} is nested deeper than {limit} (KANTHORQ['DEPTH_MAX'])"
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _key_faults(key, path)
-            yield from _faults(item, f"{path}.{key}", levels - 1)
+            name = key if isinstance(key, str) else quoted(key)
+            yield from _faults(item, _step(path, f".{name}"), levels - 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _faults(item, f"{path}[{index}]", levels - 1)
+            yield from _faults(item, _step(path, f"[{index}]"), levels - 1)
     else:
         yield from _leaf_faults(value, path)
+
+
+def _step(path: str, name: str) -> str:
+    return path if path.endswith("…") else printable(path + name, PATH_SIZE_MAX)
 
 
 def _key_faults(key: object, path: str) -> Iterator[str]:
@@ -139,4 +167,4 @@ def _leaf_faults(value: Any, path: str) -> Iterator[str]:
         try:
             json.dumps(value, cls=DjangoJSONEncoder)
         except (TypeError, ValueError) as error:
-            yield f"{path}: {error}"
+            yield f"{path}: {printable(str(error), ERROR_SIZE_MAX)}"

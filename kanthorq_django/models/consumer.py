@@ -21,6 +21,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.models import cursor as cursors
 from kanthorq_django.models.cursor import ALWAYS, Lag, Page
@@ -39,6 +40,7 @@ from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet
 
+LIMIT_MAX = 1_000_000  # tasks that one pull or claim leases
 BEGINNING = "1:1:"  # the snapshot in which nothing has happened yet
 LEASE_RAN_OUT = (
     "The lease ran out before the task was settled: the worker died, hung or was too slow."
@@ -252,7 +254,7 @@ class Consumer(models.Model):
         from kanthorq_django.models.task import Task
 
         if isinstance(event_ids, str | UUID):
-            raise TypeError(f"event_ids takes several ids; put {event_ids!r} into a list.")
+            raise TypeError(f"event_ids takes several ids; put {quoted(event_ids)} into a list.")
         wanted = dict.fromkeys(_event_id(given) for given in event_ids)
         tasks = Task.objects.using(self.using).filter(consumer=self, event_id__in=list(wanted))
         outcome = verb(tasks)
@@ -262,11 +264,13 @@ class Consumer(models.Model):
 
 def _event_id(given: UUID | str) -> UUID:
     try:
-        return given if isinstance(given, UUID) else UUID(str(given))
-    except ValueError as error:
-        raise ValueError(f"{given!r} is not an event id; it must be a UUID.") from error
+        if isinstance(given, UUID | str):
+            return given if isinstance(given, UUID) else UUID(given)
+    except ValueError:
+        pass
+    raise ValueError(f"{quoted(given)} is not an event id; it must be a UUID.")
 
 
 def _check_limit(limit: int) -> None:
-    if type(limit) is not int or limit < 1:
-        raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}.")
+    if type(limit) is not int or not 1 <= limit <= LIMIT_MAX:
+        raise ValueError(f"limit must be 1 to {LIMIT_MAX:,}, not {quoted(limit)}.")

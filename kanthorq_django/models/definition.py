@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -10,7 +11,8 @@ from django.db import models
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.names import name_problem
-from kanthorq_django.domain.recurrence import Recurrence
+from kanthorq_django.domain.quoting import quoted
+from kanthorq_django.domain.recurrence import YEAR_MAX, YEAR_MIN, Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
 from kanthorq_django.models.body import encode_body, encode_metadata
@@ -57,7 +59,7 @@ class Definition(NamedTuple):
         given = self._asdict()
         del given["stream"]
         return given | {
-            "timezone": settings.TIME_ZONE if self.timezone is None else self.timezone,
+            "timezone": _zone_name(self.timezone),
             "exdates": stored_exdates(self.exdates),
             "body": encode_body(self.body, size_max=limits.BODY_SIZE_MAX),
             "metadata": encode_metadata(
@@ -66,29 +68,45 @@ class Definition(NamedTuple):
         }
 
 
-def stored_exdates(moments: Iterable[object]) -> list[str]:
-    """Return ``moments`` sorted, as ISO 8601 in UTC. Raises InvalidSchedule for what is none."""
-    if not isinstance(moments, Iterable):
-        raise InvalidSchedule(f"exdates takes a list of aware datetimes, not {moments!r}.")
-    return [
-        moment.isoformat() for moment in sorted({_moment("exdates", given) for given in moments})
-    ]
+def stored_exdates(moments: object) -> list[str]:
+    """Return ``moments`` sorted, as ISO 8601 in UTC.
+
+    Raises InvalidSchedule for what is none, and as soon as there are too many.
+    """
+    if isinstance(moments, str | bytes) or not isinstance(moments, Iterable):
+        raise InvalidSchedule(f"exdates takes a list of aware datetimes, not {quoted(moments)}.")
+    given = list(islice(moments, EXDATES_MAX + 1))
+    if len(given) > EXDATES_MAX:
+        raise InvalidSchedule(f"exdates has more than {EXDATES_MAX:,} moments, the limit.")
+    return [moment.isoformat() for moment in sorted({_exdate(each) for each in given})]
 
 
 def zone_of(name: object) -> ZoneInfo:
     """Return the time zone called ``name``. Raises InvalidSchedule if there is none."""
     try:
-        return ZoneInfo(str(name))
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise InvalidSchedule(f"{str(name)[:64]!a} is not the name of a time zone.") from error
+        if isinstance(name, str):
+            return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        pass
+    raise InvalidSchedule(f"{quoted(name)} is not the name of a time zone.")
 
 
 def recurrence_of(schedule: "Schedule") -> Recurrence:
     """Return the rule, ready to be asked. Raises InvalidSchedule or RecurrenceProblem."""
+    _check_list(schedule.exdates)
     exdates = frozenset(_moment("exdates", given) for given in schedule.exdates)
     # Rules count in whole seconds.
     dtstart = _moment("dtstart", schedule.dtstart).replace(microsecond=0)
     return Recurrence(schedule.rrule, dtstart, zone_of(schedule.timezone), exdates)
+
+
+def readable_exdates(schedule: "Schedule") -> list[datetime]:
+    """Return the moments left out; none if the column holds anything else, as a page shows it."""
+    try:
+        _check_list(schedule.exdates)
+        return [_moment("exdates", given) for given in schedule.exdates]
+    except InvalidSchedule:
+        return []
 
 
 def occurrence_metadata(schedule: "Schedule", moment: datetime) -> dict[str, str]:
@@ -119,13 +137,13 @@ def _recurrence_problems(schedule: "Schedule") -> Iterator[tuple[str, KanthorqEr
 
 def _check_name(schedule: "Schedule") -> None:
     if problem := name_problem(schedule.name):
-        raise InvalidSchedule(f"{str(schedule.name)[:80]!a} cannot name a schedule: {problem}.")
+        raise InvalidSchedule(f"{quoted(schedule.name)} cannot name a schedule: {problem}.")
 
 
 def _check_catchup(schedule: "Schedule") -> None:
     if schedule.catchup not in Catchup.values:
         raise InvalidSchedule(
-            f"catchup must be one of {', '.join(Catchup.values)}, not {schedule.catchup!r:.80}."
+            f"catchup must be one of {', '.join(Catchup.values)}, not {quoted(schedule.catchup)}."
         )
 
 
@@ -137,13 +155,13 @@ def _check_metadata(schedule: "Schedule") -> None:
 
 
 def _check_exdates(schedule: "Schedule") -> None:
-    if not isinstance(schedule.exdates, list):
-        raise InvalidSchedule(f"exdates must be a list, not {type(schedule.exdates).__name__}.")
-    if len(schedule.exdates) > EXDATES_MAX:
-        raise InvalidSchedule(
-            f"exdates has {len(schedule.exdates):,} moments, the limit is {EXDATES_MAX:,}."
-        )
+    _check_list(schedule.exdates)
     stored_exdates(schedule.exdates)
+
+
+def _check_list(exdates: object) -> None:
+    if not isinstance(exdates, list):
+        raise InvalidSchedule(f"exdates must be a list, not {type(exdates).__name__}.")
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
@@ -161,6 +179,20 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
 }
 
 
+def _zone_name(given: object) -> object:
+    if given is None:
+        return settings.TIME_ZONE
+    return given.key if isinstance(given, ZoneInfo) else given
+
+
+def _exdate(given: object) -> datetime:
+    """Return ``given`` as a moment in UTC that a rule can have."""
+    moment = _moment("exdates", given)
+    if not YEAR_MIN <= moment.year <= YEAR_MAX:
+        raise InvalidSchedule(f"exdates takes the years {YEAR_MIN} to {YEAR_MAX}, not {moment}.")
+    return moment
+
+
 def _moment(name: str, given: object) -> datetime:
     """Return ``given``, a datetime or its ISO text, as an aware moment in UTC."""
     try:
@@ -169,4 +201,4 @@ def _moment(name: str, given: object) -> datetime:
             return moment.astimezone(UTC)
     except (ValueError, OverflowError):
         pass
-    raise InvalidSchedule(f"{name} takes aware datetimes, not {given!r:.80}.")
+    raise InvalidSchedule(f"{name} takes aware datetimes, not {quoted(given)}.")

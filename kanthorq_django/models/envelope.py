@@ -5,7 +5,7 @@ transaction, one of ours leaves it usable.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from typing import TypeVar
 from uuid import UUID
@@ -16,13 +16,13 @@ from django.utils import timezone
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.identifiers import uuid7
+from kanthorq_django.domain.moments import YEAR_MAX, YEAR_MIN, is_storable
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import InvalidEvent, InvalidSubject
 
 E = TypeVar("E")
 
 KEY_SIZE_MAX = 255  # characters of a resource key or an idempotency key
-# PostgreSQL stores moments that Python cannot read back; a day of room for time zones.
-YEAR_MIN, YEAR_MAX = 2, 9998
 VERSION_BITS = 0xF << 76 | 0b11 << 62  # version and variant, as in RFC 9562
 UUID_VERSION_7 = 7 << 76 | 0b10 << 62
 
@@ -35,7 +35,7 @@ def settle_id(given: object, others: set[int]) -> UUID:
     """
     settled = uuid7() if given is None else given
     if not (isinstance(settled, UUID) and settled.int & VERSION_BITS == UUID_VERSION_7):
-        raise InvalidEvent(f"id must be a UUIDv7, not {given!r:.80}; leave it out.")
+        raise InvalidEvent(f"id must be a UUIDv7, not {quoted(given)}; leave it out.")
     count = len(others)
     others.add(settled.int)
     if len(others) == count:
@@ -58,7 +58,7 @@ def gathered(events: Iterable[E]) -> list[E]:
 def check_subject(subject: object) -> None:
     """Raise InvalidSubject unless ``subject`` may be published."""
     if problem := subjects.subject_problem(subject):
-        raise InvalidSubject(f"The subject {str(subject)[:80]!a} is not valid: {problem}.")
+        raise InvalidSubject(f"The subject {quoted(subject)} is not valid: {problem}.")
 
 
 def check_key(name: str, key: object, *, size_min: int) -> None:
@@ -70,7 +70,7 @@ def check_key(name: str, key: object, *, size_min: int) -> None:
             f"{name} has {len(key)} characters, it must have {size_min} to {KEY_SIZE_MAX}."
         )
     if not key.isprintable():
-        raise InvalidEvent(f"{name} {key[:80]!a} holds a character that is not printable.")
+        raise InvalidEvent(f"{name} {quoted(key)} holds a character that is not printable.")
 
 
 def check_schedule_at(moment: object) -> None:
@@ -83,12 +83,5 @@ def check_schedule_at(moment: object) -> None:
         raise InvalidEvent(
             f"schedule_at {moment} is naive; use an aware datetime, as USE_TZ is on."
         )
-    if not YEAR_MIN <= _year(moment) <= YEAR_MAX:
+    if not is_storable(moment):
         raise InvalidEvent(f"schedule_at {moment} must be in the years {YEAR_MIN} to {YEAR_MAX}.")
-
-
-def _year(moment: datetime) -> int:
-    try:
-        return moment.astimezone(UTC).year if timezone.is_aware(moment) else moment.year
-    except OverflowError:
-        return 0

@@ -15,6 +15,7 @@ from django.db.models.signals import post_init, pre_init
 from kanthorq_django import signals
 from kanthorq_django.conf import Settings, get_settings
 from kanthorq_django.domain.identifiers import uuid7
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import (
     ConfigurationError,
     EventIsImmutable,
@@ -237,7 +238,9 @@ def _check(event: Any, stream: str, ids: set[int], limits: Settings) -> None:
     if not event._state.adding:
         raise InvalidEvent(f"Event {event.pk} has been published already.")
     if event.stream_id is not None and event.stream.name != stream:
-        raise InvalidEvent(f"The event names the stream {event.stream.name!r}, not {stream!r}.")
+        raise InvalidEvent(
+            f"The event names the stream {event.stream.name!r}, not {quoted(stream)}."
+        )
     event.id = settle_id(event.id, ids)
     check_subject(event.subject)
     event.body = encode_body(event.body, size_max=limits.BODY_SIZE_MAX)

@@ -10,6 +10,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from kanthorq_django.domain import subjects
+from kanthorq_django.domain.quoting import quoted
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -73,7 +74,7 @@ class SubjectField(_CharField):
     def validate(self, value: Any, model_instance: models.Model | None) -> None:
         super().validate(value, model_instance)
         if problem := subjects.subject_problem(value):
-            raise ValidationError(f"{value!a} is not a subject: {problem}.", code="subject")
+            raise ValidationError(f"{quoted(value)} is not a subject: {problem}.", code="subject")
 
 
 class SubjectFiltersField(_JSONField):
@@ -89,7 +90,9 @@ class SubjectFiltersField(_JSONField):
             raise ValidationError("Subject filters are a list.", code="filters")
         for pattern in value:
             if problem := subjects.filter_problem(pattern):
-                raise ValidationError(f"{pattern!a} is not a filter: {problem}.", code="filters")
+                raise ValidationError(
+                    f"{quoted(pattern)} is not a filter: {problem}.", code="filters"
+                )
 
 
 class CreatedAtField(models.DateTimeField):  # type: ignore[type-arg]

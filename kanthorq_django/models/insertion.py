@@ -10,6 +10,7 @@ from uuid import UUID
 from django.db import connections, transaction
 
 from kanthorq_django import sql
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import IdempotencyConflict
 from kanthorq_django.models.encryption import seal
 from kanthorq_django.models.fields import moment_of
@@ -178,7 +179,7 @@ def _known(events: Sequence["Event"], stream: Stream, using: str) -> Mapping[UUI
             known.body = event.body  # the role may not compare: the subject has to do
         if (known.subject, bytes(known.body)) != (event.subject, bytes(event.body)):
             raise IdempotencyConflict(
-                f"The idempotency key {event.idempotency_key!a} was used in stream "
+                f"The idempotency key {quoted(event.idempotency_key)} was used in stream "
                 f"{stream.name!r} for event {known.pk}, which has another subject or body."
             )
         known.created = False

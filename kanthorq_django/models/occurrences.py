@@ -10,7 +10,7 @@ from django.db import transaction
 
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
-from kanthorq_django.exceptions import KanthorqError
+from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
 from kanthorq_django.models.definition import Catchup, occurrence_metadata
 from kanthorq_django.models.event import Event
 
@@ -43,6 +43,9 @@ def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
 
 def _publish(schedule: "Schedule", now: datetime) -> int:
     recurrence = schedule.recurrence()
+    if not isinstance(schedule.metadata, dict):
+        kind = type(schedule.metadata).__name__
+        raise InvalidSchedule(f"Schedule {schedule.name!r}: metadata must be a dict, not {kind}.")
     moments = _due(schedule, recurrence, now)
     events = Event.objects.using(schedule._state.db).publish(
         [_event(schedule, moment) for moment in moments], stream=schedule.stream.name

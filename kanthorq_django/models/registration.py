@@ -9,6 +9,7 @@ from django.db import models
 
 from kanthorq_django import sql
 from kanthorq_django.domain.names import name_problem
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, align_turns
@@ -41,7 +42,7 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         consumer exists in another stream: its cursor belongs to that one.
         """
         if problem := name_problem(name):
-            raise ConfigurationError(f"{str(name)[:80]!a} cannot name a consumer: {problem}.")
+            raise ConfigurationError(f"{quoted(name)} cannot name a consumer: {problem}.")
         self._for_write = True
         stream = Stream.objects.using(self.db).register(given.stream)
         written = sql.rows(
@@ -63,6 +64,6 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         if consumer.stream_id != stream.pk:
             raise ConfigurationError(
                 f"Consumer {name!r} reads the stream {consumer.stream.name!r} and cannot move to "
-                f"{given.stream!r}; give the new one another name."
+                f"{quoted(given.stream)}; give the new one another name."
             )
         return consumer

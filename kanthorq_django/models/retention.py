@@ -15,6 +15,7 @@ from django.db.models.expressions import RawSQL
 
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.models.audit import OperatorAction, Order
 from kanthorq_django.models.consumer import Consumer
@@ -99,9 +100,9 @@ def _readers(
     older_than: timedelta, streams: Iterable[Stream] | None, batch: int, using: str | None
 ) -> "list[_Reader]":
     if not isinstance(older_than, timedelta) or older_than < timedelta(0):
-        raise ValueError(f"older_than must be a timedelta, not negative, not {older_than!r}.")
+        raise ValueError(f"older_than must be a timedelta, not negative, not {quoted(older_than)}.")
     if type(batch) is not int or not 1 <= batch <= BATCH_MAX:
-        raise ValueError(f"batch must be 1 to {BATCH_MAX:,}, not {batch!r}.")
+        raise ValueError(f"batch must be 1 to {BATCH_MAX:,}, not {quoted(batch)}.")
     alias = using or router.db_for_write(Event)
     chosen = consumed_streams(alias) if streams is None else list(streams)
     _check_cursors(chosen, alias)

@@ -19,6 +19,7 @@ from django.db.models.functions import Now
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import TEXT_SIZE_MAX, RecurrenceProblem, parse
 from kanthorq_django.domain.wording import in_words
@@ -234,7 +235,7 @@ class Schedule(SealableModel):
         try:
             return recurrence_of(self)
         except RecurrenceProblem as error:
-            raise InvalidSchedule(f"Schedule {str(self.name)!a}: {error}.") from error
+            raise InvalidSchedule(f"Schedule {quoted(self.name)}: {error}.") from error
 
     def upcoming_from(self, moment: datetime) -> datetime | None:
         """Return the first occurrence at or after ``moment``; None if there is none."""
@@ -256,7 +257,7 @@ class Schedule(SealableModel):
         """Return ``moment`` as the clocks of the schedule's zone show it; UTC without that zone."""
         try:
             return moment.astimezone(zone_of(self.timezone))
-        except InvalidSchedule:
+        except (InvalidSchedule, OverflowError):
             return moment.astimezone(UTC)
 
     def in_words(self) -> str:

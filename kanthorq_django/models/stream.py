@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from django.db import models
 
 from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models.fields import CreatedAtField
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def check_stream_name(name: object) -> None:
     """Raise ConfigurationError if ``name`` cannot name a stream."""
     if problem := name_problem(name):
-        raise ConfigurationError(f"{str(name)[:80]!a} cannot name a stream: {problem}.")
+        raise ConfigurationError(f"{quoted(name)} cannot name a stream: {problem}.")
 
 
 class StreamQuerySet(models.QuerySet["Stream"]):

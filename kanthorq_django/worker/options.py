@@ -4,7 +4,8 @@ import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from kanthorq_django.conf import get_settings
+from kanthorq_django.conf import CEILINGS, get_settings
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import ConfigurationError
 
@@ -14,8 +15,9 @@ PULLERS = {
     "retry": frozenset({TaskState.RETRYABLE}),
     "visibility": frozenset({TaskState.RUNNING, TaskState.CANCELLING}),
 }
-CONCURRENCY_LIMIT = 1_000
-DURATION_LIMIT = timedelta(days=1)
+CONCURRENCY_LIMIT: int = CEILINGS["CONCURRENCY"]
+BATCH_LIMIT: int = CEILINGS["BATCH_SIZE"]
+DURATION_LIMIT: timedelta = CEILINGS["POLL_INTERVAL"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         _check_range("concurrency", self.concurrency, CONCURRENCY_LIMIT)
-        _check_range("batch_size", self.batch_size, 10_000)
+        _check_range("batch_size", self.batch_size, BATCH_LIMIT)
         if self.max_tasks is not None:
             _check_range("max_tasks", self.max_tasks, sys.maxsize)
         if not timedelta(0) < self.poll_interval <= DURATION_LIMIT:
@@ -48,7 +50,8 @@ class WorkerOptions:
             )
         if not self.pullers or not set(self.pullers) <= PULLERS.keys():
             raise ConfigurationError(
-                f"pullers must be some of {', '.join(PULLERS)}, not {','.join(self.pullers)!r}."
+                f"pullers must be some of {', '.join(PULLERS)}, "
+                f"not {quoted(','.join(self.pullers))}."
             )
 
     @property
@@ -65,4 +68,4 @@ class WorkerOptions:
 def _check_range(name: str, value: int, highest: int) -> None:
     if type(value) is not int or not 1 <= value <= highest:
         limit = "at least 1" if highest == sys.maxsize else f"1 to {highest}"
-        raise ConfigurationError(f"{name} must be {limit}, not {value!r}.")
+        raise ConfigurationError(f"{name} must be {limit}, not {quoted(value)}.")

@@ -66,7 +66,7 @@ EXCESSES: dict[str, tuple[Callable[[], object], str]] = {
         r"89 bytes, the limit is 80 .*METADATA_SIZE_MAX",
     ),
     "result": (lambda: encode_result("x" * 11), r"13 bytes, the limit is 10 .*RESULT_SIZE_MAX"),
-    "depth": (lambda: publish("a", nested(5)), r"nested deeper than 3 .*DEPTH_MAX"),
+    "depth": (lambda: publish("a", nested(4)), r"nested deeper than 3 .*DEPTH_MAX"),
     "depth of metadata": (
         lambda: publish("a", metadata={"k": nested(4)}),
         r"nested deeper than 3 .*DEPTH_MAX",
@@ -144,7 +144,7 @@ EXCESSES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "moments left out": (
         lambda: planned(exdates=[START + timedelta(days=day) for day in range(1_001)]),
-        "exdates has 1,001 moments, the limit is 1,000",
+        "exdates has more than 1,000 moments, the limit",
     ),
     "visibility timeout": (
         lambda: subscribed(visibility_timeout=timedelta(hours=13)),

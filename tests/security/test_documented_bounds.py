@@ -16,10 +16,18 @@ from kanthorq_django.declarations import (
     VISIBILITY_TIMEOUT_MAX,
     VISIBILITY_TIMEOUT_MIN,
 )
-from kanthorq_django.domain import failures, names, recurrence, rules, subjects
+from kanthorq_django.domain import failures, moments, names, recurrence, rules, subjects
 from kanthorq_django.domain.retry import ATTEMPT_LIMIT, WAIT_LIMIT
 from kanthorq_django.management.commands.runworker import PROCESSES_LIMIT
-from kanthorq_django.models import audit, definition, envelope, insertion, occurrences, retention
+from kanthorq_django.models import (
+    audit,
+    consumer,
+    definition,
+    envelope,
+    insertion,
+    occurrences,
+    retention,
+)
 from kanthorq_django.models.moves import CHUNK_SIZE
 from kanthorq_django.models.schedule import TURN_SIZE
 from kanthorq_django.worker.options import CONCURRENCY_LIMIT
@@ -42,7 +50,7 @@ REFUSED: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
         (names.NAME_SIZE_MAX,),
         ("stream", "stream of a consumer", "consumer", "schedule"),
     ),
-    "`schedule_at`": ((envelope.YEAR_MIN, envelope.YEAR_MAX), ("due time",)),
+    "`schedule_at`, `deliver`": ((moments.YEAR_MIN, moments.YEAR_MAX), ("due time",)),
     "events of one `publish_many()`": (
         (S.PUBLISH_MAX,),
         ("events at once", "events without an end"),
@@ -75,7 +83,11 @@ REFUSED: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
         ),
     ),
     "search for an occurrence": ((recurrence.DAYS_TRIED_MAX,), ("search",)),
-    "moments left out": ((definition.EXDATES_MAX,), ("moments left out",)),
+    "moments left out": (
+        (definition.EXDATES_MAX, recurrence.YEAR_MIN, recurrence.YEAR_MAX),
+        ("moments left out",),
+    ),
+    "`limit` of `pull()`": ((consumer.LIMIT_MAX,), ()),  # tests of findings go beyond it
     "occurrences of one schedule in a turn": ((occurrences.BATCH_SIZE, TURN_SIZE), ()),
 }
 CUT: dict[str, tuple[int, ...]] = {

@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections, router
 from django.utils import autoreload
 
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.management.refusals import one_sentence
 from kanthorq_django.models import Consumer
@@ -119,7 +120,7 @@ def _seconds(text: str) -> timedelta:
     try:
         return timedelta(seconds=float(text))
     except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from error
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number of seconds") from error
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any, NamedTuple
 
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models.privileges import NAME_SIZE_MAX, ROLES, revocation, statements
 
@@ -62,7 +63,7 @@ def grantee(text: str) -> Grantee:
     """Return the role that ``worker`` or ``worker=shop_worker`` means."""
     role, _, given = text.partition("=")
     if role not in ROLES:
-        raise ArgumentTypeError(f"{role[:40]!a} is no role; use one of {', '.join(ROLES)}.")
+        raise ArgumentTypeError(f"{quoted(role)} is no role; use one of {', '.join(ROLES)}.")
     return Grantee(role, name(given or f"kanthorq_{role}"))
 
 
@@ -70,6 +71,6 @@ def name(text: str) -> str:
     """Return the name of a role or a schema. Raises ArgumentTypeError for what can be none."""
     if not text.isprintable() or not 0 < len(text.encode(errors="replace")) <= NAME_SIZE_MAX:
         raise ArgumentTypeError(
-            f"{text[:40]!a} must be a name of 1 to {NAME_SIZE_MAX} bytes of printable text."
+            f"{quoted(text)} must be a name of 1 to {NAME_SIZE_MAX} bytes of printable text."
         )
     return text

@@ -13,10 +13,12 @@ from django.db import transaction
 
 from kanthorq_django import publish
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.quoting import printable
 from kanthorq_django.management.arguments import moment
 from kanthorq_django.management.lookup import near_names
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Stream
+from kanthorq_django.models.body import encode_json
 
 STDIN = "-"
 
@@ -110,7 +112,9 @@ def _content(
         return body or ""
     given = _bytes(body, file)
     if json:
-        return _json(given, "The body")
+        # Checked as a value, and stored as given: published as a value, a string would lose
+        # its quotes, and numbers their digits.
+        encode_json("body", _json(given, "The body"), size_max=sys.maxsize)
     return _utf8(given) if text else given
 
 
@@ -136,8 +140,8 @@ def _file(path: Path, size_max: int) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(size_max)
-    except OSError as error:
-        raise CommandError(f"The body cannot be read: {error}.") from error
+    except (OSError, ValueError) as error:  # the latter for NUL in a path
+        raise CommandError(f"The body cannot be read: {printable(str(error), 200)}.") from error
 
 
 def _utf8(given: bytes) -> str:

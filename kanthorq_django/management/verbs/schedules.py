@@ -17,6 +17,7 @@ from kanthorq_django.management.lookup import find_schedules
 from kanthorq_django.management.times import format_moment
 from kanthorq_django.management.verbs.verb import Verb, VerbTree
 from kanthorq_django.models import Schedule
+from kanthorq_django.models.definition import readable_exdates
 from kanthorq_django.models.schedule import ScheduleQuerySet
 
 HEADERS = ("NAME", "STATE", "NEXT", "LAST", "STREAM", "SUBJECT", "RULE")
@@ -184,7 +185,10 @@ def _facts(schedule: Schedule) -> Iterator[tuple[str, str]]:
     yield "rule", f"{schedule.in_words()} ({schedule.rrule})"
     yield "time zone", schedule.timezone
     yield "starts at", _local(schedule, schedule.dtstart)
-    yield "left out", ", ".join(_local(schedule, moment) for moment in _exdates(schedule)) or "-"
+    yield (
+        "left out",
+        ", ".join(_local(schedule, moment) for moment in readable_exdates(schedule)) or "-",
+    )
     yield "missed ones", schedule.get_catchup_display()
     yield "state", schedule.life
     yield "last", "-" if schedule.last_at is None else _local(schedule, schedule.last_at)
@@ -214,10 +218,6 @@ def _size_text(schedule: Schedule) -> str:
 
 def _local(schedule: Schedule, moment: datetime) -> str:
     return f"{schedule.local(moment):%a %Y-%m-%d %H:%M:%S %Z}"
-
-
-def _exdates(schedule: Schedule) -> list[datetime]:
-    return [datetime.fromisoformat(text) for text in schedule.exdates]
 
 
 def _summary(schedule: Schedule) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from uuid import UUID
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import FINAL, TaskState
 from kanthorq_django.management.arguments import count, duration, event_id
 from kanthorq_django.management.lookup import find_consumers, find_streams
@@ -133,9 +134,11 @@ def _add_repeatable(
 
 
 def _text(text: str) -> str:
-    """An empty shell variable must not select everything."""
+    """An empty shell variable must not select everything; no subject or key is unprintable."""
     if not text:
         raise ArgumentTypeError("it is empty, which would select everything.")
+    if not text.isprintable():
+        raise ArgumentTypeError(f"{quoted(text)} holds a character that is not printable.")
     return text
 
 
