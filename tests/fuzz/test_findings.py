@@ -132,7 +132,7 @@ def test_exdates_without_an_end_are_refused():
 
 @pytest.mark.parametrize("exdates", [5, None, START, "2026-01-06T08:00:00Z", b"x"])
 def test_exdates_that_are_no_list_are_refused(exdates: Any):
-    with pytest.raises(InvalidSchedule, match="exdates takes a list of datetimes, not "):
+    with pytest.raises(InvalidSchedule, match="exdates takes a list of aware datetimes, not "):
         planned(exdates=exdates)
 
 
