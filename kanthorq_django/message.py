@@ -32,7 +32,7 @@ from kanthorq_django.exceptions import (
 from kanthorq_django.models import lease
 from kanthorq_django.models.body import encode_json
 from kanthorq_django.models.event import Event
-from kanthorq_django.models.fields import moment_of
+from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.task import Task
 
@@ -226,7 +226,8 @@ class Message:
     def _handed_out(self) -> QuerySet[Task]:
         """Return the task, unless another has its id, or it was leased again since."""
         since = self.lease.since
-        moment = None if since is None else moment_of(since, self.using)
+        # Aware, whatever USE_TZ is: a naive time is two moments when the clocks are set back.
+        moment = None if since is None else EPOCH + timedelta(microseconds=since)
         tasks = Task._base_manager.using(self.using)
         return tasks.filter(pk=self.lease.task_id, attempted_at=moment)
 
