@@ -7,7 +7,6 @@ that rolls back leaves the message as open as it was.
 """
 
 import logging
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -269,32 +268,3 @@ def encode_result(result: Any) -> str | None:
     if result is None:
         return None
     return encode_json("result", result, size_max=get_settings().RESULT_SIZE_MAX)
-
-
-def ack_and_commit(message: Message, result: str | None, using: str) -> None:
-    """End a task well and commit the open block of ``using``, whose last act this has to be.
-
-    Raises LeaseLost unless the task was still ours.
-    """
-    if len(connections[using].atomic_blocks) > 1:  # a test drains inside its own transaction
-        ack_each({message: result}, using)
-    elif lease.ack_and_commit(message.lease, result, using):
-        message.decide(using)
-    else:
-        raise message.lost()
-
-
-def ack_each(results: Mapping[Message, str | None], using: str) -> None:
-    """End tasks well, in one statement, inside the open block of ``using``.
-
-    Raises LeaseLost unless every one of them was still ours.
-    """
-    if not results:
-        return
-    encoded = {message.lease: result for message, result in results.items()}
-    settled = lease.ack(encoded, using)
-    for message in results:
-        if message.lease.task_id not in settled:
-            raise message.lost()
-    for message in results:
-        message.decide(using)
