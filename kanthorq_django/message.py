@@ -7,7 +7,6 @@ that rolls back leaves the message as open as it was.
 """
 
 import logging
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -32,7 +31,7 @@ from kanthorq_django.exceptions import (
 from kanthorq_django.models import lease
 from kanthorq_django.models.body import encode_json
 from kanthorq_django.models.event import Event
-from kanthorq_django.models.fields import moment_of
+from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.task import Task
 
@@ -226,7 +225,8 @@ class Message:
     def _handed_out(self) -> QuerySet[Task]:
         """Return the task, unless another has its id, or it was leased again since."""
         since = self.lease.since
-        moment = None if since is None else moment_of(since, self.using)
+        # Aware, whatever USE_TZ is: a naive time is two moments when the clocks are set back.
+        moment = None if since is None else EPOCH + timedelta(microseconds=since)
         tasks = Task._base_manager.using(self.using)
         return tasks.filter(pk=self.lease.task_id, attempted_at=moment)
 
@@ -268,32 +268,3 @@ def encode_result(result: Any) -> str | None:
     if result is None:
         return None
     return encode_json("result", result, size_max=get_settings().RESULT_SIZE_MAX)
-
-
-def ack_and_commit(message: Message, result: str | None, using: str) -> None:
-    """End a task well and commit the open block of ``using``, whose last act this has to be.
-
-    Raises LeaseLost unless the task was still ours.
-    """
-    if len(connections[using].atomic_blocks) > 1:  # a test drains inside its own transaction
-        ack_each({message: result}, using)
-    elif lease.ack_and_commit(message.lease, result, using):
-        message.decide(using)
-    else:
-        raise message.lost()
-
-
-def ack_each(results: Mapping[Message, str | None], using: str) -> None:
-    """End tasks well, in one statement, inside the open block of ``using``.
-
-    Raises LeaseLost unless every one of them was still ours.
-    """
-    if not results:
-        return
-    encoded = {message.lease: result for message, result in results.items()}
-    settled = lease.ack(encoded, using)
-    for message in results:
-        if message.lease.task_id not in settled:
-            raise message.lost()
-    for message in results:
-        message.decide(using)

@@ -1,11 +1,13 @@
 """Leases that are lost, and leases that are made longer."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.db import connection
 from django.db.models.functions import Now
+from pytest_django import Settings
 
 from kanthorq_django.exceptions import (
     AlreadyAcknowledged,
@@ -139,3 +141,19 @@ def test_aextend_extends():
     before = now()
     async_to_sync(message.aextend)(timedelta(hours=1))
     assert stored(message).schedule_at >= before + timedelta(hours=1)
+
+
+@pytest.mark.parametrize("hour", [0, 1])
+def test_a_lease_is_told_apart_in_the_hour_that_occurs_twice(settings: Settings, hour: int):
+    task = TaskFactory.create(state=TaskState.RUNNING)
+    began_at = datetime(2026, 10, 25, hour, 30, tzinfo=UTC)  # both are 02:30 in Berlin
+    Task.objects.filter(pk=task.pk).update(attempted_at=began_at)
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Berlin"
+    connection.close()  # a new one has that zone
+    try:
+        message = Message(Task.objects.get(pk=task.pk))
+        assert message.is_open()
+        message.ack()
+        message.ack()  # the same verdict again asks the row
+    finally:
+        connection.close()

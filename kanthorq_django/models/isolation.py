@@ -36,6 +36,15 @@ def brief(using: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def together(using: str) -> Iterator[None]:
+    """Run the block in the caller's transaction, else in one as ``read_committed()`` begins it."""
+    connection = connections[using]
+    is_open = connection.in_atomic_block or not connection.get_autocommit()
+    with transaction.atomic(using=using) if is_open else read_committed(using):
+        yield
+
+
 def unconflicted(using: str, run: Callable[[], T]) -> T:
     """Return what ``run`` returns, also where a stricter default lets it meet a conflict.
 

@@ -100,24 +100,21 @@ def renew(extensions: Mapping[Lease, timedelta], using: str) -> dict[Lease, Any]
     ``is_ours``, ``is_cancelled`` (its cancellation was asked for).
     """
     params = _params(list(extensions)) | {"extensions": list(extensions.values())}
-    return _by_lease(extensions, sql.rows(using, "renew", params))
+    return _by_lease(sql.rows(using, "renew", params))
 
 
 def held(leases: Iterable[Lease], using: str) -> set[Lease]:
     """Return those of ``leases`` that nobody has ended; locks nothing."""
-    asked = list(leases)
-    return set(_by_lease(asked, sql.rows(using, "held", _params(asked))))
+    return set(_by_lease(sql.rows(using, "held", _params(list(leases)))))
 
 
 def asked_to_cancel(leases: Iterable[Lease], using: str) -> list[Lease]:
     """Return those of ``leases`` whose running task somebody asked to cancel; locks nothing."""
-    asked = list(leases)
-    return list(_by_lease(asked, sql.rows(using, "cancel_requests", _params(asked))))
+    return list(_by_lease(sql.rows(using, "cancel_requests", _params(list(leases)))))
 
 
-def _by_lease(leases: Iterable[Lease], rows: Iterable[Any]) -> dict[Lease, Any]:
-    named = {(lease.task_id, lease.epoch): lease for lease in leases}
-    return {named[row.id, row.lease_epoch]: row for row in rows}
+def _by_lease(rows: Iterable[Any]) -> dict[Lease, Any]:
+    return {Lease(row.id, row.lease_epoch, row.since): row for row in rows}
 
 
 def _one(lease: Lease) -> dict[str, Any]:

@@ -11,8 +11,11 @@ more after ``SETTLE_SECONDS``, so events that commit within ``SPARE_SECONDS`` ne
 import functools
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import psycopg
 from django.db import connections, transaction
+from psycopg.pq import TransactionStatus
 
 from kanthorq_django.conf import get_settings
 
@@ -50,7 +53,13 @@ def is_lone(stream: str, using: str) -> bool:
         and get_settings().NOTIFY
         and not connection.in_atomic_block
         and connection.get_autocommit()
+        and _is_idle(connection.connection)
     )
+
+
+def _is_idle(raw: "psycopg.Connection[Any] | None") -> bool:
+    """Tell whether nobody has begun a transaction past Django, which our COMMIT would end."""
+    return raw is None or raw.pgconn.transaction_status == TransactionStatus.IDLE
 
 
 def notify_after_commit(name: str, using: str) -> None:

@@ -11,6 +11,7 @@ from kanthorq_django import sql
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
+from kanthorq_django.models.isolation import together
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, align_turns
 
@@ -45,22 +46,20 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             raise ConfigurationError(f"{quoted(name)} cannot name a consumer: {problem}.")
         self._for_write = True
         stream = Stream.objects.using(self.db).register(given.stream)
-        written = sql.rows(
-            self.db,
-            "register_consumer",
-            {
-                **given._asdict(),
-                "stream_id": stream.pk,
-                "name": name,
-                "subject_includes": json.dumps(list(given.includes)),
-                "subject_excludes": json.dumps(list(given.excludes)),
-                "from_now": given.deliver == "new",
-                "deliver_from": given.deliver if isinstance(given.deliver, datetime) else None,
-            },
-        )
-        consumer = self.get(name=name)
-        if any(not row.is_new for row in written):
-            align_turns(consumer)
+        params = {
+            **given._asdict(),
+            "stream_id": stream.pk,
+            "name": name,
+            "subject_includes": json.dumps(list(given.includes)),
+            "subject_excludes": json.dumps(list(given.excludes)),
+            "from_now": given.deliver == "new",
+            "deliver_from": given.deliver if isinstance(given.deliver, datetime) else None,
+        }
+        with together(self.db):
+            written = sql.rows(self.db, "register_consumer", params)
+            consumer = self.get(name=name)
+            if any(not row.is_new for row in written):
+                align_turns(consumer)
         if consumer.stream_id != stream.pk:
             raise ConfigurationError(
                 f"Consumer {name!r} reads the stream {consumer.stream.name!r} and cannot move to "

@@ -13,7 +13,6 @@ from django.db import connections, models
 from django.db.models import Case, F, Q, When
 
 from kanthorq_django import sql
-from kanthorq_django.domain.states import FINAL
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -55,15 +54,11 @@ def next_in_turn(consumer: "Consumer", limit: int) -> list[int]:
 
 
 def align_turns(consumer: "Consumer") -> None:
-    """Let open tasks follow a consumer that began or ceased to serialize."""
-    from kanthorq_django.models.task import Task
+    """Let open tasks follow a consumer that began or ceased to serialize.
 
-    tasks = Task.objects.using(consumer.using).filter(consumer=consumer).exclude(state__in=FINAL)
-    if consumer.serialize == Serialize.OFF:
-        tasks.filter(turn_key__isnull=False).update(turn_key=None)
-    else:
-        keyed = tasks.filter(turn_key__isnull=True).exclude(resource_key="")
-        keyed.update(turn_key=F("resource_key"))
+    In one transaction with that change: once it is stored, nobody would come back to them.
+    """
+    sql.rows(consumer.using, "align_turns", {"consumer_id": consumer.pk})
 
 
 def present_turn_key() -> Case:

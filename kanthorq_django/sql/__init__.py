@@ -10,10 +10,10 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import Error
-from psycopg.adapt import Transformer
+from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import TransactionStatus
 
 from kanthorq_django.sql.cursors import client_cursor, cursor_for
@@ -63,6 +63,16 @@ def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool =
         return {pk for (pk,) in cursor.fetchall()}
 
 
+class _Detached(NamedTuple):
+    """What loaders are made from, without the connection, which may be closed by then.
+
+    Those of psycopg 3.2 and 3.3.0 that are written in C crash the process on a closed one.
+    """
+
+    adapters: AdaptersMap
+    connection: None = None
+
+
 class Result:
     """The rows of a statement, each decoded when it is asked for, by whatever thread."""
 
@@ -95,7 +105,7 @@ class Result:
 
     def _loader(self, column: str) -> Callable[[bytes], Any]:
         result, place = self._cursor.pgresult, self._columns[column]
-        transformer = Transformer(self._cursor)
+        transformer = Transformer(_Detached(self._cursor.adapters))
         load = transformer.get_loader(result.ftype(place), result.fformat(place)).load
         self._loaders[column] = load
         return load

@@ -1,5 +1,5 @@
 -- Which of these leases are still held? Locks nothing and waits for nobody.
-SELECT task.id, task.lease_epoch
+SELECT task.id, task.lease_epoch, held.since
 FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(since)s::bigint[])
     AS held (id, lease_epoch, since)
 JOIN kanthorq_django_task AS task

@@ -7,7 +7,7 @@ WITH held AS (
         AS given (id, lease_epoch, since, extension)
 ),
 renewable AS MATERIALIZED (
-    SELECT task.id, held.extension
+    SELECT held.*
     FROM kanthorq_django_task AS task
     JOIN held ON held.id = task.id AND held.lease_epoch = task.lease_epoch
         AND task.attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz + held.since * interval '1 microsecond'
@@ -21,11 +21,12 @@ renewed AS (
     SET schedule_at = greatest(task.schedule_at, statement_timestamp() + renewable.extension)
     FROM renewable
     WHERE task.id = renewable.id
-    RETURNING task.id
+    RETURNING renewable.*
 )
 SELECT
     held.id,
     held.lease_epoch,
+    held.since,
     renewed.id IS NOT NULL AS is_renewed,
     task.lease_epoch IS NOT DISTINCT FROM held.lease_epoch AND task.state IN (2, 3)
         AND task.attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz + held.since * interval '1 microsecond'
@@ -34,4 +35,6 @@ SELECT
     task.cancel_requested_at IS NOT NULL AND task.state = 2 AS is_cancelled
 FROM held
 LEFT JOIN kanthorq_django_task AS task ON task.id = held.id AND task.id = ANY(%(ids)s::bigint[])
-LEFT JOIN renewed ON renewed.id = held.id;
+LEFT JOIN renewed
+    ON (renewed.id, renewed.lease_epoch) = (held.id, held.lease_epoch)
+    AND renewed.since IS NOT DISTINCT FROM held.since;

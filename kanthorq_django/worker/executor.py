@@ -8,14 +8,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.db import connections, transaction
 
+from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
 from kanthorq_django.exceptions import KanthorqError
-from kanthorq_django.message import Message, ack_and_commit, ack_each, encode_result
+from kanthorq_django.message import Message, encode_result
+from kanthorq_django.models import Task, lease
 from kanthorq_django.models.hops import following
 from kanthorq_django.worker.endings import (
     VERDICT_ROLLED_BACK,
@@ -64,7 +66,7 @@ def _share_transaction(left: list[Flight]) -> list[Ending]:
     try:
         with transaction.atomic(using=using):
             results, failed = _run_in_savepoints(left, begun, using)
-            ack_each(results, using)
+            _ack_each(results, using)
             _keep_hooks_apart(using)
     except BaseException:  # noqa: BLE001  # whatever it was, it was of the whole, not of one
         for flight in begun:
@@ -129,9 +131,9 @@ def _call_in_transaction(flights: Sequence[Flight]) -> Any:
             raise KanthorqError(VERDICT_ROLLED_BACK)
         unsaid = [message for message in messages if not message.has_verdict()]
         if len(unsaid) == 1:
-            ack_and_commit(unsaid[0], encode_result(result), using)
+            _ack_and_commit(unsaid[0], encode_result(result), using)
         else:
-            ack_each(dict.fromkeys(unsaid, encode_result(result)), using)
+            _ack_each(dict.fromkeys(unsaid, encode_result(result)), using)
     return result
 
 
@@ -152,3 +154,39 @@ def _call_in_savepoint(flight: Flight, using: str) -> dict[Message, str | None]:
         if message.is_open():
             raise KanthorqError(VERDICT_ROLLED_BACK)
     return {}
+
+
+def _ack_and_commit(message: Message, result: str | None, using: str) -> None:
+    """End a task well and commit the open block of ``using``, whose last act this has to be.
+
+    Raises LeaseLost unless the task was still ours.
+    """
+    if len(connections[using].atomic_blocks) > 1:  # a test drains inside its own transaction
+        return _ack_each({message: result}, using)
+    if not lease.ack_and_commit(message.lease, result, using):
+        raise message.lost()
+    message.decide(using)
+    return _tell([message])
+
+
+def _ack_each(results: Mapping[Message, str | None], using: str) -> None:
+    """End tasks well, in one statement, inside the open block of ``using``.
+
+    Raises LeaseLost unless every one of them was still ours.
+    """
+    if not results:
+        return
+    encoded = {message.lease: result for message, result in results.items()}
+    settled = lease.ack(encoded, using)
+    for message in results:
+        if message.lease.task_id not in settled:
+            raise message.lost()
+    for message in results:
+        message.decide(using)
+    _tell(results)
+
+
+def _tell(acked: Iterable[Message]) -> None:
+    if signals.acked.has_listeners(Task):
+        for message in acked:
+            signals.acked.send_robust(Task, message=message)

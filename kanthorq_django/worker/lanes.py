@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ from kanthorq_django.worker.upkeep import (
     refresh_connections,
     spare_connections,
 )
+
+logger = logging.getLogger("kanthorq_django.worker")
 
 REFUSED_PAUSE = 0.3  # seconds until a task is given back that no connection was left for
 
@@ -52,15 +55,22 @@ class ThreadLane(Lane):
                 refresh_connections(self._bounded)
                 if are_scarce():
                     connections[started[0].message.using].ensure_connection()
-            except UNAVAILABLE as error:
-                note_refusal(error)
-                self._pause.wait(REFUSED_PAUSE)
+            except Exception as error:  # noqa: BLE001  # a dead thread's tasks stay leased
+                self._refused(error)
                 return self._hand_back(started)
             endings = run(*started)
             note_use()
             for ending in endings:
                 self._settle(ending)
         return None
+
+    def _refused(self, error: Exception) -> None:
+        """Wait a little after ``error``; the thread has to outlive also what receivers raise."""
+        note_refusal(error)
+        if not isinstance(error, UNAVAILABLE):
+            logger.error("A connection could not be made ready for a handler.", exc_info=error)
+            connections.close_all()  # what a receiver began to set up is not to be used
+        self._pause.wait(REFUSED_PAUSE)
 
 
 class CoroutineLane(Lane):

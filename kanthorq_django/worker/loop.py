@@ -34,11 +34,10 @@ from kanthorq_django.worker.puller import Haul, Look, Puller
 from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, refresh_connections
-from kanthorq_django.worker.warden import Warden
+from kanthorq_django.worker.warden import Warden, tick_of
 
 logger = logging.getLogger("kanthorq_django.worker")
 
-TICK_MIN, TICK_MAX = 0.1, 5.0  # seconds between two looks at the leases in flight
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
 INTERRUPT_SECONDS = 1.0  # for handlers that heed the request to stop
 FLUSH_SECONDS = 10.0  # what verdicts and goodbyes may take beyond the shutdown timeout
@@ -62,7 +61,7 @@ class WorkerLoop:
         self._using: str = router.db_for_write(Consumer)
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._woken_at = -math.inf
+        self._woken_at = self._looked_at = -math.inf
         self._is_told = False
         self._backoff = Backoff("puller")
         self._flights = Flights(emptied=self._wake.set)
@@ -106,7 +105,7 @@ class WorkerLoop:
     def _set_up(self) -> None:
         consumers = sync(self._options.consumers or None, using=self._using)
         self._subscriptions = {consumer.pk: find(consumer.name) for consumer in consumers}
-        tick = self._tick()
+        tick = tick_of(self._subscriptions.values())
         self._warden = Warden(self._flights, tick)
         bounded = self._warden.bounded
         for consumer in consumers:
@@ -131,15 +130,6 @@ class WorkerLoop:
             consumers=[consumer.name for consumer in consumers],
         )
 
-    def _tick(self) -> float:
-        """Return how often leases and timeouts have to be looked at, in seconds."""
-        spans = [sub.visibility_timeout / 6 for sub in self._subscriptions.values()]
-        for subscription in self._subscriptions.values():
-            timeouts = (subscription.timeout, subscription.cancel_timeout)
-            spans += [timeout / 4 for timeout in timeouts if timeout is not None]
-        shortest = min((span.total_seconds() for span in spans), default=TICK_MAX)
-        return min(max(shortest, TICK_MIN), TICK_MAX)
-
     def _make_lanes(self) -> dict[bool, Lane]:
         """Return the lanes by whether their handlers are coroutines; unneeded ones do not exist."""
         kinds = {
@@ -149,15 +139,8 @@ class WorkerLoop:
             if handler is not None
         }
         classes: dict[bool, type[Lane]] = {False: ThreadLane, True: CoroutineLane}
-        return {
-            kind: classes[kind](
-                self._options.concurrency,
-                self._acknowledger.settle,
-                self._wake.set,
-                self._warden.bounded,
-            )
-            for kind in kinds
-        }
+        shared = (self._acknowledger.settle, self._wake.set, self._warden.bounded)
+        return {kind: classes[kind](self._options.concurrency, *shared) for kind in kinds}
 
     def _make_listeners(self, consumers: list[Consumer]) -> list[Listener]:
         """Return the listener, if there is anything to wait for."""
@@ -193,9 +176,14 @@ class WorkerLoop:
             self._wake.wait(self._settled(seconds))
 
     def _settled(self, seconds: float) -> float:
-        """Cut short a rest soon after a notification: what committed with it sent no other."""
-        settling = self._woken_at + SETTLE_SECONDS - time.monotonic()
-        return min(seconds, settling) if settling > 0 else seconds
+        """Cut short a rest until a look that began late enough after the last notification.
+
+        What committed soon after that sent no other, and an earlier look cannot have seen it.
+        """
+        settled_at = self._woken_at + SETTLE_SECONDS
+        if self._looked_at >= settled_at:
+            return seconds
+        return min(seconds, max(0.0, settled_at - time.monotonic()))
 
     def _publish_scheduled(self) -> float:
         if not self._options.pulls:
@@ -212,6 +200,7 @@ class WorkerLoop:
         """Lease and hand over one round of tasks; return how many seconds to rest."""
         is_quiet = not len(self._flights)  # before the look: a handler's last act may be to publish
         is_told, self._is_told = self._is_told, False
+        self._looked_at = time.monotonic()
         looks = (is_told and self._puller.heard()) or self._puller.look(is_quiet=is_quiet)
         if is_quiet and self._is_done(looks):
             self._stop.set()

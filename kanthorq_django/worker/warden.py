@@ -10,11 +10,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.worker.flight import Flights
 
 logger = logging.getLogger("kanthorq_django.worker")
@@ -22,8 +23,19 @@ logger = logging.getLogger("kanthorq_django.worker")
 # How long the block may use the connection is limited: see Warden.bounded().
 Bounded = Callable[[BaseDatabaseWrapper], contextlib.AbstractContextManager[object]]
 
+TICK_MIN, TICK_MAX = 0.1, 5.0  # seconds between two looks at the leases in flight
 # Seconds after which a statement of ours is cancelled, and after which it is not waited for.
 CANCEL_AFTER, CUT_AFTER = 20.0, 25.0
+
+
+def tick_of(subscriptions: Collection[Subscription]) -> float:
+    """Return how often leases and timeouts have to be looked at, in seconds."""
+    spans = [subscription.visibility_timeout / 6 for subscription in subscriptions]
+    for subscription in subscriptions:
+        timeouts = (subscription.timeout, subscription.cancel_timeout)
+        spans += [timeout / 4 for timeout in timeouts if timeout is not None]
+    shortest = min((span.total_seconds() for span in spans), default=TICK_MAX)
+    return min(max(shortest, TICK_MIN), TICK_MAX)
 
 
 class _Wait:

@@ -17,7 +17,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import UndecodableEvent
-from kanthorq_django.models import Event, Stream
+from kanthorq_django.models import Event, Stream, notifications
 from tests.factories import StreamFactory
 
 pytestmark = pytest.mark.django_db
@@ -256,3 +256,16 @@ def test_numbers_that_javascript_would_round_are_kept() -> None:
     assert stored.json() == {"n": 2**63, "price": "0.10"}
     assert stored.metadata == {"n": 2**63}
     assert json.loads(bytes(stored.body))["n"] == 9_223_372_036_854_775_808
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_lone_event_leaves_a_transaction_that_was_begun_by_hand_to_its_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notifications, "LONE_AFTER", -1)
+    Stream.objects.register("a")
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        publish("b.c", stream="a")
+        cursor.execute("ROLLBACK")
+    assert not Event.objects.exists()

@@ -273,3 +273,13 @@ def test_an_idle_pull_is_one_look_that_writes_nothing():
         consumer.lag()
         cursor.execute("SELECT pg_current_xact_id_if_assigned()")
         assert cursor.fetchone() == (None,)
+
+
+def test_what_was_pulled_can_be_read_after_its_connection_was_closed():
+    consumer = register()
+    publish("a.b", {"x": 1}, stream="s", metadata={"k": "v"}, resource_key="r")
+    (leased,) = consumer.pull_page(1).leased
+    connection.close()
+    event = leased.event
+    assert (event.subject, event.json(), event.metadata) == ("a.b", {"x": 1}, {"k": "v"})
+    assert (leased.task.event, leased.task.resource_key) == (event, "r")

@@ -6,7 +6,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from django.db import connections
+from django.db import OperationalError, connections, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import publish_many
@@ -16,6 +16,7 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, lease
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
+from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -159,6 +160,25 @@ def test_a_consumer_that_ceases_to_serialize_strands_nothing():
     Task.objects.all().update(state=TaskState.AVAILABLE, schedule_at=Now())
     consumer = Consumer.objects.register("turns", given)
     assert len(claimed(consumer)) == 1
+
+
+def test_a_registration_that_fails_half_way_changes_nothing_so_that_the_next_one_strands_nothing():
+    given = Registration(stream="turns", includes=[">"], serialize="on")
+    consumer = Consumer.objects.register("turns", given)
+    publish_keys(consumer, "a", "a", "a")
+
+    def register_in_a_hurry() -> None:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("SET lock_timeout = '50ms'")
+        Consumer.objects.register("turns", given._replace(serialize=""))
+
+    with transaction.atomic():
+        list(Task.objects.select_for_update(of=("self",)))
+        with pytest.raises(OperationalError):
+            elsewhere(register_in_a_hurry)
+
+    consumer = Consumer.objects.register("turns", given._replace(serialize=""))
+    assert len(claimed(consumer)) == 3
 
 
 @pytest.mark.parametrize("verb", ["resume", "reset"])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db.models import F
@@ -80,3 +81,23 @@ def test_a_receiver_that_raises_does_not_end_the_acknowledger(signal: Signal):
     finally:
         signal.disconnect(interfere)
     assert states() == {TaskState.COMPLETED: 3, TaskState.RETRYABLE: 3}
+
+
+@pytest.mark.parametrize("options", [{}, {"atomic": True}, {"atomic": True, "batch": 3}])
+def test_a_receiver_is_told_of_each_ack_once_whoever_wrote_it(options: dict[str, Any]):
+    told: list[object] = []
+
+    def note(message: Message, **_: object) -> None:
+        told.append(message.event.pk)
+
+    @subscribe("work.>", stream="work", consumer="watched", **options)
+    def handle(message: Any) -> None:
+        pass
+
+    events = announce(6)
+    signals.acked.connect(note)
+    try:
+        assert work_off("watched") == 6
+    finally:
+        signals.acked.disconnect(note)
+    assert Counter(told) == Counter(event.pk for event in events)
