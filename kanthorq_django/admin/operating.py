@@ -111,7 +111,8 @@ class OperatingAdmin(ReadOnlyAdmin):
             if task is None:
                 raise Http404
             order = order_of(request, event=task.event_id, consumer=task.consumer.name)
-            report, _done = carry_out(operation, Task.objects.filter(pk=task.pk), order)
+            tasks = Task.objects.using(task._state.db).filter(pk=task.pk)
+            report, _done = carry_out(operation, tasks, order)
             self.tell(request, operation, report)
             query = request.GET.urlencode()
             return HttpResponseRedirect(

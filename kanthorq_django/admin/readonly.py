@@ -6,7 +6,8 @@ from django.contrib import admin
 from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import BadRequest, FieldDoesNotExist, PermissionDenied, ValidationError
-from django.db.models import Model
+from django.db import router
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
 from django.utils.text import capfirst
@@ -53,6 +54,11 @@ class GuardedAdmin(_ModelAdmin):
         for pattern in patterns:
             pattern.callback = with_policy(pattern.callback)
         return patterns
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Show what a router's replica has, and change what the primary has."""
+        rows: QuerySet[Any] = super().get_queryset(request)
+        return rows.using(router.db_for_write(self.model)) if request.method == "POST" else rows
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Allow only what the page itself links to.

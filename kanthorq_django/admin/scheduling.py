@@ -139,7 +139,7 @@ class SchedulingAdmin(GuardedAdmin):
             schedule = self.get_object(request, object_id)
             if schedule is None:
                 raise Http404
-            chosen = Schedule.objects.filter(pk=schedule.pk)
+            chosen = Schedule.objects.using(_using()).filter(pk=schedule.pk)
             self._operate(operation, request, chosen, order_of(request, schedule=schedule.name))
             query = request.GET.urlencode()
             return HttpResponseRedirect(

@@ -2,14 +2,16 @@ import itertools
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pytest_django import DjangoDbBlocker
 
 from project.postgres.launcher import scratch_server
-from tests.faults.ground import Ground
+from tests.faults.ground import Ground, View
 from tests.faults.stage import Stage
 
 _serial = itertools.count()
@@ -45,3 +47,28 @@ def stage(ground: Ground, tmp_path: Path, seed: int) -> Iterator[Stage]:
         Stage(ground.server, name, tmp_path, seed) as stage,
     ):
         yield stage
+
+
+@contextmanager
+def standby_of(ground: Ground, name: str) -> Iterator[Ground]:
+    with ground.standby() as standby:
+        written = View(ground.server.socket_dir, name).value("SELECT pg_current_wal_lsn()")
+        view = View(standby.server.socket_dir, name)
+        deadline = time.monotonic() + 20
+        while not view.value("SELECT pg_last_wal_replay_lsn() >= %s", written):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield Ground(standby.server)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, seed: int) -> Iterator[tuple[Stage, Ground]]:
+    """A stage whose workers know two servers, and the second of them, a standby."""
+    with scratch_server() as server:
+        ground = Ground(server)
+        ground.create("paired")
+        with (
+            standby_of(ground, "paired") as standby,
+            Stage(server, "paired", tmp_path, seed) as stage,
+        ):
+            yield stage, standby

@@ -8,3 +8,8 @@ from tests.settings import DATABASES, INSTALLED_APPS
 INSTALLED_APPS = [*INSTALLED_APPS, "tests.faults"]
 DATABASES = {"default": DATABASES["default"]}
 KANTHORQ = {"GROUP_COMMIT": int(os.environ.get("FAULTS_GROUP_COMMIT", "1"))}
+
+# Where reads go by way of a router, if there is a standby to read from.
+if _replica := os.environ.get("FAULTS_REPLICA"):
+    DATABASES["replica"] = DATABASES["default"] | {"HOST": _replica, "OPTIONS": {}}
+    DATABASE_ROUTERS = ["tests.faults.routers.ReadsFromReplica"]

@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.registration import Registration
 from project.postgres.cluster import PORT
-from project.postgres.launcher import scratch_server
 from tests.faults.ground import Ground, View
 from tests.faults.mischief.registry import frozen
 from tests.faults.stage import LEASE_SECONDS, Client, Stage, sooner
@@ -171,31 +168,6 @@ def test_a_worker_stops_within_its_time_while_the_server_is_away(stage: Stage, f
     stage.worker()
     stage.settle()
     stage.check()
-
-
-@contextmanager
-def standby_of(ground: Ground, name: str) -> Iterator[Ground]:
-    with ground.standby() as standby:
-        written = View(ground.server.socket_dir, name).value("SELECT pg_current_wal_lsn()")
-        view = View(standby.server.socket_dir, name)
-        deadline = time.monotonic() + 20
-        while not view.value("SELECT pg_last_wal_replay_lsn() >= %s", written):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield Ground(standby.server)
-
-
-@pytest.fixture
-def pair(tmp_path: Path, seed: int) -> Iterator[tuple[Stage, Ground]]:
-    """A stage whose workers know two servers, and the second of them, a standby."""
-    with scratch_server() as server:
-        ground = Ground(server)
-        ground.create("paired")
-        with (
-            standby_of(ground, "paired") as standby,
-            Stage(server, "paired", tmp_path, seed) as stage,
-        ):
-            yield stage, standby
 
 
 def test_after_a_failover_workers_go_on_at_the_promoted_standby(pair: tuple[Stage, Ground]):

@@ -1,0 +1,111 @@
+"""A router sends reads to a replica, which knows less: decisions are made on the primary."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.test import Client
+from django.utils import timezone
+
+from kanthorq_django import publish, schedule
+from kanthorq_django.models import Event, OperatorAction, Schedule, Task, TaskState
+from tests.admin.pages import page, press, tick
+from tests.factories import TaskFactory
+from tests.faults.ground import Ground, View
+from tests.faults.stage import Stage
+
+REPLAYED = "SELECT pg_last_wal_replay_lsn() >= %s"
+
+
+def test_workers_and_publishers_whose_reads_go_to_a_stale_standby_work_on_the_primary(
+    pair: tuple[Stage, Ground],
+):
+    stage, standby = pair
+    stale = View(standby.server.socket_dir, stage.view.name)
+    replica = {"FAULTS_REPLICA": str(standby.server.socket_dir)}
+    workers = [stage.worker(**replica), stage.worker(**replica)]
+    client = stage.client(**replica)
+    stage.wait_until_started()
+    client.do("both 20")
+    written = stage.view.value("SELECT pg_current_wal_lsn()")
+    stage.wait_until(lambda: stale.value(REPLAYED, written))
+    stale.value("SELECT pg_wal_replay_pause() IS NULL")
+    client.do("both 40")
+    client.do("tick 5")
+
+    stage.settle()
+
+    assert len(stale.tasks()) < len(stage.view.tasks()), "the standby was not stale"
+    assert all(worker.is_running for worker in workers)
+    facts = stage.check()
+    assert any(operation.updated for operation in facts.operations)
+
+
+@pytest.fixture
+def routed(settings: Any) -> None:
+    """Let reads go to a database that has the tables, and not one row."""
+    settings.DATABASE_ROUTERS = ["tests.faults.routers.ReadsFromOther"]
+
+
+@pytest.fixture
+def waiting(transactional_db: None) -> Task:
+    return TaskFactory.create(state=TaskState.AVAILABLE)
+
+
+BEGINNING = dict.fromkeys(("after", "updated", "requested", "noop"), 0)
+WAYS: dict[str, Callable[[Client, Task], Any]] = {
+    "ticked in the list": lambda client, task: tick(client, "cancel", [task]),
+    "all that match": lambda client, task: tick(
+        client, "cancel", [task], select_across="1", confirmed="1", through=task.pk, **BEGINNING
+    ),
+    "the button": lambda client, task: press(client, "cancel", task),
+    "the queryset": lambda _, task: Task.objects.filter(pk=task.pk).cancel(),
+    "the consumer": lambda _, task: task.consumer.cancel([task.event_id]),
+    "the command": lambda _, task: call_command(
+        "kanthorq", "tasks", "cancel", "--event", str(task.event_id), "--yes"
+    ),
+}
+
+two_databases = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+
+
+@two_databases
+@pytest.mark.parametrize("way", WAYS)
+def test_operators_change_what_the_primary_has(
+    waiting: Task, admin_client: Client, routed: None, way: str
+):
+    assert not Task.objects.exists(), "the router was not asked"
+
+    WAYS[way](admin_client, waiting)
+
+    assert Task.objects.using("default").get(pk=waiting.pk).state == TaskState.CANCELLED
+
+
+@two_databases
+@pytest.mark.parametrize("verb", ["cancel", "delete_selected"])
+def test_operators_change_schedules_that_the_primary_has(
+    admin_client: Client, routed: None, verb: str
+):
+    name = "nightly"
+    began = timezone.now()
+    made = schedule(name, rrule="FREQ=DAILY", dtstart=began, subject="night.fell", stream="shop")
+    data = {"action": verb, "index": "0", "_selected_action": [str(made.pk)], "post": "yes"}
+
+    admin_client.post(page("schedule_changelist"), data)
+
+    kept = Schedule.objects.using("default").filter(name=name, cancelled_at=None)
+    assert not kept.exists()
+    (told,) = OperatorAction.objects.using("default").values_list("sample", flat=True)
+    assert told == [name]
+
+
+@two_databases
+def test_an_event_whose_key_only_the_primary_knows_is_published_once(
+    transactional_db: None, routed: None
+):
+    first = publish("order.paid", stream="shop", idempotency_key="once")
+    again = publish("order.paid", stream="shop", idempotency_key="once")
+
+    assert again.pk == first.pk
+    assert Event.objects.using("default").count() == 1
