@@ -153,6 +153,17 @@ def _has_said(subject: str, body: Any) -> bool:
     return True
 
 
+def flood(subject: str, count: int) -> None:
+    """Publish many events in one transaction, each with a business row."""
+    call = history().begin("publish")
+    with transaction.atomic():
+        events = publish_many([Event(subject=subject) for _ in range(count)], stream=STREAM)
+        rows = (Entry(event_id=event.pk, note="published") for event in events)
+        Entry.objects.bulk_create(rows, batch_size=1_000)
+        history().note(call, events=[str(event.pk) for event in events])
+    history().note(call, outcome=COMMITTED)
+
+
 def straddle() -> None:
     """Commit an early event only once a later one has been delivered."""
     call = history().begin("publish")
@@ -246,6 +257,10 @@ class Client:
 
     def say(self, argument: str) -> None:
         say(*argument.split(" ", 1))
+
+    def flood(self, argument: str) -> None:
+        subject, _, count = argument.partition(" ")
+        flood(subject, int(count))
 
     def straddle(self, _: str) -> None:
         straddle()

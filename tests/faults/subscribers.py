@@ -211,6 +211,20 @@ def take_longer_than_a_lease(message: Message) -> None:
         pause(LONGER * LEASE.total_seconds())
 
 
+@subscribe(
+    "storm.>",
+    consumer="stormy",
+    stream=STREAM,
+    visibility_timeout=timedelta(seconds=60),
+    retry=Fixed(delay=timedelta(hours=1)),
+)
+def fail_the_first_time(message: Message) -> None:
+    """Do what a handler does while what it needs is away: all of its tasks are retried."""
+    with told(message):
+        if message.event.subject == "storm.retried" and message.attempt == 1:
+            raise ConnectionError("the service that it calls is away")
+
+
 @subscribe("poison.>", consumer="poison", attempt_max=2, **OPTIONS)
 def swallow_poison(message: Message) -> None:
     with told(message):

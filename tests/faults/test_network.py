@@ -183,6 +183,34 @@ def test_latency_and_stalls_only_cost_time(stage: Stage, proxy: Proxy, seed: int
     assert not any(task.lost_leases for task in facts.tasks), "a lease was renewed too late"
 
 
+PATIENT_LEASE = 30.0  # seconds, of which a road that stalls may take several at a time
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_stalls_of_seconds_on_a_slow_road_cost_no_lease(stage: Stage, proxy: Proxy, seed: int):
+    """A fifth of a second each way, and one packet in twenty that is sent again, seconds later."""
+    chance = random.Random(seed)  # noqa: S311  # repeatable on purpose
+
+    def lateness() -> float:
+        return 0.2 + (chance.uniform(1, 5) if chance.random() < 0.05 else 0)
+
+    stage.consumers += ["slow"]
+    stage.worker("--concurrency", "16", url=url_of(stage, proxy), FAULTS_LEASE=str(PATIENT_LEASE))
+    client = stage.client()
+    stage.wait_until_started()
+    proxy.lateness = lateness
+    client.do("say slow.on")  # longer than a lease
+    client.do("both 15")
+
+    seconds = stage.settle(400)
+
+    proxy.lateness = float
+    stage.record("stalls of 1 to 5 s: everything handled", seconds=seconds)
+    facts = stage.check()
+    assert not any(task.lost_leases for task in facts.tasks), "a lease was renewed too late"
+
+
 def test_a_partition_longer_than_a_lease_lets_only_one_side_commit(stage: Stage, proxy: Proxy):
     cut_off = stage.worker(url=url_of(stage, proxy))
     client = stage.client()

@@ -23,9 +23,9 @@ def test_workers_and_publishers_whose_reads_go_to_a_stale_standby_work_on_the_pr
 ):
     stage, standby = pair
     stale = View(standby.server.socket_dir, stage.view.name)
-    replica = {"FAULTS_REPLICA": str(standby.server.socket_dir)}
-    workers = [stage.worker(**replica), stage.worker(**replica)]
-    client = stage.client(**replica)
+    replica = str(standby.server.socket_dir)
+    workers = [stage.worker(FAULTS_REPLICA=replica), stage.worker(FAULTS_REPLICA=replica)]
+    client = stage.client(FAULTS_REPLICA=replica)
     stage.wait_until_started()
     client.do("both 20")
     written = stage.view.value("SELECT pg_current_wal_lsn()")

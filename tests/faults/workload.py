@@ -1,11 +1,12 @@
 """What the consumers of the workload promise; here they can be read about without subscribing."""
 
+import os
 from datetime import timedelta
 
 from tests.faults.facts import Contract
 
 STREAM = "faults"
-LEASE = timedelta(seconds=2)
+LEASE = timedelta(seconds=float(os.environ.get("FAULTS_LEASE", "2")))
 
 CONTRACTS = {
     "plain": Contract(subject="order"),
@@ -22,5 +23,6 @@ CONTRACTS = {
     "lingering": Contract(subject="linger", is_exact=True),
     "slow": Contract(subject="slow"),
     "poison": Contract(subject="poison"),
+    "stormy": Contract(subject="storm"),
 }
 WORKLOAD = [name for name, contract in CONTRACTS.items() if contract.subject == "order"]
