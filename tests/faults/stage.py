@@ -43,6 +43,14 @@ def sooner(values: Iterable[Any], *chosen: Any) -> list[Any]:
     ]
 
 
+def record(fault: str, **figures: float) -> None:
+    """Keep figures for docs/reliability.md, and show them."""
+    line = json.dumps({"fault": fault, **{k: round(v, 2) for k, v in figures.items()}})
+    sys.stdout.write(f"{line}\n")
+    with FIGURES.open("a") as file:
+        file.write(f"{line}\n")
+
+
 class Client:
     """The process of publishers and operators; one order at a time."""
 
@@ -187,11 +195,7 @@ class Stage:
         )
 
     def record(self, fault: str, **figures: float) -> None:
-        """Keep figures for docs/reliability.md, and show them."""
-        line = json.dumps({"fault": fault, **{k: round(v, 2) for k, v in figures.items()}})
-        sys.stdout.write(f"{line}\n")
-        with FIGURES.open("a") as file:
-            file.write(f"{line}\n")
+        record(fault, **figures)
 
     def _environment(self, url: str) -> dict[str, str]:
         return {

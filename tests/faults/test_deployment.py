@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from django.conf import settings
 from tests.concurrency import wait_until
 from tests.faults import history
 from tests.faults.ground import Ground, View
-from tests.faults.stage import Stage
+from tests.faults.stage import Stage, record
 
-ROWS = 30_000
-FILL = f"""
+FEW_ROWS = 30_000
+MANY_ROWS = int(os.environ.get("FAULTS_MIGRATED_ROWS", "1000000"))
+FILL = """
     INSERT INTO kanthorq_django_stream (name) VALUES ('large');
     INSERT INTO kanthorq_django_consumer (stream_id, name, subject_includes, subject_excludes,
         attempt_max, visibility_timeout, parked, has_cancel_handler, cancel_attempt_max)
@@ -27,12 +29,12 @@ FILL = f"""
     FROM kanthorq_django_stream;
     INSERT INTO kanthorq_django_event (id, stream_id, subject, body, metadata, resource_key)
     SELECT gen_random_uuid(), stream.id, 'order.made', '', '{{}}', n % 100
-    FROM kanthorq_django_stream AS stream, generate_series(1, {ROWS}) AS n;
+    FROM kanthorq_django_stream AS stream, generate_series(1, {rows}) AS n;
     INSERT INTO kanthorq_django_task (consumer_id, event_id, resource_key, state, schedule_at,
         attempt_count, lease_epoch, attempted_errors, cancel_attempt_count)
     SELECT consumer.id, event.id, event.resource_key, 1, now(), 0, 0, '[]', 0
     FROM kanthorq_django_consumer AS consumer, kanthorq_django_event AS event;
-"""  # noqa: S608  # a constant
+"""
 SCHEMA = """
     SELECT table_name || '.' || column_name || ' ' || data_type || ' ' || is_nullable
     FROM information_schema.columns WHERE table_name LIKE 'kanthorq%'
@@ -72,30 +74,60 @@ WAITING = """
 """
 
 
+def kill_half_way(view: View, *, seconds: float) -> None:
+    """Begin to migrate, and end that after so many seconds; it may have been quicker."""
+    process = migrate(view)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def check_migrations_complete_after_kills(
+    ground: Ground, view: View, rows: int, kills: Iterable[float]
+):
+    """Fill version 0001, kill what migrates it, and compare what comes out with a new schema."""
+    assert migrate(view, "0001").wait() == 0
+    view.execute(FILL.format(rows=rows))
+    with view.session() as reader, reader.transaction():
+        reader.execute("SELECT FROM kanthorq_django_task LIMIT 1")
+        process = migrate(view)
+        wait_until(lambda: view.value(WAITING))  # so it is half-way for certain
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    for seconds in kills:
+        kill_half_way(view, seconds=seconds)
+
+    assert migrate(view).wait() == 0
+
+    with ground.database() as fresh:
+        expected = View(ground.server.socket_dir, fresh).rows(SCHEMA)
+    assert view.rows(SCHEMA) == expected
+    assert view.value("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+    assert view.value("SELECT count(*) FROM kanthorq_django_task") == rows
+
+
 def test_migrations_that_are_killed_half_way_complete_when_they_are_run_again(
     ground: Ground, empty: View, seed: int
 ):
     chance = random.Random(seed)  # noqa: S311  # repeatable on purpose
-    assert migrate(empty, "0001").wait() == 0
-    empty.execute(FILL)
-    with empty.session() as reader, reader.transaction():
-        reader.execute("SELECT FROM kanthorq_django_task LIMIT 1")
-        process = migrate(empty)
-        wait_until(lambda: empty.value(WAITING))  # so it is half-way for certain
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    process = migrate(empty)
-    threading.Event().wait(chance.uniform(0.3, 0.8))  # the moment is what is drawn
-    process.send_signal(signal.SIGKILL)
-    process.wait()  # it may have been quicker
+    # The moment is what is drawn.
+    check_migrations_complete_after_kills(ground, empty, FEW_ROWS, [chance.uniform(0.3, 0.8)])
 
-    assert migrate(empty).wait() == 0
 
-    with ground.database() as fresh:
-        expected = View(ground.server.socket_dir, fresh).rows(SCHEMA)
-    assert empty.rows(SCHEMA) == expected
-    assert empty.value("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
-    assert empty.value("SELECT count(*) FROM kanthorq_django_task") == ROWS
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_migrations_of_a_large_table_are_killed_again_and_again(
+    ground: Ground, empty: View, seed: int
+):
+    """Each kill comes later than the one before, most of them while an index is built."""
+    chance = random.Random(seed)  # noqa: S311  # repeatable on purpose
+    kills = [chance.uniform(2, 4) * (1 + nth) for nth in range(4)]
+    began = time.monotonic()
+
+    check_migrations_complete_after_kills(ground, empty, MANY_ROWS, kills)
+
+    record(f"migrations of {MANY_ROWS} rows killed 5 times", seconds=time.monotonic() - began)
 
 
 @pytest.fixture
