@@ -214,9 +214,11 @@ def _connect(server: tuple[str, int]) -> socket.socket | None:
     with contextlib.suppress(OSError):
         if not host.startswith("/"):
             return socket.create_connection(server)
-        connected = socket.socket(socket.AF_UNIX)
-        connected.connect(f"{host}/.s.PGSQL.{port}")
-        return connected
+        with contextlib.ExitStack() as unless_connected:
+            connected = unless_connected.enter_context(socket.socket(socket.AF_UNIX))
+            connected.connect(f"{host}/.s.PGSQL.{port}")
+            unless_connected.pop_all()
+            return connected
     return None
 
 

@@ -128,5 +128,6 @@ def test_a_crash_of_the_server_loses_and_doubles_nothing(cluster: Cluster, datab
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_many_crashes_lose_and_double_nothing(cluster: Cluster, database: str):
     crash_and_check(cluster, database, crashes=15)

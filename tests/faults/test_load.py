@@ -14,7 +14,7 @@ from django.db import connections
 
 from kanthorq_django import publish_many
 from kanthorq_django.models import Consumer, Event
-from kanthorq_django.models.consumer import Registration
+from kanthorq_django.models.registration import Registration
 from tests.faults.ground import View
 from tests.faults.stage import Client, Stage
 from tests.faults.workload import STREAM

@@ -274,5 +274,6 @@ def test_tasks_live_as_expected_whatever_happens_to_them(actors: tuple[Actor, Ac
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_tasks_live_as_expected_for_long(actors: tuple[Actor, Actor]):
     live(actors, lives=1_000, steps=60)
