@@ -21,9 +21,11 @@ CHUNK_BYTES = 65_536
 class Fault:
     """What happens, once, to the connection whose client sends ``fragment``."""
 
-    def __init__(self, fragment: str, *, is_carried_out: bool) -> None:
+    def __init__(
+        self, fragment: str, *, is_carried_out: bool = False, is_silent: bool = False
+    ) -> None:
         self.fragment = fragment.encode()
-        self.is_carried_out = is_carried_out
+        self.is_carried_out, self.is_silent = is_carried_out, is_silent
         self.has_happened = threading.Event()
 
 
@@ -68,6 +70,13 @@ class Proxy:
         Returns an event that is set when it has happened.
         """
         return self._add(Fault(fragment, is_carried_out=True))
+
+    def swallow(self, fragment: str) -> threading.Event:
+        """Let the next connection that sends ``fragment`` fall silent, before the server knows.
+
+        Returns an event that is set when it has happened.
+        """
+        return self._add(Fault(fragment, is_silent=True))
 
     def cut(self) -> None:
         """Break every connection."""
@@ -197,11 +206,12 @@ class _Link:
                 return False
             if is_sent and (fault := self._proxy.fault_in(data)):
                 self._break(fault, data)
-                return False
+                return fault.is_silent
             (self._server if is_sent else self._client).sendall(data)
         return True
 
     def _break(self, fault: Fault, sent: bytes) -> None:
+        self.is_frozen = fault.is_silent
         if fault.is_carried_out:
             self._server.sendall(sent)
             self._server.recv(CHUNK_BYTES)

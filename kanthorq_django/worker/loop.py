@@ -30,6 +30,7 @@ from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.lanes import CoroutineLane, ThreadLane
 from kanthorq_django.worker.listener import Listener
 from kanthorq_django.worker.options import WorkerOptions
+from kanthorq_django.worker.probe import watched
 from kanthorq_django.worker.puller import Haul, Look, Puller
 from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
@@ -91,7 +92,8 @@ class WorkerLoop:
         PullRefused when a burst had to leave events unread, and django.db.OperationalError
         when there is no database to begin with.
         """
-        self._set_up()
+        with watched(self._using):
+            self._set_up()
         try:
             while not self._stop.is_set():
                 self._turn()

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from weakref import WeakSet
 
@@ -26,6 +26,7 @@ from kanthorq_django.worker.warden import cut
 logger = logging.getLogger("kanthorq_django.worker")
 
 PROBE_EVERY = 10.0  # seconds; what is found silent twice without a change is cut
+STEP = 0.2  # seconds after which a watch looks whether it is over
 
 
 _lock = threading.Lock()
@@ -78,3 +79,27 @@ class Probe:
                 if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
                     found[raw.pgconn.backend_pid] = raw
         return found
+
+
+@contextlib.contextmanager
+def watched(using: str) -> Iterator[None]:
+    """Cut connections that fall silent while the block runs, however long its statements take.
+
+    Before a worker has its threads nobody else would: it would wait for ever to begin.
+    """
+    is_over = threading.Event()
+
+    def watch() -> None:
+        probe = Probe(using)
+        while not is_over.wait(STEP):
+            with contextlib.suppress(Exception):  # the next look may do better
+                probe.make_if_due()
+        connections.close_all()
+
+    thread = threading.Thread(target=watch, name="kanthorq-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(STEP)

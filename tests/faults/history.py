@@ -1,6 +1,7 @@
 """What clients saw, written down as it happens: one JSON line before and after each call.
 
-Each process has a file of its own; a line is one write(), so a killed process leaves whole lines.
+Each process has a file of its own, and a line is one write(). Of the last one a killed process may
+leave a part: it ends where a page of memory does. What was not all written did not happen.
 """
 
 import itertools
@@ -48,7 +49,8 @@ def read(folder: Path) -> list[list[Line]]:
     """Return the lines of each call in order, calls by their beginnings."""
     calls: dict[str, list[Line]] = defaultdict(list)
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
+        *lines, _cut_off = path.read_text().split("\n")
+        for line in lines:
             known = json.loads(line)
             calls[known["call"]].append(known)
     return sorted(calls.values(), key=lambda lines: float(lines[0]["at"]))

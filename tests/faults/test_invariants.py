@@ -221,3 +221,12 @@ def test_every_line_of_a_history_stands_for_itself(tmp_path: Path):
     History(tmp_path).begin("publish", events=["e1"])
     (line,) = next(tmp_path.glob("*.jsonl")).read_text().splitlines()
     assert json.loads(line)["events"] == ["e1"]
+
+
+def test_a_line_that_a_killed_process_has_not_finished_did_not_happen(tmp_path: Path):
+    whole = '{"call": "1-1", "at": 1, "what": "publish", "events": ["a"]}\n'
+    (tmp_path / "1.jsonl").write_text(whole + '{"call": "1-1", "at": 2, "outc')
+
+    (publication,) = history.publications(history.read(tmp_path))
+
+    assert publication.outcome is None

@@ -57,6 +57,26 @@ def test_connections_that_fall_silent_are_found_out_and_replaced(
     stage.check()
 
 
+@pytest.mark.parametrize("statement", ["Insert a consumer", "kanthorq_django_worker"])
+def test_a_worker_whose_start_gets_no_answer_ends_with_a_sentence(
+    stage: Stage, proxy: Proxy, statement: str
+):
+    """Whoever has started it starts it again; until then others do its work."""
+    happened = proxy.swallow(statement)
+    sooner = IMPATIENT | {"kanthorq_django.worker.probe.PROBE_EVERY": 0.7}
+    worker = stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(sooner))
+
+    assert worker.wait() == 1
+
+    assert happened.is_set()
+    assert "Traceback" not in worker.text
+    proxy.cut()
+    stage.worker()
+    stage.client().do("both 5")
+    stage.settle()
+    stage.check()
+
+
 def test_handlers_whose_connections_fall_silent_are_found_out_too(stage: Stage, proxy: Proxy):
     """Nothing that a handler asks has a limit of time, and its lease is renewed all the while."""
     sooner = IMPATIENT | {"kanthorq_django.worker.probe.PROBE_EVERY": 0.7}

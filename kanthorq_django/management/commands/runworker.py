@@ -16,6 +16,7 @@ from kanthorq_django.management.refusals import one_sentence
 from kanthorq_django.models import Consumer
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.options import PULLERS, WorkerOptions
+from kanthorq_django.worker.probe import watched
 from kanthorq_django.worker.process import GRACE, run_process, stop_on_signals
 from kanthorq_django.worker.supervisor import Supervisor
 
@@ -108,7 +109,8 @@ class Command(BaseCommand):
 
     def _supervise(self, options: WorkerOptions, processes: int, alias: str) -> None:
         # What no process could do is refused here, once, instead of by all of them for ever.
-        sync(options.consumers or None, using=alias)
+        with watched(alias):
+            sync(options.consumers or None, using=alias)
         connections.close_all()
         supervisor = Supervisor(options, processes)
         patience = supervisor.patience + GRACE
