@@ -94,7 +94,7 @@ def soak(seconds: float, seed: int) -> Verdict:
         if sys.exc_info()[0] is KeyboardInterrupt:
             shutil.rmtree(folder, ignore_errors=True)
     if verdict.wrong:
-        sys.stdout.write(f"what clients and workers saw: {folder}\n")
+        sys.stdout.write(f"what clients, workers and the server saw: {folder}\n")
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return verdict
@@ -124,6 +124,8 @@ def _judged(folder: Path, network: str, seconds: float, seed: int) -> Verdict:
         turmoil.over.set()
         with _noted(verdict):
             _conclude(turmoil, verdict)
+        if verdict.wrong:
+            shutil.copy(turmoil.stage.server.data.parent / "server.log", folder)
     for name, count in sorted(turmoil.counts.items()):
         sys.stdout.write(f"{count:6d} {name}\n")
     sys.stdout.write(f"{time.monotonic() - began:.0f} s in all, patience {PATIENCE:.0f} s\n")
@@ -158,7 +160,9 @@ def _conclude(turmoil: Turmoil, verdict: Verdict) -> None:
 
 def _prepared(later: ExitStack, folder: Path, network: str, seed: int) -> Turmoil:
     """Build all that a soak needs; ``later`` takes it down."""
-    ground = Ground(later.enter_context(scratch_server()))
+    # Durable: a process that is killed inside a write may leave half a page, which only the full
+    # pages in the log make good.
+    ground = Ground(later.enter_context(scratch_server(durable=True)))
     ground.create(NAME)
     server = ground.server
     disks = _disks(later, folder, server) if small_disk.is_possible() else None
