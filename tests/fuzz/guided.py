@@ -54,7 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     if given.replay:
         name, digits = given.replay
         faulthandler.dump_traceback_later(SECONDS_MAX, exit=True)
-        _target(name)(bytes.fromhex(digits))
+        try:
+            _target(name)(bytes.fromhex(digits))
+        finally:
+            faulthandler.cancel_dump_traceback_later()  # it would end this process later on
         return 0
     if given.child:
         _fuzz(given.child, given.libfuzzer)
