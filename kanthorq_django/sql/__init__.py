@@ -16,7 +16,7 @@ from django.db import Error
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import TransactionStatus
 
-from kanthorq_django.sql.cursors import client_cursor, cursor_for
+from kanthorq_django.sql.cursors import REPEATED, cursor_for
 
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
@@ -36,6 +36,11 @@ def load(name: str, *, skip_locked: bool = False) -> str:
     return text.replace(WAITING, "SKIP LOCKED" if skip_locked else "")
 
 
+def _cursor(using: str, *names: str) -> Any:
+    """Return an open cursor for these statements; in a project's log they are as they stand."""
+    return cursor_for(using, [load(name) for name in names if name in REPEATED])
+
+
 def rows(
     using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False
 ) -> list[Any]:
@@ -43,14 +48,14 @@ def rows(
 
     ``skip_locked`` leaves out tasks that somebody has locked, instead of waiting for them.
     """
-    with cursor_for(using, name) as cursor:
+    with _cursor(using, name) as cursor:
         cursor.execute(load(name, skip_locked=skip_locked), params)
         return _rows(cursor)
 
 
 def values(using: str, name: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """Run ``<name>.sql``; return its first row as it comes, None when there is none."""
-    with cursor_for(using, name) as cursor:
+    with _cursor(using, name) as cursor:
         cursor.execute(load(name), params)
         found: tuple[Any, ...] | None = cursor.fetchone()
         return found
@@ -58,7 +63,7 @@ def values(using: str, name: str, params: Mapping[str, Any]) -> tuple[Any, ...] 
 
 def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False) -> set[int]:
     """Run ``<name>.sql`` as ``rows()`` does; return its one column."""
-    with cursor_for(using, name) as cursor:
+    with _cursor(using, name) as cursor:
         cursor.execute(load(name, skip_locked=skip_locked), params)
         return {pk for (pk,) in cursor.fetchall()}
 
@@ -79,7 +84,7 @@ class Result:
     def __init__(self, using: str, name: str, params: Mapping[str, Any]) -> None:
         """Run ``<name>.sql`` on the database ``using``."""
         # Not closed: its rows live on the client, and go with the last one who may ask for them.
-        cursor = cursor_for(using, name)
+        cursor = _cursor(using, name)
         cursor.execute(load(name), params)
         self._cursor = cursor.cursor
         self._columns = {column.name: index for index, column in enumerate(cursor.description)}
@@ -125,7 +130,7 @@ def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any
     three. The server ends it when its client falls silent. The connection has to be in
     autocommit mode, outside of any transaction.
     """
-    with client_cursor(using) as cursor:
+    with _cursor(using, name) as cursor:
         try:
             cursor.execute(f"{BEGIN}; {LEAVE_IDLE}; {load(name)}", params)
             cursor.nextset()
@@ -150,7 +155,7 @@ def values_committed(
     Returns the first row of the first. The connection has to be in autocommit mode, outside of
     any transaction. Raises TransactionEnded from the error when the first did not fail.
     """
-    with client_cursor(using) as cursor:
+    with _cursor(using, name, then) as cursor:
         try:
             cursor.execute(f"BEGIN; {load(name)} COMMIT; {load(then)}", params)
         except BaseException as error:
@@ -171,7 +176,7 @@ def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:
     that falls silent in between. If it fails, nothing is committed. Django's ``atomic()`` finds
     nothing left to commit, and runs its hooks.
     """
-    with client_cursor(using) as cursor:
+    with _cursor(using, name) as cursor:
         cursor.execute(f"{load(name)} COMMIT", params)
 
 

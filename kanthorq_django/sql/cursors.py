@@ -1,9 +1,12 @@
-"""Which cursor runs a statement: Django's own, or one whose statements the server keeps prepared.
+"""Cursors for several statements at once, of which the server keeps the plans where it may.
 
-Django binds parameters on the client and prepares nothing, so that it works behind poolers. But
-to plan a pull takes longer than to run it.
+Django prepares nothing, so that it works behind poolers. But to plan a pull takes longer than to
+run it.
 """
 
+import functools
+import re
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,28 +16,74 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 # What workers repeat all day, and publishers. Not what takes arrays: the plan that the server
 # keeps expects ten elements, and is ten times slower with a thousand.
-REPEATED = frozenset({"ack_one", "claim", "peek", "publish", "pull"})
+REPEATED = frozenset(
+    {"ack_last", "ack_one", "claim", "lock_consumer", "notify_stream", "peek", "publish", "pull"}
+)
 # So often a connection has to be used before it is worth a look; requests often have a new one.
 USES_BEFORE = 5
 
+_PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
+
 _uses: WeakKeyDictionary["psycopg.Connection[Any]", int] = WeakKeyDictionary()
 _direct: WeakKeyDictionary["psycopg.Connection[Any]", bool] = WeakKeyDictionary()
+# How each connection calls what its server keeps, by text.
+_calls: WeakKeyDictionary["psycopg.Connection[Any]", dict[str, str]] = WeakKeyDictionary()
 
 
-def cursor_for(using: str, name: str) -> Any:
-    """Return an open cursor for ``<name>.sql`` on the database ``using``."""
+class KeepingCursor(psycopg.ClientCursor[Any]):
+    """A cursor whose server keeps the statements of these texts, prepared.
+
+    EXECUTE is SQL, so it goes along with BEGIN and COMMIT in one round trip; what psycopg itself
+    prepares needs one for each. Django's log and wrappers see the whole text.
+    """
+
+    def __init__(self, connection: "psycopg.Connection[Any]", texts: Sequence[str]) -> None:
+        super().__init__(connection)
+        self._texts = texts
+
+    def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+        for text in self._texts:
+            query = query.replace(text, self._call_of(text))
+        return super().execute(query, *args, **options)
+
+    def _call_of(self, text: str) -> str:
+        calls = _calls.setdefault(self.connection, {})
+        if text not in calls:
+            name = f"kanthorq_{len(calls)}"
+            numbered, names = _numbered(text)
+            super().execute(f"PREPARE {name} AS {numbered}")
+            calls[text] = f"EXECUTE {name} ({', '.join(f'%({each})s' for each in names)});"
+        return calls[text]
+
+
+@functools.cache
+def _numbered(text: str) -> tuple[str, list[str]]:
+    """Return ``text`` with numbers for parameters, as PREPARE wants it, and their names."""
+    names: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        name = found[1]
+        if name is None:
+            return "%"
+        if name not in names:
+            names.append(name)
+        return f"${names.index(name) + 1}"
+
+    return _PLACEHOLDER.sub(number, text), names
+
+
+def cursor_for(using: str, kept: Sequence[str] = ()) -> Any:
+    """Return an open cursor on the database ``using`` that takes several statements at once.
+
+    The server keeps those whose texts are ``kept``, where it may.
+    """
     connection = connections[using]
     connection.ensure_connection()
-    if name in REPEATED and _may_prepare(connection):
-        return _wrapped(connection, psycopg.Cursor(connection.connection))
-    return connection.cursor()
-
-
-def client_cursor(using: str) -> Any:
-    """Return an open cursor that takes several statements at once, with parameters."""
-    connection = connections[using]
-    connection.ensure_connection()
-    return _wrapped(connection, psycopg.ClientCursor(connection.connection))
+    raw = connection.connection
+    is_keeping = kept and _may_prepare(connection)
+    return _wrapped(
+        connection, KeepingCursor(raw, kept) if is_keeping else psycopg.ClientCursor(raw)
+    )
 
 
 def _wrapped(connection: BaseDatabaseWrapper, cursor: Any) -> Any:
@@ -52,19 +101,15 @@ def _may_prepare(connection: BaseDatabaseWrapper) -> bool:
     connection leads to the server itself: a pooler hands out process ids of its own.
     """
     raw = connection.connection
-    if raw.prepare_threshold is not None:
-        return True
+    if (known := _direct.get(raw)) is not None:
+        return known
     if "prepare_threshold" in connection.settings_dict["OPTIONS"]:
-        return False
-    if raw in _direct:
-        return False  # else it would have a threshold by now
+        return raw.prepare_threshold is not None
     uses = _uses[raw] = _uses.get(raw, 0) + 1
     if uses < USES_BEFORE or not issubclass(raw.cursor_factory, psycopg.ClientCursor):
         return False
     with connection.wrap_database_errors:
         _direct[raw] = is_direct(raw)
-    if _direct[raw]:
-        raw.prepare_threshold = 0  # it concerns our cursors only: those of Django never prepare
     return _direct[raw]
 
 
