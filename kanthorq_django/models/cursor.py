@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db import InternalError, connections
+from django.db import DataError, InternalError, connections
 
 from kanthorq_django import sql
 from kanthorq_django.conf import get_settings
@@ -78,36 +78,35 @@ def peek(
         "states": sorted(states),
         "horizon": horizon,
     }
-    return sql.rows(using, "peek", params)
+    return sql.rows_by_one_plan(using, "peek", params)
 
 
 def read_page(consumer: "Consumer", locked: Any, limit: int) -> Page:
-    """Turn the next page of events into tasks, and move the cursor past it.
+    """Turn the next page of events into tasks, move the cursor past it, and commit.
 
     ``locked`` is the consumer's row as its lock found it. Raises ForeignCluster.
     """
     if locked.cluster_id != locked.current_cluster_id:
         raise _foreign_cluster(consumer)
-    rows = sql.Result(
-        consumer.using,
-        "pull",
-        {
-            "consumer_id": consumer.pk,
-            "stream_id": locked.stream_id,
-            "cursor": locked.cursor,
-            "window": locked.window,
-            "position_xid": locked.position_xid,
-            "position_id": locked.position_id,
-            "includes": subjects.to_regex(json.loads(locked.subject_includes)),
-            "excludes": subjects.to_regex(json.loads(locked.subject_excludes)),
-            "limit": limit,
-            "page_size": max(limit, get_settings().PAGE_SIZE),
-        },
-    )
-    first = rows[0]
-    if not first.is_sane:
-        raise _foreign_cluster(consumer)
-    return Page(pulled_by(consumer, rows), first.is_idle)
+    params = {
+        "consumer_id": consumer.pk,
+        "stream_id": locked.stream_id,
+        "cursor": locked.cursor,
+        "window": locked.window,
+        "position_xid": locked.position_xid,
+        "position_id": locked.position_id,
+        "includes": subjects.to_regex(json.loads(locked.subject_includes)),
+        "excludes": subjects.to_regex(json.loads(locked.subject_excludes)),
+        "limit": limit,
+        "page_size": max(limit, get_settings().PAGE_SIZE),
+    }
+    try:
+        rows = sql.Result(consumer.using, "pull", params, commits=True)
+    except DataError as error:
+        if sql.is_failed_cast(error, "another cluster"):
+            raise _foreign_cluster(consumer) from error
+        raise
+    return Page(pulled_by(consumer, rows), is_idle=rows[0].is_idle)
 
 
 def check_no_transaction(using: str) -> None:

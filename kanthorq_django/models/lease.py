@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.db import DataError
-from psycopg.errors import InvalidTextRepresentation
 
 from kanthorq_django import sql
 from kanthorq_django.conf import get_settings
@@ -60,7 +59,7 @@ def ack_and_commit(lease: Lease, result: str | None, using: str) -> bool:
     try:
         sql.commit_with(using, "ack_last", params)
     except DataError as error:
-        if isinstance(error.__cause__, InvalidTextRepresentation) and "leases held" in str(error):
+        if sql.is_failed_cast(error, "leases held"):
             return False
         raise
     return True

@@ -129,8 +129,10 @@ advanced AS (
 SELECT
     -- Nothing was read and no window was open: the consumer has caught up.
     progress.read_count = 0 AND %(window)s::pg_snapshot IS NULL AS is_idle,
-    -- A cursor that is ahead of this cluster, or an event that is, came from another one.
-    pg_snapshot_xmax(%(cursor)s::pg_snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
+    -- A cursor that is ahead of this cluster, or an event that is, came from another one. A cast
+    -- that fails is how plain SQL raises an error, before the COMMIT that is sent along.
+    CASE WHEN
+        pg_snapshot_xmax(%(cursor)s::pg_snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
         AND pg_snapshot_xmin(%(cursor)s::pg_snapshot) <= pg_snapshot_xmin(pg_current_snapshot())
         AND (
             SELECT id FROM kanthorq_django_event
@@ -139,6 +141,7 @@ SELECT
                 AND xid <> pg_current_xact_id()
             ORDER BY xid, id LIMIT 1  -- keeps the planner on the index
         ) IS NULL
+    THEN true ELSE ('another cluster, beyond ' || pg_current_snapshot()::text)::boolean END
         AS is_sane,
     -- Named: the server keeps the statement, and its columns may not change meanwhile. Moments
     -- as microseconds since 1970: Python takes twenty times as long to read them as text.

@@ -3,7 +3,7 @@
 Nothing of this is in the package: functions are wrapped when a process starts, and only if its
 environment asks for it.
 
-``FAULTS_POINT``  name:nth:signal, e.g. ``pull read:2:KILL``
+``FAULTS_POINT``  name:nth:signal, e.g. ``pull asked:2:KILL``
 ``FAULTS_SQL``    {"ack": [["old", "new"]]}
 ``FAULTS_SET``    {"kanthorq_django.worker.warden.CUT_AFTER": 1.0}
 ``FAULTS_OUTPUT`` the file that its output goes to, such as /dev/full
@@ -44,7 +44,7 @@ class Point(NamedTuple):
 
 POINTS = {
     "pull locked": Point("lock_consumer", "after"),
-    "pull read": Point("pull", "after"),  # the page is read and the cursor moved, not committed
+    "pull asked": Point("pull", "before"),  # it reads, moves the cursor and commits at once
     "pull committed": Point("pull", "after commit"),
     "claim asked": Point("claim", "before"),
     "claim written": Point("claim", "after"),
