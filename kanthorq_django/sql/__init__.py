@@ -198,7 +198,7 @@ def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:
 
 
 def is_failed_cast(error: Error, text: str) -> bool:
-    """Tell whether a statement of ours raised ``error`` by casting something with ``text`` in it."""
+    """Tell whether ``error`` is that of a statement of ours that cast what has ``text`` in it."""
     return isinstance(error.__cause__, InvalidTextRepresentation) and text in str(error)
 
 
