@@ -13,6 +13,8 @@ due_freely AS MATERIALIZED (
         AND state = ANY(%(states)s::smallint[])
         AND schedule_at >= 'epoch'::timestamptz + %(floor)s::bigint * interval '1 microsecond'  -- as in peek.sql
         AND schedule_at <= statement_timestamp()
+        -- One that waits for no turn any more, as it is to be cancelled, takes one place, not two.
+        AND id <> ALL(%(in_turn)s::bigint[])
     ORDER BY schedule_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED

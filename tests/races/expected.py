@@ -247,7 +247,8 @@ class Expected:
                     given = self.next_in_turn(consumer, limit, group, served)
                 turns, served = given or Turns([], "")
                 due = [task for task in turns if task.is_claimable and task not in locked]
-                due += [task for task in free[: limit - len(turns)] if task not in due]
+                others = [task for task in free if task not in turns]
+                due += others[: limit - len(turns)]
             self._lease(due, turns)
             leased = [task for task in due if task.state in LEASED]
             if leased or not due:
