@@ -7,14 +7,16 @@ SELECT
         OR pg_snapshot_xmax(consumer."cursor") > pg_snapshot_xmax(pg_current_snapshot())
         OR consumer."window" IS NOT NULL
         -- Scalar subqueries in the index's order: behind EXISTS the planner expects an early hit
-        -- and reads the table from its start, which is all of it when there is none.
+        -- and reads the table from its start, which is all of it when there is none. So it would
+        -- behind xid = open.xid where one transaction published all that it knows of.
         OR EXISTS (
             SELECT FROM pg_snapshot_xip(consumer."cursor") AS open (xid)
             WHERE (
                 SELECT event.id
                 FROM kanthorq_django_event AS event
-                WHERE event.stream_id = consumer.stream_id AND event.xid = open.xid
-                ORDER BY event.id
+                WHERE event.stream_id = consumer.stream_id
+                    AND event.xid >= open.xid AND event.xid <= open.xid
+                ORDER BY event.xid, event.id
                 LIMIT 1
             ) IS NOT NULL
         )

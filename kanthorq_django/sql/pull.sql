@@ -21,7 +21,9 @@ WITH horizon AS MATERIALIZED (
 page AS MATERIALIZED (
     SELECT * FROM (
         -- Late: transactions that were open in the cursor. One index probe each, however
-        -- many rows others wrote meanwhile; LATERAL, because = ANY would sort every page.
+        -- many rows others wrote meanwhile; LATERAL, because = ANY would sort every page. A range
+        -- of one xid, because the planner would take the order of the primary key for xid = open.xid
+        -- and read all of the table, where one transaction published all that it knows of.
         (
             SELECT late.*
             FROM horizon,
@@ -30,11 +32,11 @@ page AS MATERIALIZED (
                     SELECT xid, id, subject, schedule_at, resource_key, created_at
                     FROM kanthorq_django_event
                     WHERE stream_id = %(stream_id)s
-                        AND xid = open.xid
+                        AND xid >= open.xid AND xid <= open.xid
                         AND id > CASE WHEN open.xid = %(position_xid)s::xid8
                             THEN %(position_id)s::uuid
                             ELSE '00000000-0000-0000-0000-000000000000'::uuid END
-                    ORDER BY id
+                    ORDER BY xid, id
                     LIMIT %(page_size)s
                 ) AS late
             WHERE pg_visible_in_snapshot(open.xid, horizon.snapshot)
