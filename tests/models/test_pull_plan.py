@@ -211,19 +211,3 @@ def test_the_lag_reads_no_further_than_its_limit(reader: Consumer):
 
     assert_bounded(scans, rows=PAGE_SIZE + 1)
     assert reader.lag()[:2] == (10_000, True)
-
-
-def test_what_one_transaction_published_does_not_turn_a_probe_into_a_long_walk(reader: Consumer):
-    """The planner trap: where it knows of one xid only, any order seems as good as the index's."""
-    execute("ALTER TABLE kanthorq_django_event ALTER xid SET (n_distinct = 1)")
-    execute("ANALYZE kanthorq_django_event")
-    place(reader, "format('9:%s:9', pg_snapshot_xmax(pg_current_snapshot()))::pg_snapshot")
-    look = {"consumer_ids": [reader.pk], "floors": [ALWAYS], "states": [1]}
-
-    scans = event_scans(sql.load("peek"), {**look, "horizon": timedelta(0)})
-    assert sum(scan.rows_removed for scan in scans) == 0
-
-    (locked,) = sql.rows("default", "lock_consumer", {"consumer_id": reader.pk})
-    page = {"limit": 100, "page_size": PAGE_SIZE, "includes": "^$", "excludes": "^$"}
-    scans = event_scans(sql.load("pull"), {"consumer_id": reader.pk, **locked._asdict(), **page})
-    assert sum(scan.rows_removed for scan in scans) == 0
