@@ -1,4 +1,4 @@
-"""How the events of open transactions are looked for where one transaction published all there is."""
+"""How events of open transactions are looked for where one transaction published all there is."""
 
 from datetime import timedelta
 
