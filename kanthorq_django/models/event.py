@@ -150,18 +150,16 @@ class Event(SealableModel):
     def from_row(cls, rows: Result, index: int, consumer: "Consumer") -> Self:
         """Return the event of a pull's or a claim's row; it lacks what nobody handles it by."""
         using = consumer._state.db
-        body = rows.value(index, "event_body")
-        metadata = rows.value(index, "event_metadata")
-        due_at = rows.value(index, "event_schedule_at")
+        pk, subject, body, metadata, key, due_at, created_at = rows.values(index, _HANDLED)
         values = {
-            "id": rows.value(index, "event_id"),
+            "id": pk,
             "stream_id": consumer.stream_id,
-            "subject": rows.value(index, "event_subject"),
+            "subject": subject,
             "body": body,
             "metadata": {} if metadata == "{}" else json.loads(metadata),
-            "resource_key": rows.value(index, "resource_key"),
+            "resource_key": key,
             "schedule_at": None if due_at is None else moment_of(due_at, using),
-            "created_at": moment_of(rows.value(index, "event_created_at"), using),
+            "created_at": moment_of(created_at, using),
         }
         if is_sealed(body) or _is_watched():
             return cls.from_db(using, values.keys(), values.values())
@@ -207,6 +205,17 @@ _BLANK = {
     for field in Event._meta.concrete_fields
     if field.name not in {"id", "metadata"}
 }
+
+# The columns of a pull or a claim that an event is handled by.
+_HANDLED = (
+    "event_id",
+    "event_subject",
+    "event_body",
+    "event_metadata",
+    "resource_key",
+    "event_schedule_at",
+    "event_created_at",
+)
 
 
 def _is_watched() -> bool:

@@ -83,7 +83,7 @@ class Leased:
 def pulled_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
     """Return what the rows of a pull of ``consumer`` lease to us: all of them alike, and new."""
     consumer._state.db = consumer.using  # as save() does: tasks follow their consumer
-    since = rows.value(0, "attempted_at") if len(rows) else None
+    (since,) = rows.values(0, ("attempted_at",)) if len(rows) else (None,)
     return [
         Leased(Lease(pk, 1, since), 1, consumer, rows, index, is_cancellation=False)
         for index, pk in enumerate(rows.integers("id"))

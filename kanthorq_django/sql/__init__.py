@@ -108,7 +108,7 @@ class Result:
         self._columns = {column.name: index for index, column in enumerate(cursor.description)}
         self._row = _row_type(tuple(self._columns))
         self._lock = threading.Lock()
-        self._loaders: dict[str, Callable[[bytes], Any]] = {}
+        self._loaders: dict[tuple[str, ...], list[tuple[int, Callable[[bytes], Any]]]] = {}
 
     def __len__(self) -> int:
         return int(self._cursor.rowcount)
@@ -118,20 +118,23 @@ class Result:
             self._cursor.scroll(index, mode="absolute")
             return self._row._make(self._cursor.fetchone())
 
-    def value(self, index: int, column: str) -> Any:
-        """Return one value of one row, without decoding the others."""
-        found = self._cursor.pgresult.get_value(index, self._columns[column])
-        if found is None:
-            return None
-        load = self._loaders.get(column) or self._loader(column)
-        return load(found)
+    def values(self, index: int, columns: tuple[str, ...]) -> list[Any]:
+        """Return these values of one row, without decoding the others."""
+        loaders = self._loaders.get(columns) or self._loaders_of(columns)
+        found = self._cursor.pgresult.get_value
+        return [
+            None if (raw := found(index, place)) is None else load(raw) for place, load in loaders
+        ]
 
-    def _loader(self, column: str) -> Callable[[bytes], Any]:
-        result, place = self._cursor.pgresult, self._columns[column]
+    def _loaders_of(self, columns: tuple[str, ...]) -> list[tuple[int, Callable[[bytes], Any]]]:
+        result = self._cursor.pgresult
         transformer = Transformer(_Detached(self._cursor.adapters))
-        load = transformer.get_loader(result.ftype(place), result.fformat(place)).load
-        self._loaders[column] = load
-        return load
+        places = [self._columns[column] for column in columns]
+        self._loaders[columns] = [
+            (place, transformer.get_loader(result.ftype(place), result.fformat(place)).load)
+            for place in places
+        ]
+        return self._loaders[columns]
 
     def integers(self, column: str) -> list[int | None]:
         """Return a column of integers without decoding the others."""
