@@ -18,6 +18,8 @@ from kanthorq_django.worker.warden import Bounded
 
 RELENT_EVERY = 2.0  # seconds
 WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
+QUICK = 50e-6  # seconds; a round trip to a database takes longer
+STALLED_AFTER = 0.005  # seconds in which quick handlers would have started hundreds
 
 Settle = Callable[[Ending], None]
 
@@ -41,6 +43,8 @@ class Lane:
         self._threads: list[threading.Thread] = []
         self._running = 0
         self._pace = _Pace()
+        self._usual = _Usual()
+        self._is_watched = False
         self._is_refusing = False
         self._is_closed = False
         self._ended_count = 0  # calls
@@ -90,7 +94,7 @@ class Lane:
         with self._arrived:
             now = time.monotonic()
             self._waiting.extend(_Waiting(call, now) for call in calls)
-            self._arrived.notify(len(calls))
+            self._arrived.notify(1 if self._usual.is_quick else len(calls))
 
     def surplus(self) -> list[Flight]:
         """Take back what waits for so long that others had better have it: handlers became slow."""
@@ -130,10 +134,12 @@ class Lane:
         ``relent`` is called now and then while there is none.
         """
         with self._arrived:
-            while not self._waiting:
+            while not self._waiting or (self._usual.is_quick and self._running):
                 if self._is_closed:
                     return None
-                if not self._arrived.wait(RELENT_EVERY):
+                if self._waiting and not self._is_watched:
+                    self._watch()
+                elif not self._arrived.wait(RELENT_EVERY):
                     relent()
             call = self._take()
             self._running += 1
@@ -141,6 +147,18 @@ class Lane:
             if self._is_refusing:
                 self._invite()
             return call
+
+    def _watch(self) -> None:
+        """Leave quick handlers to one thread for as long as it gets on with them.
+
+        Several would only wait for the interpreter's lock, and have the puller wait for it too.
+        """
+        self._is_watched = True
+        count = self.started_count
+        if not self._arrived.wait(STALLED_AFTER) and count == self.started_count:
+            self._usual.forget()
+            self._arrived.notify(len(self._waiting))
+        self._is_watched = False
 
     def _take(self) -> Call:
         first = self._waiting.popleft().call
@@ -171,10 +189,12 @@ class Lane:
                 self.started_count -= 1
             self._settle(HandBack(flight.message, AT_ONCE))
 
-    def _ended(self, count: int = 1) -> None:
-        """Note the end of ``count`` calls that were run at a stretch and settled."""
+    def _ended(self, count: int = 1, seconds: float = 1.0) -> None:
+        """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""
         with self._emptied:
             self._running -= 1
+            if self._usual.has_slowed(seconds / count):
+                self._arrived.notify(len(self._waiting))
             self._ended_count += count
             if not self._running:
                 self._emptied.notify_all()
@@ -213,3 +233,20 @@ class _Pace:
             return max(self._rate, ended)
         self._since, self._count, self._rate = now, count, int(ended / elapsed)
         return self._rate
+
+
+class _Usual:
+    """How long calls take of late; a lane begins with the opinion that they take long."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._seconds, self.is_quick = 20 * QUICK, False
+
+    def has_slowed(self, seconds: float) -> bool:
+        """Note how long a call took; tell whether they were quick until now."""
+        # Cut off, for one in a hundred waits for the interpreter's lock.
+        self._seconds += (min(seconds, 20 * QUICK) - self._seconds) / 64
+        was_quick, self.is_quick = self.is_quick, self._seconds < QUICK
+        return was_quick and not self.is_quick

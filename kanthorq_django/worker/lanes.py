@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from asgiref.sync import sync_to_async
@@ -43,10 +44,12 @@ class ThreadLane(Lane):
 
     def _run(self) -> None:
         while (call := self._next(spare_connections)) is not None:
+            began_at = time.monotonic()
             for round_ in call.rounds:
                 self._handle(round_, execute_together if call.is_shared else execute)
             spare_connections()
-            self._ended(call.size if call.is_shared else 1)
+            count = call.size if call.is_shared else 1
+            self._ended(count, time.monotonic() - began_at)
         connections.close_all()
 
     def _handle(self, round_: Round, run: Callable[..., list[Ending]]) -> None:

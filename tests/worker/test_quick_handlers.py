@@ -1,0 +1,55 @@
+"""Handlers that take less time than a switch of threads are left to one thread, while they do."""
+
+import threading
+import time
+
+import pytest
+
+from kanthorq_django import publish_many, subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Event, Task
+from kanthorq_django.worker import lane
+from tests.worker.working import PATIENCE, announce, work_off
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ENOUGH = 400  # calls until a lane takes its handlers for quick
+
+
+def test_one_thread_runs_what_is_quick(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lane, "QUICK", 1.0)
+    monkeypatch.setattr(lane, "STALLED_AFTER", PATIENCE)
+    lock, running, peaks = threading.Lock(), 0, list[int]()
+
+    @subscribe("work.>", stream="work", consumer="quick")
+    def handle(message: Message) -> None:
+        nonlocal running
+        with lock:
+            running += 1
+            peaks.append(running)
+        time.sleep(0.001)  # long enough for others to join in
+        with lock:
+            running -= 1
+
+    announce(ENOUGH + 100)
+    assert work_off("quick", concurrency=8) == ENOUGH + 100
+
+    assert max(peaks[:50]) > 1
+    assert set(peaks[ENOUGH:]) == {1}
+
+
+def test_all_threads_are_there_when_the_next_handlers_block(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lane, "QUICK", 0.1)
+    meeting = threading.Barrier(8)
+
+    @subscribe("work.>", stream="work", consumer="quick")
+    def handle(message: Message) -> None:
+        if bytes(message.event.body) == b"meet":
+            meeting.wait(PATIENCE)
+
+    bodies = [*range(10 * ENOUGH), *["meet"] * 8]
+    publish_many([Event(subject="work.due", body=body) for body in bodies], stream="work")
+    work_off("quick", concurrency=8)
+
+    assert Task.objects.completed().count() == len(bodies)
+    assert not Task.objects.exclude(attempt_count=1).exists(), "some had to be tried again"
