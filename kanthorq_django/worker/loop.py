@@ -203,7 +203,7 @@ class WorkerLoop:
         is_quiet = not len(self._flights)  # before the look: a handler's last act may be to publish
         is_told, self._is_told = self._is_told, False
         self._looked_at = time.monotonic()
-        looks = (is_told and self._puller.heard()) or self._puller.look(is_quiet=is_quiet)
+        looks = self._puller.guess(is_told=is_told) or self._puller.look(is_quiet=is_quiet)
         if is_quiet and self._is_done(looks):
             self._stop.set()
             return 0

@@ -20,6 +20,7 @@ from kanthorq_django.worker.warden import Bounded
 logger = logging.getLogger("kanthorq_django.worker")
 
 MICROSECONDS = 1_000_000  # of a second
+LOOK_EVERY = 0.1  # seconds at most from one look to the next
 TURNS_AGAIN = 0.05  # seconds until turns are looked for that other workers may have freed
 
 
@@ -28,7 +29,7 @@ class Look(NamedTuple):
 
     has_events: bool
     due_in: float | None
-    is_hearsay: bool = False  # nobody looked: a notification says so
+    is_guess: bool = False  # nobody looked
 
     @property
     def has_work(self) -> bool:
@@ -63,6 +64,8 @@ class Puller:
         self._no_turns: dict[int, float] = {}
         self._freed_count = 0
         self._is_quiet = True
+        self._has_more = False  # the last pull found as many events as there was room for
+        self._looked_at = -math.inf
         self._refusals: dict[int, PullRefused] = {}
         longest = min(1.0, options.poll_interval.total_seconds())
         self._pauses = {consumer.pk: _Pause(consumer, longest) for consumer in consumers}
@@ -85,7 +88,7 @@ class Puller:
 
         ``is_quiet``: this worker held no lease before the look.
         """
-        self._is_quiet = is_quiet
+        self._is_quiet, self._looked_at = is_quiet, time.monotonic()
         floors = self._floors.begin()
         with self._bounded(connections[self._using]):
             rows = peek(
@@ -101,14 +104,16 @@ class Puller:
             return looks if self._floors.forget() else self.look(is_quiet=is_quiet)
         return looks
 
-    def heard(self) -> dict[int, Look]:
-        """Return what a notification says; empty where several consumers would have to look.
+    def guess(self, *, is_told: bool) -> dict[int, Look]:
+        """Return what is known without a look: by a notification, or as the last pull was full.
 
-        A look takes as long as the pull that it may spare.
+        Empty where nothing is, or where several consumers would have to look. A look takes as
+        long as the pull that it may spare.
         """
-        if len(self._consumers) > 1 or not self._options.pulls:
+        is_known = is_told or (self._has_more and time.monotonic() < self._looked_at + LOOK_EVERY)
+        if not is_known or len(self._consumers) > 1 or not self._options.pulls:
             return {}
-        return {pk: Look(has_events=True, due_in=None, is_hearsay=True) for pk in self._consumers}
+        return {pk: Look(has_events=True, due_in=None, is_guess=True) for pk in self._consumers}
 
     def _due_in(self, row: Any) -> float | None:
         waits = [] if row.due_at is None else [(row.due_at - row.looked_at) / MICROSECONDS]
@@ -165,7 +170,7 @@ class Puller:
                 yield Haul(leased, asked_at)
         # Where a key became free meanwhile, others at its rows are no reason to wait; nor is an
         # event that they were faster to pull.
-        has_progressed |= look.is_hearsay or freed_count != self._freed_count
+        has_progressed |= look.is_guess or freed_count != self._freed_count
         self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
 
     def _steps(self, look: Look) -> Sequence[Callable[[Consumer, int], list[Leased] | None]]:
@@ -189,12 +194,14 @@ class Puller:
 
     def _pull(self, consumer: Consumer, limit: int) -> list[Leased] | None:
         """Return what a page leased, which may be nothing; None when nothing could be read."""
+        self._has_more = False
         try:
             page = consumer.pull_page(limit)
         except PullRefused as error:
             self._refuse(consumer, error)
             return None
         self._refusals.pop(consumer.pk, None)
+        self._has_more = len(page.leased) == limit
         if not page.is_idle:
             self._no_turns.pop(consumer.pk, None)
         return None if page.is_idle else page.leased
