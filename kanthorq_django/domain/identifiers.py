@@ -6,10 +6,11 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
 _COUNTER_BITS = 42
 _COUNTER_LIMIT = 1 << _COUNTER_BITS
+_VERSION_7 = 0x7 << 76 | 0b10 << 62  # and the variant
 _TAIL = struct.Struct("=I")
 _TAILS_AT_ONCE = 256  # to ask the system for each alone would take longer than all the rest
 
@@ -23,8 +24,8 @@ class _Clock:
         self._counter = 0
         self._tails: Iterator[tuple[int]] = iter(())
 
-    def tick(self) -> tuple[int, int, int]:
-        """Return the millisecond, the counter, and 32 random bits."""
+    def tick(self) -> int:
+        """Return the millisecond, the counter and 32 random bits, each in its place."""
         now = time.time_ns() // 1_000_000
         with self._lock:
             if now > self._millisecond:
@@ -35,29 +36,31 @@ class _Clock:
                 if self._counter == _COUNTER_LIMIT:
                     self._millisecond += 1
                     self._counter = secrets.randbits(_COUNTER_BITS - 1)
-            return self._millisecond, self._counter, self._tail()
+            counter = self._counter
+            (tail,) = next(self._tails, None) or self._more_tails()
+            return (
+                (self._millisecond << 80)
+                | (counter >> 30 << 64)
+                | ((counter & 0x3FFF_FFFF) << 32)
+                | tail
+            )
 
-    def _tail(self) -> int:
-        for (tail,) in self._tails:
-            return tail
+    def _more_tails(self) -> tuple[int]:
         self._tails = _TAIL.iter_unpack(os.urandom(_TAIL.size * _TAILS_AT_ONCE))
-        return self._tail()
+        return next(self._tails)
 
 
 _clock = _Clock()
+_set = object.__setattr__  # UUIDs are immutable for everybody else
+_UNKNOWN = SafeUUID.unknown  # to look up a member of an enumeration takes longer than a lock
 
 
 def uuid7() -> UUID:
     """Return a new UUIDv7 that sorts after every one this process made before."""
-    millisecond, counter, tail = _clock.tick()
-    return UUID(
-        int=(millisecond << 80)
-        | (0x7 << 76)
-        | (counter >> 30 << 64)
-        | (0b10 << 62)
-        | ((counter & 0x3FFF_FFFF) << 32)
-        | tail
-    )
+    made = UUID.__new__(UUID)  # UUID() asks first in which of six ways
+    _set(made, "int", _clock.tick() | _VERSION_7)
+    _set(made, "is_safe", _UNKNOWN)
+    return made
 
 
 def _renew_clock() -> None:

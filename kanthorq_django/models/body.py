@@ -19,6 +19,7 @@ from kanthorq_django.exceptions import InvalidBody
 # What encrypted bodies begin with in the table: see encryption.py.
 MARK = b"\x00kanthorq:fernet:1\x00"
 _NUL = "\x00"
+_BYTES = (bytes, bytearray, memoryview)  # to join them by | would take longer than to ask
 PATH_SIZE_MAX = 120  # characters of the place of a fault
 ERROR_SIZE_MAX = 200  # characters of an encoder's own words
 
@@ -28,7 +29,7 @@ def encode_body(body: object, *, size_max: int) -> bytes:
 
     Raises InvalidBody, naming the offending place (``$.lines[3].price``) or the size.
     """
-    if isinstance(body, bytes | bytearray | memoryview):
+    if isinstance(body, _BYTES):
         encoded = bytes(body)
     elif isinstance(body, str):
         encoded = _utf8(body, "$")
@@ -62,6 +63,8 @@ def encode_json(name: str, value: object, *, size_max: int) -> str:
 
 def encode_metadata(metadata: object, *, size_max: int) -> dict[str, Any]:
     """Return ``metadata`` as it is read back. Raises InvalidBody unless it is a JSON object."""
+    if type(metadata) is dict and not metadata:
+        return {}
     if not isinstance(metadata, Mapping):
         raise InvalidBody(f"metadata must be a dict, not {type(metadata).__name__}.")
     for key in metadata:

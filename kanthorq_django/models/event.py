@@ -115,13 +115,11 @@ class Event(SealableModel):
         ]
 
     def __init__(self, *args: Any, **given: Any) -> None:
-        if args or not given.keys() <= _PUBLISHABLE or _is_watched():
+        if args or not _PUBLISHABLE.issuperset(given) or _is_watched():
             super().__init__(*args, **given)
             return
         # What Django does field by field takes as long as all else that publishing does.
-        self._state = ModelState()
-        self.__dict__.update(_BLANK, id=uuid7(), metadata={})
-        self.__dict__.update(given)
+        self.__dict__ = {**_BLANK, "id": uuid7(), "metadata": {}, **given, "_state": ModelState()}
 
     def __str__(self) -> str:
         return f"{self.subject} {self.pk}"

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -12,6 +11,7 @@ from django.db import connections, transaction
 from kanthorq_django import sql
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import IdempotencyConflict
+from kanthorq_django.models.copying import copied
 from kanthorq_django.models.encryption import seal
 from kanthorq_django.models.fields import moment_of
 from kanthorq_django.models.notifications import CHANNEL, is_lone, wake_after_commit
@@ -56,8 +56,7 @@ def _insert_one(event: "Event", stream: str, using: str, run: Run) -> "Event":
         stored = run(using, params)
     if stored is None:
         return _known([event], registered, using)[event.pk]
-    stream_id, xid, microseconds = stored
-    return _noted(event, (stream_id, xid, moment_of(microseconds, using)), using)
+    return _noted(event, _stored(stored, using), using)
 
 
 def _plainly(using: str, params: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -86,9 +85,10 @@ def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Ev
         moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
         _copy(plain, moment, using)
         known = _insert_keyed(keyed, registered, moment, using)
+    stored = _stored(moment, using)
     if not known:
-        return [_noted(event, moment, using) for event in events]
-    return [known.get(event.pk) or _noted(event, moment, using) for event in events]
+        return [_noted(event, stored, using) for event in events]
+    return [known.get(event.pk) or _noted(event, stored, using) for event in events]
 
 
 def _copy(events: Sequence["Event"], moment: Any, using: str) -> None:
@@ -101,12 +101,8 @@ def _copy(events: Sequence["Event"], moment: Any, using: str) -> None:
         connection.cursor() as cursor,
         cursor.copy(sql.load("publish_many")) as copy,
     ):
-        created_at = moment.created_at.isoformat()
-        for event in events:
-            metadata = json.dumps(event.metadata) if event.metadata else "{}"
-            content = (event.subject, seal(event.id, event.body), metadata, event.resource_key)
-            times = (event.schedule_at, created_at)
-            copy.write_row((event.id.hex, moment.stream_id, *content, *times))
+        for chunk in copied(events, moment, using):
+            copy.write(chunk)
 
 
 def _insert_keyed(
@@ -121,7 +117,7 @@ def _insert_keyed(
     for chunk in _chunks(sorted(events, key=lambda event: event.idempotency_key or "")):
         rows = [_columns(event) for event in chunk]
         params: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-        params |= {"stream_id": moment.stream_id, "created_at": moment.created_at}
+        params |= {"stream_id": moment.stream_id, "microseconds": moment.microseconds}
         new = {row.id for row in sql.rows(using, "publish_keyed", params)}
         known |= _known([event for event in chunk if event.pk not in new], stream, using)
     return known
@@ -152,10 +148,15 @@ def _columns(event: "Event") -> dict[str, Any]:
     }
 
 
-def _noted(event: "Event", stored: tuple[int, int, datetime], using: str) -> "Event":
+def _stored(moment: tuple[Any, ...], using: str) -> dict[str, Any]:
+    """Return what an event only gets when it is stored, from a row of publish.sql and its like."""
+    stream_id, xid, microseconds = moment
+    return {"stream_id": stream_id, "xid": xid, "created_at": moment_of(microseconds, using)}
+
+
+def _noted(event: "Event", stored: Mapping[str, Any], using: str) -> "Event":
     """Return ``event`` as it is stored now."""
-    stream_id, xid, created_at = stored
-    event.__dict__.update(stream_id=stream_id, xid=xid, created_at=created_at)
+    event.__dict__.update(stored)
     event._state.adding, event._state.db = False, using
     return event
 

@@ -5,7 +5,7 @@ INSERT INTO kanthorq_django_event (
 )
 SELECT
     id, %(stream_id)s, subject, body, metadata, resource_key, idempotency_key, schedule_at,
-    %(created_at)s::timestamptz
+    'epoch'::timestamptz + %(microseconds)s::bigint * interval '1 microsecond'
 FROM unnest(
     %(id)s::uuid[], %(subject)s::text[], %(body)s::bytea[], %(metadata)s::jsonb[],
     %(resource_key)s::text[], %(idempotency_key)s::text[], %(schedule_at)s::timestamptz[]

@@ -2,4 +2,4 @@
 SELECT
     %(stream_id)s::bigint AS stream_id,
     pg_current_xact_id()::text::bigint AS xid,
-    statement_timestamp() AS created_at;
+    (extract(epoch FROM statement_timestamp()) * 1000000)::bigint AS microseconds;

@@ -1,0 +1,76 @@
+"""Events as rows of a binary COPY, which PostgreSQL reads in three quarters of the time of text.
+
+https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format": each field is preceded by
+its length, -1 for NULL; jsonb begins with its version; moments are microseconds since 2000.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from django.db import connections
+from django.utils import timezone
+
+from kanthorq_django.models.encryption import seal
+from kanthorq_django.models.fields import EPOCH
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.event import Event
+
+CHUNK_SIZE = 2**16  # bytes about; the server reads them while the next are being made
+Y2000 = datetime(2000, 1, 1, tzinfo=UTC)
+
+_MICROSECONDS_TO_2000 = (Y2000 - EPOCH) // timedelta(microseconds=1)
+_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+_TRAILER = b"\xff\xff"
+_NULL = b"\xff\xff\xff\xff"
+_HEAD = struct.pack("!hi", 8, 16)  # eight columns, of which the id has sixteen bytes
+_length = struct.Struct("!i").pack
+_integer = struct.Struct("!iq").pack
+_EMPTY, _NO_METADATA = _length(0), _length(3) + b"\x01{}"
+
+
+def copied(events: Sequence["Event"], moment: Any, using: str) -> Iterator[bytes]:
+    """Yield what COPY FROM STDIN takes for checked events, published at ``moment``."""
+    stream = _integer(8, moment.stream_id)
+    created_at = _integer(8, moment.microseconds - _MICROSECONDS_TO_2000)
+    parts, size = [_HEADER], 0
+    for event in events:
+        subject, body = event.subject.encode(), seal(event.id, event.body)
+        key = event.resource_key
+        parts += (
+            _HEAD + event.id.bytes + stream + _length(len(subject)) + subject,
+            _length(len(body)),
+            body,
+            _metadata(event.metadata) if event.metadata else _NO_METADATA,
+            _field(key.encode()) if key else _EMPTY,
+            _moment(event.schedule_at, using) + created_at,
+        )
+        size += len(body)
+        if size >= CHUNK_SIZE or len(parts) >= CHUNK_SIZE // 32:
+            yield b"".join(parts)
+            parts, size = [], 0
+    parts.append(_TRAILER)
+    yield b"".join(parts)
+
+
+def _field(content: bytes) -> bytes:
+    return _length(len(content)) + content
+
+
+def _metadata(metadata: dict[str, Any]) -> bytes:
+    return _field(b"\x01" + json.dumps(metadata).encode())
+
+
+def _moment(moment: datetime | None, using: str) -> bytes:
+    if moment is None:
+        return _NULL
+    if timezone.is_naive(moment):
+        # As the server would read it: what the clocks show twice, or never, is standard time.
+        zone = ZoneInfo(connections[using].timezone_name)
+        aware = (moment.replace(fold=fold, tzinfo=zone) for fold in (0, 1))
+        moment = min(aware, key=lambda each: each.utcoffset() or timedelta(0))
+    return _integer(8, (moment - Y2000) // timedelta(microseconds=1))
