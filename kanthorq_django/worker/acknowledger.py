@@ -22,6 +22,7 @@ from kanthorq_django.worker.warden import Bounded
 logger = logging.getLogger("kanthorq_django.worker")
 
 BATCH_MAX = 1_000  # verdicts in one statement
+BEHIND = 2  # such statements that are still to be written, after which no more tasks are leased
 LOCKED_RETRY = 0.5  # seconds until a verdict is tried again whose task somebody has locked
 RESULT_REFUSED = Failure("The database refused to store the result of the handler.")
 FAILURE_REFUSED = Failure(
@@ -46,6 +47,11 @@ class Acknowledger:
         self._abandon = threading.Event()
         self._backoff = Backoff("acknowledger")
         self._thread = threading.Thread(target=self._run, name="kanthorq-acknowledger", daemon=True)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether handlers are faster than their verdicts are written: what is leased adds up."""
+        return self._endings.qsize() >= BEHIND * BATCH_MAX
 
     def start(self) -> None:
         self._thread.start()

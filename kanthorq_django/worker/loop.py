@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Protocol
 
 from django.db import Error, connections, router
 from django.db.models.functions import Now
@@ -46,14 +45,6 @@ CLOSE_SECONDS = 2.0  # for threads that have nothing to do any more
 FORGET_AFTER = timedelta(days=1)  # rows of workers that died without a goodbye
 
 
-class Part(Protocol):
-    """A thread of the worker, or several."""
-
-    def start(self) -> None: ...
-
-    def finish(self, seconds: float) -> object: ...
-
-
 class WorkerLoop:
     """Pulls, claims and runs tasks until ``stop()``, or until a burst or ``max_tasks`` is done."""
 
@@ -63,12 +54,12 @@ class WorkerLoop:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._woken_at = self._looked_at = -math.inf
-        self._is_told = False
+        self._is_told = self._is_held_up = False
         self._backoff = Backoff("puller")
         self._flights = Flights(emptied=self._wake.set)
         self._scheduler = Scheduler(self._using)
         self._lanes: dict[bool, Lane] = {}
-        self._parts: list[Part] = []
+        self._parts: list[Acknowledger | Renewer | Listener] = []
 
     @property
     def handled_count(self) -> int:
@@ -219,6 +210,9 @@ class WorkerLoop:
 
     def _room(self, consumer: Consumer) -> int:
         """Return how many tasks may be leased for ``consumer`` now."""
+        self._is_held_up = self._acknowledger.is_behind
+        if self._is_held_up:
+            return 0  # the next verdicts that are written wake us
         subscription = self._subscriptions[consumer.pk]
         wanted = self._lanes[subscription.is_async].room() * subscription.batch
         at_once = max(self._options.batch_size, subscription.batch)
@@ -243,6 +237,8 @@ class WorkerLoop:
             if flight.subscription.serialize:
                 self._puller.resume(flight.subscription.consumer)
                 self._wake.set()
+        if self._is_held_up:
+            self._wake.set()
 
     def _is_done(self, looks: dict[int, Look]) -> bool:
         if self._left() <= 0:
