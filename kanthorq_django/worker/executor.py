@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db import connections, transaction
@@ -32,7 +32,11 @@ from kanthorq_django.worker.flight import Flight
 logger = logging.getLogger("kanthorq_django.worker")
 
 _UNCOUNTED = contextlib.nullcontext()
+MARKED_FOR_ROLLBACK = "The handler left its transaction marked for rollback."
 SHARED_SECONDS = 0.02  # after which a shared transaction begins no further handler
+CAREFUL_SECONDS = 60.0  # with savepoints, after a shared transaction that failed
+
+_careful_until: dict[str, float] = {}  # by consumer
 
 
 def execute(*flights: Flight) -> list[Ending]:
@@ -48,9 +52,9 @@ def execute(*flights: Flight) -> list[Ending]:
 def execute_together(*flights: Flight) -> list[Ending]:
     """Run one handler for each of ``flights`` in few transactions: few commits, few acks.
 
-    Each has a savepoint, so one that fails undoes only itself. If a transaction as a whole
-    fails, by a lost lease, a deadlock or its commit, its handlers are run again, each on its
-    own; if it was committed after all, the fence takes the second run back.
+    If a transaction fails, by a handler, a lost lease, a deadlock or its commit, its handlers are
+    run again, each on its own; if it was committed after all, the fence takes the second run
+    back. Handlers one of which raised of late have savepoints: it undoes only itself then.
     """
     endings: list[Ending] = []
     left = list(flights)
@@ -61,14 +65,17 @@ def execute_together(*flights: Flight) -> list[Ending]:
 
 def _share_transaction(left: list[Flight]) -> list[Ending]:
     """Run the first of ``left``, taking them from it, in a transaction that does not last."""
-    using = left[0].message.using
+    subscription, using = left[0].subscription, left[0].message.using
+    is_careful = time.monotonic() < _careful_until.get(subscription.consumer, 0.0)
+    run = _run_in_savepoints if is_careful else _run_in_one
     begun: list[Flight] = []
     try:
         with transaction.atomic(using=using):
-            results, failed = _run_in_savepoints(left, begun, using)
+            results, failed = run(left, begun, using)
             _ack_each(results, using)
             _keep_hooks_apart(using)
-    except BaseException:  # noqa: BLE001  # whatever it was, it was of the whole, not of one
+    except BaseException:  # noqa: BLE001  # each of them tells for itself when it is run again
+        _careful_until[subscription.consumer] = time.monotonic() + CAREFUL_SECONDS
         for flight in begun:
             flight.message.reopen()
         return [ending for flight in begun for ending in execute(flight)]
@@ -77,20 +84,37 @@ def _share_transaction(left: list[Flight]) -> list[Ending]:
     return failed + concluded(after_return, handled, None)
 
 
+def _run_in_one(
+    left: list[Flight], begun: list[Flight], using: str
+) -> tuple[dict[Message, str | None], list[Ending]]:
+    """Move flights from ``left`` to ``begun`` and run them; return what to ack."""
+    results: dict[Message, str | None] = {}
+    for flight in _in_time(left, begun):
+        results |= _call_and_keep(flight)
+    return results, []
+
+
 def _run_in_savepoints(
     left: list[Flight], begun: list[Flight], using: str
 ) -> tuple[dict[Message, str | None], list[Ending]]:
-    """Move flights from ``left`` to ``begun`` and run them; return what to ack, and failures."""
-    until = time.monotonic() + SHARED_SECONDS
+    """Do the same, so that one that fails is told of and undoes only itself."""
     results: dict[Message, str | None] = {}
     failed: list[Ending] = []
+    for flight in _in_time(left, begun):
+        try:
+            with transaction.atomic(using=using):
+                kept = _call_and_keep(flight)
+            results |= kept
+        except BaseException as error:  # noqa: BLE001  # as in execute()
+            failed += concluded(after_error, [flight], error)
+    return results, failed
+
+
+def _in_time(left: list[Flight], begun: list[Flight]) -> Iterator[Flight]:
+    until = time.monotonic() + SHARED_SECONDS
     while left and (not begun or time.monotonic() < until):
         begun.append(left.pop(0))
-        try:
-            results |= _call_in_savepoint(begun[-1], using)
-        except BaseException as error:  # noqa: BLE001  # as in execute()
-            failed += concluded(after_error, begun[-1:], error)
-    return results, failed
+        yield begun[-1]
 
 
 async def aexecute(*flights: Flight) -> list[Ending]:
@@ -143,16 +167,17 @@ def _keep_hooks_apart(using: str) -> None:
     hooks[:] = [(savepoints, hook, True) for savepoints, hook, _ in hooks]
 
 
-def _call_in_savepoint(flight: Flight, using: str) -> dict[Message, str | None]:
+def _call_and_keep(flight: Flight) -> dict[Message, str | None]:
     """Return the message with its result as JSON, or nothing if the handler ended it itself."""
     message = flight.message
-    with transaction.atomic(using=using):
-        result = _call([flight])
-        refuse_awaitable(flight, result)
-        if not message.has_verdict():
-            return {message: encode_result(result)}
-        if message.is_open():
-            raise KanthorqError(VERDICT_ROLLED_BACK)
+    result = _call([flight])
+    refuse_awaitable(flight, result)
+    if transaction.get_rollback(message.using):  # of what it shares, if it has no savepoint
+        raise KanthorqError(MARKED_FOR_ROLLBACK)
+    if not message.has_verdict():
+        return {message: encode_result(result)}
+    if message.is_open():
+        raise KanthorqError(VERDICT_ROLLED_BACK)
     return {}
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import Fixed, subscribe
@@ -25,6 +25,7 @@ AT_ONCE = Fixed(delay=timedelta(0))
 def grouped(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.KANTHORQ = {"GROUP_COMMIT": 20}
     monkeypatch.setattr(executor, "SHARED_SECONDS", PATIENCE)
+    monkeypatch.setattr(executor, "_careful_until", {})
 
 
 def transaction_ids() -> Counter[int]:
@@ -60,11 +61,14 @@ def test_a_transaction_that_lasts_is_shared_no_further(monkeypatch: pytest.Monke
     assert max(transaction_ids().values()) == 1
 
 
-def test_one_that_fails_undoes_only_itself():
+def test_the_first_that_fails_has_the_others_run_again_and_later_ones_undo_only_themselves():
+    calls: Counter[int] = Counter()
+
     @subscribe(
         "work.>", stream="work", consumer="grouped", atomic=True, retry=AT_ONCE, attempt_max=2
     )
     def handle(message: Message) -> None:
+        calls[message.event.json()] += 1
         write(message)
         if message.event.json() % 10 == 3:
             raise ValueError("after its write")
@@ -74,6 +78,24 @@ def test_one_that_fails_undoes_only_itself():
     assert Task.objects.completed().count() == Entry.objects.count() == 90
     assert Task.objects.discarded().count() == 10
     assert set(Task.objects.values_list("attempt_count", flat=True)) == {1, 2}
+    again = {number for number, count in calls.items() if count == 2 and number % 10 != 3}
+    assert len(again) < 20
+    assert sum(calls.values()) == 90 + 10 * 2 + len(again) + 1
+
+
+@pytest.mark.parametrize("failing", [5, 25])  # without savepoints, and with them
+def test_a_handler_that_wants_a_rollback_has_only_its_own(failing: int):
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True, attempt_max=1)
+    def handle(message: Message) -> None:
+        write(message)
+        if message.event.json() in {failing, 4 if failing == 25 else -1}:
+            transaction.set_rollback(True)
+
+    announce(50)
+    work_off("grouped", concurrency=1, batch_size=50)
+    failed = {4, 25} if failing == 25 else {5}
+    assert {task.event.json() for task in Task.objects.discarded()} == failed
+    assert Entry.objects.count() == Task.objects.completed().count() == 50 - len(failed)
 
 
 def test_a_statement_that_fails_undoes_only_its_own_task():
