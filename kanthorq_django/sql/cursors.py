@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import psycopg
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.errors import InvalidSqlStatementName
+from psycopg.pq import TransactionStatus
 
 # What workers repeat all day, and publishers. Not what takes arrays: the plan that the server
 # keeps expects ten elements, and is ten times slower with a thousand.
@@ -42,9 +44,21 @@ class KeepingCursor(psycopg.ClientCursor[Any]):
         self._texts = texts
 
     def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute(self._called(query), *args, **options)
+        except InvalidSqlStatementName:
+            # DISCARD ALL, as some pools reset what they hand out; nothing has been run yet.
+            _calls.pop(self.connection, None)
+            if self.connection.info.transaction_status != TransactionStatus.IDLE:
+                if not query.startswith("BEGIN"):
+                    raise
+                super().execute("ROLLBACK")
+            return super().execute(self._called(query), *args, **options)
+
+    def _called(self, query: str) -> str:
         for text in self._texts:
             query = query.replace(text, self._call_of(text))
-        return super().execute(query, *args, **options)
+        return query
 
     def _call_of(self, text: str) -> str:
         calls = _calls.setdefault(self.connection, {})

@@ -90,3 +90,24 @@ def test_a_new_column_does_not_invalidate_what_is_kept():
     finally:
         with connection.cursor() as cursor:
             cursor.execute("ALTER TABLE kanthorq_django_task DROP COLUMN novel")
+
+
+@pytest.mark.parametrize("lone_after", [3600, -1])
+def test_a_connection_that_was_reset_prepares_anew(
+    monkeypatch: pytest.MonkeyPatch, lone_after: float
+):
+    from kanthorq_django import subscribe
+    from kanthorq_django.subscribers import sync
+
+    monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
+    subscribe("order.>", consumer="kept")(lambda message: None)
+    (consumer,) = sync(["kept"])
+    for count in range(USES_BEFORE + 2):
+        publish("order.created")
+        assert len(consumer.pull()) == 1, count
+    with connection.cursor() as cursor:
+        cursor.execute("DISCARD ALL")
+
+    publish("order.created")
+    assert len(consumer.pull()) == 1
+    assert kept()
