@@ -23,6 +23,7 @@ from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
+from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.models import cursor as cursors
 from kanthorq_django.models.cursor import ALWAYS, Lag, Page
 from kanthorq_django.models.fields import (
@@ -154,10 +155,15 @@ class Consumer(models.Model):
         """Read one page of the stream in one transaction, as ``pull()`` does until it has tasks."""
         cursors.check_no_transaction(self.using)
         lock = sql.begun(self.using, "lock_consumer", {"consumer_id": self.pk})
-        with cursors.refused_by_standby(self.using), lock as locked:
-            if not locked:
-                return Page([], is_idle=True)
-            page = cursors.read_page(self, locked[0], limit)
+        try:
+            with cursors.refused_by_standby(self.using), lock as locked:
+                if not locked:
+                    return Page([], is_idle=True)
+                page = cursors.read_page(self, locked[0], limit)
+        except ForeignCluster:
+            if not cursors.mend(self):
+                raise
+            return Page([], is_idle=False)
         if signals.pulled.has_listeners(Consumer):
             signals.pulled.send_robust(Consumer, consumer=self, tasks=page.tasks)
         return page

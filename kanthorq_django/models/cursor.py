@@ -1,6 +1,7 @@
 """What a consumer has read of its stream, and where reading is refused."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +19,8 @@ from kanthorq_django.models.leased import Leased, pulled_by
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
     from kanthorq_django.models.task import Task
+
+logger = logging.getLogger("kanthorq_django")
 
 # What pulls move, and rebase(), and nobody else.
 COLUMNS = frozenset({"cursor", "window", "position_xid", "position_id", "cluster_id"})
@@ -107,6 +110,28 @@ def read_page(consumer: "Consumer", locked: Any, limit: int) -> Page:
             raise _foreign_cluster(consumer) from error
         raise
     return Page(pulled_by(consumer, rows), is_idle=rows[0].is_idle)
+
+
+def mend(consumer: "Consumer") -> bool:
+    """Let the cursor know of transactions that the server had forgotten; False if there are none.
+
+    Seen with PostgreSQL 18.4: prepared before a checkpoint that a full disk cut short, they were
+    gone after the recovery, and there again after the next start.
+    """
+    params = {"consumer_id": consumer.pk}
+    with sql.begun(consumer.using, "lock_consumer", params) as locked:
+        if not locked:
+            return True  # another puller is at it
+        xids = [row.xid for row in sql.rows(consumer.using, "mend_cursor", params)]
+    if xids:
+        logger.warning(
+            "The server has open transactions again that consumer %s saw ended: %s. Their events "
+            "will be read if they commit.",
+            consumer.name,
+            xids,
+            extra={"consumer": consumer.name},
+        )
+    return bool(xids)
 
 
 def check_no_transaction(using: str) -> None:

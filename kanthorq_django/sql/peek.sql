@@ -2,9 +2,10 @@
 -- due? Reads only, so an idle worker writes nothing and uses up no transaction id.
 SELECT
     consumer.id,
-    -- Also where a pull has to refuse, so that it is not taken for idle.
+    -- Also where a pull has to refuse or to mend, so that it is not taken for idle.
     consumer.cluster_id <> (SELECT system_identifier FROM pg_control_system())
         OR pg_snapshot_xmax(consumer."cursor") > pg_snapshot_xmax(pg_current_snapshot())
+        OR pg_snapshot_xmin(consumer."cursor") > pg_snapshot_xmin(pg_current_snapshot())
         OR consumer."window" IS NOT NULL
         -- Scalar subqueries in the index's order: behind EXISTS the planner expects an early hit
         -- and reads the table from its start, which is all of it when there is none. So it would

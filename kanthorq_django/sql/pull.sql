@@ -131,11 +131,13 @@ advanced AS (
 SELECT
     -- Nothing was read and no window was open: the consumer has caught up.
     progress.read_count = 0 AND %(window)s::pg_snapshot IS NULL AS is_idle,
-    -- A cursor that is ahead of this cluster, or an event that is, came from another one. A cast
+    -- A cursor that is ahead of this cluster, or an event that is, came from another one; or a
+    -- transaction is open that a cursor saw ended: see mend_cursor.sql. A cast
     -- that fails is how plain SQL raises an error, before the COMMIT that is sent along.
     CASE WHEN
         pg_snapshot_xmax(%(cursor)s::pg_snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
-        AND pg_snapshot_xmin(%(cursor)s::pg_snapshot) <= pg_snapshot_xmin(pg_current_snapshot())
+        AND greatest(pg_snapshot_xmin(%(cursor)s::pg_snapshot), pg_snapshot_xmin(%(window)s::pg_snapshot))
+            <= pg_snapshot_xmin(pg_current_snapshot())
         AND (
             SELECT id FROM kanthorq_django_event
             WHERE stream_id = %(stream_id)s

@@ -93,8 +93,7 @@ class Turmoil:
     def _calm_down(self) -> None:
         self.over.set()
         self.start_the_server()
-        for _, name in self.forgotten:
-            self.order(f"remember {name}")
+        self.remember_all()
         for errand in self._errands:
             errand.join(HEALED_WITHIN * 2)
             if errand.is_alive():
@@ -104,6 +103,11 @@ class Turmoil:
             worker.wait()
         self._fill_slots(is_calm=True)
         self.counts["settled within, seconds"] = round(self.stage.settle(SETTLED_WITHIN))
+
+    def remember_all(self) -> None:
+        """Commit the prepared transactions that are forgotten now."""
+        while self.forgotten:
+            self.order(f"remember {self.forgotten.pop()[1]}")
 
     def a_road(self) -> Proxy:
         """Return a road of workers or of publishers at random."""
