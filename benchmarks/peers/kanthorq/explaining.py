@@ -36,11 +36,13 @@ def plans(stream: str) -> dict[str, str]:
 
 
 def _explained_into(found: dict[str, str]) -> Callable[..., Any]:
-    names = {sql.load(name): name for name in STATEMENTS}
+    texts = {name: sql.load(name) for name in STATEMENTS}
 
     def explain(execute: Any, statement: str, params: Any, many: bool, context: Any) -> Any:
-        if (name := names.get(statement)) and name not in found:
-            found[name] = _plan(statement, params)
+        for name, text in texts.items():
+            # Others may be sent along with it.
+            if text in statement and name not in found and not statement.startswith("EXPLAIN"):
+                found[name] = _plan(text, params)
         return execute(statement, params, many, context)
 
     return explain
