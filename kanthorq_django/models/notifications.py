@@ -43,7 +43,7 @@ def is_lone(stream: str, using: str) -> bool:
     """Tell whether an event may be announced along with its commit, in one round trip.
 
     Somebody waits for an event that comes alone, and hears of it sooner. In a burst most
-    notifications are spared, so a statement that the server keeps is faster. Counts as publishing.
+    notifications are spared, so they need not be sent along. Counts as publishing.
     """
     now = time.monotonic()
     last, _published_at[using, stream] = _published_at.get((using, stream), 0.0), now

@@ -111,3 +111,24 @@ def test_a_connection_that_was_reset_prepares_anew(
     publish("order.created")
     assert len(consumer.pull()) == 1
     assert kept()
+
+
+def test_a_look_that_is_kept_since_the_tables_were_empty_reads_by_their_indexes():
+    from kanthorq_django.models import Consumer, cursor
+    from kanthorq_django.models.registration import Registration
+
+    reader = Consumer.objects.register("reader", Registration("s", includes=[">"]))
+    with connection.cursor() as asked:
+        # What was looked at and is empty, the planner takes for worth no index.
+        asked.execute("VACUUM ANALYZE kanthorq_django_task, kanthorq_django_event")
+    for _ in range(USES_BEFORE + 2):
+        cursor.has_unread(reader)
+
+    with connection.cursor() as asked:
+        asked.execute("SELECT name FROM pg_prepared_statements WHERE statement LIKE '%One cheap%'")
+        (name,) = asked.fetchone()
+        asked.execute("SET plan_cache_mode = force_generic_plan")  # the plan that is kept
+        asked.execute(f"EXPLAIN EXECUTE {name} ('{{1}}', '1 s', '{{{reader.pk}}}', '{{0}}')")
+        plan = "\n".join(line for (line,) in asked.fetchall())
+    assert "Index Scan using kanthorq_task_due" in plan
+    assert "Seq Scan" not in plan

@@ -286,6 +286,22 @@ def test_consumers_take_turns_for_scarce_room():
     assert order.index("few.due") < 150
 
 
+def test_full_pulls_follow_each_other_without_a_look(monkeypatch):
+    monkeypatch.setattr(puller, "LOOK_EVERY", PATIENCE)
+    looks: list[None] = []
+
+    def counted(*args: Any, **kwargs: Any) -> list[Any]:
+        looks.append(None)
+        return peek(*args, **kwargs)
+
+    monkeypatch.setattr(puller, "peek", counted)
+    accept("full")
+    announce(300)
+
+    assert work_off("full", batch_size=10, concurrency=2) == 300
+    assert len(looks) < 15, "thirty pulls at least"
+
+
 def test_no_more_is_leased_while_verdicts_are_not_written(monkeypatch):
     """What waits to be written is leased, and in memory."""
     monkeypatch.setattr(acknowledger, "BATCH_MAX", 10)
