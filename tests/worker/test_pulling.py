@@ -12,10 +12,10 @@ from django.utils import timezone
 
 from kanthorq_django import publish, publish_many, schedule, signals, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Event, Task, TaskState, lease, notifications
+from kanthorq_django.models import Consumer, Event, Task, TaskState, notifications
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import acknowledger, loop, puller, scheduler
+from kanthorq_django.worker import loop, puller, scheduler
 from tests.concurrency import elsewhere, wait_until
 from tests.worker.working import (
     PATIENCE,
@@ -284,55 +284,3 @@ def test_consumers_take_turns_for_scarce_room():
 
     assert work_off("many", "few", concurrency=1) == 303
     assert order.index("few.due") < 150
-
-
-def test_full_pulls_follow_each_other_without_a_look(monkeypatch):
-    monkeypatch.setattr(puller, "LOOK_EVERY", PATIENCE)
-    looks: list[None] = []
-
-    def counted(*args: Any, **kwargs: Any) -> list[Any]:
-        looks.append(None)
-        return peek(*args, **kwargs)
-
-    monkeypatch.setattr(puller, "peek", counted)
-    accept("full")
-    announce(300)
-
-    assert work_off("full", batch_size=10, concurrency=2) == 300
-    assert len(looks) < 15, "thirty pulls at least"
-
-
-def test_no_more_is_leased_while_verdicts_are_not_written(monkeypatch):
-    """What waits to be written is leased, and in memory."""
-    monkeypatch.setattr(acknowledger, "BATCH_MAX", 10)
-    gate, write_ack = threading.Event(), lease.ack
-
-    def ack_later(*args: Any, **kwargs: Any) -> set[int]:
-        gate.wait(PATIENCE)
-        return write_ack(*args, **kwargs)
-
-    monkeypatch.setattr(lease, "ack", ack_later)
-    accept("fast")
-    announce(300)
-
-    looks: list[None] = []
-
-    def counted(*args: Any, **kwargs: Any) -> list[Any]:
-        looks.append(None)
-        return peek(*args, **kwargs)
-
-    monkeypatch.setattr(puller, "peek", counted)
-    with working("fast", batch_size=10, concurrency=2) as worker:
-        wait_until(lambda: worker.handled_count >= 20 and is_resting(worker), PATIENCE)
-        seen = len(looks)
-        wait_until(lambda: len(looks) >= seen + 3 and is_resting(worker), PATIENCE)
-        leased_count = Task.objects.count()
-        gate.set()
-        wait_for_state(TaskState.COMPLETED, 300)
-    assert leased_count < 100
-
-
-def is_resting(worker: loop.WorkerLoop) -> bool:
-    """Tell whether verdicts wait to be written, and nothing else is under way."""
-    lanes = worker._lanes.values()
-    return worker._acknowledger.is_behind and all(lane.is_idle for lane in lanes)
