@@ -183,14 +183,15 @@ def publish_into(stream: str, events: Iterable[Event], using: str) -> list[Event
     """Do what the queryset's ``publish()`` does; to make a queryset takes as long as a check."""
     check_stream_name(stream)
     given = gathered(events)
-    if connections[using].vendor != "postgresql":
+    connection = connections[using]
+    if connection.vendor != "postgresql":
         raise ConfigurationError(
             f"The database {using!r} is not PostgreSQL, so no event can be published there."
         )
     _prepare(given, stream)
     if not given:
         return []
-    stored = insertion.insert(given, stream, using)
+    stored = insertion.insert(given, stream, connection)
     if created := [event for event in stored if event.created]:
         signals.published.send(Event, events=created, using=using)
     return stored

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django import sql
 from kanthorq_django.domain.quoting import quoted
@@ -14,7 +15,7 @@ from kanthorq_django.exceptions import IdempotencyConflict
 from kanthorq_django.models.copying import copied
 from kanthorq_django.models.encryption import seal
 from kanthorq_django.models.fields import moment_of
-from kanthorq_django.models.notifications import CHANNEL, is_lone, wake_after_commit
+from kanthorq_django.models.notifications import CHANNEL, herald
 from kanthorq_django.models.privileges import may_read_bodies
 from kanthorq_django.models.stream import Stream
 
@@ -27,20 +28,26 @@ STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL t
 STATEMENT_ROWS_MAX = 1_000
 
 
-def insert(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:
+def insert(
+    events: Sequence["Event"], stream: str, connection: BaseDatabaseWrapper
+) -> list["Event"]:
     """Insert checked events; return them, or those stored before under their idempotency keys.
 
     Workers of the stream are woken once they are committed. Raises IdempotencyConflict.
     """
-    if len(events) == 1 and is_lone(stream, using):
-        return [_insert_one(events[0], stream, using, _announced)]
-    stored = (
-        [_insert_one(events[0], stream, using, _plainly)]
-        if len(events) == 1
-        else _insert_many(events, stream, using)
-    )
+    using = connection.alias
+    announcer = herald(using, stream)
+    announcer.begin()
+    if len(events) == 1 and announcer.goes_along(connection):
+        stored = [_insert_one(events[0], stream, using, _announced)]
+        announcer.rest()
+        return stored
+    if len(events) == 1:
+        stored = [_insert_one(events[0], stream, using, _plainly)]
+    else:
+        stored = _insert_many(events, stream, using)
     if created := next((event for event in stored if event.created), None):
-        wake_after_commit({created.stream_id}, using)
+        announcer.wake_after_commit(created.stream_id, connection)
     return stored
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import UUID
 
-from django.db import models, transaction
+from django.db import connections, models, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.dispatch import Signal
@@ -15,8 +15,8 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import Move, TaskState
 from kanthorq_django.models.notifications import (
     CANCEL_CHANNEL,
+    channel,
     notify_after_commit,
-    wake_after_commit,
 )
 
 CHUNK_SIZE = 1_000  # rows that one statement locks
@@ -65,16 +65,17 @@ class MovableQuerySet(models.QuerySet[M]):
     def _move_chunk(
         self, chunk: dict[int, UUID], move: Move, changes: dict[str, Any], *, request_running: bool
     ) -> Outcome:
-        stored = self.model._base_manager.using(self.db)
+        stored, connection = self.model._base_manager.using(self.db), connections[self.db]
         askable = {TaskState.RUNNING} if request_running else set()
         locked = self._lock(chunk, move.sources | askable)
         updated = {task.pk for task in locked if task.state in move.sources}
         requested = {task.pk for task in locked if task.state in askable and not task.is_asked}
         stored.filter(pk__in=updated, state__in=move.sources).update(**changes)
         stored.filter(pk__in=requested, state__in=askable).update(cancel_requested_at=Now())
-        wake_after_commit({task.stream for task in locked if task.pk in updated}, self.db)
+        for stream_id in {task.stream for task in locked if task.pk in updated}:
+            notify_after_commit(channel(stream_id), connection)
         if requested:
-            notify_after_commit(CANCEL_CHANNEL, self.db)
+            notify_after_commit(CANCEL_CHANNEL, connection)
         left = chunk.keys() - updated - requested
         return Outcome(
             *(

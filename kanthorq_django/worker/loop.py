@@ -19,7 +19,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.lease import AT_ONCE, Lease
-from kanthorq_django.models.notifications import SETTLE_SECONDS
+from kanthorq_django.models.notifications import SETTLE_LONGEST, SETTLE_SECONDS
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import calls
@@ -53,7 +53,7 @@ class WorkerLoop:
         self._using: str = router.db_for_write(Consumer)
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._woken_at = self._looked_at = -math.inf
+        self._woken_at = self._found_at = self._looked_at = -math.inf
         self._is_told = self._is_held_up = False
         self._backoff = Backoff("puller")
         self._flights = Flights(emptied=self._wake.set)
@@ -146,7 +146,7 @@ class WorkerLoop:
 
     def _wake_up(self) -> None:
         """Note that something was published."""
-        self._woken_at = time.monotonic()
+        self._woken_at = self._found_at = time.monotonic()
         self._is_told = True
         self._wake.set()
 
@@ -173,10 +173,11 @@ class WorkerLoop:
 
         What committed soon after that sent no other, and an earlier look cannot have seen it.
         """
-        settled_at = self._woken_at + SETTLE_SECONDS
-        if self._looked_at >= settled_at:
+        last_at, next_at = self._woken_at + SETTLE_LONGEST, self._found_at + SETTLE_SECONDS
+        if self._looked_at >= last_at:
             return seconds
-        return min(seconds, max(0.0, settled_at - time.monotonic()))
+        due_at = next_at if self._looked_at < next_at else last_at
+        return min(seconds, max(0.0, due_at - time.monotonic()))
 
     def _publish_scheduled(self) -> float:
         if not self._options.pulls:
@@ -198,15 +199,22 @@ class WorkerLoop:
         if is_quiet and self._is_done(looks):
             self._stop.set()
             return 0
+        has_progressed = self._lease(looks)
+        for lane in self._lanes.values():
+            self._hand_back(lane.surplus())
+        return 0 if has_progressed or is_told else self._rest(looks)
+
+    def _lease(self, looks: dict[int, Look]) -> bool:
+        """Fetch and hand over what was seen; tell whether there was any."""
         has_progressed = False
         for consumer in self._puller.in_turn(looks):
             if room := self._room(consumer):
                 for haul in self._puller.fetch(consumer, looks[consumer.pk], room):
                     self._hand_over(haul, self._subscriptions[consumer.pk])
                     has_progressed = True
-        for lane in self._lanes.values():
-            self._hand_back(lane.surplus())
-        return 0 if has_progressed or is_told else self._rest(looks)
+        if has_progressed:
+            self._found_at = max(self._found_at, self._looked_at)
+        return has_progressed
 
     def _room(self, consumer: Consumer) -> int:
         """Return how many tasks may be leased for ``consumer`` now."""

@@ -12,7 +12,7 @@ from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.models import Event, Stream, notifications
-from kanthorq_django.models.notifications import channel
+from kanthorq_django.models.notifications import channel, herald
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -63,6 +63,7 @@ def raw_connection() -> psycopg.Connection:
 @pytest.fixture(autouse=True)
 def unspared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every notification be sent, however fast the test publishes."""
+    herald.cache_clear()
     monkeypatch.setattr(notifications, "SPARE_SECONDS", 0)
 
 
@@ -233,6 +234,48 @@ def test_a_burst_of_commits_announces_itself_sparingly(
         publish("order.paid", stream="a")
         publish("order.paid", stream="b")
     assert ear.heard() == []
+
+
+class Clock:
+    """Stands still until time passes."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    monkeypatch.undo()  # what lets every notification be sent
+    clock = Clock()
+    monkeypatch.setattr(notifications, "time", clock)
+    yield clock
+    herald.cache_clear()  # which knows the time of this clock
+
+
+def publish_slowly(clock: Clock, count: int, pause: float = 0.0) -> None:
+    """Publish, each after a pause, by a database that takes eleven milliseconds to commit."""
+    for _ in range(count):
+        clock.now += pause
+        with transaction.atomic():
+            publish("order.paid", stream="a")
+            clock.now += 0.011
+
+
+def test_a_burst_that_goes_on_announces_itself_ever_more_rarely(ear: Ear, clock: Clock) -> None:
+    publish_slowly(clock, 10)
+    assert len(ear.heard()) == 5  # after 11, 22, 33, 55 and 88 milliseconds
+    publish_slowly(clock, 100)
+    assert len(ear.heard()) == 20  # every fifth: fifty milliseconds are spared
+
+
+def test_what_comes_after_a_pause_announces_itself_at_once(ear: Ear, clock: Clock) -> None:
+    publish_slowly(clock, 100)
+    ear.heard()
+    publish_slowly(clock, 10, pause=0.006)
+    assert len(ear.heard()) == 10
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What a worker fetches, how much of it, and how little it asks for when there is nothing."""
 
 import threading
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +11,8 @@ from django.utils import timezone
 
 from kanthorq_django import publish, publish_many, schedule, signals, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Event, Task, TaskState, notifications
-from kanthorq_django.models.cursor import peek
+from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import loop, puller, scheduler
 from tests.concurrency import elsewhere, wait_until
 from tests.worker.working import (
     PATIENCE,
@@ -39,34 +36,6 @@ def test_a_notification_wakes_a_worker_long_before_its_poll():
         for count in range(1, 6):
             announce()  # the first is found when the worker begins to listen
             wait_for_state(TaskState.COMPLETED, count)
-
-
-def test_what_is_published_soon_after_a_notification_sends_none_and_is_found(monkeypatch):
-    monkeypatch.setattr(notifications, "SPARE_SECONDS", 1.0)
-    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)  # what comes alone is never spared
-    monkeypatch.setattr(loop, "SETTLE_SECONDS", 1.5)
-    monkeypatch.setattr(scheduler, "LOOK_EVERY", 60.0)
-    vain_looks: list[None] = []
-
-    def counted(*args: Any, **kwargs: Any) -> list[Any]:
-        rows = peek(*args, **kwargs)
-        if not any(row.has_events for row in rows):
-            vain_looks.append(None)
-        return rows
-
-    monkeypatch.setattr(puller, "peek", counted)
-    subscribe("work.wanted", stream="work", consumer="woken")(lambda message: None)
-
-    with working("woken", poll_interval=LONG, listen=True):
-        publish("work.wanted", stream="work")
-        wait_for_state(TaskState.COMPLETED)
-        # Until nothing is spared and no second look is due; sooner, the test would prove nothing.
-        time.sleep(2)
-        vain_looks.clear()
-        publish("work.unwanted", stream="work")  # wakes the worker, and leaves it nothing to end
-        wait_until(lambda: vain_looks, PATIENCE)
-        publish("work.wanted", stream="work")
-        wait_for_state(TaskState.COMPLETED, 2)
 
 
 def test_a_resumed_task_wakes_a_worker_too():

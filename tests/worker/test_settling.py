@@ -8,22 +8,31 @@ from typing import Any
 import pytest
 
 from kanthorq_django import publish, subscribe
+from kanthorq_django.message import Message
 from kanthorq_django.models import TaskState, notifications
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.worker import loop, puller, scheduler
-from tests.concurrency import elsewhere
-from tests.worker.working import wait_for_state, working
+from tests.concurrency import elsewhere, wait_until
+from tests.worker.working import PATIENCE, wait_for_state, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 LONG = timedelta(minutes=1)
 
 
-def test_a_look_that_takes_long_does_not_stand_for_the_one_after_a_notification(monkeypatch):
-    monkeypatch.setattr(notifications, "SPARE_SECONDS", 1.0)
-    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
-    monkeypatch.setattr(loop, "SETTLE_SECONDS", 1.1)
+def spare(monkeypatch: pytest.MonkeyPatch, *, seconds: float, settle: float) -> None:
+    """Spare what follows a notification for so long, and look once more after ``settle``."""
+    notifications.herald.cache_clear()
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", seconds)
+    monkeypatch.setattr(notifications, "SPARE_LONGEST", seconds)
+    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)  # what comes alone is never spared
+    monkeypatch.setattr(loop, "SETTLE_SECONDS", settle)
+    monkeypatch.setattr(loop, "SETTLE_LONGEST", settle)
     monkeypatch.setattr(scheduler, "LOOK_EVERY", 60.0)
+
+
+def test_a_look_that_takes_long_does_not_stand_for_the_one_after_a_notification(monkeypatch):
+    spare(monkeypatch, seconds=1.0, settle=1.1)
     unwanted = threading.Event()
 
     def slow(*args: Any, **kwargs: Any) -> list[Any]:
@@ -44,3 +53,43 @@ def test_a_look_that_takes_long_does_not_stand_for_the_one_after_a_notification(
         unwanted.set()
         publish("work.unwanted", stream="work")
         wait_for_state(TaskState.COMPLETED, 2)
+
+
+def test_what_is_published_soon_after_a_notification_sends_none_and_is_found(monkeypatch):
+    spare(monkeypatch, seconds=1.0, settle=1.5)
+    vain_looks: list[None] = []
+
+    def counted(*args: Any, **kwargs: Any) -> list[Any]:
+        rows = peek(*args, **kwargs)
+        if not any(row.has_events for row in rows):
+            vain_looks.append(None)
+        return rows
+
+    monkeypatch.setattr(puller, "peek", counted)
+    subscribe("work.wanted", stream="work", consumer="woken")(lambda message: None)
+
+    with working("woken", poll_interval=LONG, listen=True):
+        publish("work.wanted", stream="work")
+        wait_for_state(TaskState.COMPLETED)
+        # Until nothing is spared and no second look is due; sooner, the test would prove nothing.
+        time.sleep(2)
+        vain_looks.clear()
+        publish("work.unwanted", stream="work")  # wakes the worker, and leaves it nothing to end
+        wait_until(lambda: vain_looks, PATIENCE)
+        publish("work.wanted", stream="work")
+        wait_for_state(TaskState.COMPLETED, 2)
+
+
+def test_what_follows_without_a_pause_sends_none_and_is_found_soon_all_the_same(monkeypatch):
+    spare(monkeypatch, seconds=3600, settle=0.5)
+    monkeypatch.setattr(loop, "SETTLE_LONGEST", 3600)  # only who found something looks again
+    subscribe("work.next", stream="work", consumer="woken")(publish_the_next)
+
+    with working("woken", poll_interval=LONG, listen=True):
+        publish("work.next", b"3", stream="work")
+        wait_for_state(TaskState.COMPLETED, 4)
+
+
+def publish_the_next(message: Message) -> None:
+    if left := int(message.event.body):
+        publish("work.next", b"%d" % (left - 1), stream="work")
