@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 from django.db import connections
 from django.utils import timezone
 
+from kanthorq_django.conf import get_settings
 from kanthorq_django.models.encryption import seal
 from kanthorq_django.models.fields import EPOCH
 
@@ -31,23 +32,31 @@ _HEAD = struct.pack("!hi", 8, 16)  # eight columns, of which the id has sixteen 
 _length = struct.Struct("!i").pack
 _integer = struct.Struct("!iq").pack
 _EMPTY, _NO_METADATA = _length(0), _length(3) + b"\x01{}"
+_PLAIN = _NO_METADATA + _EMPTY + _NULL
 
 
 def copied(events: Sequence["Event"], moment: Any, using: str) -> Iterator[bytes]:
     """Yield what COPY FROM STDIN takes for checked events, published at ``moment``."""
     stream = _integer(8, moment.stream_id)
     created_at = _integer(8, moment.microseconds - _MICROSECONDS_TO_2000)
+    subjects: dict[str, bytes] = {}
+    is_sealed = bool(get_settings().BODY_KEYS)
+    plain = _PLAIN + created_at
     parts, size = [_HEADER], 0
     for event in events:
-        subject, body = event.subject.encode(), seal(event.id, event.body)
-        key = event.resource_key
+        subject, body = event.subject, event.body
+        if is_sealed:
+            body = seal(event.id, body)
+        if subject not in subjects:
+            subjects[subject] = stream + _field(subject.encode())
+        is_plain = not event.metadata and not event.resource_key and event.schedule_at is None
         parts += (
-            _HEAD + event.id.bytes + stream + _length(len(subject)) + subject,
+            _HEAD,
+            event.id.int.to_bytes(16, "big"),
+            subjects[subject],
             _length(len(body)),
             body,
-            _metadata(event.metadata) if event.metadata else _NO_METADATA,
-            _field(key.encode()) if key else _EMPTY,
-            _moment(event.schedule_at, using) + created_at,
+            plain if is_plain else _rest(event, using) + created_at,
         )
         size += len(body)
         if size >= CHUNK_SIZE or len(parts) >= CHUNK_SIZE // 32:
@@ -55,6 +64,14 @@ def copied(events: Sequence["Event"], moment: Any, using: str) -> Iterator[bytes
             parts, size = [], 0
     parts.append(_TRAILER)
     yield b"".join(parts)
+
+
+def _rest(event: "Event", using: str) -> bytes:
+    return (
+        (_metadata(event.metadata) if event.metadata else _NO_METADATA)
+        + _field(event.resource_key.encode())
+        + _moment(event.schedule_at, using)
+    )
 
 
 def _field(content: bytes) -> bytes:
