@@ -10,14 +10,14 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import Error
-from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.adapt import Transformer
 from psycopg.errors import InvalidTextRepresentation
 from psycopg.pq import TransactionStatus
 
-from kanthorq_django.sql.cursors import REPEATED, cursor_for
+from kanthorq_django.sql.cursors import REPEATED, Detached, cursor_for
 
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
@@ -45,9 +45,10 @@ def load(name: str, *, skip_locked: bool = False) -> str:
     return text.replace(WAITING, "SKIP LOCKED" if skip_locked else "")
 
 
-def _cursor(using: str, *names: str) -> Any:
+def _cursor(using: str, *names: str, is_alone: bool = False) -> Any:
     """Return an open cursor for these statements; in a project's log they are as they stand."""
-    return cursor_for(using, [load(name) for name in names if name in REPEATED])
+    kept = [load(name) for name in names if name in REPEATED]
+    return cursor_for(using, kept, is_alone=is_alone)
 
 
 def rows(
@@ -71,9 +72,10 @@ def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[A
 
 def values(using: str, name: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """Run ``<name>.sql``; return its first row as it comes, None when there is none."""
-    with _cursor(using, name) as cursor:
+    with _cursor(using, name, is_alone=True) as cursor:
         cursor.execute(load(name), params)
-        found: tuple[Any, ...] | None = cursor.fetchone()
+        # Past Django's wrapper, which takes long: the row is on the client already.
+        found: tuple[Any, ...] | None = cursor.cursor.fetchone()
         return found
 
 
@@ -82,16 +84,6 @@ def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool =
     with _cursor(using, name) as cursor:
         cursor.execute(load(name, skip_locked=skip_locked), params)
         return {pk for (pk,) in cursor.fetchall()}
-
-
-class _Detached(NamedTuple):
-    """What loaders are made from, without the connection, which may be closed by then.
-
-    Those of psycopg 3.2 and 3.3.0 that are written in C crash the process on a closed one.
-    """
-
-    adapters: AdaptersMap
-    connection: None = None
 
 
 class Result:
@@ -128,7 +120,7 @@ class Result:
 
     def _loaders_of(self, columns: tuple[str, ...]) -> list[tuple[int, Callable[[bytes], Any]]]:
         result = self._cursor.pgresult
-        transformer = Transformer(_Detached(self._cursor.adapters))
+        transformer = Transformer(Detached(self._cursor.adapters))
         places = [self._columns[column] for column in columns]
         self._loaders[columns] = [
             (place, transformer.get_loader(result.ftype(place), result.fformat(place)).load)

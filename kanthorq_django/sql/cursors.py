@@ -6,14 +6,18 @@ run it.
 
 import functools
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import psycopg
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg.errors import InvalidSqlStatementName
+from psycopg import pq
+from psycopg.adapt import AdaptersMap, PyFormat, Transformer
+from psycopg.errors import InvalidSqlStatementName, error_from_result
+from psycopg.generators import execute
 from psycopg.pq import TransactionStatus
 
 # What workers repeat all day, and publishers. Not what takes arrays: the plan that the server
@@ -26,10 +30,62 @@ USES_BEFORE = 5
 
 _PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
 
-_uses: WeakKeyDictionary["psycopg.Connection[Any]", int] = WeakKeyDictionary()
-_direct: WeakKeyDictionary["psycopg.Connection[Any]", bool] = WeakKeyDictionary()
-# How each connection calls what its server keeps, by text.
-_calls: WeakKeyDictionary["psycopg.Connection[Any]", dict[str, str]] = WeakKeyDictionary()
+
+class _Kept(NamedTuple):
+    """A statement that a server keeps: its name there, and those of its parameters in order."""
+
+    name: str
+    params: tuple[str, ...]
+
+    @property
+    def call(self) -> str:
+        return f"EXECUTE {self.name} ({', '.join(f'%({param})s' for param in self.params)});"
+
+
+class Detached(NamedTuple):
+    """What values are adapted by, without the connection, which may be closed by then.
+
+    Loaders of psycopg 3.2 and 3.3.0 that are written in C crash the process on a closed one.
+    """
+
+    adapters: AdaptersMap
+    connection: None = None
+
+
+class _Session:
+    """What has been learnt of a connection; not the connection itself, or it would never go."""
+
+    def __init__(self, raw: "psycopg.Connection[Any]") -> None:
+        self.use_count = 0
+        self.is_direct: bool | None = None  # leads to the server itself
+        self.kept: dict[str, _Kept] = {}
+        self.called: dict[str, str] = {}  # how whole queries call what is kept
+        self.adaptation = Transformer(Detached(raw.adapters))
+
+    def forget(self) -> None:
+        """Note that the server has thrown away what it kept."""
+        self.kept.clear()
+        self.called.clear()
+
+
+_sessions: WeakKeyDictionary["psycopg.Connection[Any]", _Session] = WeakKeyDictionary()
+
+
+def _session(raw: "psycopg.Connection[Any]") -> _Session:
+    session = _sessions.get(raw)
+    if session is None:
+        session = _sessions[raw] = _Session(raw)
+    return session
+
+
+def _kept_by(raw: "psycopg.Connection[Any]", session: _Session, text: str) -> _Kept:
+    """Return how to call ``text``, which the server of ``raw`` keeps from now on."""
+    if (kept := session.kept.get(text)) is None:
+        name = f"kanthorq_{len(session.kept)}"
+        numbered, params = _numbered(text)
+        psycopg.ClientCursor(raw).execute(f"PREPARE {name} AS {numbered}")
+        kept = session.kept[text] = _Kept(name, params)
+    return kept
 
 
 class KeepingCursor(psycopg.ClientCursor[Any]):
@@ -48,7 +104,7 @@ class KeepingCursor(psycopg.ClientCursor[Any]):
             return super().execute(self._called(query), *args, **options)
         except InvalidSqlStatementName:
             # DISCARD ALL, as some pools reset what they hand out; nothing has been run yet.
-            _calls.pop(self.connection, None)
+            _session(self.connection).forget()
             if self.connection.info.transaction_status != TransactionStatus.IDLE:
                 if not query.startswith("BEGIN"):
                     raise
@@ -56,22 +112,67 @@ class KeepingCursor(psycopg.ClientCursor[Any]):
             return super().execute(self._called(query), *args, **options)
 
     def _called(self, query: str) -> str:
-        for text in self._texts:
-            query = query.replace(text, self._call_of(text))
-        return query
+        session = _session(self.connection)
+        if (called := session.called.get(query)) is None:
+            called = query
+            for text in self._texts:
+                called = called.replace(text, _kept_by(self.connection, session, text).call)
+            session.called[query] = called
+        return called
 
-    def _call_of(self, text: str) -> str:
-        calls = _calls.setdefault(self.connection, {})
-        if text not in calls:
-            name = f"kanthorq_{len(calls)}"
-            numbered, names = _numbered(text)
-            super().execute(f"PREPARE {name} AS {numbered}")
-            calls[text] = f"EXECUTE {name} ({', '.join(f'%({each})s' for each in names)});"
-        return calls[text]
+
+# Other values as text: the server knows the types, and takes no integer of another size, nor a
+# moment without a zone, for what it expects.
+_AS_BINARY = frozenset({bytes, UUID})
+# To look up a member of an enumeration takes longer than to encode a value.
+_BINARY, _TEXT, _IDLE = PyFormat.BINARY, PyFormat.TEXT, TransactionStatus.IDLE
+
+
+class PreparedCursor:
+    """As much of a cursor as it takes to run one statement that the server keeps.
+
+    It speaks libpq's protocol for prepared statements, so that neither side handles any SQL:
+    what psycopg's cursors do for all statements takes longer than to publish.
+    """
+
+    def __init__(self, raw: "psycopg.Connection[Any]", text: str) -> None:
+        self.connection, self._text = raw, text
+        self._row: tuple[Any, ...] | None = None
+
+    def execute(self, _query: str, params: Mapping[str, Any]) -> None:
+        session = _session(self.connection)
+        try:
+            self._run(session, params)
+        except InvalidSqlStatementName:  # as above
+            session.forget()
+            if self.connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise
+            self._run(session, params)
+
+    def _run(self, session: _Session, params: Mapping[str, Any]) -> None:
+        raw, adaptation = self.connection, session.adaptation
+        kept = _kept_by(raw, session, self._text)
+        given = [params[name] for name in kept.params]
+        formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
+        dumped = adaptation.dump_sequence(given, formats)
+        with raw.lock:
+            raw.pgconn.send_query_prepared(kept.name.encode(), dumped, adaptation.formats)
+            (result,) = raw.wait(execute(raw.pgconn))
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise error_from_result(result, encoding=raw.info.encoding)
+        adaptation.set_pgresult(result)
+        self._row = adaptation.load_row(0, tuple) if result.ntuples else None
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """Return the first row, None when there is none."""
+        return self._row
+
+    def close(self) -> None:
+        """Release nothing: a result goes with its cursor."""
 
 
 @functools.cache
-def _numbered(text: str) -> tuple[str, list[str]]:
+def _numbered(text: str) -> tuple[str, tuple[str, ...]]:
     """Return ``text`` with numbers for parameters, as PREPARE wants it, and their names."""
     names: list[str] = []
 
@@ -83,21 +184,30 @@ def _numbered(text: str) -> tuple[str, list[str]]:
             names.append(name)
         return f"${names.index(name) + 1}"
 
-    return _PLACEHOLDER.sub(number, text), names
+    return _PLACEHOLDER.sub(number, text), tuple(names)
 
 
-def cursor_for(using: str, kept: Sequence[str] = ()) -> Any:
+def cursor_for(using: str, kept: Sequence[str] = (), *, is_alone: bool = False) -> Any:
     """Return an open cursor on the database ``using`` that takes several statements at once.
 
-    The server keeps those whose texts are ``kept``, where it may.
+    The server keeps those whose texts are ``kept``, where it may. ``is_alone``: the first of them
+    is all that will be run, and of its rows only the first one is read.
     """
     connection = connections[using]
-    connection.ensure_connection()
+    if connection.connection is None:
+        connection.ensure_connection()
     raw = connection.connection
-    is_keeping = kept and _may_prepare(connection)
-    return _wrapped(
-        connection, KeepingCursor(raw, kept) if is_keeping else psycopg.ClientCursor(raw)
-    )
+    if not (kept and _may_prepare(connection)):
+        return _wrapped(connection, psycopg.ClientCursor(raw))
+    if is_alone and not connection.queries_logged and _is_begun(raw):
+        return _wrapped(connection, PreparedCursor(raw, kept[0]))
+    return _wrapped(connection, KeepingCursor(raw, kept))
+
+
+def _is_begun(raw: "psycopg.Connection[Any]") -> bool:
+    """Tell whether a statement may be sent as it is: psycopg's cursors send BEGIN where needed."""
+    pgconn = raw.pgconn
+    return raw.autocommit == (pgconn.transaction_status == _IDLE) and not pgconn.pipeline_status
 
 
 def _wrapped(connection: BaseDatabaseWrapper, cursor: Any) -> Any:
@@ -115,16 +225,17 @@ def _may_prepare(connection: BaseDatabaseWrapper) -> bool:
     connection leads to the server itself: a pooler hands out process ids of its own.
     """
     raw = connection.connection
-    if (known := _direct.get(raw)) is not None:
-        return known
+    session = _session(raw)
+    if session.is_direct is not None:
+        return session.is_direct
     if "prepare_threshold" in connection.settings_dict["OPTIONS"]:
         return raw.prepare_threshold is not None
-    uses = _uses[raw] = _uses.get(raw, 0) + 1
-    if uses < USES_BEFORE or not issubclass(raw.cursor_factory, psycopg.ClientCursor):
+    session.use_count += 1
+    if session.use_count < USES_BEFORE or not issubclass(raw.cursor_factory, psycopg.ClientCursor):
         return False
     with connection.wrap_database_errors:
-        _direct[raw] = is_direct(raw)
-    return _direct[raw]
+        session.is_direct = is_direct(raw)
+    return session.is_direct
 
 
 def is_direct(raw: "psycopg.Connection[Any]") -> bool:

@@ -5,7 +5,7 @@ INSERT INTO kanthorq_django_event (
     id, stream_id, subject, body, metadata, resource_key, idempotency_key, schedule_at
 )
 SELECT
-    %(id)s, stream.id, %(subject)s, %(body)s, %(metadata)s::jsonb, %(resource_key)s,
+    %(id)s, stream.id, %(subject)s, %(body)s, %(metadata)s::text::jsonb, %(resource_key)s,
     %(idempotency_key)s, %(schedule_at)s::timestamptz
 FROM kanthorq_django_stream AS stream
 WHERE stream.name = %(stream)s

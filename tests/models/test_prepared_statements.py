@@ -1,12 +1,17 @@
 """Which statements the server keeps, and on which connections."""
 
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
 import psycopg
 import pytest
-from django.db import connection, connections
+from django.db import IntegrityError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish
-from kanthorq_django.models import notifications
+from kanthorq_django.models import Event, Stream, notifications
 from kanthorq_django.sql.cursors import USES_BEFORE
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -14,6 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def new_connection(monkeypatch: pytest.MonkeyPatch):
+    notifications.herald.cache_clear()
     monkeypatch.setattr(notifications, "SPARE_SECONDS", 0)
     monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
     connection.close()
@@ -111,6 +117,73 @@ def test_a_connection_that_was_reset_prepares_anew(
     publish("order.created")
     assert len(consumer.pull()) == 1
     assert kept()
+
+
+def stored(event: Event) -> Event:
+    return Event.objects.get(pk=event.pk)
+
+
+def test_an_event_is_the_same_whether_its_statement_is_kept_or_not():
+    moment = datetime(2027, 1, 2, 3, 4, 5, 678_901, tzinfo=ZoneInfo("America/Caracas"))
+    given: dict[str, Any] = {
+        "body": bytes(range(256)),
+        "metadata": {"ä": ["\\", "'", None, 1.5]},
+        "resource_key": "Schlüssel",
+        "schedule_at": moment,
+    }
+    first = publish("bestellung.größer", **given)
+    publish_often()
+    last = publish("bestellung.größer", **given)
+
+    for name in ("subject", *given, "stream_id"):
+        assert getattr(stored(first), name) == getattr(stored(last), name) == getattr(last, name)
+    assert (stored(last).xid, stored(last).created_at) == (last.xid, last.created_at)
+
+
+def test_a_moment_without_a_zone_means_the_same_whether_the_statement_is_kept_or_not(settings):
+    settings.USE_TZ, settings.TIME_ZONE = False, "America/Caracas"
+    connection.close()
+    moment = datetime(2027, 1, 2, 3, 4, 5)  # noqa: DTZ001  # on purpose
+    first = publish("order.later", schedule_at=moment)
+    publish_often()
+    last = publish("order.later", schedule_at=moment)
+    assert stored(first).schedule_at == stored(last).schedule_at == moment
+
+
+def test_an_error_of_a_kept_statement_is_djangos_and_a_savepoint_takes_it_back():
+    publish_often()
+    event = publish("order.created")
+    again = Event(id=event.pk, subject="order.created")
+    with transaction.atomic():
+        Stream.objects.create(name="before")
+        with pytest.raises(IntegrityError), transaction.atomic():
+            Event.objects.publish([again], stream="default")
+        publish("order.created")
+    with pytest.raises(IntegrityError):
+        Event.objects.publish([again], stream="default")
+    publish("order.created")
+    assert Event.objects.count() == USES_BEFORE + 5
+
+
+def test_what_begins_a_transaction_is_part_of_it():
+    publish_often()
+    with transaction.atomic():
+        publish("order.created")
+        transaction.set_rollback(True)
+    assert Event.objects.count() == USES_BEFORE + 2
+
+
+def test_wrappers_of_statements_see_those_that_are_kept():
+    publish_often()
+    seen: list[str] = []
+
+    def wrapper(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        seen.append(sql)
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(wrapper):
+        publish("order.created")
+    assert any("Insert one event" in sql for sql in seen)
 
 
 def test_a_look_that_is_kept_since_the_tables_were_empty_reads_by_their_indexes():
