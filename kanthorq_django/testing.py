@@ -64,7 +64,7 @@ def _pull_uncommitted(consumer: Consumer, using: str) -> list[Leased]:
         "excludes": subjects.to_regex(consumer.subject_excludes),
         "limit": BATCH_SIZE,
     }
-    return pulled_by(consumer, sql.Result(using, "pull_uncommitted", params))
+    return pulled_by(consumer, sql.result(using, "pull_uncommitted", params))
 
 
 def _handle(round_: Round) -> list[Ending]:

@@ -68,6 +68,7 @@ def to_regex(patterns: Sequence[str]) -> str:
     return f"^(?:{'|'.join(map(_pattern_regex, patterns))})$"
 
 
+@functools.lru_cache(maxsize=4_096)
 def _pattern_regex(pattern: str) -> str:
     return r"\.".join(map(_token_regex, pattern.split(".")))
 

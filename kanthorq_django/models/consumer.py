@@ -154,12 +154,9 @@ class Consumer(models.Model):
     def pull_page(self, limit: int) -> Page:
         """Read one page of the stream in one transaction, as ``pull()`` does until it has tasks."""
         cursors.check_no_transaction(self.using)
-        lock = sql.begun(self.using, "lock_consumer", {"consumer_id": self.pk})
         try:
-            with cursors.refused_by_standby(self.using), lock as locked:
-                if not locked:
-                    return Page([], is_idle=True)
-                page = cursors.read_page(self, locked[0], limit)
+            with cursors.refused_by_standby(self.using):
+                page = cursors.read_page(self, limit)
         except ForeignCluster:
             if not cursors.mend(self):
                 raise
@@ -238,7 +235,7 @@ class Consumer(models.Model):
     def _claim(
         self, limit: int, states: list[TaskState], in_turn: list[int], floor: int = ALWAYS
     ) -> sql.Result:
-        return sql.Result(
+        return sql.result(
             self.using,
             "claim",
             {

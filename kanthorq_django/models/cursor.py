@@ -84,32 +84,44 @@ def peek(
     return sql.rows_by_one_plan(using, "peek", params)
 
 
-def read_page(consumer: "Consumer", locked: Any, limit: int) -> Page:
+def read_page(consumer: "Consumer", limit: int) -> Page:
     """Turn the next page of events into tasks, move the cursor past it, and commit.
 
-    ``locked`` is the consumer's row as its lock found it. Raises ForeignCluster.
+    One round trip. Raises ForeignCluster.
     """
-    if locked.cluster_id != locked.current_cluster_id:
-        raise _foreign_cluster(consumer)
+    while True:
+        locked, rows = _lock_and_read(consumer, limit)
+        if not locked:
+            return Page([], is_idle=True)  # another puller is at it
+        if not locked[0].is_ours:
+            raise _foreign_cluster(consumer)
+        is_read, is_idle = rows.values(0, ("is_read", "is_idle"))
+        if is_read:
+            return Page(pulled_by(consumer, rows), is_idle=is_idle)
+        consumer.subject_includes = json.loads(locked[0].subject_includes)
+        consumer.subject_excludes = json.loads(locked[0].subject_excludes)
+
+
+def _lock_and_read(consumer: "Consumer", limit: int) -> tuple[list[Any], sql.Result]:
+    """Read a page, if nobody else does so, and if the filters are still those we know.
+
+    Returns the consumer's row, if it could be locked. Raises ForeignCluster.
+    """
     params = {
         "consumer_id": consumer.pk,
-        "stream_id": locked.stream_id,
-        "cursor": locked.cursor,
-        "window": locked.window,
-        "position_xid": locked.position_xid,
-        "position_id": locked.position_id,
-        "includes": subjects.to_regex(json.loads(locked.subject_includes)),
-        "excludes": subjects.to_regex(json.loads(locked.subject_excludes)),
+        "subject_includes": json.dumps(consumer.subject_includes),
+        "subject_excludes": json.dumps(consumer.subject_excludes),
+        "includes": subjects.to_regex(consumer.subject_includes),
+        "excludes": subjects.to_regex(consumer.subject_excludes),
         "limit": limit,
         "page_size": max(limit, get_settings().PAGE_SIZE),
     }
     try:
-        rows = sql.Result(consumer.using, "pull", params, commits=True)
+        return sql.transaction_of(consumer.using, "lock_consumer", "pull", params)
     except DataError as error:
         if sql.is_failed_cast(error, "another cluster"):
             raise _foreign_cluster(consumer) from error
         raise
-    return Page(pulled_by(consumer, rows), is_idle=rows[0].is_idle)
 
 
 def mend(consumer: "Consumer") -> bool:

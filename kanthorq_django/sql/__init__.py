@@ -89,16 +89,16 @@ def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool =
 class Result:
     """The rows of a statement, each decoded when it is asked for, by whatever thread."""
 
-    def __init__(
-        self, using: str, name: str, params: Mapping[str, Any], *, commits: bool = False
-    ) -> None:
-        """Run ``<name>.sql`` on the database ``using``; with ``commits``, as ``commit_with()``."""
-        # Not closed: its rows live on the client, and go with the last one who may ask for them.
-        cursor = _cursor(using, name)
-        cursor.execute(f"{load(name)} COMMIT" if commits else load(name), params)
+    def __init__(self, cursor: Any) -> None:
+        """Take the rows at which Django's ``cursor`` stands.
+
+        It is not to be closed: its rows live on the client, and go with the last one who may ask
+        for them.
+        """
         self._cursor = cursor.cursor
-        self._columns = {column.name: index for index, column in enumerate(cursor.description)}
-        self._row = _row_type(tuple(self._columns))
+        names = _columns(self._cursor)
+        self._columns = {name: place for place, name in enumerate(names)}
+        self._row = _row_type(names)
         self._lock = threading.Lock()
         self._loaders: dict[tuple[str, ...], list[tuple[int, Callable[[bytes], Any]]]] = {}
 
@@ -135,13 +135,41 @@ class Result:
         return [None if text is None else int(text) for text in found]
 
 
+def result(using: str, name: str, params: Mapping[str, Any]) -> Result:
+    """Run ``<name>.sql`` on the database ``using``; return its rows as they are."""
+    cursor = _cursor(using, name)
+    cursor.execute(load(name), params)
+    return Result(cursor)
+
+
+def transaction_of(
+    using: str, name: str, then: str, params: Mapping[str, Any]
+) -> tuple[list[Any], Result]:
+    """Run ``<name>.sql``, then ``<then>.sql``, in a READ COMMITTED transaction of their own.
+
+    Each sees what has been committed before it begins, and all of it is one round trip, so that
+    what they lock is never left locked by a client that falls silent. Returns the rows of both.
+    The connection has to be in autocommit mode, outside of any transaction.
+    """
+    cursor = _cursor(using, name, then)
+    try:
+        cursor.execute(f"{BEGIN}; {BY_INDEX}; {load(name)} {load(then)} COMMIT", params)
+    except BaseException:
+        with suppress(Error):  # where the connection is lost, the transaction is as well
+            cursor.execute("ROLLBACK")
+        raise
+    first = _rows(cursor)
+    cursor.cursor.nextset()
+    return first, Result(cursor)
+
+
 @contextmanager
 def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any]]:
     """Run the block in a READ COMMITTED transaction of its own that begins with ``<name>.sql``.
 
     Yields the rows of that statement. Both are one round trip; Django's ``atomic()`` would need
-    three. The block may commit it with its last statement. The server ends it when its client
-    falls silent. The connection has to be in autocommit mode, outside of any transaction.
+    three. The server ends it when its client falls silent. The connection has to be in autocommit
+    mode, outside of any transaction.
     """
     with _cursor(using, name) as cursor:
         try:
@@ -151,8 +179,7 @@ def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any
             with suppress(Error):  # where the connection is lost, the transaction is as well
                 cursor.execute("ROLLBACK")
             raise
-        if cursor.connection.info.transaction_status != TransactionStatus.IDLE:
-            cursor.execute("COMMIT")
+        cursor.execute("COMMIT")
 
 
 class TransactionEnded(Exception):
@@ -198,10 +225,18 @@ def is_failed_cast(error: Error, text: str) -> bool:
 
 
 def _rows(cursor: Any) -> list[Any]:
-    while cursor.description is None and cursor.nextset():
-        pass  # what was set before the statement has no rows
-    row = _row_type(tuple(column.name for column in cursor.description))
-    return [row._make(values) for values in cursor.fetchall()]
+    """Return the rows of the first statement that has any: what was set before it has none."""
+    own = cursor.cursor  # past Django's wrappers: all of it is on the client
+    while not own.pgresult.nfields and own.nextset():
+        pass
+    row = _row_type(_columns(own))
+    return [row._make(values) for values in own.fetchall()]
+
+
+def _columns(own: Any) -> tuple[str, ...]:
+    # psycopg's own description makes an object of each, which takes as long as a short statement.
+    result = own.pgresult
+    return tuple(result.fname(place).decode() for place in range(result.nfields))
 
 
 @functools.cache

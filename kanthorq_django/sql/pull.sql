@@ -3,11 +3,24 @@
 -- visible in the window that is being read. It counts events read, not matched, so a consumer
 -- that selects one event in a million advances too; and it stops at the match that fills the
 -- room of the puller, so nothing is leased that cannot be started.
-WITH horizon AS MATERIALIZED (
+WITH consumer AS MATERIALIZED (
+    -- As lock_consumer.sql left it. Without its lock, or with filters that were changed since
+    -- the caller knew them, nothing is read at all: everything below is NULL or empty then.
+    SELECT
+        *,
+        coalesce(position_xid, '0') AS start_xid,
+        coalesce(position_id, '00000000-0000-0000-0000-000000000000') AS start_id
+    FROM kanthorq_django_consumer
+    WHERE id = %(consumer_id)s
+        AND current_setting('kanthorq.locked', true) = id::text
+        AND subject_includes = %(subject_includes)s::jsonb
+        AND subject_excludes = %(subject_excludes)s::jsonb
+),
+horizon AS MATERIALIZED (
     -- The open window, or a new one up to now. A snapshot leaves out the caller's own
     -- transaction, which then looks finished as soon as any later one is: add it back.
     SELECT coalesce(
-        %(window)s::pg_snapshot,
+        (SELECT "window" FROM consumer),
         CASE WHEN pg_visible_in_snapshot(pg_current_xact_id(), latest) THEN
             format(
                 '%%s:%%s:%%s', pg_snapshot_xmin(latest), pg_snapshot_xmax(latest),
@@ -27,20 +40,20 @@ page AS MATERIALIZED (
         (
             SELECT late.*
             FROM horizon,
-                pg_snapshot_xip(%(cursor)s::pg_snapshot) AS open (xid),
+                pg_snapshot_xip((SELECT "cursor" FROM consumer)) AS open (xid),
                 LATERAL (
                     SELECT xid, id, subject, schedule_at, resource_key, created_at
                     FROM kanthorq_django_event
-                    WHERE stream_id = %(stream_id)s
+                    WHERE stream_id = (SELECT stream_id FROM consumer)
                         AND xid >= open.xid AND xid <= open.xid
-                        AND id > CASE WHEN open.xid = %(position_xid)s::xid8
-                            THEN %(position_id)s::uuid
+                        AND id > CASE WHEN open.xid = (SELECT start_xid FROM consumer)
+                            THEN (SELECT start_id FROM consumer)
                             ELSE '00000000-0000-0000-0000-000000000000'::uuid END
                     ORDER BY xid, id
                     LIMIT %(page_size)s
                 ) AS late
             WHERE pg_visible_in_snapshot(open.xid, horizon.snapshot)
-                AND open.xid >= %(position_xid)s::xid8
+                AND open.xid >= (SELECT start_xid FROM consumer)
             ORDER BY late.xid, late.id
             LIMIT %(page_size)s
         )
@@ -50,12 +63,11 @@ page AS MATERIALIZED (
         (
             SELECT xid, id, subject, schedule_at, resource_key, created_at
             FROM kanthorq_django_event
-            WHERE stream_id = %(stream_id)s
+            WHERE stream_id = (SELECT stream_id FROM consumer)
                 AND (xid, id) > (
-                    greatest(%(position_xid)s::xid8, pg_snapshot_xmax(%(cursor)s::pg_snapshot)),
-                    CASE WHEN %(position_xid)s::xid8 >= pg_snapshot_xmax(%(cursor)s::pg_snapshot)
-                        THEN %(position_id)s::uuid
-                        ELSE '00000000-0000-0000-0000-000000000000'::uuid END
+                    (SELECT greatest(start_xid, pg_snapshot_xmax("cursor")) FROM consumer),
+                    (SELECT CASE WHEN start_xid >= pg_snapshot_xmax("cursor") THEN start_id
+                        ELSE '00000000-0000-0000-0000-000000000000'::uuid END FROM consumer)
                 )
                 AND xid < (SELECT pg_snapshot_xmax(snapshot) FROM horizon)
                 AND pg_visible_in_snapshot(xid, (SELECT snapshot FROM horizon))
@@ -65,9 +77,6 @@ page AS MATERIALIZED (
     ) AS unread
     ORDER BY xid, id
     LIMIT %(page_size)s
-),
-consumer AS (
-    SELECT * FROM kanthorq_django_consumer WHERE id = %(consumer_id)s
 ),
 matching AS MATERIALIZED (
     SELECT page.*
@@ -126,26 +135,29 @@ advanced AS (
     FROM progress, horizon
     WHERE consumer.id = %(consumer_id)s
         -- An idle look writes nothing; an empty page that closes a window does.
-        AND (progress.read_count > 0 OR %(window)s::pg_snapshot IS NOT NULL)
+        AND (progress.read_count > 0 OR (SELECT "window" FROM consumer) IS NOT NULL)
 )
 SELECT
+    EXISTS (SELECT FROM consumer) AS is_read,
     -- Nothing was read and no window was open: the consumer has caught up.
-    progress.read_count = 0 AND %(window)s::pg_snapshot IS NULL AS is_idle,
+    progress.read_count = 0 AND (SELECT "window" FROM consumer) IS NULL AS is_idle,
     -- A cursor that is ahead of this cluster, or an event that is, came from another one; or a
     -- transaction is open that a cursor saw ended: see mend_cursor.sql. A cast
     -- that fails is how plain SQL raises an error, before the COMMIT that is sent along.
-    CASE WHEN
-        pg_snapshot_xmax(%(cursor)s::pg_snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
-        AND greatest(pg_snapshot_xmin(%(cursor)s::pg_snapshot), pg_snapshot_xmin(%(window)s::pg_snapshot))
-            <= pg_snapshot_xmin(pg_current_snapshot())
+    CASE WHEN NOT EXISTS (SELECT FROM consumer) OR (
+        (SELECT
+            pg_snapshot_xmax("cursor") <= pg_snapshot_xmax(pg_current_snapshot())
+            AND greatest(pg_snapshot_xmin("cursor"), pg_snapshot_xmin("window"))
+                <= pg_snapshot_xmin(pg_current_snapshot())
+        FROM consumer)
         AND (
             SELECT id FROM kanthorq_django_event
-            WHERE stream_id = %(stream_id)s
+            WHERE stream_id = (SELECT stream_id FROM consumer)
                 AND xid >= pg_snapshot_xmax(pg_current_snapshot())
                 AND xid <> pg_current_xact_id()
             ORDER BY xid, id LIMIT 1  -- keeps the planner on the index
         ) IS NULL
-    THEN true ELSE ('another cluster, beyond ' || pg_current_snapshot()::text)::boolean END
+    ) THEN true ELSE ('another cluster, beyond ' || pg_current_snapshot()::text)::boolean END
         AS is_sane,
     -- Named: the server keeps the statement, and its columns may not change meanwhile. Moments
     -- as microseconds since 1970: Python takes twenty times as long to read them as text.

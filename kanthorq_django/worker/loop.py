@@ -202,7 +202,10 @@ class WorkerLoop:
         has_progressed = self._lease(looks)
         for lane in self._lanes.values():
             self._hand_back(lane.surplus())
-        return 0 if has_progressed or is_told else self._rest(looks)
+        if has_progressed or is_told:
+            # What a guess left out is looked for when handlers have had the processor.
+            return SETTLE_SECONDS if self._puller.may_pause(looks) else 0
+        return self._rest(looks)
 
     def _lease(self, looks: dict[int, Look]) -> bool:
         """Fetch and hand over what was seen; tell whether there was any."""

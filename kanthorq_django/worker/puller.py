@@ -64,7 +64,8 @@ class Puller:
         self._no_turns: dict[int, float] = {}
         self._freed_count = 0
         self._is_quiet = True
-        self._has_more = False  # the last pull found as many events as there was room for
+        # The last pull found as many events as there was room for; or it leased all there were.
+        self._has_more = self._has_all = False
         self._looked_at = -math.inf
         self._refusals: dict[int, PullRefused] = {}
         longest = min(1.0, options.poll_interval.total_seconds())
@@ -114,6 +115,10 @@ class Puller:
         if not is_known or len(self._consumers) > 1 or not self._options.pulls:
             return {}
         return {pk: Look(has_events=True, due_in=None, is_guess=True) for pk in self._consumers}
+
+    def may_pause(self, looks: Mapping[int, Look]) -> bool:
+        """Tell whether nothing that can be fetched at once is known, after ``looks`` were used."""
+        return self._has_all and any(look.is_guess for look in looks.values())
 
     def _due_in(self, row: Any) -> float | None:
         waits = [] if row.due_at is None else [(row.due_at - row.looked_at) / MICROSECONDS]
@@ -194,7 +199,7 @@ class Puller:
 
     def _pull(self, consumer: Consumer, limit: int) -> list[Leased] | None:
         """Return what a page leased, which may be nothing; None when nothing could be read."""
-        self._has_more = False
+        self._has_more = self._has_all = False
         try:
             page = consumer.pull_page(limit)
         except PullRefused as error:
@@ -202,6 +207,8 @@ class Puller:
             return None
         self._refusals.pop(consumer.pk, None)
         self._has_more = len(page.leased) == limit
+        # What waits for its turn is not leased by a pull.
+        self._has_all = 0 < len(page.leased) < limit and not consumer.serialize
         if not page.is_idle:
             self._no_turns.pop(consumer.pk, None)
         return None if page.is_idle else page.leased

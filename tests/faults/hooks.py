@@ -43,8 +43,7 @@ class Point(NamedTuple):
 
 
 POINTS = {
-    "pull locked": Point("lock_consumer", "after"),
-    "pull asked": Point("pull", "before"),  # it reads, moves the cursor and commits at once
+    "pull asked": Point("pull", "before"),  # it locks, reads, moves the cursor and commits at once
     "pull committed": Point("pull", "after commit"),
     "claim asked": Point("claim", "before"),
     "claim written": Point("claim", "after"),

@@ -12,7 +12,7 @@ from tests.processes import RunningWorker
 
 HEALED_WITHIN = LEASE_SECONDS + 5.0  # seconds after which a dead worker's tasks run elsewhere
 FAMILIES = {
-    "pull": ("pull locked", "pull asked", "pull committed"),
+    "pull": ("pull asked", "pull committed"),
     "claim": ("claim asked", "claim written", "turn given"),
     "handler": ("business written", "ack inside", "handler committed"),
     "verdict": ("ack asked", "ack written", "nack asked", "nack written"),

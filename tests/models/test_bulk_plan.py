@@ -1,5 +1,6 @@
 """How events of open transactions are looked for where one transaction published all there is."""
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -41,7 +42,9 @@ def test_a_look_probes_the_index(reader: Consumer):
 
 
 def test_a_pull_probes_the_index(reader: Consumer):
-    (locked,) = sql.rows("default", "lock_consumer", {"consumer_id": reader.pk})
+    sql.rows("default", "lock_consumer", {"consumer_id": reader.pk})
     params = {"limit": 100, "page_size": 500, "includes": "^$", "excludes": "^$"}
-    params |= {"consumer_id": reader.pk, **locked._asdict()}
+    filters = ("subject_includes", "subject_excludes")
+    params |= {name: json.dumps(getattr(reader, name)) for name in filters}
+    params["consumer_id"] = reader.pk
     assert_probes(event_scans(sql.load("pull"), params))

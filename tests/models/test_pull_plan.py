@@ -97,10 +97,11 @@ def scan_of(node: dict[str, Any]) -> Scan:
 
 def pull_scans(consumer: Consumer, statement: str | None = None) -> list[Scan]:
     """Return how the next pull of ``consumer`` would read events, without its final join."""
-    (locked,) = sql.rows("default", "lock_consumer", {"consumer_id": consumer.pk})
+    sql.rows("default", "lock_consumer", {"consumer_id": consumer.pk})
     params = {
         "consumer_id": consumer.pk,
-        **locked._asdict(),
+        "subject_includes": json.dumps(consumer.subject_includes),
+        "subject_excludes": json.dumps(consumer.subject_excludes),
         "includes": subjects.to_regex(["nothing"]),
         "excludes": subjects.to_regex([]),
         "limit": 100,
@@ -163,8 +164,8 @@ def test_two_conditions_instead_of_the_folded_one_would_wade_through_what_was_re
     start = text.index("AND (xid, id) > (\n")
     end = text.index("AND xid < (SELECT pg_snapshot_xmax(snapshot) FROM horizon)")
     unfolded = (
-        "AND xid >= pg_snapshot_xmax(%(cursor)s::pg_snapshot)"
-        " AND (xid, id) > (%(position_xid)s::xid8, %(position_id)s::uuid) "
+        'AND xid >= (SELECT pg_snapshot_xmax("cursor") FROM consumer)'
+        " AND (xid, id) > ((SELECT start_xid FROM consumer), (SELECT start_id FROM consumer)) "
     )
     trap = text[:start] + unfolded + text[end:]
 

@@ -220,15 +220,16 @@ def altered(
 def between_lock_and_read(
     monkeypatch: pytest.MonkeyPatch, step: Callable[[], object]
 ) -> Iterator[None]:
-    """Run the block with ``step`` done by every pull that holds its lock and has not read yet."""
-    begun = sql.begun
+    """Run the block with ``step`` done by every pull that holds its lock and has not read yet.
 
-    @contextmanager
-    def begun_with_step(using: str, name: str, params: Any) -> Iterator[list[Any]]:
-        with begun(using, name, params) as locked:
+    Its statements are sent one after the other then, in the same order.
+    """
+
+    def in_steps(using: str, name: str, then: str, params: Any) -> tuple[list[Any], sql.Result]:
+        with sql.begun(using, name, params) as locked:
             step()
-            yield locked
+            return locked, sql.result(using, then, params)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sql, "begun", begun_with_step)
+        patch.setattr(sql, "transaction_of", in_steps)
         yield
