@@ -1,0 +1,73 @@
+"""A page is read under the lock of its consumer, by the filters that stand in its row."""
+
+import pytest
+from django.db import OperationalError, connection, transaction
+
+from kanthorq_django import publish
+from kanthorq_django.models import Consumer, Task
+from kanthorq_django.models.registration import Registration
+from tests.races.race import altered
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+GUARD = "AND current_setting('kanthorq.locked', true) = id::text"
+
+
+@pytest.fixture
+def consumer() -> Consumer:
+    consumer = Consumer.objects.register("reader", Registration("s", includes=["a.*"]))
+    publish("a.b", stream="s")
+    return consumer
+
+
+@pytest.fixture
+def impatient(consumer: Consumer):
+    """Let a pull fail that waits for a lock."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = '1s'")
+    yield
+    connection.close()
+
+
+def lock(consumer: Consumer, using: str) -> None:
+    Consumer.objects.using(using).select_for_update(no_key=True).get(pk=consumer.pk)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_page_that_somebody_else_reads_is_left_to_them(consumer: Consumer, second: str):
+    with transaction.atomic(using=second):
+        lock(consumer, second)
+        page = consumer.pull_page(10)
+        assert (page.leased, page.is_idle) == ([], True)
+        assert not Task.objects.exists()
+
+    assert [task.event.subject for task in consumer.pull()] == ["a.b"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_it_would_be_read_by_both_without_the_note_of_the_lock(
+    consumer: Consumer, second: str, monkeypatch: pytest.MonkeyPatch
+):
+    with altered(monkeypatch, "pull", (GUARD, "")), transaction.atomic(using=second):
+        lock(consumer, second)
+        with pytest.raises(OperationalError, match="lock timeout"):
+            consumer.pull_page(10)
+
+
+def test_the_note_of_a_lock_ends_with_its_pull(consumer: Consumer, second: str):
+    consumer.pull()
+    publish("a.c", stream="s")
+    with transaction.atomic(using=second):
+        lock(consumer, second)
+        assert consumer.pull() == []
+
+
+def test_filters_that_were_changed_meanwhile_are_those_of_the_row(consumer: Consumer):
+    Consumer.objects.filter(pk=consumer.pk).update(
+        subject_includes=["ä.>"], subject_excludes=["ä.x"]
+    )
+    for subject in ("ä.b", "ä.x", "a.c"):
+        publish(subject, stream="s")
+
+    assert [task.event.subject for task in consumer.pull()] == ["ä.b"]
+    assert (consumer.subject_includes, consumer.subject_excludes) == (["ä.>"], ["ä.x"])
