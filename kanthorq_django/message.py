@@ -14,6 +14,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections, transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Greatest, Now
+from django.utils.asyncio import async_unsafe
 
 from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
@@ -36,6 +37,8 @@ from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.task import Task
 
 logger = logging.getLogger("kanthorq_django")
+
+IN_COROUTINE = "{0}() cannot be called from an async context; use `await message.a{0}(…)`."
 
 
 class Stop:
@@ -104,6 +107,7 @@ class Message:
         if self.cancelled:
             raise TaskCancelled(f"{self.task} is to stop.")
 
+    @async_unsafe(IN_COROUTINE.format("ack"))
     def ack(self, result: Any = None) -> None:
         """End the task well and keep ``result``, any JSON value, with it.
 
@@ -119,6 +123,7 @@ class Message:
         elif not self._was_acked():
             raise AlreadyAcknowledged(f"{self.task} was ended with nack() before.")
 
+    @async_unsafe(IN_COROUTINE.format("nack"))
     def nack(self, reason: BaseException | str, *, delay: timedelta | None = None) -> None:
         """Let the task fail with ``reason`` and be tried again after ``delay``.
 
@@ -143,6 +148,7 @@ class Message:
         """Do what ``nack()`` does, from a coroutine."""
         await sync_to_async(self.nack)(reason, delay=delay)
 
+    @async_unsafe(IN_COROUTINE.format("extend"))
     def extend(self, duration: timedelta) -> None:
         """Let the lease end no earlier than ``duration`` from now. Raises LeaseLost.
 

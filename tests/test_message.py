@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.core.exceptions import SynchronousOnlyOperation
 
 from kanthorq_django import signals
 from kanthorq_django.exceptions import (
@@ -164,3 +165,18 @@ def test_anack_nacks():
     assert task.schedule_at >= before + timedelta(hours=1)
     with pytest.raises(AlreadyAcknowledged):
         async_to_sync(message.aack)()
+
+
+@pytest.mark.parametrize(
+    ("verb", "given"), [("ack", ()), ("nack", ("no",)), ("extend", (timedelta(minutes=1),))]
+)
+def test_a_verb_that_would_block_the_loop_names_the_one_to_await(verb: str, given: tuple[Any, ...]):
+    message = leased()
+
+    @async_to_sync
+    async def end() -> None:
+        getattr(message, verb)(*given)
+
+    with pytest.raises(SynchronousOnlyOperation, match=rf"use `await message\.a{verb}"):
+        end()
+    assert stored(message).state == TaskState.RUNNING

@@ -11,6 +11,7 @@ from django.core.exceptions import ObjectDoesNotExist
 from django.db import connections, models
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
+from django.utils.asyncio import async_unsafe
 
 from kanthorq_django import signals
 from kanthorq_django.conf import Settings, get_settings
@@ -181,6 +182,10 @@ class Event(SealableModel):
             raise UndecodableEvent(f"The body of event {self.pk} is not JSON: {error}") from error
 
 
+@async_unsafe(
+    "publish() and publish_many() cannot be called from an async context; use "
+    "`await apublish(…)` or `await apublish_many(…)`."
+)
 def publish_into(stream: str, events: Iterable[Event], using: str) -> list[Event]:
     """Do what the queryset's ``publish()`` does; to make a queryset takes as long as a check."""
     check_stream_name(stream)

@@ -194,8 +194,7 @@ def cursor_for(using: str, kept: Sequence[str] = (), *, is_alone: bool = False) 
     is all that will be run, and of its rows only the first one is read.
     """
     connection = connections[using]
-    if connection.connection is None:
-        connection.ensure_connection()
+    connection.ensure_connection()  # which also refuses to block an event loop
     raw = connection.connection
     if not (kept and _may_prepare(connection)):
         return _wrapped(connection, psycopg.ClientCursor(raw))

@@ -9,7 +9,9 @@ from django.db import transaction
 
 from kanthorq_django import apublish, apublish_many, publish, publish_many
 from kanthorq_django.exceptions import InvalidSubject
-from kanthorq_django.models import Event
+from kanthorq_django.models import Consumer, Event
+from kanthorq_django.models.registration import Registration
+from kanthorq_django.sql.cursors import USES_BEFORE
 
 pytestmark = pytest.mark.django_db
 
@@ -71,7 +73,20 @@ def test_publishing_without_await_in_a_coroutine_is_refused_as_django_does() -> 
         else:
             publish_many([Event(subject="order.paid") for _ in range(count)])
 
+    for _ in range(USES_BEFORE + 2):  # by a statement that is kept, too
+        publish("order.before")
     for count in (1, 2):
-        with pytest.raises(SynchronousOnlyOperation, match="async context"):
+        with pytest.raises(SynchronousOnlyOperation, match=r"async context; use `await apublish"):
             publish_blocking(count)
-    assert not Event.objects.exists()
+    assert not Event.objects.filter(subject="order.paid").exists()
+
+
+def test_a_pull_in_a_coroutine_is_refused_as_django_does() -> None:
+    consumer = Consumer.objects.register("reader", Registration("default", includes=[">"]))
+
+    @async_to_sync
+    async def look() -> None:
+        consumer.lag()
+
+    with pytest.raises(SynchronousOnlyOperation, match="async context"):
+        look()
