@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -12,10 +13,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from kanthorq_django import sql
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import IdempotencyConflict
+from kanthorq_django.models import notifications
 from kanthorq_django.models.copying import copied
 from kanthorq_django.models.encryption import seal
 from kanthorq_django.models.fields import moment_of
-from kanthorq_django.models.notifications import CHANNEL, herald
 from kanthorq_django.models.privileges import may_read_bodies
 from kanthorq_django.models.stream import Stream
 
@@ -35,19 +36,18 @@ def insert(
 
     Workers of the stream are woken once they are committed. Raises IdempotencyConflict.
     """
-    using = connection.alias
-    announcer = herald(using, stream)
-    announcer.begin()
-    if len(events) == 1 and announcer.goes_along(connection):
+    using, pace = connection.alias, notifications.pace(connection.alias, stream)
+    pace.begin()
+    if len(events) == 1 and notifications.goes_along(pace, connection):
         stored = [_insert_one(events[0], stream, using, _announced)]
-        announcer.rest()
+        pace.rest()
         return stored
     if len(events) == 1:
         stored = [_insert_one(events[0], stream, using, _plainly)]
     else:
         stored = _insert_many(events, stream, using)
     if created := next((event for event in stored if event.created), None):
-        announcer.wake_after_commit(created.stream_id, connection)
+        notifications.herald(using, created.stream_id).wake_after_commit(pace, connection)
     return stored
 
 
@@ -56,7 +56,7 @@ Run = Callable[[str, dict[str, Any]], tuple[Any, ...] | None]
 
 def _insert_one(event: "Event", stream: str, using: str, run: Run) -> "Event":
     """One statement: the lookup of the stream costs no round trip of its own."""
-    params = _columns(event) | {"stream": stream, "channel": CHANNEL}
+    params = _columns(event) | {"stream": stream, "channel": notifications.CHANNEL}
     stored = run(using, params)
     if stored is None:
         registered = Stream.objects.using(using).register(stream)
@@ -72,14 +72,18 @@ def _plainly(using: str, params: dict[str, Any]) -> tuple[Any, ...] | None:
 
 def _announced(using: str, params: dict[str, Any]) -> tuple[Any, ...] | None:
     """Insert, commit and notify at once; that the last of them fails is no failure to publish."""
+    began_at = time.monotonic()
     try:
-        return sql.values_committed(using, "publish", "notify_stream", params)
+        stored = sql.values_committed(using, "publish", "notify_stream", params)
     except sql.TransactionEnded as error:
         committed = sql.values(using, "published", params)
         if committed is None and error.__cause__:
             raise error.__cause__ from None
         logger.warning("Nobody was notified of event %s: %s", params["id"], error)
         return committed
+    if stored:
+        notifications.herald(using, stored[0]).spare(began_at)
+    return stored
 
 
 def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:

@@ -37,63 +37,80 @@ def channel(stream_id: int) -> str:
     return f"{CHANNEL}{stream_id}"
 
 
-class Herald:
-    """Announces what this process does to one stream, each thing after its commit."""
+class Pace:
+    """Whether this process publishes into a stream without a pause."""
 
-    def __init__(self, using: str) -> None:
-        self._using, self._channel = using, ""
-        self._goes_on = False
-        self._quiet_since, self._spared_until, self._pause = -math.inf, 0.0, 0.0
-        self._hook = self._announce  # one object: a hook that waits can be recognised
+    def __init__(self) -> None:
+        self.goes_on = False
+        self._quiet_since = -math.inf
 
     def begin(self) -> None:
         """Note that something is being published."""
         # From the end of the last one: how long the database takes is no pause.
-        self._goes_on = time.monotonic() - self._quiet_since < LONE_AFTER
-
-    def goes_along(self, connection: BaseDatabaseWrapper) -> bool:
-        """Tell whether what has begun is to be announced in one round trip with its commit.
-
-        Somebody waits for an event that comes alone, and hears of it sooner. In a burst most
-        notifications are spared, so they need not be sent along. Whoever is told so does it, and
-        then calls ``rest()``.
-        """
-        goes_along = (
-            not self._goes_on
-            and get_settings().NOTIFY
-            and not connection.in_atomic_block
-            and connection.get_autocommit()
-            and _is_idle(connection.connection)
-        )
-        if goes_along:
-            self._spare()
-        return goes_along
-
-    def wake_after_commit(self, stream_id: int, connection: BaseDatabaseWrapper) -> None:
-        """Wake the workers of the stream once the current transaction, if any, has committed."""
-        self._channel = channel(stream_id)
-        _after_commit(self._hook, connection)
+        self.goes_on = time.monotonic() - self._quiet_since < LONE_AFTER
 
     def rest(self) -> None:
-        """Note that nothing is published any more, for now."""
+        """Note that nothing is being published, for now."""
         self._quiet_since = time.monotonic()
 
-    def _announce(self) -> None:
-        if not self._goes_on or time.monotonic() >= self._spared_until:
-            self._spare()
-            notify(self._channel, self._using)
-        self.rest()
 
-    def _spare(self) -> None:
-        """Note that a notification is sent: before, so that whom it wakes looks again later."""
-        self._pause = min(2 * self._pause, SPARE_LONGEST) if self._goes_on else SPARE_SECONDS
-        self._spared_until = time.monotonic() + self._pause
+class Herald:
+    """Announces what this process does to one stream, each thing after its commit."""
+
+    def __init__(self, using: str, stream_id: int) -> None:
+        self._using, self._channel = using, channel(stream_id)
+        self._pace = Pace()
+        self._spared_until = self._pause = 0.0
+        self._hook = self._announce  # one object: a hook that waits can be recognised
+
+    def wake_after_commit(self, pace: Pace, connection: BaseDatabaseWrapper) -> None:
+        """Wake the workers of the stream once the current transaction, if any, has committed."""
+        self._pace = pace
+        pace.rest()
+        _after_commit(self._hook, connection)
+
+    def spare(self, since: float) -> None:
+        """Note that a notification was sent, at ``since`` or later: others may be spared now.
+
+        Whom it woke looks again later than that.
+        """
+        doubled = min(2 * self._pause, SPARE_LONGEST) if self._pace.goes_on else 0.0
+        self._pause = max(SPARE_SECONDS, doubled)
+        self._spared_until = since + self._pause
+
+    def _announce(self) -> None:
+        now = time.monotonic()
+        if not self._pace.goes_on or now >= self._spared_until:
+            notify(self._channel, self._using)
+            self.spare(now)
+        self._pace.rest()
 
 
 @functools.cache
-def herald(using: str, stream: str) -> Herald:
+def pace(using: str, stream: str) -> Pace:
+    """Return the one pace of a stream, by its name: its id is known only from the database."""
+    return Pace()
+
+
+@functools.cache
+def herald(using: str, stream_id: int) -> Herald:
     """Return the one herald of a stream."""
-    return Herald(using)
+    return Herald(using, stream_id)
+
+
+def goes_along(pace: Pace, connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether an event is to be announced in one round trip with its commit.
+
+    Somebody waits for an event that comes alone, and hears of it sooner. In a burst most
+    notifications are spared, so they need not be sent along.
+    """
+    return (
+        not pace.goes_on
+        and get_settings().NOTIFY
+        and not connection.in_atomic_block
+        and connection.get_autocommit()
+        and _is_idle(connection.connection)
+    )
 
 
 def _is_idle(raw: "psycopg.Connection[Any] | None") -> bool:

@@ -1,7 +1,8 @@
 """The wake-up of idle workers: one notification per stream and transaction, after its commit."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,7 +13,8 @@ from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.models import Event, Stream, notifications
-from kanthorq_django.models.notifications import channel, herald
+from kanthorq_django.models.notifications import channel
+from tests.announcements import forget_notifications
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -63,7 +65,7 @@ def raw_connection() -> psycopg.Connection:
 @pytest.fixture(autouse=True)
 def unspared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every notification be sent, however fast the test publishes."""
-    herald.cache_clear()
+    forget_notifications()
     monkeypatch.setattr(notifications, "SPARE_SECONDS", 0)
 
 
@@ -236,6 +238,55 @@ def test_a_burst_of_commits_announces_itself_sparingly(
     assert ear.heard() == []
 
 
+def test_what_follows_a_known_key_is_announced(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish("order.paid", stream="a", idempotency_key="k")
+    forget_notifications()
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
+    publish("order.paid", stream="a", idempotency_key="k")  # comes alone, and tells nobody
+    ear.heard()
+    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
+    publish("order.sent", stream="a")
+    assert ear.heard() == ["a"]
+
+
+def test_what_follows_a_notification_that_failed_is_announced(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish("order.paid", stream="a")
+    forget_notifications()
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
+    load = sql.load
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sql,
+            "load",
+            lambda name, **given: (
+                "SELECT 1 / 0" if name == "notify_stream" else load(name, **given)
+            ),
+        )
+        publish("order.paid", stream="a")
+    ear.heard()
+    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
+    publish("order.sent", stream="a")
+    assert ear.heard() == ["a"]
+
+
+def test_a_stream_of_the_same_name_is_announced_for_itself(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
+    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
+    for _ in range(2):  # the first comes alone, the second is spared
+        publish("order.paid", stream="a")
+    assert ear.heard() == ["a"]
+    Event.objects.all().delete()
+    Stream.objects.get(name="a").delete()
+    with raw_connection() as listening, raw_connection() as speaking:
+        anew = Ear(listening, speaking)
+        publish("order.paid", stream="a")
+        assert anew.heard() == ["a"]
+
+
 class Clock:
     """Stands still until time passes."""
 
@@ -252,16 +303,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     monkeypatch.setattr(notifications, "time", clock)
     yield clock
-    herald.cache_clear()  # which knows the time of this clock
+    forget_notifications()  # of the time of this clock
 
 
-def publish_slowly(clock: Clock, count: int, pause: float = 0.0) -> None:
-    """Publish, each after a pause, by a database that takes eleven milliseconds to commit."""
-    for _ in range(count):
-        clock.now += pause
-        with transaction.atomic():
-            publish("order.paid", stream="a")
-            clock.now += 0.011
+def publish_slowly(clock: Clock, count: int, *, pause: float = 0.0, events: int = 1) -> None:
+    """Commit ``count`` transactions, each after a pause, by a database that takes its time."""
+
+    def slow(execute: Callable[..., Any], statement: str, *rest: Any) -> Any:
+        clock.now += 0.011 if "INSERT" in statement else 0.0
+        return execute(statement, *rest)
+
+    with connection.execute_wrapper(slow):
+        for _ in range(count):
+            clock.now += pause
+            with transaction.atomic():
+                for _ in range(events):
+                    publish("order.paid", stream="a")
 
 
 def test_a_burst_that_goes_on_announces_itself_ever_more_rarely(ear: Ear, clock: Clock) -> None:
@@ -269,6 +326,11 @@ def test_a_burst_that_goes_on_announces_itself_ever_more_rarely(ear: Ear, clock:
     assert len(ear.heard()) == 5  # after 11, 22, 33, 55 and 88 milliseconds
     publish_slowly(clock, 100)
     assert len(ear.heard()) == 20  # every fifth: fifty milliseconds are spared
+
+
+def test_transactions_that_publish_often_are_no_pauses(ear: Ear, clock: Clock) -> None:
+    publish_slowly(clock, 100, events=2)
+    assert len(ear.heard()) < 60  # one in fifty milliseconds: every third
 
 
 def test_what_comes_after_a_pause_announces_itself_at_once(ear: Ear, clock: Clock) -> None:
