@@ -28,6 +28,7 @@ REPEATED = frozenset(
 # So often a connection has to be used before it is worth a look; requests often have a new one.
 USES_BEFORE = 5
 
+_IDLE = TransactionStatus.IDLE  # outside of any transaction
 _PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
 
 
@@ -39,7 +40,8 @@ class _Kept(NamedTuple):
 
     @property
     def call(self) -> str:
-        return f"EXECUTE {self.name} ({', '.join(f'%({param})s' for param in self.params)});"
+        given = ", ".join(f"%({param})s" for param in self.params)
+        return f"EXECUTE {self.name} ({given});" if given else f"EXECUTE {self.name};"
 
 
 class Detached(NamedTuple):
@@ -100,14 +102,16 @@ class KeepingCursor(psycopg.ClientCursor[Any]):
         self._texts = texts
 
     def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+        was_outside = self.connection.pgconn.transaction_status == _IDLE
         try:
             return super().execute(self._called(query), *args, **options)
         except InvalidSqlStatementName:
-            # DISCARD ALL, as some pools reset what they hand out; nothing has been run yet.
+            # DISCARD ALL, as some pools reset what they hand out.
             _session(self.connection).forget()
-            if self.connection.info.transaction_status != TransactionStatus.IDLE:
-                if not query.startswith("BEGIN"):
-                    raise
+            if not was_outside:
+                raise
+            # What has been run, nothing or BEGIN and a statement before, is begun anew.
+            if self.connection.pgconn.transaction_status != _IDLE:
                 super().execute("ROLLBACK")
             return super().execute(self._called(query), *args, **options)
 
@@ -125,7 +129,7 @@ class KeepingCursor(psycopg.ClientCursor[Any]):
 # moment without a zone, for what it expects.
 _AS_BINARY = frozenset({bytes, UUID})
 # To look up a member of an enumeration takes longer than to encode a value.
-_BINARY, _TEXT, _IDLE = PyFormat.BINARY, PyFormat.TEXT, TransactionStatus.IDLE
+_BINARY, _TEXT = PyFormat.BINARY, PyFormat.TEXT
 
 
 class PreparedCursor:
@@ -145,7 +149,7 @@ class PreparedCursor:
             self._run(session, params)
         except InvalidSqlStatementName:  # as above
             session.forget()
-            if self.connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            if self.connection.pgconn.transaction_status != _IDLE:
                 raise
             self._run(session, params)
 
@@ -154,14 +158,14 @@ class PreparedCursor:
         kept = _kept_by(raw, session, self._text)
         given = [params[name] for name in kept.params]
         formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
-        dumped = adaptation.dump_sequence(given, formats)
         with raw.lock:
+            dumped = adaptation.dump_sequence(given, formats)
             raw.pgconn.send_query_prepared(kept.name.encode(), dumped, adaptation.formats)
             (result,) = raw.wait(execute(raw.pgconn))
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            raise error_from_result(result, encoding=raw.info.encoding)
-        adaptation.set_pgresult(result)
-        self._row = adaptation.load_row(0, tuple) if result.ntuples else None
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise error_from_result(result, encoding=raw.info.encoding)
+            adaptation.set_pgresult(result)
+            self._row = adaptation.load_row(0, tuple) if result.ntuples else None
 
     def fetchone(self) -> tuple[Any, ...] | None:
         """Return the first row, None when there is none."""
@@ -198,12 +202,12 @@ def cursor_for(using: str, kept: Sequence[str] = (), *, is_alone: bool = False) 
     raw = connection.connection
     if not (kept and _may_prepare(connection)):
         return _wrapped(connection, psycopg.ClientCursor(raw))
-    if is_alone and not connection.queries_logged and _is_begun(raw):
+    if is_alone and not connection.queries_logged and _may_go_as_it_is(raw):
         return _wrapped(connection, PreparedCursor(raw, kept[0]))
     return _wrapped(connection, KeepingCursor(raw, kept))
 
 
-def _is_begun(raw: "psycopg.Connection[Any]") -> bool:
+def _may_go_as_it_is(raw: "psycopg.Connection[Any]") -> bool:
     """Tell whether a statement may be sent as it is: psycopg's cursors send BEGIN where needed."""
     pgconn = raw.pgconn
     return raw.autocommit == (pgconn.transaction_status == _IDLE) and not pgconn.pipeline_status
@@ -220,15 +224,16 @@ def _wrapped(connection: BaseDatabaseWrapper, cursor: Any) -> Any:
 def _may_prepare(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether the server may keep statements for ``connection``.
 
-    A project's own ``OPTIONS["prepare_threshold"]`` decides. Without one, it is done wherever the
-    connection leads to the server itself: a pooler hands out process ids of its own.
+    It is done wherever the connection leads to the server itself: a pooler hands out process ids
+    of its own. Not where the project sets ``OPTIONS["prepare_threshold"]``: None forbids it, and
+    with a number psycopg prepares by itself, and deallocates ours along with its own.
     """
     raw = connection.connection
     session = _session(raw)
     if session.is_direct is not None:
         return session.is_direct
     if "prepare_threshold" in connection.settings_dict["OPTIONS"]:
-        return raw.prepare_threshold is not None
+        return False
     session.use_count += 1
     if session.use_count < USES_BEFORE or not issubclass(raw.cursor_factory, psycopg.ClientCursor):
         return False

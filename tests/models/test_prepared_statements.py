@@ -12,14 +12,15 @@ from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish
 from kanthorq_django.models import Event, Stream, notifications
-from kanthorq_django.sql.cursors import USES_BEFORE
+from kanthorq_django.sql.cursors import USES_BEFORE, PreparedCursor
+from tests.announcements import forget_notifications
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
 def new_connection(monkeypatch: pytest.MonkeyPatch):
-    notifications.herald.cache_clear()
+    forget_notifications()
     monkeypatch.setattr(notifications, "SPARE_SECONDS", 0)
     monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
     connection.close()
@@ -37,6 +38,20 @@ def kept() -> set[str]:
 def publish_often() -> None:
     for _ in range(USES_BEFORE + 2):
         publish("order.created", b"1")
+
+
+@pytest.fixture
+def bound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements that were bound by libpq's protocol."""
+    found: list[str] = []
+    run = PreparedCursor.execute
+
+    def noted(cursor: PreparedCursor, query: str, params: Any) -> Any:
+        found.append(query)
+        return run(cursor, query, params)
+
+    monkeypatch.setattr(PreparedCursor, "execute", noted)
+    return found
 
 
 def test_what_is_repeated_is_kept_by_the_server():
@@ -61,12 +76,6 @@ def test_queries_are_counted_as_those_of_django_are(django_assert_num_queries):
 def test_behind_a_pooler_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):
     # A pooler answers with a process id of its own, as pgbouncer does.
     monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", 1)
-    publish_often()
-    assert not kept()
-
-
-def test_the_project_may_forbid_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "prepare_threshold", None)
     publish_often()
     assert not kept()
 
@@ -111,19 +120,32 @@ def test_a_connection_that_was_reset_prepares_anew(
     for count in range(USES_BEFORE + 2):
         publish("order.created")
         assert len(consumer.pull()) == 1, count
-    with connection.cursor() as cursor:
-        cursor.execute("DISCARD ALL")
+    for is_first in (False, True):
+        with connection.cursor() as cursor:
+            cursor.execute("DISCARD ALL")
+        if is_first:
+            with transaction.atomic():
+                publish("order.created")
+                publish("order.created")
+        publish("order.created")
+        assert len(consumer.pull()) == 1 + 2 * is_first
+        assert kept()
 
-    publish("order.created")
-    assert len(consumer.pull()) == 1
-    assert kept()
+
+@pytest.mark.parametrize("threshold", [None, 5])
+def test_where_a_project_decides_what_is_prepared_nothing_of_ours_is_kept(
+    monkeypatch: pytest.MonkeyPatch, threshold: int | None
+):
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "prepare_threshold", threshold)
+    publish_often()
+    assert not kept()
 
 
 def stored(event: Event) -> Event:
     return Event.objects.get(pk=event.pk)
 
 
-def test_an_event_is_the_same_whether_its_statement_is_kept_or_not():
+def test_an_event_is_the_same_whether_its_statement_is_kept_or_not(bound: list[str]):
     moment = datetime(2027, 1, 2, 3, 4, 5, 678_901, tzinfo=ZoneInfo("America/Caracas"))
     given: dict[str, Any] = {
         "body": bytes(range(256)),
@@ -132,21 +154,26 @@ def test_an_event_is_the_same_whether_its_statement_is_kept_or_not():
         "schedule_at": moment,
     }
     first = publish("bestellung.größer", **given)
+    assert not bound
     publish_often()
     last = publish("bestellung.größer", **given)
+    assert bound
 
     for name in ("subject", *given, "stream_id"):
         assert getattr(stored(first), name) == getattr(stored(last), name) == getattr(last, name)
     assert (stored(last).xid, stored(last).created_at) == (last.xid, last.created_at)
 
 
-def test_a_moment_without_a_zone_means_the_same_whether_the_statement_is_kept_or_not(settings):
+def test_a_moment_without_a_zone_means_the_same_whether_the_statement_is_kept_or_not(
+    settings, bound: list[str]
+):
     settings.USE_TZ, settings.TIME_ZONE = False, "America/Caracas"
     connection.close()
     moment = datetime(2027, 1, 2, 3, 4, 5)  # noqa: DTZ001  # on purpose
     first = publish("order.later", schedule_at=moment)
     publish_often()
     last = publish("order.later", schedule_at=moment)
+    assert bound
     assert stored(first).schedule_at == stored(last).schedule_at == moment
 
 
