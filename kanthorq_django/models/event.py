@@ -6,6 +6,7 @@ Next, a consumer turns them into tasks: see consumer.py.
 import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
 
 from django.core.exceptions import ObjectDoesNotExist
 from django.db import connections, models
@@ -259,8 +260,8 @@ def _is_plain(event: Event, known: set[str], ids: set[int], size_max: int) -> bo
     if type(event) is not Event or not event._state.adding:
         return False
     held = event.__dict__  # past Django's descriptors, which take as long as all of this
-    body, subject, metadata = held["body"], held["subject"], held["metadata"]
-    number = getattr(held["id"], "int", 0)
+    body, subject, metadata = held.get("body"), held.get("subject"), held.get("metadata")
+    number = held["id"].int if type(held.get("id")) is UUID else 0
     is_plain = (
         type(subject) is str
         and subject in known
@@ -269,7 +270,7 @@ def _is_plain(event: Event, known: set[str], ids: set[int], size_max: int) -> bo
         and not body.startswith(MARK)
         and type(metadata) is dict
         and not metadata
-        and held["resource_key"] == ""
+        and held.get("resource_key") == ""
         and held["idempotency_key"] is held["schedule_at"] is held["stream_id"] is None
         and number & VERSION_BITS == UUID_VERSION_7
         and number not in ids

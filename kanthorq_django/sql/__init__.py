@@ -147,8 +147,8 @@ def transaction_of(
 ) -> tuple[list[Any], Result]:
     """Run ``<name>.sql``, then ``<then>.sql``, in a READ COMMITTED transaction of their own.
 
-    Each sees what has been committed before it begins, and all of it is one round trip, so that
-    what they lock is never left locked by a client that falls silent. Returns the rows of both.
+    Each sees what has been committed before it begins, and all of it is one round trip: between
+    its statements no client can fall silent. Returns the rows of both.
     The connection has to be in autocommit mode, outside of any transaction.
     """
     cursor = _cursor(using, name, then)

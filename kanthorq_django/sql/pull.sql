@@ -30,6 +30,7 @@ horizon AS MATERIALIZED (
         ELSE latest END
     ) AS snapshot
     FROM pg_current_snapshot() AS latest
+    WHERE EXISTS (SELECT FROM consumer)  -- else the transaction would get an id, and write
 ),
 page AS MATERIALIZED (
     SELECT * FROM (

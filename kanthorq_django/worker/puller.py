@@ -20,7 +20,7 @@ from kanthorq_django.worker.warden import Bounded
 logger = logging.getLogger("kanthorq_django.worker")
 
 MICROSECONDS = 1_000_000  # of a second
-LOOK_EVERY = 0.1  # seconds at most from one look to the next
+LOOK_EVERY = 0.1  # seconds at most that guesses stand for looks
 TURNS_AGAIN = 0.05  # seconds until turns are looked for that other workers may have freed
 
 
@@ -64,9 +64,9 @@ class Puller:
         self._no_turns: dict[int, float] = {}
         self._freed_count = 0
         self._is_quiet = True
-        # The last pull found as many events as there was room for; or it leased all there were.
+        # The last pull found as many events as there was room for; or fewer, and leased them.
         self._has_more = self._has_all = False
-        self._looked_at = -math.inf
+        self._guessing_since = math.inf  # without a look
         self._refusals: dict[int, PullRefused] = {}
         longest = min(1.0, options.poll_interval.total_seconds())
         self._pauses = {consumer.pk: _Pause(consumer, longest) for consumer in consumers}
@@ -89,7 +89,7 @@ class Puller:
 
         ``is_quiet``: this worker held no lease before the look.
         """
-        self._is_quiet, self._looked_at = is_quiet, time.monotonic()
+        self._is_quiet, self._guessing_since = is_quiet, math.inf
         floors = self._floors.begin()
         with self._bounded(connections[self._using]):
             rows = peek(
@@ -111,13 +111,17 @@ class Puller:
         Empty where nothing is, or where several consumers would have to look. A look takes as
         long as the pull that it may spare.
         """
-        is_known = is_told or (self._has_more and time.monotonic() < self._looked_at + LOOK_EVERY)
+        is_known = is_told or self._has_more
         if not is_known or len(self._consumers) > 1 or not self._options.pulls:
+            return {}
+        now = time.monotonic()
+        self._guessing_since = min(self._guessing_since, now)
+        if now >= self._guessing_since + LOOK_EVERY:
             return {}
         return {pk: Look(has_events=True, due_in=None, is_guess=True) for pk in self._consumers}
 
     def may_pause(self, looks: Mapping[int, Look]) -> bool:
-        """Tell whether nothing that can be fetched at once is known, after ``looks`` were used."""
+        """Tell whether ``looks`` were a guess that leased fewer events than there was room for."""
         return self._has_all and any(look.is_guess for look in looks.values())
 
     def _due_in(self, row: Any) -> float | None:

@@ -6,10 +6,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from cryptography.fernet import Fernet
 from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
-from pytest_django import DjangoAssertNumQueries
+from pytest_django import DjangoAssertNumQueries, Settings
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidBody, InvalidEvent
@@ -252,3 +253,14 @@ def test_errors_of_a_copy_are_those_of_django() -> None:
     with pytest.raises(DatabaseError, match="duplicate key"), transaction.atomic():
         publish_many([Event(pk=stored.pk, subject="a"), Event(subject="b")])
     assert Event.objects.get() == stored
+
+
+def test_events_whose_bodies_nobody_has_opened_yet_are_published_again(settings: Settings) -> None:
+    settings.KANTHORQ = {"BODY_KEYS": [Fernet.generate_key().decode()]}
+    publish_many([Event(subject="order.paid", body=b"%d" % number) for number in range(3)])
+    copies = list(Event.objects.order_by("pk"))
+    Event.objects.all().delete()
+    for copy in copies:
+        copy._state.adding = True
+    publish_many(copies)
+    assert [event.body for event in Event.objects.order_by("pk")] == [b"0", b"1", b"2"]

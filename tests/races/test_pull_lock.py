@@ -54,12 +54,27 @@ def test_it_would_be_read_by_both_without_the_note_of_the_lock(
             consumer.pull_page(10)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_the_note_of_a_lock_ends_with_its_pull(consumer: Consumer, second: str):
     consumer.pull()
     publish("a.c", stream="s")
     with transaction.atomic(using=second):
         lock(consumer, second)
         assert consumer.pull() == []
+
+
+def test_a_page_that_is_left_to_others_writes_nothing(consumer: Consumer, second: str):
+    def next_transaction() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+            return int(cursor.fetchone()[0])
+
+    with transaction.atomic(using=second):
+        lock(consumer, second)
+        before = next_transaction()
+        for _ in range(50):
+            consumer.pull_page(10)
+        assert next_transaction() - before < 25  # others may be at work in this server
 
 
 def test_filters_that_were_changed_meanwhile_are_those_of_the_row(consumer: Consumer):

@@ -2,7 +2,9 @@
 
 import threading
 import time
+from contextlib import nullcontext
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,10 @@ from kanthorq_django import publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import TaskState, notifications
 from kanthorq_django.models.cursor import peek
+from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import loop, puller, scheduler
+from kanthorq_django.worker.options import WorkerOptions
+from tests.announcements import forget_notifications
 from tests.concurrency import elsewhere, wait_until
 from tests.worker.working import PATIENCE, wait_for_state, working
 
@@ -22,7 +27,7 @@ LONG = timedelta(minutes=1)
 
 def spare(monkeypatch: pytest.MonkeyPatch, *, seconds: float, settle: float) -> None:
     """Spare what follows a notification for so long, and look once more after ``settle``."""
-    notifications.herald.cache_clear()
+    forget_notifications()
     monkeypatch.setattr(notifications, "SPARE_SECONDS", seconds)
     monkeypatch.setattr(notifications, "SPARE_LONGEST", seconds)
     monkeypatch.setattr(notifications, "LONE_AFTER", 3600)  # what comes alone is never spared
@@ -83,13 +88,32 @@ def test_what_is_published_soon_after_a_notification_sends_none_and_is_found(mon
 def test_what_follows_without_a_pause_sends_none_and_is_found_soon_all_the_same(monkeypatch):
     spare(monkeypatch, seconds=3600, settle=0.5)
     monkeypatch.setattr(loop, "SETTLE_LONGEST", 3600)  # only who found something looks again
-    subscribe("work.next", stream="work", consumer="woken")(publish_the_next)
+    is_over = threading.Event()
+
+    @subscribe("work.*", stream="work", consumer="woken")
+    def handle(message: Message) -> None:
+        if message.event.subject == "work.long":
+            is_over.wait(PATIENCE)  # else the loop would look because all handlers have ended
+        elif left := int(message.event.body):
+            publish("work.next", b"%d" % (left - 1), stream="work")
 
     with working("woken", poll_interval=LONG, listen=True):
+        publish("work.long", stream="work")
+        wait_for_state(TaskState.RUNNING)
         publish("work.next", b"3", stream="work")
         wait_for_state(TaskState.COMPLETED, 4)
+        is_over.set()
 
 
-def publish_the_next(message: Message) -> None:
-    if left := int(message.event.body):
-        publish("work.next", b"%d" % (left - 1), stream="work")
+def test_guesses_do_not_stand_for_looks_for_long(monkeypatch):
+    now = [1_000.0]
+    monkeypatch.setattr(puller, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    subscribe("work.wanted", stream="work", consumer="told")(lambda message: None)
+    reader = puller.Puller(sync(["told"]), WorkerOptions(), "default", nullcontext)
+    for _ in range(2):
+        assert reader.guess(is_told=True)
+        now[0] += 0.6 * puller.LOOK_EVERY
+        assert reader.guess(is_told=True)
+        now[0] += 0.6 * puller.LOOK_EVERY
+        assert not reader.guess(is_told=True)
+        reader.look(is_quiet=True)
