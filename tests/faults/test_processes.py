@@ -72,7 +72,13 @@ def workers(stage: Stage) -> list[int]:
     return [pid for (pid,) in stage.view.rows("SELECT pid FROM kanthorq_django_worker")]
 
 
-FREEZING = ("pull locked", "claim written", "business written", "ack inside", "handler committed")
+FREEZING = (
+    "pull committed",
+    "claim written",
+    "business written",
+    "ack inside",
+    "handler committed",
+)
 
 
 @pytest.mark.slow
@@ -91,9 +97,9 @@ def test_workers_frozen_for_three_leases_commit_nothing_that_is_not_theirs(stage
     stage.check()
 
 
-def test_a_worker_frozen_inside_a_pull_does_not_keep_the_events_from_others(stage: Stage):
+def test_a_worker_frozen_with_what_it_pulled_does_not_keep_the_events_from_others(stage: Stage):
     stage.consumers = ["plain"]
-    frozen = stage.worker(point="pull locked:1:STOP")
+    frozen = stage.worker(point="pull committed:1:STOP")
     client = stage.client()
     client.do("publish 5")
     stage.wait_until(lambda: is_stopped(frozen))
@@ -102,7 +108,7 @@ def test_a_worker_frozen_inside_a_pull_does_not_keep_the_events_from_others(stag
     seconds = stage.settle()
 
     assert seconds < 10
-    stage.record("a worker freezes inside a pull: another one reads on", seconds=seconds)
+    stage.record("a worker freezes with what it pulled: another one goes on", seconds=seconds)
     stage.check()
 
 

@@ -42,17 +42,20 @@ def _explained_into(found: dict[str, str]) -> Callable[..., Any]:
         for name, text in texts.items():
             # Others may be sent along with it.
             if text in statement and name not in found and not statement.startswith("EXPLAIN"):
-                found[name] = _plan(text, params)
+                before = sql.load("lock_consumer") if name == "pull" else ""
+                found[name] = _plan(before, text, params)
         return execute(statement, params, many, context)
 
     return explain
 
 
-def _plan(statement: str, params: Any) -> str:
-    """Run the statement with EXPLAIN, and take back what it did."""
+def _plan(before: str, statement: str, params: Any) -> str:
+    """Run the statement with EXPLAIN, after another one if need be, and take back what it did."""
     is_open = connection.connection.info.transaction_status != TransactionStatus.IDLE
     with connection.cursor() as cursor:
         cursor.execute("SAVEPOINT explained" if is_open else "BEGIN")
+        if before:
+            cursor.execute(before, params)
         cursor.execute(
             f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF, SUMMARY ON) {statement}", params
         )
