@@ -1,9 +1,68 @@
-"""What a process remembers of the notifications that it sent."""
+"""Who listens to notifications in tests, and what a process remembers of those it sent."""
 
-from kanthorq_django.models import notifications
+import psycopg
+import pytest
+from django.db import connection
+
+from kanthorq_django import sql
+from kanthorq_django.models import Stream, notifications
+from kanthorq_django.models.notifications import channel
+
+SENTINEL = "sentinel"
+PATIENCE = 20.0  # seconds
+
+
+class Ear:
+    """Listens on a raw connection to the streams ``a`` and ``b``."""
+
+    def __init__(self, ear: psycopg.Connection, mouth: psycopg.Connection) -> None:
+        self._ear, self._mouth = ear, mouth
+        self._names = {channel(Stream.objects.register(name).pk): name for name in ("a", "b")} | {
+            SENTINEL: SENTINEL
+        }
+        for heard in self._names:
+            ear.execute(f"LISTEN {heard}".encode())
+
+    def heard(self) -> list[str]:
+        """Return the streams that were announced since the last call, in order.
+
+        Notifications arrive in the order of their commits, so one of our own ends the list.
+        """
+        self._mouth.execute(f"NOTIFY {SENTINEL}".encode())
+        streams: list[str] = []
+        for notification in self._ear.notifies(timeout=PATIENCE):
+            assert notification.payload == ""
+            if notification.channel == SENTINEL:
+                return streams
+            streams.append(self._names[notification.channel])
+        raise AssertionError("The sentinel was not heard.")
+
+
+def raw_connection() -> psycopg.Connection:
+    with connection.cursor():
+        assert connection.connection is not None
+        info = connection.connection.info
+    return psycopg.connect(
+        host=info.host,
+        port=info.port,
+        user=info.user,
+        password=info.password,
+        dbname=info.dbname,
+        autocommit=True,
+    )
 
 
 def forget_notifications() -> None:
     """Let the next event of every stream be the first one."""
     notifications.pace.cache_clear()
     notifications.herald.cache_clear()
+
+
+def let_notifications_fail(patch: pytest.MonkeyPatch) -> None:
+    """Let those fail that travel with a commit."""
+    load = sql.load
+
+    def failing(name: str, *, skip_locked: bool = False) -> str:
+        return "SELECT 1 / 0" if name == "notify_stream" else load(name, skip_locked=skip_locked)
+
+    patch.setattr(sql, "load", failing)

@@ -1,65 +1,18 @@
 """The wake-up of idle workers: one notification per stream and transaction, after its commit."""
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
 
-import psycopg
 import pytest
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from psycopg.pq import TransactionStatus
 from pytest_django import Settings
 
-from kanthorq_django import publish, publish_many, sql
-from kanthorq_django.models import Event, Stream, notifications
-from kanthorq_django.models.notifications import channel
-from tests.announcements import forget_notifications
+from kanthorq_django import publish, publish_many
+from kanthorq_django.models import Event, notifications
+from tests.announcements import Ear, forget_notifications, let_notifications_fail, raw_connection
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-SENTINEL = "sentinel"
-PATIENCE = 20.0  # seconds
-
-
-class Ear:
-    """Listens on a raw connection to the streams ``a`` and ``b``."""
-
-    def __init__(self, ear: psycopg.Connection, mouth: psycopg.Connection) -> None:
-        self._ear, self._mouth = ear, mouth
-        self._names = {channel(Stream.objects.register(name).pk): name for name in ("a", "b")} | {
-            SENTINEL: SENTINEL
-        }
-        for heard in self._names:
-            ear.execute(f"LISTEN {heard}".encode())
-
-    def heard(self) -> list[str]:
-        """Return the streams that were announced since the last call, in order.
-
-        Notifications arrive in the order of their commits, so one of our own ends the list.
-        """
-        self._mouth.execute(f"NOTIFY {SENTINEL}".encode())
-        streams: list[str] = []
-        for notification in self._ear.notifies(timeout=PATIENCE):
-            assert notification.payload == ""
-            if notification.channel == SENTINEL:
-                return streams
-            streams.append(self._names[notification.channel])
-        raise AssertionError("The sentinel was not heard.")
-
-
-def raw_connection() -> psycopg.Connection:
-    with connection.cursor():
-        assert connection.connection is not None
-        info = connection.connection.info
-    return psycopg.connect(
-        host=info.host,
-        port=info.port,
-        user=info.user,
-        password=info.password,
-        dbname=info.dbname,
-        autocommit=True,
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +20,6 @@ def unspared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every notification be sent, however fast the test publishes."""
     forget_notifications()
     monkeypatch.setattr(notifications, "SPARE_SECONDS", 0)
-
-
-@pytest.fixture
-def ear() -> Iterator[Ear]:
-    with raw_connection() as listening, raw_connection() as speaking:
-        yield Ear(listening, speaking)
 
 
 def test_an_event_alone_announces_its_stream(ear: Ear) -> None:
@@ -224,122 +171,6 @@ def test_a_notification_that_fails_after_the_commit_is_logged_and_not_raised(
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-def test_a_burst_of_commits_announces_itself_sparingly(
-    ear: Ear, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
-    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
-    for stream in "aabb":  # the first of each may come alone
-        publish("order.paid", stream=stream)
-    ear.heard()
-    for _ in range(3):
-        publish("order.paid", stream="a")
-        publish("order.paid", stream="b")
-    assert ear.heard() == []
-
-
-def test_what_follows_a_known_key_is_announced(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish("order.paid", stream="a", idempotency_key="k")
-    forget_notifications()
-    monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
-    publish("order.paid", stream="a", idempotency_key="k")  # comes alone, and tells nobody
-    ear.heard()
-    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
-    publish("order.sent", stream="a")
-    assert ear.heard() == ["a"]
-
-
-def test_what_follows_a_notification_that_failed_is_announced(
-    ear: Ear, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish("order.paid", stream="a")
-    forget_notifications()
-    monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
-    load = sql.load
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            sql,
-            "load",
-            lambda name, **given: (
-                "SELECT 1 / 0" if name == "notify_stream" else load(name, **given)
-            ),
-        )
-        publish("order.paid", stream="a")
-    ear.heard()
-    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
-    publish("order.sent", stream="a")
-    assert ear.heard() == ["a"]
-
-
-def test_a_stream_of_the_same_name_is_announced_for_itself(
-    ear: Ear, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
-    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
-    for _ in range(2):  # the first comes alone, the second is spared
-        publish("order.paid", stream="a")
-    assert ear.heard() == ["a"]
-    Event.objects.all().delete()
-    Stream.objects.get(name="a").delete()
-    with raw_connection() as listening, raw_connection() as speaking:
-        anew = Ear(listening, speaking)
-        publish("order.paid", stream="a")
-        assert anew.heard() == ["a"]
-
-
-class Clock:
-    """Stands still until time passes."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    monkeypatch.undo()  # what lets every notification be sent
-    clock = Clock()
-    monkeypatch.setattr(notifications, "time", clock)
-    yield clock
-    forget_notifications()  # of the time of this clock
-
-
-def publish_slowly(clock: Clock, count: int, *, pause: float = 0.0, events: int = 1) -> None:
-    """Commit ``count`` transactions, each after a pause, by a database that takes its time."""
-
-    def slow(execute: Callable[..., Any], statement: str, *rest: Any) -> Any:
-        clock.now += 0.011 if "INSERT" in statement else 0.0
-        return execute(statement, *rest)
-
-    with connection.execute_wrapper(slow):
-        for _ in range(count):
-            clock.now += pause
-            with transaction.atomic():
-                for _ in range(events):
-                    publish("order.paid", stream="a")
-
-
-def test_a_burst_that_goes_on_announces_itself_ever_more_rarely(ear: Ear, clock: Clock) -> None:
-    publish_slowly(clock, 10)
-    assert len(ear.heard()) == 5  # after 11, 22, 33, 55 and 88 milliseconds
-    publish_slowly(clock, 100)
-    assert len(ear.heard()) == 20  # every fifth: fifty milliseconds are spared
-
-
-def test_transactions_that_publish_often_are_no_pauses(ear: Ear, clock: Clock) -> None:
-    publish_slowly(clock, 100, events=2)
-    assert len(ear.heard()) < 60  # one in fifty milliseconds: every third
-
-
-def test_what_comes_after_a_pause_announces_itself_at_once(ear: Ear, clock: Clock) -> None:
-    publish_slowly(clock, 100)
-    ear.heard()
-    publish_slowly(clock, 10, pause=0.006)
-    assert len(ear.heard()) == 10
-
-
 @pytest.fixture
 def lone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every event be the first one after a pause."""
@@ -367,12 +198,7 @@ def test_an_event_that_comes_alone_is_published_though_nobody_can_be_notified(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish("order.paid", stream="a")
-    load = sql.load
-    monkeypatch.setattr(
-        sql,
-        "load",
-        lambda name, **given: "SELECT 1 / 0" if name == "notify_stream" else load(name, **given),
-    )
+    let_notifications_fail(monkeypatch)
     event = publish("order.paid", stream="a")
     assert Event.objects.filter(pk=event.pk).count() == 1
     assert event.created_at == Event.objects.get(pk=event.pk).created_at
