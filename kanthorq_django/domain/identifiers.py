@@ -1,7 +1,6 @@
 """UUIDv7 (RFC 9562): known before the insert, sorted by time, monotonic within a process."""
 
 import os
-import secrets
 import struct
 import threading
 import time
@@ -10,9 +9,10 @@ from uuid import UUID, SafeUUID
 
 _COUNTER_BITS = 42
 _COUNTER_LIMIT = 1 << _COUNTER_BITS
+_COUNTER_START = (_COUNTER_LIMIT >> 1) - 1  # the lower half: the other is left to count in
 _VERSION_7 = 0x7 << 76 | 0b10 << 62  # and the variant
-_TAIL = struct.Struct("=I")
-_TAILS_AT_ONCE = 256  # to ask the system for each alone would take longer than all the rest
+_RANDOM = struct.Struct("=QI")  # a counter to begin with, and a tail
+_RANDOM_AT_ONCE = 256  # to ask the system for each alone would take longer than all the rest
 
 
 class _Clock:
@@ -22,22 +22,22 @@ class _Clock:
         self._lock = threading.Lock()
         self._millisecond = 0
         self._counter = 0
-        self._tails: Iterator[tuple[int]] = iter(())
+        self._random: Iterator[tuple[int, int]] = iter(())
 
     def tick(self) -> int:
         """Return the millisecond, the counter and 32 random bits, each in its place."""
         now = time.time_ns() // 1_000_000
         with self._lock:
+            start, tail = next(self._random, None) or self._more_random()
             if now > self._millisecond:
-                self._millisecond, self._counter = now, secrets.randbits(_COUNTER_BITS - 1)
+                self._millisecond, self._counter = now, start & _COUNTER_START
             else:
                 # Also when the wall clock steps back: order outranks the exact time.
                 self._counter += 1
                 if self._counter == _COUNTER_LIMIT:
                     self._millisecond += 1
-                    self._counter = secrets.randbits(_COUNTER_BITS - 1)
+                    self._counter = start & _COUNTER_START
             counter = self._counter
-            (tail,) = next(self._tails, None) or self._more_tails()
             return (
                 (self._millisecond << 80)
                 | (counter >> 30 << 64)
@@ -45,9 +45,9 @@ class _Clock:
                 | tail
             )
 
-    def _more_tails(self) -> tuple[int]:
-        self._tails = _TAIL.iter_unpack(os.urandom(_TAIL.size * _TAILS_AT_ONCE))
-        return next(self._tails)
+    def _more_random(self) -> tuple[int, int]:
+        self._random = _RANDOM.iter_unpack(os.urandom(_RANDOM.size * _RANDOM_AT_ONCE))
+        return next(self._random)
 
 
 _clock = _Clock()

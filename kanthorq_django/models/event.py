@@ -239,7 +239,7 @@ def _prepare(events: Sequence[Event], stream: str) -> None:
     known: set[str] = set()
     limits = get_settings()
     for index, event in enumerate(events):
-        if _is_plain(event, known, ids, limits.BODY_SIZE_MAX):
+        if known and _is_plain(event, known, ids, limits.BODY_SIZE_MAX):
             continue
         try:
             _check(event, stream, ids, limits)

@@ -39,11 +39,11 @@ def insert(
     using, pace = connection.alias, notifications.pace(connection.alias, stream)
     pace.begin()
     if len(events) == 1 and notifications.goes_along(pace, connection):
-        stored = [_insert_one(events[0], stream, using, _announced)]
+        stored = [_insert_one(events[0], stream, connection, _announced)]
         pace.rest()
         return stored
     if len(events) == 1:
-        stored = [_insert_one(events[0], stream, using, _plainly)]
+        stored = [_insert_one(events[0], stream, connection, _plainly)]
     else:
         stored = _insert_many(events, stream, using)
     if created := next((event for event in stored if event.created), None):
@@ -51,32 +51,34 @@ def insert(
     return stored
 
 
-Run = Callable[[str, dict[str, Any]], tuple[Any, ...] | None]
+Run = Callable[[BaseDatabaseWrapper, dict[str, Any]], tuple[Any, ...] | None]
 
 
-def _insert_one(event: "Event", stream: str, using: str, run: Run) -> "Event":
+def _insert_one(event: "Event", stream: str, connection: BaseDatabaseWrapper, run: Run) -> "Event":
     """One statement: the lookup of the stream costs no round trip of its own."""
-    params = _columns(event) | {"stream": stream, "channel": notifications.CHANNEL}
-    stored = run(using, params)
+    using, params = connection.alias, _columns(event)
+    params["stream"] = stream
+    stored = run(connection, params)
     if stored is None:
         registered = Stream.objects.using(using).register(stream)
-        stored = run(using, params)
+        stored = run(connection, params)
     if stored is None:
         return _known([event], registered, using)[event.pk]
     return _noted(event, _stored(stored, using), using)
 
 
-def _plainly(using: str, params: dict[str, Any]) -> tuple[Any, ...] | None:
-    return sql.values(using, "publish", params)
+def _plainly(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple[Any, ...] | None:
+    return sql.values(connection, "publish", params)
 
 
-def _announced(using: str, params: dict[str, Any]) -> tuple[Any, ...] | None:
+def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple[Any, ...] | None:
     """Insert, commit and notify at once; that the last of them fails is no failure to publish."""
-    began_at = time.monotonic()
+    using, began_at = connection.alias, time.monotonic()
+    params["channel"] = notifications.CHANNEL
     try:
         stored = sql.values_committed(using, "publish", "notify_stream", params)
     except sql.TransactionEnded as error:
-        committed = sql.values(using, "published", params)
+        committed: tuple[Any, ...] | None = next(iter(sql.rows(using, "published", params)), None)
         if committed is None and error.__cause__:
             raise error.__cause__ from None
         logger.warning("Nobody was notified of event %s: %s", params["id"], error)

@@ -67,7 +67,8 @@ class Herald:
         """Wake the workers of the stream once the current transaction, if any, has committed."""
         self._pace = pace
         pace.rest()
-        _after_commit(self._hook, connection)
+        if connection.in_atomic_block or not self._is_spared(time.monotonic()):
+            _after_commit(self._hook, connection)
 
     def spare(self, since: float) -> None:
         """Note that a notification was sent, at ``since`` or later: others may be spared now.
@@ -80,10 +81,13 @@ class Herald:
 
     def _announce(self) -> None:
         now = time.monotonic()
-        if not self._pace.goes_on or now >= self._spared_until:
+        if not self._is_spared(now):
             notify(self._channel, self._using)
             self.spare(now)
         self._pace.rest()
+
+    def _is_spared(self, now: float) -> bool:
+        return self._pace.goes_on and now < self._spared_until
 
 
 @functools.cache

@@ -13,11 +13,12 @@ from importlib.resources import files
 from typing import Any
 
 from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.adapt import Transformer
 from psycopg.errors import InvalidTextRepresentation
 from psycopg.pq import TransactionStatus
 
-from kanthorq_django.sql.cursors import REPEATED, Detached, cursor_for
+from kanthorq_django.sql.cursors import REPEATED, Detached, cursor_for, first_row
 
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
@@ -45,10 +46,9 @@ def load(name: str, *, skip_locked: bool = False) -> str:
     return text.replace(WAITING, "SKIP LOCKED" if skip_locked else "")
 
 
-def _cursor(using: str, *names: str, is_alone: bool = False) -> Any:
+def _cursor(using: str, *names: str) -> Any:
     """Return an open cursor for these statements; in a project's log they are as they stand."""
-    kept = [load(name) for name in names if name in REPEATED]
-    return cursor_for(using, kept, is_alone=is_alone)
+    return cursor_for(using, [load(name) for name in names if name in REPEATED])
 
 
 def rows(
@@ -70,13 +70,14 @@ def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[A
         return _rows(cursor)
 
 
-def values(using: str, name: str, params: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Run ``<name>.sql``; return its first row as it comes, None when there is none."""
-    with _cursor(using, name, is_alone=True) as cursor:
-        cursor.execute(load(name), params)
-        # Past Django's wrapper, which takes long: the row is on the client already.
-        found: tuple[Any, ...] | None = cursor.cursor.fetchone()
-        return found
+def values(
+    connection: BaseDatabaseWrapper, name: str, params: Mapping[str, Any]
+) -> tuple[Any, ...] | None:
+    """Run ``<name>.sql``, which is repeated all day; return its first row, None if there is none.
+
+    The values are as they come. The quickest of these functions, but not for an event loop.
+    """
+    return first_row(connection, load(name), params)
 
 
 def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False) -> set[int]:

@@ -132,47 +132,52 @@ _AS_BINARY = frozenset({bytes, UUID})
 _BINARY, _TEXT = PyFormat.BINARY, PyFormat.TEXT
 
 
-class PreparedCursor:
-    """As much of a cursor as it takes to run one statement that the server keeps.
+def first_row(
+    connection: BaseDatabaseWrapper, text: str, params: Mapping[str, Any]
+) -> tuple[Any, ...] | None:
+    """Run one statement on its own; return its first row as it comes, None when there is none.
 
-    It speaks libpq's protocol for prepared statements, so that neither side handles any SQL:
-    what psycopg's cursors do for all statements takes longer than to publish.
+    Where the server keeps it, it is bound by libpq's protocol: what cursors of psycopg and Django
+    do for any statement takes longer than to publish. For threads, not for an event loop.
     """
-
-    def __init__(self, raw: "psycopg.Connection[Any]", text: str) -> None:
-        self.connection, self._text = raw, text
-        self._row: tuple[Any, ...] | None = None
-
-    def execute(self, _query: str, params: Mapping[str, Any]) -> None:
-        session = _session(self.connection)
+    if connection.connection is None:
+        connection.ensure_connection()
+    raw = connection.connection
+    session = _session(raw)
+    may_prepare = _may_prepare(connection, session)
+    is_noted = connection.execute_wrappers or connection.queries_logged
+    if not may_prepare or is_noted or not _may_go_as_it_is(raw):
+        with _cursor_on(connection, [text] if may_prepare else ()) as cursor:
+            cursor.execute(text, params)
+            # Past Django's wrapper, which takes long: the row is on the client already.
+            found: tuple[Any, ...] | None = cursor.cursor.fetchone()
+            return found
+    connection.validate_no_broken_transaction()
+    with connection.wrap_database_errors:
         try:
-            self._run(session, params)
+            return bind(raw, session, text, params)
         except InvalidSqlStatementName:  # as above
             session.forget()
-            if self.connection.pgconn.transaction_status != _IDLE:
+            if raw.pgconn.transaction_status != _IDLE:
                 raise
-            self._run(session, params)
+            return bind(raw, session, text, params)
 
-    def _run(self, session: _Session, params: Mapping[str, Any]) -> None:
-        raw, adaptation = self.connection, session.adaptation
-        kept = _kept_by(raw, session, self._text)
-        given = [params[name] for name in kept.params]
-        formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
-        with raw.lock:
-            dumped = adaptation.dump_sequence(given, formats)
-            raw.pgconn.send_query_prepared(kept.name.encode(), dumped, adaptation.formats)
-            (result,) = raw.wait(execute(raw.pgconn))
-            if result.status == pq.ExecStatus.FATAL_ERROR:
-                raise error_from_result(result, encoding=raw.info.encoding)
-            adaptation.set_pgresult(result)
-            self._row = adaptation.load_row(0, tuple) if result.ntuples else None
 
-    def fetchone(self) -> tuple[Any, ...] | None:
-        """Return the first row, None when there is none."""
-        return self._row
-
-    def close(self) -> None:
-        """Release nothing: a result goes with its cursor."""
+def bind(
+    raw: "psycopg.Connection[Any]", session: _Session, text: str, params: Mapping[str, Any]
+) -> tuple[Any, ...] | None:
+    """Bind ``params`` to a statement that the server keeps; return its first row, if any."""
+    kept, adaptation = _kept_by(raw, session, text), session.adaptation
+    given = [params[name] for name in kept.params]
+    formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
+    with raw.lock:
+        dumped = adaptation.dump_sequence(given, formats)
+        raw.pgconn.send_query_prepared(kept.name.encode(), dumped, adaptation.formats)
+        (result,) = raw.wait(execute(raw.pgconn))
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise error_from_result(result, encoding=raw.info.encoding)
+        adaptation.set_pgresult(result)
+        return adaptation.load_row(0, tuple) if result.ntuples else None
 
 
 @functools.cache
@@ -191,20 +196,20 @@ def _numbered(text: str) -> tuple[str, tuple[str, ...]]:
     return _PLACEHOLDER.sub(number, text), tuple(names)
 
 
-def cursor_for(using: str, kept: Sequence[str] = (), *, is_alone: bool = False) -> Any:
+def cursor_for(using: str, kept: Sequence[str] = ()) -> Any:
     """Return an open cursor on the database ``using`` that takes several statements at once.
 
-    The server keeps those whose texts are ``kept``, where it may. ``is_alone``: the first of them
-    is all that will be run, and of its rows only the first one is read.
+    The server keeps those whose texts are ``kept``, where it may.
     """
     connection = connections[using]
     connection.ensure_connection()  # which also refuses to block an event loop
+    may_prepare = kept and _may_prepare(connection, _session(connection.connection))
+    return _cursor_on(connection, kept if may_prepare else ())
+
+
+def _cursor_on(connection: BaseDatabaseWrapper, kept: Sequence[str]) -> Any:
     raw = connection.connection
-    if not (kept and _may_prepare(connection)):
-        return _wrapped(connection, psycopg.ClientCursor(raw))
-    if is_alone and not connection.queries_logged and _may_go_as_it_is(raw):
-        return _wrapped(connection, PreparedCursor(raw, kept[0]))
-    return _wrapped(connection, KeepingCursor(raw, kept))
+    return _wrapped(connection, KeepingCursor(raw, kept) if kept else psycopg.ClientCursor(raw))
 
 
 def _may_go_as_it_is(raw: "psycopg.Connection[Any]") -> bool:
@@ -221,17 +226,16 @@ def _wrapped(connection: BaseDatabaseWrapper, cursor: Any) -> Any:
     return connection.make_cursor(cursor)
 
 
-def _may_prepare(connection: BaseDatabaseWrapper) -> bool:
+def _may_prepare(connection: BaseDatabaseWrapper, session: _Session) -> bool:
     """Tell whether the server may keep statements for ``connection``.
 
     It is done wherever the connection leads to the server itself: a pooler hands out process ids
     of its own. Not where the project sets ``OPTIONS["prepare_threshold"]``: None forbids it, and
     with a number psycopg prepares by itself, and deallocates ours along with its own.
     """
-    raw = connection.connection
-    session = _session(raw)
     if session.is_direct is not None:
         return session.is_direct
+    raw = connection.connection
     if "prepare_threshold" in connection.settings_dict["OPTIONS"]:
         return False
     session.use_count += 1

@@ -12,7 +12,8 @@ from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish
 from kanthorq_django.models import Event, Stream, notifications
-from kanthorq_django.sql.cursors import USES_BEFORE, PreparedCursor
+from kanthorq_django.sql import cursors
+from kanthorq_django.sql.cursors import USES_BEFORE
 from tests.announcements import forget_notifications
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -44,13 +45,13 @@ def publish_often() -> None:
 def bound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The statements that were bound by libpq's protocol."""
     found: list[str] = []
-    run = PreparedCursor.execute
+    bind = cursors.bind
 
-    def noted(cursor: PreparedCursor, query: str, params: Any) -> Any:
-        found.append(query)
-        return run(cursor, query, params)
+    def noted(raw: Any, session: Any, text: str, params: Any) -> Any:
+        found.append(text)
+        return bind(raw, session, text, params)
 
-    monkeypatch.setattr(PreparedCursor, "execute", noted)
+    monkeypatch.setattr(cursors, "bind", noted)
     return found
 
 
@@ -190,6 +191,15 @@ def test_an_error_of_a_kept_statement_is_djangos_and_a_savepoint_takes_it_back()
         Event.objects.publish([again], stream="default")
     publish("order.created")
     assert Event.objects.count() == USES_BEFORE + 5
+
+
+def test_a_broken_transaction_takes_no_event():
+    publish_often()
+    with transaction.atomic():
+        publish("order.created")
+        transaction.set_rollback(True)
+        with pytest.raises(transaction.TransactionManagementError):
+            publish("order.created")
 
 
 def test_what_begins_a_transaction_is_part_of_it():
