@@ -55,6 +55,7 @@ def test_a_signal_gives_back_at_once_what_was_not_started(gate: Path):
     )
     with runworker("gated", "--concurrency", 1) as worker:
         # The pace of the first lets the worker lease the last before it can start them.
+        wait_until(lambda: Task.objects.completed().count() == 30, PATIENCE)
         wait_until(lambda: Task.objects.running().count() == 6, PATIENCE)
         worker.send(signal.SIGTERM)
         wait_until(lambda: Task.objects.available().count() == 5, PATIENCE)
