@@ -21,7 +21,7 @@ def read_committed(using: str) -> Iterator[None]:
     with transaction.atomic(using=using):
         with connections[using].cursor() as cursor:
             # In one round trip; a statement without parameters may be two.
-            cursor.execute(f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {LEAVE_IDLE}")
+            cursor.execute(f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {LEAVE_IDLE.text}")
         yield
 
 
@@ -32,7 +32,7 @@ def brief(using: str) -> Iterator[None]:
     with transaction.atomic(using=using):
         if is_ours:
             with connections[using].cursor() as cursor:
-                cursor.execute(LEAVE_IDLE)
+                cursor.execute(LEAVE_IDLE.text)
         yield
 
 

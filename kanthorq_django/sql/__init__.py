@@ -12,29 +12,40 @@ from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
-from django.db import Error
+from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.adapt import Transformer
 from psycopg.errors import InvalidTextRepresentation
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Format, TransactionStatus
+from psycopg.pq.abc import PGresult
 
-from kanthorq_django.sql.cursors import REPEATED, Detached, cursor_for, first_row
+from kanthorq_django.sql.round_trip import Detached, Statement, rows_of, run
+
+# What workers repeat all day, and publishers. Not what takes arrays: the plan that the server
+# keeps expects ten elements, and is ten times slower with a thousand.
+REPEATED = frozenset(
+    {"ack_last", "ack_one", "claim", "lock_consumer", "notify_stream", "peek", "publish", "pull"}
+)
 
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
 
-BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+BEGIN = Statement("BEGIN;")
+BEGIN_READ_COMMITTED = Statement("BEGIN ISOLATION LEVEL READ COMMITTED;")
+COMMIT = Statement("COMMIT;")
+ROLLBACK = Statement("ROLLBACK;")
 # What our own transactions lock, all workers wait for: one whose client is frozen, or gone without
 # a word, must not hold it for longer. In milliseconds.
-LEAVE_IDLE = "SET LOCAL idle_in_transaction_session_timeout = 5000"
-
-
+LEAVE_IDLE = Statement("SET LOCAL idle_in_transaction_session_timeout = 5000;")
 # The server may keep a plan that it made while a table was nearly empty, or had never been looked
 # at: no index seemed worth the while. Ours all read in the order of an index.
-BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
+BY_INDEX = Statement(
+    "SELECT set_config('enable_seqscan', 'off', true), "
+    "set_config('enable_bitmapscan', 'off', true);"
+)
 # PostgreSQL takes the plan of a look for dearer than it is, and would make a new one each time:
 # five times the time that the look itself takes.
-ONE_PLAN = "SET LOCAL plan_cache_mode = force_generic_plan"
+ONE_PLAN = Statement("SET LOCAL plan_cache_mode = force_generic_plan;")
 
 
 @functools.cache
@@ -46,9 +57,14 @@ def load(name: str, *, skip_locked: bool = False) -> str:
     return text.replace(WAITING, "SKIP LOCKED" if skip_locked else "")
 
 
-def _cursor(using: str, *names: str) -> Any:
-    """Return an open cursor for these statements; in a project's log they are as they stand."""
-    return cursor_for(using, [load(name) for name in names if name in REPEATED])
+def _statement(name: str, *, skip_locked: bool = False) -> Statement:
+    return Statement(load(name, skip_locked=skip_locked), name in REPEATED)
+
+
+def _connection(using: str) -> BaseDatabaseWrapper:
+    connection = connections[using]
+    connection.ensure_connection()  # which also refuses to block an event loop
+    return connection
 
 
 def rows(
@@ -58,89 +74,87 @@ def rows(
 
     ``skip_locked`` leaves out tasks that somebody has locked, instead of waiting for them.
     """
-    with _cursor(using, name) as cursor:
-        cursor.execute(load(name, skip_locked=skip_locked), params)
-        return _rows(cursor)
+    connection = _connection(using)
+    (result,) = run(connection, [_statement(name, skip_locked=skip_locked)], params)
+    return _named(result, connection)
 
 
 def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[Any]:
     """Do what ``rows()`` does, by a plan that is made once; outside of any transaction."""
-    with _cursor(using, name) as cursor:
-        cursor.execute(f"{BY_INDEX}; {ONE_PLAN}; {load(name)}", params)
-        return _rows(cursor)
+    connection = _connection(using)
+    *_, result = run(connection, [BY_INDEX, ONE_PLAN, _statement(name)], params)
+    return _named(result, connection)
 
 
 def values(
     connection: BaseDatabaseWrapper, name: str, params: Mapping[str, Any]
 ) -> tuple[Any, ...] | None:
-    """Run ``<name>.sql``, which is repeated all day; return its first row, None if there is none.
+    """Run ``<name>.sql``; return its first row as it comes, None when there is none.
 
-    The values are as they come. The quickest of these functions, but not for an event loop.
+    The quickest of these functions, but not for an event loop, which it would block.
     """
-    return first_row(connection, load(name), params)
+    (result,) = run(connection, [_statement(name)], params)
+    return _first(result, connection)
 
 
 def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False) -> set[int]:
     """Run ``<name>.sql`` as ``rows()`` does; return its one column."""
-    with _cursor(using, name) as cursor:
-        cursor.execute(load(name, skip_locked=skip_locked), params)
-        return {pk for (pk,) in cursor.fetchall()}
+    connection = _connection(using)
+    (result,) = run(connection, [_statement(name, skip_locked=skip_locked)], params)
+    return {pk for (pk,) in rows_of(result, connection)}
 
 
 class Result:
     """The rows of a statement, each decoded when it is asked for, by whatever thread."""
 
-    def __init__(self, cursor: Any) -> None:
-        """Take the rows at which Django's ``cursor`` stands.
-
-        It is not to be closed: its rows live on the client, and go with the last one who may ask
-        for them.
-        """
-        self._cursor = cursor.cursor
-        names = _columns(self._cursor)
+    def __init__(self, result: PGresult, connection: BaseDatabaseWrapper) -> None:
+        """Take a result of ``connection``; its rows live on the client."""
+        self._result = result
+        self._adaptation = Transformer(Detached(connection.connection.adapters))
+        names = _columns(result)
         self._columns = {name: place for place, name in enumerate(names)}
         self._row = _row_type(names)
         self._lock = threading.Lock()
         self._loaders: dict[tuple[str, ...], list[tuple[int, Callable[[bytes], Any]]]] = {}
 
     def __len__(self) -> int:
-        return int(self._cursor.rowcount)
+        return self._result.ntuples
 
     def __getitem__(self, index: int) -> Any:
         with self._lock:
-            self._cursor.scroll(index, mode="absolute")
-            return self._row._make(self._cursor.fetchone())
+            self._adaptation.set_pgresult(self._result)
+            return self._adaptation.load_row(index, self._row._make)
 
     def values(self, index: int, columns: tuple[str, ...]) -> list[Any]:
         """Return these values of one row, without decoding the others."""
         loaders = self._loaders.get(columns) or self._loaders_of(columns)
-        found = self._cursor.pgresult.get_value
+        found = self._result.get_value
         return [
             None if (raw := found(index, place)) is None else load(raw) for place, load in loaders
         ]
 
     def _loaders_of(self, columns: tuple[str, ...]) -> list[tuple[int, Callable[[bytes], Any]]]:
-        result = self._cursor.pgresult
-        transformer = Transformer(Detached(self._cursor.adapters))
+        result = self._result
         places = [self._columns[column] for column in columns]
-        self._loaders[columns] = [
-            (place, transformer.get_loader(result.ftype(place), result.fformat(place)).load)
-            for place in places
-        ]
+        with self._lock:
+            self._loaders[columns] = [
+                (place, self._adaptation.get_loader(result.ftype(place), Format.TEXT).load)
+                for place in places
+            ]
         return self._loaders[columns]
 
     def integers(self, column: str) -> list[int | None]:
         """Return a column of integers without decoding the others."""
-        value, place = self._cursor.pgresult.get_value, self._columns[column]
+        value, place = self._result.get_value, self._columns[column]
         found = (value(index, place) for index in range(len(self)))
         return [None if text is None else int(text) for text in found]
 
 
 def result(using: str, name: str, params: Mapping[str, Any]) -> Result:
     """Run ``<name>.sql`` on the database ``using``; return its rows as they are."""
-    cursor = _cursor(using, name)
-    cursor.execute(load(name), params)
-    return Result(cursor)
+    connection = _connection(using)
+    (found,) = run(connection, [_statement(name)], params)
+    return Result(found, connection)
 
 
 def transaction_of(
@@ -152,16 +166,11 @@ def transaction_of(
     its statements no client can fall silent. Returns the rows of both.
     The connection has to be in autocommit mode, outside of any transaction.
     """
-    cursor = _cursor(using, name, then)
-    try:
-        cursor.execute(f"{BEGIN}; {BY_INDEX}; {load(name)} {load(then)} COMMIT", params)
-    except BaseException:
-        with suppress(Error):  # where the connection is lost, the transaction is as well
-            cursor.execute("ROLLBACK")
-        raise
-    first = _rows(cursor)
-    cursor.cursor.nextset()
-    return first, Result(cursor)
+    connection = _connection(using)
+    statements = [BEGIN_READ_COMMITTED, BY_INDEX, _statement(name), _statement(then), COMMIT]
+    with _rolled_back_if_failed(connection):
+        _, _, first, second, _ = run(connection, statements, params)
+    return _named(first, connection), Result(second, connection)
 
 
 @contextmanager
@@ -172,15 +181,22 @@ def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any
     three. The server ends it when its client falls silent. The connection has to be in autocommit
     mode, outside of any transaction.
     """
-    with _cursor(using, name) as cursor:
-        try:
-            cursor.execute(f"{BEGIN}; {LEAVE_IDLE}; {BY_INDEX}; {load(name)}", params)
-            yield _rows(cursor)
-        except BaseException:
-            with suppress(Error):  # where the connection is lost, the transaction is as well
-                cursor.execute("ROLLBACK")
-            raise
-        cursor.execute("COMMIT")
+    connection = _connection(using)
+    statements = [BEGIN_READ_COMMITTED, LEAVE_IDLE, BY_INDEX, _statement(name)]
+    with _rolled_back_if_failed(connection):
+        *_, found = run(connection, statements, params)
+        yield _named(found, connection)
+    run(connection, [COMMIT], {})
+
+
+@contextmanager
+def _rolled_back_if_failed(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(Error):  # where the connection is lost, the transaction is as well
+            run(connection, [ROLLBACK], {})
+        raise
 
 
 class TransactionEnded(Exception):
@@ -195,18 +211,17 @@ def values_committed(
     Returns the first row of the first. The connection has to be in autocommit mode, outside of
     any transaction. Raises TransactionEnded from the error when the first did not fail.
     """
-    with _cursor(using, name, then) as cursor:
-        try:
-            cursor.execute(f"BEGIN; {load(name)} COMMIT; {load(then)}", params)
-        except BaseException as error:
-            if cursor.connection.info.transaction_status == TransactionStatus.IDLE:
-                raise TransactionEnded(str(error)) from error
-            with suppress(Error):
-                cursor.execute("ROLLBACK")
-            raise
-        cursor.nextset()
-        found: tuple[Any, ...] | None = cursor.fetchone()
-        return found
+    connection = _connection(using)
+    statements = [BEGIN, _statement(name), COMMIT, _statement(then)]
+    try:
+        _, first, _, _ = run(connection, statements, params)
+    except BaseException as error:
+        if connection.connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            raise TransactionEnded(str(error)) from error
+        with suppress(Error):
+            run(connection, [ROLLBACK], {})
+        raise
+    return _first(first, connection)
 
 
 def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:
@@ -216,8 +231,7 @@ def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:
     that falls silent in between. If it fails, nothing is committed. Django's ``atomic()`` finds
     nothing left to commit, and runs its hooks.
     """
-    with _cursor(using, name) as cursor:
-        cursor.execute(f"{load(name)} COMMIT", params)
+    run(_connection(using), [_statement(name), COMMIT], params)
 
 
 def is_failed_cast(error: Error, text: str) -> bool:
@@ -225,19 +239,18 @@ def is_failed_cast(error: Error, text: str) -> bool:
     return isinstance(error.__cause__, InvalidTextRepresentation) and text in str(error)
 
 
-def _rows(cursor: Any) -> list[Any]:
-    """Return the rows of the first statement that has any: what was set before it has none."""
-    own = cursor.cursor  # past Django's wrappers: all of it is on the client
-    while not own.pgresult.nfields and own.nextset():
-        pass
-    row = _row_type(_columns(own))
-    return [row._make(values) for values in own.fetchall()]
+def _first(result: PGresult, connection: BaseDatabaseWrapper) -> tuple[Any, ...] | None:
+    return next(iter(rows_of(result, connection)), None)
 
 
-def _columns(own: Any) -> tuple[str, ...]:
+def _named(result: PGresult, connection: BaseDatabaseWrapper) -> list[Any]:
+    """Return rows whose columns are attributes."""
+    return rows_of(result, connection, _row_type(_columns(result))._make)
+
+
+def _columns(result: PGresult) -> tuple[str, ...]:
     # psycopg's own description makes an object of each, which takes as long as a short statement.
-    result = own.pgresult
-    return tuple(result.fname(place).decode() for place in range(result.nfields))
+    return tuple((result.fname(place) or b"").decode() for place in range(result.nfields))
 
 
 @functools.cache

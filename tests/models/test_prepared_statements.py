@@ -8,13 +8,14 @@ from zoneinfo import ZoneInfo
 import psycopg
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish
 from kanthorq_django.models import Event, Stream, notifications
-from kanthorq_django.sql import cursors
-from kanthorq_django.sql.cursors import USES_BEFORE
-from tests.announcements import forget_notifications
+from kanthorq_django.sql import round_trip
+from kanthorq_django.sql.round_trip import USES_BEFORE
+from tests.announcements import forget_notifications, raw_connection
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -45,13 +46,13 @@ def publish_often() -> None:
 def bound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The statements that were bound by libpq's protocol."""
     found: list[str] = []
-    bind = cursors.bind
+    bind = round_trip.bind
 
-    def noted(raw: Any, session: Any, text: str, params: Any) -> Any:
-        found.append(text)
-        return bind(raw, session, text, params)
+    def noted(raw: Any, session: Any, statements: Any, params: Any) -> Any:
+        found.extend(statement.text for statement in statements)
+        return bind(raw, session, statements, params)
 
-    monkeypatch.setattr(cursors, "bind", noted)
+    monkeypatch.setattr(round_trip, "bind", noted)
     return found
 
 
@@ -72,6 +73,20 @@ def test_queries_are_counted_as_those_of_django_are(django_assert_num_queries):
     publish_often()
     with django_assert_num_queries(2):  # the event, and the notification
         publish("order.created")
+
+
+def test_a_connection_that_died_between_two_requests_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    publish_often()
+    with raw_connection() as other:
+        other.execute(
+            "SELECT pg_terminate_backend(%s, 10000)", [connection.connection.info.backend_pid]
+        )
+    monkeypatch.setattr(connections["default"], "health_check_enabled", True)
+    monkeypatch.setattr(connections["default"], "health_check_done", False)
+    publish("order.created")
+    assert Event.objects.count() == USES_BEFORE + 3
 
 
 def test_behind_a_pooler_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):
@@ -133,13 +148,20 @@ def test_a_connection_that_was_reset_prepares_anew(
         assert kept()
 
 
-@pytest.mark.parametrize("threshold", [None, 5])
-def test_where_a_project_decides_what_is_prepared_nothing_of_ours_is_kept(
-    monkeypatch: pytest.MonkeyPatch, threshold: int | None
+@pytest.mark.parametrize(
+    "option",
+    [{"prepare_threshold": None}, {"prepare_threshold": 5}, {"pool": {"reset": print}}],
+    ids=["never", "by psycopg", "a pool resets"],
+)
+def test_where_a_project_decides_what_is_kept_nothing_of_ours_is(
+    monkeypatch: pytest.MonkeyPatch, option: dict[str, Any]
 ):
-    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "prepare_threshold", threshold)
-    publish_often()
-    assert not kept()
+    connection.ensure_connection()
+    with monkeypatch.context() as patch:
+        patch.setitem(connection.settings_dict, "OPTIONS", option)
+        patch.setattr(DatabaseWrapper, "pool", None)  # the package is not needed for this
+        publish_often()
+        assert not kept()
 
 
 def stored(event: Event) -> Event:

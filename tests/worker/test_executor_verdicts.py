@@ -247,7 +247,7 @@ def test_an_atomic_handlers_ack_and_commit_are_one_round_trip(task: Task):
     with connection.execute_wrapper(listen):
         fly(task, book, atomic=True)
     assert [sql for sql in sent if "COMMIT" in sql] == [sent[-1]]
-    assert sent[-1].endswith("COMMIT")
+    assert sent[-1].endswith("COMMIT;")
     assert "lease_epoch" in sent[-1]
     task.refresh_from_db()
     assert task.state == TaskState.COMPLETED
