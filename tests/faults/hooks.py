@@ -16,13 +16,16 @@ import itertools
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.db.backends.utils import CursorWrapper
 
 from kanthorq_django import sql
+from kanthorq_django.sql import round_trip
 
 BUSINESS_WRITE = 'INSERT INTO "ledger_entry"'
 
@@ -38,7 +41,7 @@ class Point(NamedTuple):
         return (
             moment == self.moment
             and self.in_transaction in (None, connection.in_atomic_block)
-            and (text.endswith(_texts(self.statement)) or text.startswith(self.statement))
+            and (text in _texts(self.statement) or text.startswith(self.statement))
         )
 
 
@@ -89,32 +92,56 @@ class _Watch:
         self._point, self._nth, self._action = point, nth, action
         self._passes = itertools.count(1)
         self._ran: dict[int, list[str]] = {}  # what each connection's transaction has run
-        watch, django_commit = self, BaseDatabaseWrapper.commit
+        self._inside = threading.local()  # our own statements, which Django's cursors may run
+        watch, django_commit, django_execute = (
+            self,
+            BaseDatabaseWrapper.commit,
+            CursorWrapper.execute,
+        )
 
         def commit(connection: BaseDatabaseWrapper) -> None:
             watch.commit(connection, lambda: django_commit(connection))
 
+        def execute(cursor: CursorWrapper, text: str, params: Any = None) -> Any:
+            return watch.run(cursor.db, [text], lambda: django_execute(cursor, text, params))
+
         BaseDatabaseWrapper.commit = commit  # type: ignore[assignment,method-assign]  # as any patch
+        CursorWrapper.execute = execute  # type: ignore[method-assign,assignment]
+        run = round_trip.run
+
+        def run_ours(connection: BaseDatabaseWrapper, statements: Any, params: Any) -> Any:
+            texts = [statement.text for statement in statements]
+            return watch.run(connection, texts, lambda: run(connection, statements, params))
+
+        sql.run = run_ours  # type: ignore[attr-defined]
         connection_created.connect(self.connected, weak=False)
 
     def connected(self, connection: BaseDatabaseWrapper, **_: object) -> None:
         self._ran.pop(id(connection), None)
-        if self.execute not in connection.execute_wrappers:
-            connection.execute_wrappers.append(self.execute)
 
-    def execute(self, run: Callable[..., Any], text: str, *rest: Any) -> Any:
-        connection = rest[-1]["connection"]
-        if text == "COMMIT":
-            return self.commit(connection, lambda: run(text, *rest))
-        statement, is_last = text.removesuffix(" COMMIT"), text.endswith(" COMMIT")
-        self._pass(connection, statement, "before")
+    def run(self, connection: BaseDatabaseWrapper, texts: list[str], run: Callable[[], Any]) -> Any:
+        """Run statements that travel together; some may be committed at once."""
+        if getattr(self._inside, "is_so", False):
+            return run()
+        self._inside.is_so = True
+        try:
+            return self._run(connection, texts, run)
+        finally:
+            self._inside.is_so = False
+
+    def _run(
+        self, connection: BaseDatabaseWrapper, texts: list[str], run: Callable[[], Any]
+    ) -> Any:
+        for text in texts:
+            self._pass(connection, text, "before")
         ran = self._ran.setdefault(id(connection), [])
-        if is_last:
-            ran.append(statement)
-            return self.commit(connection, lambda: run(text, *rest))
-        result = run(text, *rest)
-        self._pass(connection, statement, "after")
-        ran.append(statement)
+        if sql.COMMIT.text in texts:
+            ran += texts
+            return self.commit(connection, run)
+        result = run()
+        for text in texts:
+            self._pass(connection, text, "after")
+        ran += texts
         return result
 
     def commit(self, connection: BaseDatabaseWrapper, run: Callable[[], Any]) -> Any:
