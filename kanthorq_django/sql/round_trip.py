@@ -5,8 +5,9 @@ run it.
 """
 
 import functools
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -17,7 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.errors import InvalidSqlStatementName, error_from_result
-from psycopg.generators import fetch, send
+from psycopg.generators import execute, fetch, send
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
@@ -32,7 +33,7 @@ _PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
 class Statement(NamedTuple):
     """SQL with named parameters, and whether the server is to keep its plan.
 
-    Beside one that is kept, one that is not takes no parameters.
+    It keeps those that travel with it as well.
     """
 
     text: str
@@ -63,6 +64,7 @@ class _Session:
         self.use_count = 0
         self.is_direct: bool | None = None  # leads to the server itself
         self.kept: dict[str, _Kept] = {}
+        self.numbers = itertools.count()  # none twice: some may be kept yet, and some forgotten
         self.adaptation = Transformer(Detached(raw.adapters))
 
 
@@ -163,39 +165,36 @@ def bind(
     statements: Sequence[Statement],
     params: Mapping[str, Any],
 ) -> list[PGresult]:
-    """Send all ``statements``, of which the server keeps some; wait for the results.
+    """Bind ``params`` to all ``statements``, which the server keeps; wait for the results.
 
     They are one transaction, unless they begin and commit others. Raises the first error, after
     which none was run.
     """
-    _keep(raw, session, statements)
-    pgconn = raw.pgconn
+    kept = [_kept(raw, session, statement.text) for statement in statements]
+    pgconn, adaptation = raw.pgconn, session.adaptation
     with raw.lock:
         pgconn.enter_pipeline_mode()
         try:
-            for statement in statements:
-                _queue(statement, params, session, pgconn)
+            for name, wanted in kept:
+                given = [params[param] for param in wanted]
+                formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
+                dumped = adaptation.dump_sequence(given, formats)
+                pgconn.send_query_prepared(name, dumped, adaptation.formats)
             pgconn.pipeline_sync()
             results = raw.wait(_collected(pgconn, len(statements)))
             pgconn.exit_pipeline_mode()
         except BaseException:
             _leave_pipeline(raw)
             raise
-    if failed := [result for result in results if result.status == ExecStatus.FATAL_ERROR]:
-        raise error_from_result(failed[0], encoding=raw.info.encoding)
+    _check(results, raw)
     return results
 
 
-def _queue(
-    statement: Statement, params: Mapping[str, Any], session: _Session, pgconn: PGconn
-) -> None:
-    if not statement.is_kept:
-        return pgconn.send_query_params(statement.text.encode(), None)
-    name, wanted = session.kept[statement.text]
-    given = [params[param] for param in wanted]
-    formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
-    dumped = session.adaptation.dump_sequence(given, formats)
-    return pgconn.send_query_prepared(name, dumped, session.adaptation.formats)
+def _check(results: Iterable[PGresult], raw: "psycopg.Connection[Any]") -> None:
+    """Raise the error of the first of ``results`` that is one."""
+    for result in results:
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise error_from_result(result, encoding=raw.info.encoding)
 
 
 def _collected(pgconn: PGconn, count: int) -> PQGen[list[PGresult]]:
@@ -219,16 +218,16 @@ def _leave_pipeline(raw: "psycopg.Connection[Any]") -> None:
             raw.close()
 
 
-def _keep(
-    raw: "psycopg.Connection[Any]", session: _Session, statements: Sequence[Statement]
-) -> None:
-    """Have the server of ``raw`` keep those that it is to keep and does not yet."""
-    for text, is_kept in statements:
-        if is_kept and text not in session.kept:
-            name = f"kanthorq_{len(session.kept)}"
-            numbered, params = _numbered(text)
-            psycopg.ClientCursor(raw).execute(f"PREPARE {name} AS {numbered}")
-            session.kept[text] = _Kept(name.encode(), params)
+def _kept(raw: "psycopg.Connection[Any]", session: _Session, text: str) -> _Kept:
+    """Return how to call ``text``, which the server of ``raw`` keeps from now on."""
+    if (kept := session.kept.get(text)) is None:
+        name = f"kanthorq_{next(session.numbers)}".encode()
+        numbered, params = _numbered(text)
+        with raw.lock:
+            raw.pgconn.send_prepare(name, numbered.encode())
+            _check(raw.wait(execute(raw.pgconn)), raw)
+        kept = session.kept[text] = _Kept(name, params)
+    return kept
 
 
 @functools.cache
