@@ -79,6 +79,13 @@ class RunningWorker:
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def abort(self) -> None:
+        """End it and its children; each says first what its threads were at."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGABRT)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(PATIENCE)
+
     def terminate(self) -> int:
         """Send SIGTERM; return the exit status."""
         self.send(signal.SIGTERM)
@@ -101,6 +108,10 @@ def runworker(*arguments: object, **variables: str) -> Iterator[RunningWorker]:
         worker = RunningWorker(process, output)
         try:
             yield worker
+        except AssertionError as error:
+            worker.abort()
+            error.add_note(f"What the worker said:\n{worker.text}")
+            raise
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -112,6 +123,7 @@ def environment() -> dict[str, str]:
     """Return the environment in which a process works on the test's database."""
     return os.environ | {
         "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "PYTHONFAULTHANDLER": "1",
         "TESTED_DATABASE": str(connection.settings_dict["NAME"]),
         "DEBUG": "false",
         "SECRET_KEY": "of a test",
