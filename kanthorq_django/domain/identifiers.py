@@ -9,7 +9,7 @@ from uuid import UUID, SafeUUID
 
 _COUNTER_BITS = 42
 _COUNTER_LIMIT = 1 << _COUNTER_BITS
-_COUNTER_START = (_COUNTER_LIMIT >> 1) - 1  # the lower half: the other is left to count in
+_COUNTER_START_MASK = (_COUNTER_LIMIT >> 1) - 1  # the lower half: the other is left to count in
 _VERSION_7 = 0x7 << 76 | 0b10 << 62  # and the variant
 _RANDOM = struct.Struct("=QI")  # a counter to begin with, and a tail
 _RANDOM_AT_ONCE = 256  # to ask the system for each alone would take longer than all the rest
@@ -30,13 +30,13 @@ class _Clock:
         with self._lock:
             start, tail = next(self._random, None) or self._more_random()
             if now > self._millisecond:
-                self._millisecond, self._counter = now, start & _COUNTER_START
+                self._millisecond, self._counter = now, start & _COUNTER_START_MASK
             else:
                 # Also when the wall clock steps back: order outranks the exact time.
                 self._counter += 1
                 if self._counter == _COUNTER_LIMIT:
                     self._millisecond += 1
-                    self._counter = start & _COUNTER_START
+                    self._counter = start & _COUNTER_START_MASK
             counter = self._counter
             return (
                 (self._millisecond << 80)

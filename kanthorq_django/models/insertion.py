@@ -51,17 +51,19 @@ def insert(
     return stored
 
 
-Run = Callable[[BaseDatabaseWrapper, dict[str, Any]], tuple[Any, ...] | None]
+Store = Callable[[BaseDatabaseWrapper, dict[str, Any]], tuple[Any, ...] | None]
 
 
-def _insert_one(event: "Event", stream: str, connection: BaseDatabaseWrapper, run: Run) -> "Event":
+def _insert_one(
+    event: "Event", stream: str, connection: BaseDatabaseWrapper, store: Store
+) -> "Event":
     """One statement: the lookup of the stream costs no round trip of its own."""
     using, params = connection.alias, _columns(event)
     params["stream"] = stream
-    stored = run(connection, params)
+    stored = store(connection, params)
     if stored is None:
         registered = Stream.objects.using(using).register(stream)
-        stored = run(connection, params)
+        stored = store(connection, params)
     if stored is None:
         return _known([event], registered, using)[event.pk]
     return _noted(event, _stored(stored, using), using)
@@ -74,11 +76,11 @@ def _plainly(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple[A
 def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple[Any, ...] | None:
     """Insert, commit and notify at once; that the last of them fails is no failure to publish."""
     using, began_at = connection.alias, time.monotonic()
-    params["channel"] = notifications.CHANNEL
+    given = params | {"channel": notifications.CHANNEL}
     try:
-        stored = sql.values_committed(using, "publish", "notify_stream", params)
+        stored = sql.values_committed(using, "publish", "notify_stream", given)
     except sql.TransactionEnded as error:
-        committed: tuple[Any, ...] | None = next(iter(sql.rows(using, "published", params)), None)
+        committed = sql.values(connection, "published", params)
         if committed is None and error.__cause__:
             raise error.__cause__ from None
         logger.warning("Nobody was notified of event %s: %s", params["id"], error)

@@ -19,7 +19,7 @@ from psycopg.errors import InvalidTextRepresentation
 from psycopg.pq import Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from kanthorq_django.sql.round_trip import Detached, Statement, rows_of, run
+from kanthorq_django.sql.round_trip import Detached, Statement, first_of, rows_of, run
 
 # What workers repeat all day, and publishers. Not what takes arrays: the plan that the server
 # keeps expects ten elements, and is ten times slower with a thousand.
@@ -45,7 +45,10 @@ BY_INDEX = Statement(
 )
 # PostgreSQL takes the plan of a look for dearer than it is, and would make a new one each time:
 # five times the time that the look itself takes.
-ONE_PLAN = Statement("SET LOCAL plan_cache_mode = force_generic_plan;")
+ONE_PLAN = Statement("SELECT set_config('plan_cache_mode', 'force_generic_plan', true);")
+
+
+_OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 
 @functools.cache
@@ -61,12 +64,6 @@ def _statement(name: str, *, skip_locked: bool = False) -> Statement:
     return Statement(load(name, skip_locked=skip_locked), name in REPEATED)
 
 
-def _connection(using: str) -> BaseDatabaseWrapper:
-    connection = connections[using]
-    connection.ensure_connection()  # which also refuses to block an event loop
-    return connection
-
-
 def rows(
     using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False
 ) -> list[Any]:
@@ -74,14 +71,14 @@ def rows(
 
     ``skip_locked`` leaves out tasks that somebody has locked, instead of waiting for them.
     """
-    connection = _connection(using)
+    connection = connections[using]
     (result,) = run(connection, [_statement(name, skip_locked=skip_locked)], params)
     return _named(result, connection)
 
 
 def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[Any]:
     """Do what ``rows()`` does, by a plan that is made once; outside of any transaction."""
-    connection = _connection(using)
+    connection = connections[using]
     *_, result = run(connection, [BY_INDEX, ONE_PLAN, _statement(name)], params)
     return _named(result, connection)
 
@@ -89,17 +86,14 @@ def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[A
 def values(
     connection: BaseDatabaseWrapper, name: str, params: Mapping[str, Any]
 ) -> tuple[Any, ...] | None:
-    """Run ``<name>.sql``; return its first row as it comes, None when there is none.
-
-    The quickest of these functions, but not for an event loop, which it would block.
-    """
+    """Run ``<name>.sql``; return its first row as it comes, None when there is none."""
     (result,) = run(connection, [_statement(name)], params)
-    return _first(result, connection)
+    return first_of(result, connection)
 
 
 def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False) -> set[int]:
     """Run ``<name>.sql`` as ``rows()`` does; return its one column."""
-    connection = _connection(using)
+    connection = connections[using]
     (result,) = run(connection, [_statement(name, skip_locked=skip_locked)], params)
     return {pk for (pk,) in rows_of(result, connection)}
 
@@ -152,7 +146,7 @@ class Result:
 
 def result(using: str, name: str, params: Mapping[str, Any]) -> Result:
     """Run ``<name>.sql`` on the database ``using``; return its rows as they are."""
-    connection = _connection(using)
+    connection = connections[using]
     (found,) = run(connection, [_statement(name)], params)
     return Result(found, connection)
 
@@ -166,7 +160,7 @@ def transaction_of(
     its statements no client can fall silent. Returns the rows of both.
     The connection has to be in autocommit mode, outside of any transaction.
     """
-    connection = _connection(using)
+    connection = connections[using]
     statements = [BEGIN_READ_COMMITTED, BY_INDEX, _statement(name), _statement(then), COMMIT]
     with _rolled_back_if_failed(connection):
         _, _, first, second, _ = run(connection, statements, params)
@@ -181,7 +175,7 @@ def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any
     three. The server ends it when its client falls silent. The connection has to be in autocommit
     mode, outside of any transaction.
     """
-    connection = _connection(using)
+    connection = connections[using]
     statements = [BEGIN_READ_COMMITTED, LEAVE_IDLE, BY_INDEX, _statement(name)]
     with _rolled_back_if_failed(connection):
         *_, found = run(connection, statements, params)
@@ -194,9 +188,15 @@ def _rolled_back_if_failed(connection: BaseDatabaseWrapper) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(Error):  # where the connection is lost, the transaction is as well
-            run(connection, [ROLLBACK], {})
+        if _status(connection) in _OPEN:
+            with suppress(Error):  # where the connection is lost, the transaction is as well
+                run(connection, [ROLLBACK], {})
         raise
+
+
+def _status(connection: BaseDatabaseWrapper) -> TransactionStatus:
+    raw = connection.connection
+    return TransactionStatus.UNKNOWN if raw is None else raw.info.transaction_status
 
 
 class TransactionEnded(Exception):
@@ -211,17 +211,16 @@ def values_committed(
     Returns the first row of the first. The connection has to be in autocommit mode, outside of
     any transaction. Raises TransactionEnded from the error when the first did not fail.
     """
-    connection = _connection(using)
+    connection = connections[using]
     statements = [BEGIN, _statement(name), COMMIT, _statement(then)]
-    try:
-        _, first, _, _ = run(connection, statements, params)
-    except BaseException as error:
-        if connection.connection.pgconn.transaction_status == TransactionStatus.IDLE:
-            raise TransactionEnded(str(error)) from error
-        with suppress(Error):
-            run(connection, [ROLLBACK], {})
-        raise
-    return _first(first, connection)
+    with _rolled_back_if_failed(connection):
+        try:
+            _, first, _, _ = run(connection, statements, params)
+        except Exception as error:
+            if _status(connection) == TransactionStatus.IDLE:
+                raise TransactionEnded(str(error)) from error
+            raise
+    return first_of(first, connection)
 
 
 def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:
@@ -231,16 +230,12 @@ def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:
     that falls silent in between. If it fails, nothing is committed. Django's ``atomic()`` finds
     nothing left to commit, and runs its hooks.
     """
-    run(_connection(using), [_statement(name), COMMIT], params)
+    run(connections[using], [_statement(name), COMMIT], params)
 
 
 def is_failed_cast(error: Error, text: str) -> bool:
     """Tell whether ``error`` is that of a statement of ours that cast what has ``text`` in it."""
     return isinstance(error.__cause__, InvalidTextRepresentation) and text in str(error)
-
-
-def _first(result: PGresult, connection: BaseDatabaseWrapper) -> tuple[Any, ...] | None:
-    return next(iter(rows_of(result, connection)), None)
 
 
 def _named(result: PGresult, connection: BaseDatabaseWrapper) -> list[Any]:

@@ -7,7 +7,7 @@ run it.
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -17,9 +17,9 @@ import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
-from psycopg.errors import InvalidSqlStatementName, error_from_result
+from psycopg.errors import error_from_result
 from psycopg.generators import execute, fetch, send
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 # So often a connection has to be used before it is worth a look; requests often have a new one.
@@ -31,13 +31,13 @@ _PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
 
 
 class Statement(NamedTuple):
-    """SQL with named parameters, and whether the server is to keep its plan.
+    """SQL with named parameters, and whether it is run so often that its plan is to be kept.
 
-    It keeps those that travel with it as well.
+    What travels with such a one is kept along with it.
     """
 
     text: str
-    is_kept: bool = False
+    is_repeated: bool = False
 
 
 class Detached(NamedTuple):
@@ -50,7 +50,7 @@ class Detached(NamedTuple):
     connection: None = None
 
 
-class _Kept(NamedTuple):
+class _Prepared(NamedTuple):
     """A statement that a server keeps: its name there, and those of its parameters in order."""
 
     name: bytes
@@ -63,7 +63,7 @@ class _Session:
     def __init__(self, raw: "psycopg.Connection[Any]") -> None:
         self.use_count = 0
         self.is_direct: bool | None = None  # leads to the server itself
-        self.kept: dict[str, _Kept] = {}
+        self.prepared: dict[str, _Prepared] = {}
         self.numbers = itertools.count()  # none twice: some may be kept yet, and some forgotten
         self.adaptation = Transformer(Detached(raw.adapters))
 
@@ -83,50 +83,64 @@ def run(
 ) -> list[PGresult]:
     """Run ``statements`` in one round trip; return the result of each.
 
-    Those to be kept are bound by libpq's protocol, past the cursors of psycopg and Django: what
-    these do for any statement takes longer than to publish. Where the server may keep nothing, or
-    where the project's log or wrappers of statements are to see what is run, they go as one text.
+    Those that are repeated are bound by libpq's protocol, past the cursors of psycopg and Django:
+    what these do for any statement takes longer than to publish. Where the server may keep
+    nothing, or where the project's log or wrappers of statements are to see what is run, they go
+    as one text.
     """
     connection.close_if_health_check_failed()
-    if connection.connection is None:
-        connection.ensure_connection()
+    connection.ensure_connection()  # refuses to block an event loop, and what tests forbid
+    connection.validate_thread_sharing()
     raw = connection.connection
     session = _session(raw)
-    is_any_kept = any(statement.is_kept for statement in statements)
-    if not (is_any_kept and _may_bind(connection, session)):
+    is_any_repeated = any(statement.is_repeated for statement in statements)
+    if not (is_any_repeated and _may_bind(connection, session)):
         return _run_text(connection, statements, params)
     connection.validate_no_broken_transaction()
     with connection.wrap_database_errors:
-        return _bind_anew(raw, session, statements, params)
+        return _run_bound(raw, session, statements, params)
 
 
-def _bind_anew(
+def _run_text(
+    connection: BaseDatabaseWrapper, statements: Sequence[Statement], params: Mapping[str, Any]
+) -> list[PGresult]:
+    """Do what ``run()`` does by a cursor, wrapped as Django does its own."""
+    own: Any = psycopg.ClientCursor(connection.connection)
+    make = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
+    with make(own) as cursor:
+        cursor.execute(" ".join(statement.text for statement in statements), params or None)
+        if own.pgresult is None:
+            own.fetchone()  # has a pipeline of the caller's get its answers
+        results = [own.pgresult]
+        while own.nextset():
+            results.append(own.pgresult)
+        return [result for result in results if result]
+
+
+def _run_bound(
     raw: "psycopg.Connection[Any]",
     session: _Session,
     statements: Sequence[Statement],
     params: Mapping[str, Any],
 ) -> list[PGresult]:
-    """Do what ``bind()`` does, after a BEGIN where psycopg would send one.
-
-    Outside of a transaction it does not matter that the server has forgotten what it kept.
-    """
+    """Bind ``statements``, after a BEGIN where psycopg would send one by itself."""
     was_outside = raw.pgconn.transaction_status == _IDLE
     begin = [_begin(raw)] if was_outside and not raw.autocommit else []
-    try:
-        results = bind(raw, session, [*begin, *statements], params)
-    except InvalidSqlStatementName:
-        # DISCARD ALL, as some pools reset what they hand out.
-        session.kept.clear()
-        if not was_outside:
-            raise
-        if raw.pgconn.transaction_status != _IDLE:
-            psycopg.ClientCursor(raw).execute("ROLLBACK")
-        results = bind(raw, session, [*begin, *statements], params)
+    results = bind(raw, session, [*begin, *statements], params)
+    if (failed := _failed(results)) and failed.error_field(_SQLSTATE) in _FORGOTTEN:
+        session.prepared.clear()
+        if was_outside and not any(result.command_status == b"COMMIT" for result in results):
+            if raw.pgconn.transaction_status != _IDLE:
+                psycopg.ClientCursor(raw).execute("ROLLBACK")
+            results = bind(raw, session, [*begin, *statements], params)
+            failed = _failed(results)
+    if failed:
+        raise error_from_result(failed, encoding=raw.info.encoding)
     return results[len(begin) :]
 
 
 def _begin(raw: "psycopg.Connection[Any]") -> Statement:
-    """Return what psycopg begins a transaction with, where it does so by itself."""
+    """Return what psycopg begins a transaction with where it does so by itself."""
     parts = ["BEGIN"]
     if raw.isolation_level is not None:
         parts.append(f"ISOLATION LEVEL {raw.isolation_level.name.replace('_', ' ')}")
@@ -134,23 +148,13 @@ def _begin(raw: "psycopg.Connection[Any]") -> Statement:
         parts.append("READ ONLY" if raw.read_only else "READ WRITE")
     if raw.deferrable is not None:
         parts.append("DEFERRABLE" if raw.deferrable else "NOT DEFERRABLE")
-    return Statement(" ".join(parts))
+    return Statement(" ".join(parts) + ";")
 
 
-def _run_text(
-    connection: BaseDatabaseWrapper, statements: Sequence[Statement], params: Mapping[str, Any]
-) -> list[PGresult]:
-    """Do what ``run()`` does by a cursor, wrapped as Django does its own."""
-    connection.validate_thread_sharing()
-    own: Any = psycopg.ClientCursor(connection.connection)
-    make = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
-    with make(own) as cursor:
-        cursor.execute(" ".join(statement.text for statement in statements), params or None)
-        results = [own.pgresult]
-        while own.nextset():
-            results.append(own.pgresult)
-        return [result for result in results if result]
-
+# What the server says of a statement that it does not keep any more, after a DISCARD ALL, and of
+# one whose columns have another type by now.
+_FORGOTTEN = frozenset({b"26000", b"0A000"})
+_SQLSTATE = DiagnosticField.SQLSTATE
 
 # Other values as text: the server knows the types, and takes no integer of another size, nor a
 # moment without a zone, for what it expects.
@@ -167,67 +171,76 @@ def bind(
 ) -> list[PGresult]:
     """Bind ``params`` to all ``statements``, which the server keeps; wait for the results.
 
-    They are one transaction, unless they begin and commit others. Raises the first error, after
-    which none was run.
+    They are one transaction, unless they begin and commit others. After one that failed, none was
+    run. An error that came with the end of the transaction is a result of its own.
     """
-    kept = [_kept(raw, session, statement.text) for statement in statements]
-    pgconn, adaptation = raw.pgconn, session.adaptation
+    adaptation, calls = session.adaptation, []
+    for statement in statements:
+        name, wanted = _prepared(raw, session, statement.text)
+        given = [params[param] for param in wanted]
+        formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
+        calls.append((name, adaptation.dump_sequence(given, formats), adaptation.formats))
+    pgconn = raw.pgconn
     with raw.lock:
-        pgconn.enter_pipeline_mode()
         try:
-            for name, wanted in kept:
-                given = [params[param] for param in wanted]
-                formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
-                dumped = adaptation.dump_sequence(given, formats)
-                pgconn.send_query_prepared(name, dumped, adaptation.formats)
+            pgconn.enter_pipeline_mode()
+            for call in calls:
+                pgconn.send_query_prepared(*call)
             pgconn.pipeline_sync()
-            results = raw.wait(_collected(pgconn, len(statements)))
-            pgconn.exit_pipeline_mode()
-        except BaseException:
-            _leave_pipeline(raw)
-            raise
-    _check(results, raw)
-    return results
+            return raw.wait(_collected(pgconn))
+        finally:
+            _settle(raw)
 
 
-def _check(results: Iterable[PGresult], raw: "psycopg.Connection[Any]") -> None:
-    """Raise the error of the first of ``results`` that is one."""
-    for result in results:
-        if result.status == ExecStatus.FATAL_ERROR:
-            raise error_from_result(result, encoding=raw.info.encoding)
-
-
-def _collected(pgconn: PGconn, count: int) -> PQGen[list[PGresult]]:
-    """Send what was queued; return the results of so many statements, fewer if one was fatal."""
+def _collected(pgconn: PGconn) -> PQGen[list[PGresult]]:
+    """Send what was queued; return all results, to that of the sync."""
     yield from send(pgconn)
-    results = []
-    for _ in range(count):
-        if result := (yield from fetch(pgconn)):
+    results: list[PGresult] = []
+    with suppress(psycopg.OperationalError):
+        while pgconn.status != ConnStatus.BAD:
+            result = yield from fetch(pgconn)
+            if result is None:
+                continue  # it ends those of one statement
+            if result.status == ExecStatus.PIPELINE_SYNC:
+                return results
             results.append(result)
-            yield from fetch(pgconn)  # nothing, which ends those of one statement
-    yield from fetch(pgconn)  # the sync
+    # The connection is lost; the server may have said why.
+    if not _failed(results):
+        raise psycopg.OperationalError(pgconn.error_message.decode(errors="replace"))
     return results
 
 
-def _leave_pipeline(raw: "psycopg.Connection[Any]") -> None:
+def _settle(raw: "psycopg.Connection[Any]") -> None:
     """Let the connection be used as others are, or by nobody if answers are still to come."""
-    try:
-        raw.pgconn.exit_pipeline_mode()
-    except psycopg.Error:
+    pgconn = raw.pgconn
+    with suppress(psycopg.Error):
+        if not raw.closed and pgconn.pipeline_status:
+            pgconn.exit_pipeline_mode()
+    if pgconn.pipeline_status or pgconn.transaction_status == TransactionStatus.ACTIVE:
         with suppress(psycopg.Error):
             raw.close()
 
 
-def _kept(raw: "psycopg.Connection[Any]", session: _Session, text: str) -> _Kept:
+def _failed(results: Sequence[PGresult]) -> PGresult | None:
+    """Return the first of ``results`` that is an error."""
+    return next((each for each in results if each.status == ExecStatus.FATAL_ERROR), None)
+
+
+def _prepared(raw: "psycopg.Connection[Any]", session: _Session, text: str) -> _Prepared:
     """Return how to call ``text``, which the server of ``raw`` keeps from now on."""
-    if (kept := session.kept.get(text)) is None:
+    if (prepared := session.prepared.get(text)) is None:
         name = f"kanthorq_{next(session.numbers)}".encode()
         numbered, params = _numbered(text)
         with raw.lock:
-            raw.pgconn.send_prepare(name, numbered.encode())
-            _check(raw.wait(execute(raw.pgconn)), raw)
-        kept = session.kept[text] = _Kept(name, params)
-    return kept
+            try:
+                raw.pgconn.send_prepare(name, numbered.encode())
+                failed = _failed(raw.wait(execute(raw.pgconn)))
+            finally:
+                _settle(raw)
+        if failed:
+            raise error_from_result(failed, encoding=raw.info.encoding)
+        prepared = session.prepared[text] = _Prepared(name, params)
+    return prepared
 
 
 @functools.cache
@@ -248,36 +261,36 @@ def _numbered(text: str) -> tuple[str, tuple[str, ...]]:
 
 def _may_bind(connection: BaseDatabaseWrapper, session: _Session) -> bool:
     raw = connection.connection
-    return (
-        _may_prepare(connection, session)
+    if session.is_direct is None:
+        session.is_direct = _learnt(connection, session)
+    return bool(
+        session.is_direct
         and not connection.execute_wrappers
         and not connection.queries_logged
+        and not raw.closed
         and not raw.pgconn.pipeline_status
     )
 
 
-def _may_prepare(connection: BaseDatabaseWrapper, session: _Session) -> bool:
-    """Tell whether the server may keep statements for ``connection``.
+def _learnt(connection: BaseDatabaseWrapper, session: _Session) -> bool | None:
+    """Find out whether the server may keep statements; None until it is worth the question.
 
     It is done wherever the connection leads to the server itself: a pooler hands out process ids
     of its own. Not where the project sets ``OPTIONS["prepare_threshold"]``: None forbids it, and
     with a number psycopg prepares by itself, and deallocates ours along with its own. Nor where
     its pool resets connections: what is lost would be missed in the middle of a transaction.
     """
-    if session.is_direct is not None:
-        return session.is_direct
-    options = connection.settings_dict["OPTIONS"]
+    raw, options = connection.connection, connection.settings_dict["OPTIONS"]
     pool = options.get("pool")
     is_reset = isinstance(pool, Mapping) and "reset" in pool
-    if "prepare_threshold" in options or is_reset or not _HAS_PIPELINES:
+    is_ordinary = issubclass(raw.cursor_factory, psycopg.ClientCursor)
+    if "prepare_threshold" in options or is_reset or not (is_ordinary and _HAS_PIPELINES):
         return False
-    raw = connection.connection
     session.use_count += 1
-    if session.use_count < USES_BEFORE or not issubclass(raw.cursor_factory, psycopg.ClientCursor):
-        return False
+    if session.use_count < USES_BEFORE:
+        return None
     with connection.wrap_database_errors:
-        session.is_direct = is_direct(raw)
-    return session.is_direct
+        return is_direct(raw)
 
 
 def is_direct(raw: "psycopg.Connection[Any]") -> bool:
@@ -293,3 +306,10 @@ def rows_of(
     adaptation = _session(connection.connection).adaptation
     adaptation.set_pgresult(result)
     return adaptation.load_rows(0, result.ntuples, make)
+
+
+def first_of(result: PGresult, connection: BaseDatabaseWrapper) -> tuple[Any, ...] | None:
+    """Return the first row of a result that ``connection`` has got, None when there is none."""
+    adaptation = _session(connection.connection).adaptation
+    adaptation.set_pgresult(result)
+    return adaptation.load_row(0, tuple) if result.ntuples else None

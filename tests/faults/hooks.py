@@ -121,13 +121,13 @@ class _Watch:
 
     def run(self, connection: BaseDatabaseWrapper, texts: list[str], run: Callable[[], Any]) -> Any:
         """Run statements that travel together; some may be committed at once."""
-        if getattr(self._inside, "is_so", False):
+        if getattr(self._inside, "is_running", False):
             return run()
-        self._inside.is_so = True
+        self._inside.is_running = True
         try:
             return self._run(connection, texts, run)
         finally:
-            self._inside.is_so = False
+            self._inside.is_running = False
 
     def _run(
         self, connection: BaseDatabaseWrapper, texts: list[str], run: Callable[[], Any]

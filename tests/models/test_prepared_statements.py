@@ -15,7 +15,7 @@ from kanthorq_django import publish
 from kanthorq_django.models import Event, Stream, notifications
 from kanthorq_django.sql import round_trip
 from kanthorq_django.sql.round_trip import USES_BEFORE
-from tests.announcements import forget_notifications, raw_connection
+from tests.announcements import forget_notifications
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -73,20 +73,6 @@ def test_queries_are_counted_as_those_of_django_are(django_assert_num_queries):
     publish_often()
     with django_assert_num_queries(2):  # the event, and the notification
         publish("order.created")
-
-
-def test_a_connection_that_died_between_two_requests_is_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    publish_often()
-    with raw_connection() as other:
-        other.execute(
-            "SELECT pg_terminate_backend(%s, 10000)", [connection.connection.info.backend_pid]
-        )
-    monkeypatch.setattr(connections["default"], "health_check_enabled", True)
-    monkeypatch.setattr(connections["default"], "health_check_done", False)
-    publish("order.created")
-    assert Event.objects.count() == USES_BEFORE + 3
 
 
 def test_behind_a_pooler_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):

@@ -3,16 +3,27 @@
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
-from django.db import InternalError, OperationalError, connection, transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    InternalError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper
 
-from kanthorq_django import publish
-from kanthorq_django.models import Event, Stream
+from kanthorq_django import publish, sql
+from kanthorq_django.models import Event, Stream, notifications
 from kanthorq_django.sql.round_trip import USES_BEFORE
 from tests.announcements import forget_notifications, raw_connection
-from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, wait_until
+from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, elsewhere, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -20,9 +31,11 @@ WAITING = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lo
 
 
 @pytest.fixture(autouse=True)
-def known_connection() -> Iterator[None]:
+def known_connection(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the server keep what is published by, as it does for a worker and a busy publisher."""
     forget_notifications()
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", 3600)
+    monkeypatch.setattr(notifications, "LONE_AFTER", 3600)
     connection.close()
     for _ in range(USES_BEFORE + 2):
         publish("order.created")
@@ -80,12 +93,126 @@ def test_an_interrupted_publication_leaves_the_connection_usable():
     assert Event.objects.count() == USES_BEFORE + 4
 
 
-def test_a_connection_that_is_lost_under_a_statement_is_replaced_by_the_next():
-    pid = connection.connection.info.backend_pid
-    with raw_connection() as other:
-        other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
-    with pytest.raises(OperationalError):
+def test_an_interrupted_notification_is_no_success(monkeypatch: pytest.MonkeyPatch):
+    run = sql.run  # type: ignore[attr-defined]
+
+    def interrupted(*args: Any) -> Any:
+        run(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notifications, "LONE_AFTER", -1)
+    monkeypatch.setattr(sql, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish("order.created")
+
+
+def test_a_connection_that_is_lost_says_why_and_is_replaced_by_the_next():
+    end_connection()
+    with pytest.raises(OperationalError, match="terminating connection due to administrator"):
         publish("order.created")
     connection.close_if_unusable_or_obsolete()
     publish("order.created")
     assert Event.objects.count() == USES_BEFORE + 3
+
+
+@pytest.mark.parametrize("lone_after", [3600, -1])
+def test_a_connection_that_died_between_two_requests_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, lone_after: float
+):
+    monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
+    end_connection()
+    monkeypatch.setattr(connections["default"], "health_check_enabled", True)
+    monkeypatch.setattr(connections["default"], "health_check_done", False)
+    with monkeypatch.context() as patch:
+        patch.setattr(DatabaseWrapper, "get_new_connection", refuse)
+        with pytest.raises(OperationalError, match="nobody is there"):
+            publish("order.created")
+    publish("order.created")
+    assert Event.objects.count() == USES_BEFORE + 3
+
+
+@pytest.mark.parametrize("lone_after", [3600, -1])
+def test_an_error_that_comes_with_the_commit_is_djangos(
+    monkeypatch: pytest.MonkeyPatch, lone_after: float
+):
+    monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
+    pid = connection.connection.info.backend_pid
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE 'not this one' USING ERRCODE = '23514'; END $$;"
+            "CREATE CONSTRAINT TRIGGER refusing AFTER INSERT ON kanthorq_django_event "
+            "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    try:
+        with pytest.raises(IntegrityError, match="not this one"):
+            publish("order.created")
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION refuse CASCADE")
+    publish("order.created")
+    assert connection.connection.info.backend_pid == pid
+    assert Event.objects.count() == USES_BEFORE + 3
+
+
+def test_columns_of_another_type_are_met_by_a_new_plan():
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE kanthorq_django_event ALTER COLUMN stream_id TYPE integer")
+    try:
+        publish("order.created")
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE kanthorq_django_event ALTER COLUMN stream_id TYPE bigint")
+    publish("order.created")
+    assert Event.objects.count() == USES_BEFORE + 4
+
+
+@pytest.mark.parametrize("lone_after", [3600, -1])
+def test_what_was_committed_is_not_run_again(monkeypatch: pytest.MonkeyPatch, lone_after: float):
+    monkeypatch.setattr(notifications, "LONE_AFTER", -1)
+    publish("order.created")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT name FROM pg_prepared_statements WHERE statement LIKE '%Wake the%'")
+        cursor.execute(f'DEALLOCATE "{cursor.fetchone()[0]}"')
+    monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
+    publish("order.created")
+    assert Event.objects.count() == USES_BEFORE + 4
+
+
+def test_a_database_that_is_forbidden_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", refuse)
+    with pytest.raises(OperationalError, match="nobody is there"):
+        publish("order.created")
+
+
+def test_a_connection_of_another_thread_is_refused():
+    mine = connections["default"]
+
+    def publish_on_mine() -> None:
+        yours, connections["default"] = connections["default"], mine
+        try:
+            publish("order.created")
+        finally:
+            connections["default"] = yours
+
+    with pytest.raises(DatabaseError, match="can only be used in that same thread"):
+        elsewhere(publish_on_mine)
+
+
+def test_who_runs_a_pipeline_publishes_into_it():
+    with transaction.atomic():
+        Stream.objects.create(name="before")
+        with connection.connection.pipeline():
+            publish("order.created")
+    assert Event.objects.count() == USES_BEFORE + 3
+
+
+def end_connection() -> None:
+    """Let the server close our connection, of which we know nothing yet."""
+    with raw_connection() as other:
+        pid = connection.connection.info.backend_pid
+        other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+
+
+def refuse(*_: object) -> Any:
+    raise OperationalError("nobody is there")
