@@ -65,7 +65,15 @@ def test_a_project_that_only_reads_publishes_nothing():
     assert Event.objects.count() == USES_BEFORE + 2
 
 
-def test_an_interrupted_publication_leaves_the_connection_usable():
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt, which it does not in what a shell runs behind it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+def test_an_interrupted_publication_leaves_the_connection_usable(interruptible: None):
     pid = connection.connection.info.backend_pid
     stream = Stream.objects.get().pk
 
