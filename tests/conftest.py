@@ -1,11 +1,16 @@
 """What every test gets."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, connections
+from django.test import TransactionTestCase
 
 from kanthorq_django.domain import subscriptions
+
+# What migrations fill; tests add to it and change it inside transactions only.
+FILLED = {"django_content_type", "auth_permission", "django_migrations"}
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +28,21 @@ def fresh_statistics(db: None) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_force_next_flush()")
         cursor.execute("SELECT pg_stat_reset()")
+
+
+def _empty_tables(self: Any) -> None:
+    """Truncate the tables that hold rows, as Django's flush does with all.
+
+    A truncated table has a new file, and each of its indexes: for all of them a tenth of a second
+    and more after each of some thousand tests, of which most leave rows in three or four.
+    """
+    for alias in self._databases_names(include_mirrors=False):
+        with connections[alias].cursor() as cursor:
+            tables = set(connections[alias].introspection.table_names(cursor)) - FILLED
+            looks = [f"SELECT '{table}' WHERE EXISTS (SELECT FROM {table})" for table in tables]  # noqa: S608
+            cursor.execute(" UNION ALL ".join(looks))
+            if filled := ", ".join(table for (table,) in cursor.fetchall()):
+                cursor.execute(f"TRUNCATE {filled} CASCADE")
+
+
+TransactionTestCase._fixture_teardown = _empty_tables  # type: ignore[attr-defined]
