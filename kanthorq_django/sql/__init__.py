@@ -19,7 +19,8 @@ from psycopg.errors import InvalidTextRepresentation
 from psycopg.pq import Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from kanthorq_django.sql.round_trip import Detached, Statement, first_of, rows_of, run
+from kanthorq_django.sql.round_trip import Statement, first_of, rows_of, run
+from kanthorq_django.sql.session import Detached
 
 # What workers repeat all day, and publishers. Not what takes arrays: the plan that the server
 # keeps expects ten elements, and is ten times slower with a thousand.
@@ -46,7 +47,6 @@ BY_INDEX = Statement(
 # PostgreSQL takes the plan of a look for dearer than it is, and would make a new one each time:
 # five times the time that the look itself takes.
 ONE_PLAN = Statement("SELECT set_config('plan_cache_mode', 'force_generic_plan', true);")
-
 
 _OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 

@@ -1,32 +1,24 @@
-"""Statements that travel together, of which the server keeps the plans where it may.
-
-Django prepares nothing, so that it works behind poolers. But to plan a pull takes longer than to
-run it.
-"""
+"""Statements that travel together, bound to what the server keeps of them where it may."""
 
 import functools
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.abc import PQGen
-from psycopg.adapt import AdaptersMap, PyFormat, Transformer
+from psycopg.adapt import PyFormat
 from psycopg.errors import error_from_result
 from psycopg.generators import execute, fetch, send
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-# So often a connection has to be used before it is worth a look; requests often have a new one.
-USES_BEFORE = 5
+from kanthorq_django.sql.session import Prepared, Session, may_bind, session_of
 
 _IDLE = TransactionStatus.IDLE  # outside of any transaction
-_HAS_PIPELINES = psycopg.Pipeline.is_supported()  # libpq has had them since version 14
 _PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
 
 
@@ -38,44 +30,6 @@ class Statement(NamedTuple):
 
     text: str
     is_repeated: bool = False
-
-
-class Detached(NamedTuple):
-    """What values are adapted by, without the connection, which may be closed by then.
-
-    Loaders of psycopg 3.2 and 3.3.0 that are written in C crash the process on a closed one.
-    """
-
-    adapters: AdaptersMap
-    connection: None = None
-
-
-class _Prepared(NamedTuple):
-    """A statement that a server keeps: its name there, and those of its parameters in order."""
-
-    name: bytes
-    params: tuple[str, ...]
-
-
-class _Session:
-    """What has been learnt of a connection; not the connection itself, or it would never go."""
-
-    def __init__(self, raw: "psycopg.Connection[Any]") -> None:
-        self.use_count = 0
-        self.is_direct: bool | None = None  # leads to the server itself
-        self.prepared: dict[str, _Prepared] = {}
-        self.numbers = itertools.count()  # none twice: some may be kept yet, and some forgotten
-        self.adaptation = Transformer(Detached(raw.adapters))
-
-
-_sessions: WeakKeyDictionary["psycopg.Connection[Any]", _Session] = WeakKeyDictionary()
-
-
-def _session(raw: "psycopg.Connection[Any]") -> _Session:
-    session = _sessions.get(raw)
-    if session is None:
-        session = _sessions[raw] = _Session(raw)
-    return session
 
 
 def run(
@@ -92,9 +46,9 @@ def run(
     connection.ensure_connection()  # refuses to block an event loop, and what tests forbid
     connection.validate_thread_sharing()
     raw = connection.connection
-    session = _session(raw)
+    session = session_of(raw)
     is_any_repeated = any(statement.is_repeated for statement in statements)
-    if not (is_any_repeated and _may_bind(connection, session)):
+    if not (is_any_repeated and may_bind(connection, session)):
         return _run_text(connection, statements, params)
     connection.validate_no_broken_transaction()
     with connection.wrap_database_errors:
@@ -119,7 +73,7 @@ def _run_text(
 
 def _run_bound(
     raw: "psycopg.Connection[Any]",
-    session: _Session,
+    session: Session,
     statements: Sequence[Statement],
     params: Mapping[str, Any],
 ) -> list[PGresult]:
@@ -165,7 +119,7 @@ _BINARY, _TEXT = PyFormat.BINARY, PyFormat.TEXT
 
 def bind(
     raw: "psycopg.Connection[Any]",
-    session: _Session,
+    session: Session,
     statements: Sequence[Statement],
     params: Mapping[str, Any],
 ) -> list[PGresult]:
@@ -237,7 +191,7 @@ def _failed(results: Sequence[PGresult]) -> PGresult | None:
     return next((each for each in results if each.status == ExecStatus.FATAL_ERROR), None)
 
 
-def _prepared(raw: "psycopg.Connection[Any]", session: _Session, text: str) -> _Prepared:
+def _prepared(raw: "psycopg.Connection[Any]", session: Session, text: str) -> Prepared:
     """Return how to call ``text``, which the server of ``raw`` keeps from now on."""
     if (prepared := session.prepared.get(text)) is None:
         name = f"kanthorq_{next(session.numbers)}".encode()
@@ -250,7 +204,7 @@ def _prepared(raw: "psycopg.Connection[Any]", session: _Session, text: str) -> _
                 _settle(raw)
         if failed:
             raise error_from_result(failed, encoding=raw.info.encoding)
-        prepared = session.prepared[text] = _Prepared(name, params)
+        prepared = session.prepared[text] = Prepared(name, params)
     return prepared
 
 
@@ -270,57 +224,17 @@ def _numbered(text: str) -> tuple[str, tuple[str, ...]]:
     return _PLACEHOLDER.sub(number, text), tuple(names)
 
 
-def _may_bind(connection: BaseDatabaseWrapper, session: _Session) -> bool:
-    raw = connection.connection
-    if session.is_direct is None:
-        session.is_direct = _learnt(connection, session)
-    return bool(
-        session.is_direct
-        and not connection.execute_wrappers
-        and not connection.queries_logged
-        and not raw.closed
-        and not raw.pgconn.pipeline_status
-    )
-
-
-def _learnt(connection: BaseDatabaseWrapper, session: _Session) -> bool | None:
-    """Find out whether the server may keep statements; None until it is worth the question.
-
-    It is done wherever the connection leads to the server itself: a pooler hands out process ids
-    of its own. Not where the project sets ``OPTIONS["prepare_threshold"]``: None forbids it, and
-    with a number psycopg prepares by itself, and deallocates ours along with its own. Nor where
-    its pool resets connections: what is lost would be missed in the middle of a transaction.
-    """
-    raw, options = connection.connection, connection.settings_dict["OPTIONS"]
-    pool = options.get("pool")
-    is_reset = isinstance(pool, Mapping) and "reset" in pool
-    is_ordinary = issubclass(raw.cursor_factory, psycopg.ClientCursor)
-    if "prepare_threshold" in options or is_reset or not (is_ordinary and _HAS_PIPELINES):
-        return False
-    session.use_count += 1
-    if session.use_count < USES_BEFORE:
-        return None
-    with connection.wrap_database_errors:
-        return is_direct(raw)
-
-
-def is_direct(raw: "psycopg.Connection[Any]") -> bool:
-    """Ask whether the connection leads to the server itself, and not to a pooler before it."""
-    found = psycopg.ClientCursor(raw).execute("SELECT pg_backend_pid()").fetchone()
-    return found == (raw.info.backend_pid,)
-
-
 def rows_of(
     result: PGresult, connection: BaseDatabaseWrapper, make: Callable[[Sequence[Any]], Any] = tuple
 ) -> list[Any]:
     """Return the rows of a result that ``connection`` has got, each as ``make`` makes it."""
-    adaptation = _session(connection.connection).adaptation
+    adaptation = session_of(connection.connection).adaptation
     adaptation.set_pgresult(result)
     return adaptation.load_rows(0, result.ntuples, make)
 
 
 def first_of(result: PGresult, connection: BaseDatabaseWrapper) -> tuple[Any, ...] | None:
     """Return the first row of a result that ``connection`` has got, None when there is none."""
-    adaptation = _session(connection.connection).adaptation
+    adaptation = session_of(connection.connection).adaptation
     adaptation.set_pgresult(result)
     return adaptation.load_row(0, tuple) if result.ntuples else None

@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
 from kanthorq_django.models.notifications import CANCEL_CHANNEL, channel
-from kanthorq_django.sql.round_trip import is_direct
+from kanthorq_django.sql.session import is_direct
 from kanthorq_django.worker.upkeep import Backoff, are_scarce
 from kanthorq_django.worker.warden import Bounded
 

@@ -93,11 +93,8 @@ class _Watch:
         self._passes = itertools.count(1)
         self._ran: dict[int, list[str]] = {}  # what each connection's transaction has run
         self._inside = threading.local()  # our own statements, which Django's cursors may run
-        watch, django_commit, django_execute = (
-            self,
-            BaseDatabaseWrapper.commit,
-            CursorWrapper.execute,
-        )
+        watch, run = self, round_trip.run
+        django_commit, django_execute = BaseDatabaseWrapper.commit, CursorWrapper.execute
 
         def commit(connection: BaseDatabaseWrapper) -> None:
             watch.commit(connection, lambda: django_commit(connection))
@@ -105,15 +102,13 @@ class _Watch:
         def execute(cursor: CursorWrapper, text: str, params: Any = None) -> Any:
             return watch.run(cursor.db, [text], lambda: django_execute(cursor, text, params))
 
-        BaseDatabaseWrapper.commit = commit  # type: ignore[assignment,method-assign]  # as any patch
-        CursorWrapper.execute = execute  # type: ignore[method-assign,assignment]
-        run = round_trip.run
-
         def run_ours(connection: BaseDatabaseWrapper, statements: Any, params: Any) -> Any:
             texts = [statement.text for statement in statements]
             return watch.run(connection, texts, lambda: run(connection, statements, params))
 
-        sql.run = run_ours  # type: ignore[attr-defined]
+        BaseDatabaseWrapper.commit = commit  # type: ignore[assignment,method-assign]  # as any patch
+        CursorWrapper.execute = execute  # type: ignore[method-assign,assignment]
+        sql.run = run_ours  # type: ignore[attr-defined]  # under the name by which it is called
         connection_created.connect(self.connected, weak=False)
 
     def connected(self, connection: BaseDatabaseWrapper, **_: object) -> None:

@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from kanthorq_django import publish
 from kanthorq_django.models import Event, Stream, notifications
 from kanthorq_django.sql import round_trip
-from kanthorq_django.sql.round_trip import USES_BEFORE
+from kanthorq_django.sql.session import USES_BEFORE
 from tests.announcements import forget_notifications
 
 pytestmark = pytest.mark.django_db(transaction=True)

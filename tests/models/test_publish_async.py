@@ -11,7 +11,7 @@ from kanthorq_django import apublish, apublish_many, publish, publish_many
 from kanthorq_django.exceptions import InvalidSubject
 from kanthorq_django.models import Consumer, Event
 from kanthorq_django.models.registration import Registration
-from kanthorq_django.sql.round_trip import USES_BEFORE
+from kanthorq_django.sql.session import USES_BEFORE
 
 pytestmark = pytest.mark.django_db
 

@@ -1,0 +1,99 @@
+"""What is known of a connection: whether its server may keep statements, and which it keeps.
+
+Django prepares nothing, so that it works behind poolers. But to plan a pull takes longer than to
+run it.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import psycopg
+from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.adapt import AdaptersMap, Transformer
+
+# So often a connection has to be used before it is worth a look; requests often have a new one.
+USES_BEFORE = 5
+
+_HAS_PIPELINES = psycopg.Pipeline.is_supported()  # libpq has had them since version 14
+
+
+class Detached(NamedTuple):
+    """What values are adapted by, without the connection, which may be closed by then.
+
+    Loaders of psycopg 3.2 and 3.3.0 that are written in C crash the process on a closed one.
+    """
+
+    adapters: AdaptersMap
+    connection: None = None
+
+
+class Prepared(NamedTuple):
+    """A statement that a server keeps: its name there, and those of its parameters in order."""
+
+    name: bytes
+    params: tuple[str, ...]
+
+
+class Session:
+    """What has been learnt of a connection; not the connection itself, or it would never go."""
+
+    def __init__(self, raw: "psycopg.Connection[Any]") -> None:
+        self.use_count = 0
+        self.is_direct: bool | None = None  # leads to the server itself
+        self.prepared: dict[str, Prepared] = {}
+        self.numbers = itertools.count()  # none twice: some may be kept yet, and some forgotten
+        self.adaptation = Transformer(Detached(raw.adapters))
+
+
+_sessions: WeakKeyDictionary["psycopg.Connection[Any]", Session] = WeakKeyDictionary()
+
+
+def session_of(raw: "psycopg.Connection[Any]") -> Session:
+    """Return what is known of ``raw``, as long as it lives."""
+    session = _sessions.get(raw)
+    if session is None:
+        session = _sessions[raw] = Session(raw)
+    return session
+
+
+def may_bind(connection: BaseDatabaseWrapper, session: Session) -> bool:
+    """Tell whether statements may be bound to what the server keeps, on ``connection`` now."""
+    raw = connection.connection
+    if session.is_direct is None:
+        session.is_direct = _learnt(connection, session)
+    return bool(
+        session.is_direct
+        and not connection.execute_wrappers
+        and not connection.queries_logged
+        and not raw.closed
+        and not raw.pgconn.pipeline_status
+    )
+
+
+def _learnt(connection: BaseDatabaseWrapper, session: Session) -> bool | None:
+    """Find out whether the server may keep statements; None until it is worth the question.
+
+    It is done wherever the connection leads to the server itself: a pooler hands out process ids
+    of its own. Not where the project sets ``OPTIONS["prepare_threshold"]``: None forbids it, and
+    with a number psycopg prepares by itself, and deallocates ours along with its own. Nor where
+    its pool resets connections: what is lost would be missed in the middle of a transaction.
+    """
+    raw, options = connection.connection, connection.settings_dict["OPTIONS"]
+    pool = options.get("pool")
+    is_reset = isinstance(pool, Mapping) and "reset" in pool
+    is_ordinary = issubclass(raw.cursor_factory, psycopg.ClientCursor)
+    if "prepare_threshold" in options or is_reset or not (is_ordinary and _HAS_PIPELINES):
+        return False
+    session.use_count += 1
+    if session.use_count < USES_BEFORE:
+        return None
+    with connection.wrap_database_errors:
+        return is_direct(raw)
+
+
+def is_direct(raw: "psycopg.Connection[Any]") -> bool:
+    """Ask whether the connection leads to the server itself, and not to a pooler before it."""
+    found = psycopg.ClientCursor(raw).execute("SELECT pg_backend_pid()").fetchone()
+    return found == (raw.info.backend_pid,)
