@@ -56,9 +56,14 @@ class Acknowledger:
     def start(self) -> None:
         self._thread.start()
 
-    def settle(self, ending: Ending) -> None:
-        """Take a verdict; it is written soon, and tried again until its lease is gone."""
-        self._endings.put(ending)
+    def settle(self, endings: Sequence[Ending]) -> None:
+        """Take verdicts; they are written soon, and tried again until their leases are gone."""
+        done = [ending.lease for ending in endings if type(ending) is Ending]
+        if done:
+            self._written(done)  # to wake a thread for it would take longer
+        for ending in endings:
+            if type(ending) is not Ending:
+                self._endings.put(ending)
 
     def finish(self, seconds: float) -> bool:
         """Write what is left within ``seconds``; False when the database did not let us."""

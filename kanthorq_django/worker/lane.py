@@ -7,7 +7,7 @@ behind a hoarder. How its calls are run is in lanes.py.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from kanthorq_django.models.lease import AT_ONCE
@@ -21,7 +21,7 @@ WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
 QUICK = 50e-6  # seconds; a round trip to a database takes longer
 STALLED_AFTER = 0.005  # seconds in which quick handlers would have started hundreds
 
-Settle = Callable[[Ending], None]
+Settle = Callable[[Sequence[Ending]], None]
 
 
 class Lane:
@@ -187,7 +187,7 @@ class Lane:
         for flight in flights:
             with self._arrived:
                 self.started_count -= 1
-            self._settle(HandBack(flight.message, AT_ONCE))
+            self._settle([HandBack(flight.message, AT_ONCE)])
 
     def _ended(self, count: int = 1, seconds: float = 1.0) -> None:
         """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""

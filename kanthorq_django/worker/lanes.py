@@ -63,8 +63,7 @@ class ThreadLane(Lane):
                 return self._hand_back(started)
             endings = run(*started)
             note_use()
-            for ending in endings:
-                self._settle(ending)
+            self._settle(endings)
         return None
 
     def _refused(self, error: Exception) -> None:
@@ -162,5 +161,4 @@ class CoroutineLane(Lane):
             self._hand_back(round_ if not started else ())
             if task := asyncio.current_task():
                 task.uncancel()  # the next round is another matter
-        for ending in endings:
-            self._settle(ending)
+        self._settle(endings)

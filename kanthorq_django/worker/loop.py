@@ -265,8 +265,7 @@ class WorkerLoop:
         return min(jittered, longest, self._puller.rest(looks))
 
     def _hand_back(self, flights: Iterable[Flight]) -> None:
-        for flight in flights:
-            self._acknowledger.settle(HandBack(flight.message, AT_ONCE))
+        self._acknowledger.settle([HandBack(flight.message, AT_ONCE) for flight in flights])
 
     def _shut_down(self) -> None:
         """Hand back what was not started, wait for what runs, write its verdicts, sign out."""

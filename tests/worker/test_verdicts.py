@@ -11,6 +11,10 @@ from django.dispatch import Signal
 from kanthorq_django import Fixed, Snooze, signals, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models.lease import Lease
+from kanthorq_django.worker.acknowledger import Acknowledger
+from kanthorq_django.worker.endings import Ending
+from tests.factories import TaskFactory
 from tests.worker.working import announce, forbidden, work_off
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -101,3 +105,14 @@ def test_a_receiver_is_told_of_each_ack_once_whoever_wrote_it(options: dict[str,
     finally:
         signals.acked.disconnect(note)
     assert Counter(told) == Counter(event.pk for event in events)
+
+
+def test_what_a_handler_has_ended_itself_waits_for_no_thread():
+    """To wake one for each such task costs a seventh of what a worker gets done with atomic=True."""
+    gone: list[Lease] = []
+    never_started = Acknowledger("default", written=gone.extend)
+    messages = [Message(task) for task in TaskFactory.create_batch(2)]
+
+    never_started.settle([Ending(message) for message in messages])
+
+    assert gone == [message.lease for message in messages]
