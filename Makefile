@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 MINUTES ?= 2
 CASES ?= 100000
+# Processes that run tests side by side, each with a server of its own; one on a server of yours.
+JOBS ?= $(if $(DATABASE_URL),0,2)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FUZZ_READY := $(VENV)/.fuzz-ready
@@ -25,7 +27,7 @@ admin: $(READY) ## serve the admin with a worker and the demo's data
 	$(BIN)/python manage.py demo --serve
 
 test: $(READY) ## run all tests but the long soaks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 coverage: $(READY) ## do the same, twice as long, and tell which lines no test reaches
 	$(BIN)/coverage erase
@@ -71,5 +73,5 @@ wheel: $(READY) ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what the targets above made
-	rm -rf .venv .venv-3.* .postgres build dist .coverage* *.egg-info
+	rm -rf .venv .venv-3.* .postgres .postgres-* build dist .coverage* *.egg-info
 	rm -rf benchmarks/.peers benchmarks/.postgres benchmarks/results

@@ -45,4 +45,15 @@ def _empty_tables(self: Any) -> None:
                 cursor.execute(f"TRUNCATE {filled} CASCADE")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[dict[str, Any]]:
+    """Let what a hostile test has logged pass from a process that runs tests to the first one."""
+    report = yield
+    report["sections"] = [
+        (name, text.encode(errors="backslashreplace").decode())
+        for name, text in report.get("sections", ())
+    ]
+    return report
+
+
 TransactionTestCase._fixture_teardown = _empty_tables  # type: ignore[attr-defined]
