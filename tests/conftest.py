@@ -1,6 +1,6 @@
 """What every test gets."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -46,7 +46,7 @@ def _empty_tables(self: Any) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_report_to_serializable() -> Iterator[dict[str, Any]]:
+def pytest_report_to_serializable() -> Generator[None, dict[str, Any], dict[str, Any]]:
     """Let what a hostile test has logged pass from a process that runs tests to the first one."""
     report = yield
     report["sections"] = [

@@ -108,7 +108,7 @@ def test_a_receiver_is_told_of_each_ack_once_whoever_wrote_it(options: dict[str,
 
 
 def test_what_a_handler_has_ended_itself_waits_for_no_thread():
-    """To wake one for each such task costs a seventh of what a worker gets done with atomic=True."""
+    """To wake one for each would cost a seventh of what gets done with atomic=True."""
     gone: list[Lease] = []
     never_started = Acknowledger("default", written=gone.extend)
     messages = [Message(task) for task in TaskFactory.create_batch(2)]
