@@ -123,7 +123,11 @@ class Event(SealableModel):
             super().__init__(*args, **given)
             return
         # What Django does field by field takes as long as all else that publishing does.
-        self.__dict__ = {**_BLANK, "id": uuid7(), "metadata": {}, **given, "_state": ModelState()}
+        held = _BLANK.copy()
+        held["id"], held["metadata"] = uuid7(), {}
+        held.update(given)
+        held["_state"] = ModelState()
+        self.__dict__ = held
 
     def __str__(self) -> str:
         return f"{self.subject} {self.pk}"
