@@ -44,6 +44,7 @@ class Proxy:
         self._is_flowing = threading.Event()
         self._is_flowing.set()
         self._faults: list[Fault] = []
+        self.sent_count = 0  # pieces that clients have sent; each waits for an answer
         self._links: set[_Link] = set()
 
     def __enter__(self) -> Self:
@@ -207,6 +208,7 @@ class _Link:
             if is_sent and (fault := self._proxy.fault_in(data)):
                 self._break(fault, data)
                 return fault.is_silent
+            self._proxy.sent_count += is_sent
             (self._server if is_sent else self._client).sendall(data)
         return True
 

@@ -12,11 +12,13 @@ from kanthorq_django import Discard, Snooze
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
+from kanthorq_django.sql.session import USES_BEFORE
 from kanthorq_django.worker.endings import Ending, Nack
 from tests.concurrency import elsewhere
 from tests.factories import TaskFactory
 from tests.flights import fly
 from tests.ledger.models import Entry
+from tests.proxy import through_a_proxy
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -251,6 +253,16 @@ def test_an_atomic_handlers_ack_and_commit_are_one_round_trip(task: Task):
     assert "lease_epoch" in sent[-1]
     task.refresh_from_db()
     assert task.state == TaskState.COMPLETED
+
+
+def test_they_are_one_round_trip_too_when_the_server_keeps_them():
+    with through_a_proxy() as proxy:
+        for task in TaskFactory.create_batch(USES_BEFORE + 2, state=TaskState.RUNNING):
+            before = proxy.sent_count
+            fly(task, book, atomic=True)
+        begin, insert, ack_and_commit = 1, 1, 1
+        assert proxy.sent_count - before == begin + insert + ack_and_commit
+        assert Task.objects.completed().count() == USES_BEFORE + 2
 
 
 def test_an_atomic_handler_whose_lease_was_taken_over_commits_nothing(task: Task):
