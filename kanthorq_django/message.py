@@ -257,11 +257,16 @@ class Message:
         return False
 
     def lost(self) -> LeaseLost:
-        """Return the error to raise, and let the open block not commit even if it is swallowed."""
-        blocks = connections[self.using].atomic_blocks
-        # A TestCase's own block is no transaction of the application.
-        if blocks and not getattr(blocks[-1], "_from_testcase", False):
+        """Return the error to raise, and let no open block commit even if it is swallowed."""
+        self._stop.set()
+        connection = connections[self.using]
+        # A TestCase's own blocks are no transaction of the application.
+        own = [each for each in connection.atomic_blocks if not getattr(each, "_from_testcase", 0)]
+        if own:
             transaction.set_rollback(True, using=self.using)
+        if inner := len(own) - 1:
+            # A block that cannot roll back to a savepoint has the next one roll back.
+            connection.savepoint_ids[-inner:] = [None] * inner
         return LeaseLost(
             f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
             "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "

@@ -95,6 +95,28 @@ def test_a_stale_worker_cannot_commit_even_if_it_swallows_the_error(message: Mes
     assert not Entry.objects.exists()
 
 
+@pytest.mark.parametrize("has_savepoint", [False, True])
+def test_not_even_in_a_block_within_the_block(message: Message, has_savepoint: bool):
+    with transaction.atomic():
+        book(message)
+        take_over(message)
+        with transaction.atomic(savepoint=has_savepoint), pytest.raises(LeaseLost):
+            message.ack()
+        with pytest.raises(TransactionManagementError):
+            book(message)
+    assert not Entry.objects.exists()
+
+
+def test_nor_by_swallowing_it_between_two_blocks(message: Message):
+    with transaction.atomic():
+        book(message)
+        take_over(message)
+        with transaction.atomic():
+            with contextlib.suppress(LeaseLost), transaction.atomic():
+                message.ack()
+    assert not Entry.objects.exists()
+
+
 def test_a_stale_nack_rolls_back_as_well(message: Message):
     with rolled_back_by(LeaseLost):
         book(message)

@@ -1,10 +1,11 @@
 """How a lease ends: what the return and the exceptions of a handler mean for its task."""
 
 import contextlib
+import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -83,13 +84,23 @@ def concluded(
 def after_timeout(*flights: Flight) -> list[Ending]:
     """Return the endings of a coroutine that was interrupted because its time was up."""
     error = TimeoutError(f"The handler took longer than its timeout of {flights[0].timeout}.")
-    return concluded(after_error, flights, error)
+    return after_error(flights, error)
 
 
 def after_interrupt(*flights: Flight) -> list[Ending]:
     """Return the endings of an interrupted coroutine: cancelled, or its leases are gone."""
     error = TaskCancelled("The handler was interrupted: it was to stop.")
-    return concluded(after_error, flights, error)
+    return after_error(flights, error)
+
+
+def after_error(flights: Sequence[Flight], error: BaseException) -> list[Ending]:
+    """Return the endings of messages whose handler raised ``error``.
+
+    It has stopped as it was to, if any of them was asked back or is not ours any more.
+    """
+    is_to_stop = any(flight.stop.is_set() for flight in flights)
+    step = functools.partial(_after_error, is_to_stop=is_to_stop)
+    return concluded(step, flights, error)
 
 
 def after_return(flight: Flight, result: Any) -> Ending:
@@ -104,12 +115,12 @@ def after_return(flight: Flight, result: Any) -> Ending:
         refuse_awaitable(flight, result)
         ending = Ack(message, encode_result(result))
     except KanthorqError as error:
-        return after_error(flight, error)
+        return _after_error(flight, error)
     _log(flight, logging.INFO, "handled")
     return ending
 
 
-def after_error(flight: Flight, error: BaseException) -> Ending:
+def _after_error(flight: Flight, error: BaseException, *, is_to_stop: bool = False) -> Ending:
     message = flight.message
     if message.is_settled():
         _log(flight, logging.ERROR, "raised after it was settled", error)
@@ -117,9 +128,7 @@ def after_error(flight: Flight, error: BaseException) -> Ending:
     match error:
         case Verdict():
             return _after_verdict(flight, error)
-        case LeaseLost():
-            return _after_stop(flight, error)
-        case TaskCancelled() if flight.stop.is_set() or flight.subscription.batch > 1:
+        case (LeaseLost() | TaskCancelled()) if is_to_stop:
             return _after_stop(flight, error)
     return _failed(flight, error)
 

@@ -45,7 +45,7 @@ def execute(*flights: Flight) -> list[Ending]:
         call = _call_in_transaction if flights[0].subscription.atomic else _call
         result = call(flights)
     except BaseException as error:  # noqa: BLE001  # sys.exit() in a handler is its failure, not ours
-        return concluded(after_error, flights, error)
+        return after_error(flights, error)
     return concluded(after_return, flights, result)
 
 
@@ -106,7 +106,7 @@ def _run_in_savepoints(
                 kept = _call_and_keep(flight)
             results |= kept
         except BaseException as error:  # noqa: BLE001  # as in execute()
-            failed += concluded(after_error, [flight], error)
+            failed += after_error([flight], error)
     return results, failed
 
 
@@ -125,7 +125,7 @@ async def aexecute(*flights: Flight) -> list[Ending]:
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  # sys.exit() would end the loop for all others
-        return concluded(after_error, flights, error)
+        return after_error(flights, error)
     return concluded(after_return, flights, result)
 
 

@@ -1,5 +1,6 @@
 """Handlers that get many messages in one call."""
 
+import asyncio
 import threading
 from collections import Counter
 from datetime import timedelta
@@ -9,7 +10,7 @@ from django.db import connections
 from django.db.models.functions import Now
 
 from kanthorq_django import Fixed, publish_many, subscribe
-from kanthorq_django.exceptions import ConfigurationError
+from kanthorq_django.exceptions import ConfigurationError, LeaseLost, TaskCancelled
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.testing import drain
@@ -145,6 +146,27 @@ def test_verdicts_before_a_failure_stand_only_outside_of_the_block(atomic: bool)
     work_off("batched")
     assert Task.objects.completed().count() == (0 if atomic else 1)
     assert Task.objects.retryable().count() == (10 if atomic else 9)
+
+
+@pytest.mark.parametrize("error", [TaskCancelled, LeaseLost])
+def test_who_stops_a_batch_that_nobody_asked_back_has_failed(error: type[Exception]):
+    @subscribe("work.>", stream="work", consumer="batched", batch=5, retry=AT_ONCE, attempt_max=2)
+    def handle(messages: list[Message]) -> None:
+        raise error
+
+    announce(2)
+    work_off("batched")
+    assert set(Task.objects.values_list("state", "attempt_count")) == {(TaskState.DISCARDED, 2)}
+
+
+def test_an_async_handler_of_batches_that_is_interrupted_by_itself_has_failed():
+    @subscribe("work.>", stream="work", consumer="batched", batch=5, retry=AT_ONCE, attempt_max=2)
+    async def handle(messages: list[Message]) -> None:
+        raise asyncio.CancelledError
+
+    announce(2)
+    work_off("batched")
+    assert set(Task.objects.values_list("state", "attempt_count")) == {(TaskState.DISCARDED, 2)}
 
 
 def test_an_async_handler_takes_batches_too():
