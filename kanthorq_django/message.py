@@ -266,7 +266,7 @@ class Message:
             transaction.set_rollback(True, using=self.using)
         if inner := len(own) - 1:
             # A block that cannot roll back to a savepoint has the next one roll back.
-            connection.savepoint_ids[-inner:] = [None] * inner
+            connection.savepoint_ids[-inner:] = [None] * inner  # type: ignore[list-item]  # as Django
         return LeaseLost(
             f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
             "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "

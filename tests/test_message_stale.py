@@ -111,9 +111,8 @@ def test_nor_by_swallowing_it_between_two_blocks(message: Message):
     with transaction.atomic():
         book(message)
         take_over(message)
-        with transaction.atomic():
-            with contextlib.suppress(LeaseLost), transaction.atomic():
-                message.ack()
+        with transaction.atomic(), contextlib.suppress(LeaseLost), transaction.atomic():
+            message.ack()
     assert not Entry.objects.exists()
 
 
