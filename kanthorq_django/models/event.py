@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from django.core.exceptions import ObjectDoesNotExist
-from django.db import connections, models
+from django.db import connections, models, router
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
 from django.utils.asyncio import async_unsafe
@@ -148,22 +148,25 @@ class Event(SealableModel):
             stream = self.stream.name
         except ObjectDoesNotExist as error:
             raise InvalidEvent("The event has no stream; use publish(), or give it one.") from error
-        (stored,) = Event.objects.using(using).publish([self], stream=stream)
+        alias = using or router.db_for_write(type(self), instance=self)
+        (stored,) = Event.objects.using(alias).publish([self], stream=stream)
         if stored is not self:
             self.__dict__.update(stored.__dict__)
 
     @classmethod
     def from_row(cls, rows: Result, index: int, consumer: "Consumer") -> Self:
-        """Return the event of a pull's or a claim's row; it lacks what nobody handles it by."""
+        """Return the event of a pull's or a claim's row."""
         using = consumer._state.db
-        pk, subject, body, metadata, key, due_at, created_at = rows.values(index, _HANDLED)
-        values = {
+        pk, xid, subject, body, metadata, key, once, due_at, created_at = rows.values(index, _READ)
+        values = {  # all columns in their order, as from_db() expects
             "id": pk,
             "stream_id": consumer.stream_id,
+            "xid": xid,
             "subject": subject,
             "body": body,
             "metadata": {} if metadata == "{}" else json.loads(metadata),
             "resource_key": key,
+            "idempotency_key": once,
             "schedule_at": None if due_at is None else moment_of(due_at, using),
             "created_at": moment_of(created_at, using),
         }
@@ -217,13 +220,15 @@ _BLANK = {
     if field.name not in {"id", "metadata"}
 }
 
-# The columns of a pull or a claim that an event is handled by.
-_HANDLED = (
+# Its columns in the rows of a pull and of a claim.
+_READ = (
     "event_id",
+    "event_xid",
     "event_subject",
     "event_body",
     "event_metadata",
     "resource_key",
+    "event_idempotency_key",
     "event_schedule_at",
     "event_created_at",
 )

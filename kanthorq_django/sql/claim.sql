@@ -105,6 +105,8 @@ SELECT
     event.subject AS event_subject,
     event.body AS event_body,
     event.metadata AS event_metadata,
+    event.idempotency_key AS event_idempotency_key,
+    event.xid::text::bigint AS event_xid,
     (extract(epoch FROM event.schedule_at) * 1000000)::bigint AS event_schedule_at,
     (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
 FROM (SELECT) AS always

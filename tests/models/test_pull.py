@@ -50,6 +50,26 @@ def test_a_pulled_task_is_leased_to_its_puller_and_carries_its_event():
     assert consumer.claim() == []
 
 
+@pytest.mark.parametrize("step", ["pull", "claim"])
+def test_an_event_comes_with_all_its_columns(step: str):
+    """A coroutine cannot have the database read one of them while it looks at it."""
+    consumer, due_at = register(parked=step == "claim"), timezone.now() - timedelta(hours=1)
+    published = publish(
+        "a.b", {"n": 1}, stream="s", metadata={"m": 2}, resource_key="order-1",
+        idempotency_key="once", schedule_at=due_at,
+    )  # fmt: skip
+    if step == "claim":
+        assert consumer.pull() == []
+        Task.objects.all().release()
+
+    (task,) = getattr(consumer, step)()
+
+    assert not task.event.get_deferred_fields()
+    stored = Event.objects.get(pk=published.pk)
+    for field in Event._meta.concrete_fields:
+        assert getattr(task.event, field.attname) == getattr(stored, field.attname), field
+
+
 def test_only_what_the_filters_select_becomes_a_task():
     consumer = register("order.*", "refund.>", excludes=["order.test"])
     wanted = [publish(name, stream="s").id for name in ("order.paid", "refund.a.b")]
