@@ -27,6 +27,7 @@ logger = logging.getLogger("kanthorq_django")
 
 STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
 STATEMENT_ROWS_MAX = 1_000
+TRIES = 3  # to insert: the event whose key was met may be pruned before we look at it
 
 
 def insert(
@@ -60,13 +61,14 @@ def _insert_one(
     """One statement: the lookup of the stream costs no round trip of its own."""
     using, params = connection.alias, _columns(event)
     params["stream"] = stream
-    stored = store(connection, params)
-    if stored is None:
-        registered = Stream.objects.using(using).register(stream)
+    for _ in range(TRIES):
         stored = store(connection, params)
-    if stored is None:
-        return _known([event], registered, using)[event.pk]
-    return _noted(event, _stored(stored, using), using)
+        if stored is not None:
+            return _noted(event, _stored(stored, using), using)
+        registered = Stream.objects.using(using).register(stream)
+        if known := _known([event], registered, using):
+            return known[event.pk]
+    raise _unreadable(event, stream)
 
 
 def _plainly(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -130,12 +132,26 @@ def _insert_keyed(
     """
     known: dict[UUID, Event] = {}
     for chunk in _chunks(sorted(events, key=lambda event: event.idempotency_key or "")):
-        rows = [_columns(event) for event in chunk]
-        params: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-        params |= {"stream_id": moment.stream_id, "microseconds": moment.microseconds}
-        new = {row.id for row in sql.rows(using, "publish_keyed", params)}
-        known |= _known([event for event in chunk if event.pk not in new], stream, using)
+        left = chunk
+        for _ in range(TRIES):
+            rows = [_columns(event) for event in left]
+            params: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+            params |= {"stream_id": moment.stream_id, "microseconds": moment.microseconds}
+            new = {row.id for row in sql.rows(using, "publish_keyed", params)}
+            known |= _known([event for event in left if event.pk not in new], stream, using)
+            left = [event for event in left if event.pk not in new and event.pk not in known]
+            if not left:
+                break
+        else:
+            raise _unreadable(left[0], stream.name)
     return known
+
+
+def _unreadable(event: "Event", stream: str) -> IdempotencyConflict:
+    return IdempotencyConflict(
+        f"The idempotency key {quoted(event.idempotency_key)} was used in stream {stream!r} for "
+        "an event that this role cannot read."
+    )
 
 
 def _chunks(events: Iterable["Event"]) -> Iterator[list["Event"]]:
@@ -179,18 +195,21 @@ def _noted(event: "Event", stored: Mapping[str, Any], using: str) -> "Event":
 def _known(events: Sequence["Event"], stream: Stream, using: str) -> Mapping[UUID, "Event"]:
     """Return the event stored under the key of each of ``events``, by the id it replaces.
 
-    Raises IdempotencyConflict if it is not the same event: a key names one event for ever.
+    One that was pruned by now is left out: its key is free again. Raises IdempotencyConflict if
+    it is not the same event: a key names one event for ever.
     """
-    if not events:
+    keys = [event.idempotency_key for event in events if event.idempotency_key is not None]
+    if not keys:
         return {}
-    keys = [event.idempotency_key for event in events]
     stored = type(events[0]).objects.using(using).filter(stream=stream, idempotency_key__in=keys)
     has_bodies = may_read_bodies(using)
     by_key = {
         event.idempotency_key: event for event in (stored if has_bodies else stored.defer("body"))
     }
     for event in events:
-        known = by_key[event.idempotency_key]
+        known = by_key.get(event.idempotency_key)
+        if known is None:
+            continue
         if not has_bodies:
             known.body = event.body  # the role may not compare: the subject has to do
         if (known.subject, bytes(known.body)) != (event.subject, bytes(event.body)):
@@ -199,4 +218,8 @@ def _known(events: Sequence["Event"], stream: Stream, using: str) -> Mapping[UUI
                 f"{stream.name!r} for event {known.pk}, which has another subject or body."
             )
         known.created = False
-    return {event.pk: by_key[event.idempotency_key] for event in events}
+    return {
+        event.pk: by_key[event.idempotency_key]
+        for event in events
+        if event.idempotency_key in by_key
+    }

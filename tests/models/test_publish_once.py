@@ -8,7 +8,7 @@ from django.db import DatabaseError, transaction
 
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
-from kanthorq_django.models import Event
+from kanthorq_django.models import Event, insertion
 from tests.factories import StreamFactory
 from tests.ledger.models import Entry
 
@@ -29,6 +29,36 @@ def test_a_used_idempotency_key_returns_the_stored_event_and_inserts_nothing(key
     assert (first.created, again.created) == (True, False)
     assert again.metadata == {"try": 1}
     assert Event.objects.get() == first
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_key_whose_event_is_pruned_before_it_is_looked_at_is_free(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    first = publish("order.paid", idempotency_key="k0")
+    look = insertion._known
+
+    def prune_first(*args: Any) -> Any:
+        Event.objects.filter(pk=first.pk).delete()
+        return look(*args)
+
+    monkeypatch.setattr(insertion, "_known", prune_first)
+    events = [Event(subject="order.paid", idempotency_key=f"k{n}") for n in range(count)]
+    published = publish_many(events)
+    assert [event.created for event in published] == [True] * count
+    assert set(Event.objects.all()) == set(published)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_key_of_an_event_that_cannot_be_read_is_a_conflict(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    publish("order.paid", idempotency_key="k0")
+    monkeypatch.setattr(insertion, "_known", lambda *_: {})
+    events = [Event(subject="order.paid", idempotency_key=f"k{n}") for n in range(count)]
+    with pytest.raises(IdempotencyConflict, match=r"'k0' was used .* cannot read"):
+        publish_many(events)
+    assert Event.objects.count() == 1
 
 
 def test_an_idempotency_key_belongs_to_its_stream() -> None:
