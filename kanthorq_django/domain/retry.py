@@ -20,7 +20,8 @@ class RetryPolicy(ABC):
     """What all policies share. ``attempt_max`` None leaves the limit to the consumer.
 
     ``jitter`` is a fraction: 0.1 draws each wait from 90 % to 110 %, so that tasks that
-    failed together do not come back together. No wait is ever longer than ``longest``.
+    failed together do not come back together. No wait is ever longer than ``longest``: one
+    that would be is drawn from below it.
 
     Raises ValueError when a field is out of its range.
     """
@@ -53,10 +54,12 @@ class RetryPolicy(ABC):
             raise ValueError(f"attempt counts from 1, got {quoted(attempt)}.")
         drawn = random.random() if chance is None else chance  # noqa: S311  # not a secret
         try:
-            wait = self.wait(attempt) * (1 - self.jitter + 2 * self.jitter * drawn)
+            wait = self.wait(attempt)
+            most = min(wait * (1 + self.jitter), self.longest)
         except OverflowError:
-            return self.longest
-        return min(wait, self.longest)
+            wait = most = self.longest
+        least = min(wait, self.longest) * (1 - self.jitter)
+        return least + (most - least) * drawn
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,12 @@ def test_jitter_never_leads_above_the_longest_wait() -> None:
     assert policy.next_delay(2, chance=0) == timedelta(seconds=8)
 
 
+def test_what_waits_longest_does_not_come_back_together_either() -> None:
+    policy = Exponential(longest=timedelta(seconds=10), jitter=0.5)
+    waits = [policy.next_delay(50, chance=chance) for chance in (0, 0.5, 1)]
+    assert waits == [5 * SECOND, 7.5 * SECOND, 10 * SECOND]
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 @pytest.mark.parametrize("attempt", [1, 2, 16, 1_000, ATTEMPT_LIMIT, 10**9])
 def test_no_attempt_overflows(policy: RetryPolicy, attempt: int) -> None:
@@ -109,7 +115,7 @@ def test_a_drawn_wait_lies_within_its_jitter(
     except OverflowError:
         planned = policy.longest
     rounding = timedelta(microseconds=1) + planned * 1e-9 if planned < WAIT_LIMIT else timedelta(0)
-    assert min(planned * (1 - policy.jitter), policy.longest) - rounding <= wait
+    assert min(planned, policy.longest) * (1 - policy.jitter) - rounding <= wait
     assert wait <= policy.longest
 
 
