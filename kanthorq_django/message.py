@@ -264,7 +264,7 @@ class Message:
         own = [each for each in connection.atomic_blocks if not getattr(each, "_from_testcase", 0)]
         if own:
             transaction.set_rollback(True, using=self.using)
-        if inner := len(own) - 1:
+        if (inner := len(own) - 1) > 0:
             # A block that cannot roll back to a savepoint has the next one roll back.
             connection.savepoint_ids[-inner:] = [None] * inner  # type: ignore[list-item]  # as Django
         return LeaseLost(

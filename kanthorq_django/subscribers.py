@@ -154,7 +154,7 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
 def _chosen(consumers: Iterable[str] | None) -> list[Subscription]:
     if consumers is None:
         return registry.all()
-    return [find(consumer) for consumer in consumers]
+    return [find(consumer) for consumer in dict.fromkeys(consumers)]
 
 
 def find(consumer: str) -> Subscription:

@@ -146,9 +146,10 @@ def test_a_subscriber_without_a_filter_is_refused() -> None:
         subscribe(handle)  # type: ignore[arg-type]  # a decorator without its brackets
 
 
-def test_one_str_is_no_list_of_excludes() -> None:
+@pytest.mark.parametrize("given", ["orders", {"b", "c"}, {"b": 1}])
+def test_what_is_no_list_of_excludes_is_refused(given: Any) -> None:
     with pytest.raises(InvalidFilter, match="excludes must be a list or tuple"):
-        declare("order.>", excludes="orders")
+        declare("order.>", excludes=given)
 
 
 def takes_nothing() -> None: ...

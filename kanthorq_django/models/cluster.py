@@ -64,7 +64,7 @@ def _lock_out_publishers(using: str) -> None:
     """Raise RebaseRefused if an open one keeps us waiting: all others would wait behind us."""
     with connections[using].cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")  # it reads every event
-        cursor.execute("SET LOCAL lock_timeout = %s", [LOCK_TIMEOUT])
+        cursor.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
         try:
             cursor.execute(sql.load("rebase_lock"))
         except OperationalError as error:

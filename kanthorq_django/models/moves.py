@@ -29,17 +29,19 @@ QS = TypeVar("QS", bound=models.QuerySet[Any])
 def bulk_verb(
     verb: Callable[Concatenate[QS, P], Outcome],
 ) -> Callable[Concatenate[QS, P], Outcome]:
-    """Keep a verb off the manager and out of templates, and refuse slices, as ``delete()`` does."""
+    """Keep a verb off the manager and out of templates, and refuse what ``delete()`` does too."""
 
     @functools.wraps(verb)
-    def refuse_slices(self: QS, *args: P.args, **kwargs: P.kwargs) -> Outcome:
+    def refuse_parts(self: QS, *args: P.args, **kwargs: P.kwargs) -> Outcome:
         if self.query.is_sliced:
             raise TypeError(f"Cannot {verb.__name__} a query once a slice has been taken.")
+        if self.query.distinct_fields:
+            raise TypeError(f"Cannot {verb.__name__} a query after .distinct(*fields).")
         return verb(self, *args, **kwargs)
 
-    refuse_slices.alters_data = True  # type: ignore[attr-defined]
-    refuse_slices.queryset_only = True  # type: ignore[attr-defined]
-    return cast("Callable[Concatenate[QS, P], Outcome]", refuse_slices)
+    refuse_parts.alters_data = True  # type: ignore[attr-defined]
+    refuse_parts.queryset_only = True  # type: ignore[attr-defined]
+    return cast("Callable[Concatenate[QS, P], Outcome]", refuse_parts)
 
 
 class MovableQuerySet(models.QuerySet[M]):
@@ -56,7 +58,9 @@ class MovableQuerySet(models.QuerySet[M]):
         return outcome
 
     def _chunks(self) -> Iterator[dict[int, UUID]]:
-        found = self.order_by("pk").values_list("pk", "event_id").iterator(CHUNK_SIZE)
+        ordered = self.order_by("pk")
+        ordered.query.standard_ordering = True  # reverse() holds for whatever order is given
+        found = ordered.values_list("pk", "event_id").iterator(CHUNK_SIZE)
         # A join may repeat a task; sorted, the copies stand together.
         unique = (row for row, _ in itertools.groupby(found))
         while chunk := dict(itertools.islice(unique, CHUNK_SIZE)):

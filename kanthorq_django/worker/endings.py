@@ -128,7 +128,7 @@ def _after_error(flight: Flight, error: BaseException, *, is_to_stop: bool = Fal
     match error:
         case Verdict():
             return _after_verdict(flight, error)
-        case (LeaseLost() | TaskCancelled()) if is_to_stop:
+        case LeaseLost() | TaskCancelled() if is_to_stop:
             return _after_stop(flight, error)
     return _failed(flight, error)
 

@@ -245,7 +245,7 @@ class WorkerLoop:
     def _written(self, leases: Iterable[Lease]) -> None:
         """Forget leases whose verdicts are written; a key that became free is served at once."""
         for flight in self._flights.remove(leases):
-            if flight.subscription.serialize:
+            if flight.subscription.serialize or flight.subscription.grouped:
                 self._puller.resume(flight.subscription.consumer)
                 self._wake.set()
         if self._is_held_up:

@@ -1,5 +1,6 @@
 import pytest
 from django.core.management.base import CommandError
+from django.db import connection
 
 from kanthorq_django.models import Consumer, Task, Worker
 from tests.commands.console import kanthorq
@@ -28,6 +29,18 @@ def test_each_consumer_is_told_with_what_it_got(stranded: Consumer):
     assert ran.words[1:] == [["refunds", "2", "2"]]
     assert not is_stranded(stranded)
     assert Task.objects.count() == 2
+
+
+def test_it_works_where_the_server_binds_parameters(
+    stranded: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "server_side_binding", True)
+    connection.close()
+
+    kanthorq("rebase", "--yes")
+
+    connection.close()
+    assert not is_stranded(stranded)
 
 
 def test_a_dry_run_tells_the_same_and_changes_nothing(stranded: Consumer):

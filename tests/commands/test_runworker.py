@@ -100,6 +100,12 @@ def test_several_processes_say_what_each_of_them_does():
         assert worker.text.count("Working for") == 1
 
 
+def test_a_consumer_that_is_named_twice_is_worked_for_once(declared: Registry):
+    subscribe("work.>", stream="work", consumer="one")(lambda message: None)
+    assert "Working for one: " in run("one", "one", "--burst")
+    assert [consumer.name for consumer in elsewhere(lambda: sync(["one", "one"]))] == ["one"]
+
+
 def test_without_names_it_runs_all_consumers(declared: Registry):
     declared._subscriptions = {}
     for name in ("one", "two"):

@@ -45,6 +45,13 @@ def test_another_database_keeps_its_own_events() -> None:
     assert not Stream.objects.using("default").exists()
 
 
+def test_an_event_is_saved_where_its_stream_is() -> None:
+    event = Event(subject="a", stream=Stream.objects.using("other").register("orders"))
+    event.save()
+    assert Event.objects.using("other").get() == event
+    assert not Stream.objects.using("default").exists()
+
+
 def test_a_database_that_takes_no_writes_says_so_itself() -> None:
     publishings: list[Callable[[], object]] = [
         lambda: publish("order.paid", using="other"),

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.db import connection
+from django.db.backends.postgresql.base import ServerBindingCursor
 from django.db.models.functions import Now
 from django.template import Context, Template
 
@@ -13,7 +15,7 @@ from kanthorq_django import signals
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import FINAL, LEASED
-from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.models import Consumer, Task, TaskState, moves
 from kanthorq_django.models.task import TaskQuerySet
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 
@@ -62,6 +64,25 @@ def test_a_join_that_repeats_a_task_does_not_repeat_it_in_the_outcome(
     twice = Task.objects.filter(event__stream__consumers__isnull=False)
     assert twice.count() == 6
     assert twice.cancel() == Outcome(updated=tuple(task.event_id for task in tasks))
+
+
+def test_tasks_are_locked_and_told_in_the_order_of_ids_whatever_theirs_is(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    """Two verbs that lock chunks in opposite orders would deadlock."""
+    monkeypatch.setattr(moves, "CHUNK_SIZE", 2)
+    tasks = [TaskFactory.create(consumer=consumer) for _ in range(5)]
+    for queryset in (Task.objects.reverse(), Task.objects.order_by("-schedule_at").reverse()):
+        assert queryset.cancel().updated == tuple(task.event_id for task in tasks)
+        queryset.resume()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_one_task_of_each_cannot_be_moved(verb: str):
+    TaskFactory.create()
+    with pytest.raises(TypeError, match=rf"Cannot {verb} a query after \.distinct\(\*fields\)"):
+        call(verb, Task.objects.order_by("consumer").distinct("consumer"))
+    assert Task.objects.get().state == S.AVAILABLE
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -229,6 +250,17 @@ def test_cancel_by_ids_asks_running_tasks_as_well(consumer: Consumer):
     task = TaskFactory.create(consumer=consumer, state=S.RUNNING)
     assert consumer.cancel([task.event_id]) == Outcome(noop=(task.event_id,))
     assert consumer.cancel([task.event_id], running=True) == Outcome(requested=(task.event_id,))
+
+
+def test_more_ids_than_the_server_binds_parameters(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "server_side_binding", True)
+    monkeypatch.setattr(connection.connection, "cursor_factory", ServerBindingCursor)
+    task = TaskFactory.create(consumer=consumer)
+    unknown = [uuid4() for _ in range(65_536)]
+    outcome = consumer.cancel([*unknown, task.event_id])
+    assert outcome == Outcome(updated=(task.event_id,), noop=tuple(unknown))
 
 
 @pytest.mark.parametrize("bad", ["no-id", 17, None, "", b"\x00", object()])

@@ -14,8 +14,10 @@ from kanthorq_django.exceptions import ConfigurationError, LeaseLost, TaskCancel
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.testing import drain
+from kanthorq_django.worker import puller
+from tests.concurrency import wait_until
 from tests.ledger.models import Entry
-from tests.worker.working import announce, work_off
+from tests.worker.working import PATIENCE, announce, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -206,6 +208,18 @@ def test_a_group_is_of_one_key_in_the_order_of_publishing_and_never_beside_itsel
         expected = [event.pk for event in events[number::3]]
         assert [pk for group in groups for pk in group if pk in set(expected)] == expected
     assert len(groups) < 60  # they came together
+
+
+def test_the_rest_of_a_key_follows_a_group_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(puller, "TURNS_AGAIN", 60.0)
+
+    @subscribe("work.>", stream="work", consumer="grouped", batch=2, grouped=True)
+    def handle(messages: list[Message]) -> None:
+        pass
+
+    publish_keys(*["a"] * 8)
+    with working("grouped"):
+        wait_until(lambda: Task.objects.completed().count() == 8, PATIENCE)
 
 
 def test_a_group_goes_on_in_order_after_a_failure():

@@ -100,7 +100,7 @@ class Command(BaseCommand):
     def _announce(self, options: WorkerOptions, processes: int, alias: str) -> None:
         """Say what is to be worked for, also where nobody has configured a log."""
         chosen = [find(name) for name in options.consumers] or registry.all()
-        names = ", ".join(sorted(subscription.consumer for subscription in chosen))
+        names = ", ".join(sorted({subscription.consumer for subscription in chosen}))
         each = f" in each of {processes} processes" if processes > 1 else ""
         self._say(
             f"Working for {names}: up to {options.concurrency} handlers at a time{each}, "

@@ -17,6 +17,7 @@ DECLARED = (
     "visibility_timeout",
     "timeout",
     "parked",
+    "serialize",
     "has_cancel_handler",
     "cancel_attempt_max",
 )
