@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.conf import settings
 from django.db import models
+from django.utils import timezone
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.names import name_problem
@@ -19,6 +20,8 @@ from kanthorq_django.models.body import encode_body, encode_metadata
 from kanthorq_django.models.envelope import check_key, check_subject
 
 if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
     from kanthorq_django.models.schedule import Schedule
 
 EXDATES_MAX = 1_000
@@ -34,6 +37,22 @@ class Catchup(models.TextChoices):
     ALL = "all", "publish all of them"
     LAST = "last", "publish the last one"
     NONE = "none", "leave them out"
+
+
+class MomentField(models.DateTimeField):  # type: ignore[type-arg]
+    """A moment of a schedule: aware whatever ``USE_TZ`` is, as rules count in moments.
+
+    Written with its offset, too: without one, of a time that comes twice only one can be stored.
+    """
+
+    def deconstruct(self) -> Any:
+        name, _path, args, kwargs = super().deconstruct()
+        return name, "django.db.models.DateTimeField", args, kwargs  # it is the same column
+
+    def from_db_value(
+        self, value: datetime | None, _expression: Any, connection: "BaseDatabaseWrapper"
+    ) -> datetime | None:
+        return None if value is None else aware(value, connection)
 
 
 class Definition(NamedTuple):
@@ -66,6 +85,16 @@ class Definition(NamedTuple):
                 {} if self.metadata is None else self.metadata, size_max=limits.METADATA_SIZE_MAX
             ),
         }
+
+
+def aware(moment: datetime, connection: "BaseDatabaseWrapper") -> datetime:
+    """Return a moment that ``connection`` read; where ``USE_TZ`` is off, it comes without a zone.
+
+    The second of two equal times comes with its fold, so this loses nothing.
+    """
+    if timezone.is_aware(moment):
+        return moment
+    return moment.replace(tzinfo=ZoneInfo(connection.timezone_name)).astimezone(UTC)
 
 
 def stored_exdates(moments: object) -> list[str]:

@@ -28,6 +28,8 @@ from kanthorq_django.models.definition import (
     TIMING,
     Catchup,
     Definition,
+    MomentField,
+    aware,
     problems,
     recurrence_of,
     zone_of,
@@ -100,7 +102,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
     def seconds_to_next(self) -> float | None:
         """Return in how many seconds the next occurrence is due; None if there is none."""
         waiting = self.filter(next_at__isnull=False, cancelled_at=None).order_by("next_at")
-        first = waiting.values_list("next_at", Now()).first()
+        first = waiting.values_list("next_at", Now(output_field=MomentField())).first()
         return None if first is None else (first[0] - first[1]).total_seconds()
 
     def _publish_due(self) -> int:
@@ -139,7 +141,7 @@ class Schedule(SealableModel):
     resource_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, default="")
 
     rrule = models.CharField("recurrence rule", max_length=TEXT_SIZE_MAX)
-    dtstart = models.DateTimeField("starts at")
+    dtstart = MomentField("starts at")
     # The rule follows the clocks of this zone: local time stays local across their changes.
     timezone = models.CharField("time zone", max_length=64)
     exdates = models.JSONField("left out", default=list, blank=True)  # moments in ISO 8601
@@ -148,9 +150,9 @@ class Schedule(SealableModel):
     )
 
     # Null when the rule has ended, or while the schedule is cancelled.
-    next_at = models.DateTimeField(null=True, blank=True, editable=False)
-    last_at = models.DateTimeField(null=True, blank=True, editable=False)
-    cancelled_at = models.DateTimeField(null=True, blank=True, editable=False)
+    next_at = MomentField(null=True, blank=True, editable=False)
+    last_at = MomentField(null=True, blank=True, editable=False)
+    cancelled_at = MomentField(null=True, blank=True, editable=False)
     created_at = CreatedAtField()
 
     objects = models.Manager.from_queryset(ScheduleQuerySet)()
@@ -273,7 +275,7 @@ class Schedule(SealableModel):
 
 def database_now(using: str) -> datetime:
     """Return what time it is by the database's clock."""
-    with connections[using].cursor() as cursor:
+    connection = connections[using]
+    with connection.cursor() as cursor:
         cursor.execute("SELECT statement_timestamp()")
-        moment: datetime = cursor.fetchone()[0]
-    return moment
+        return aware(cursor.fetchone()[0], connection)

@@ -26,8 +26,9 @@ def daily(**given: Any) -> Schedule:
 def miss(kept: Schedule) -> datetime:
     """Let the last three occurrences be missed; return when the first of them was due."""
     assert kept.next_at is not None
-    Schedule.objects.filter(pk=kept.pk).update(next_at=kept.next_at - LATE)
-    return kept.next_at - LATE
+    missed_at: datetime = kept.next_at - LATE
+    Schedule.objects.filter(pk=kept.pk).update(next_at=missed_at)
+    return missed_at
 
 
 def test_a_new_body_leaves_what_was_missed_to_be_caught_up():
