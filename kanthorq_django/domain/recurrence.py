@@ -71,7 +71,10 @@ class Recurrence:
         start = self._local(max(moment, self.dtstart - timedelta(microseconds=1))) - GAP_MAX
         excluded = {moment.astimezone(UTC) for moment in self.exdates}
         latest = moment
+        until = self._until_utc()
         for occurrence in self._in_order(self._from(start)):
+            if until is not None and occurrence > until:
+                return
             if occurrence > latest:
                 latest = occurrence
                 if occurrence not in excluded:
@@ -120,13 +123,22 @@ class Recurrence:
         return (local for local in takewhile(lambda local: local <= until, found) if local >= start)
 
     def _until(self) -> datetime:
+        """Return a local time that no occurrence is later than."""
         text = self.parts.get("UNTIL")
         if text is None:
             return datetime.max  # noqa: DTZ901  # local times are naive here
+        # On the day of a change an earlier local time can be a later moment.
+        until = self._until_utc()
+        return until_moment(text) if until is None else self._local(until) + GAP_MAX
+
+    def _until_utc(self) -> datetime | None:
+        """Return the moment that UNTIL ends with; None if it is a local time."""
+        text = self.parts.get("UNTIL", "")
+        if not text.endswith("Z"):
+            return None
         until = until_moment(text)
         # People write the year 9999 for ever, where no zone can be looked up.
-        is_utc = text.endswith("Z") and YEAR_MIN <= until.year <= YEAR_MAX
-        return self._local(until.replace(tzinfo=UTC)) if is_utc else until
+        return until.replace(tzinfo=UTC) if YEAR_MIN <= until.year <= YEAR_MAX else None
 
     def _walk(self, origin: datetime, begin: datetime, end: datetime) -> Iterator[datetime]:
         if self.parts["FREQ"] in WITHIN_DAYS:

@@ -19,6 +19,9 @@ BERLIN = ZoneInfo("Europe/Berlin")
 UTC_ZONE = ZoneInfo("UTC")
 START = datetime(2026, 11, 20, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
+# Two days before the clocks change, at a time that then is skipped, or comes twice.
+SPRING = datetime(2027, 3, 26, 2, 30, tzinfo=BERLIN)
+AUTUMN = datetime(2027, 10, 29, 2, 30, tzinfo=BERLIN)
 
 
 def local(recurrence: Recurrence, after: datetime, count: int) -> list[str]:
@@ -83,6 +86,31 @@ def test_exdates_are_left_out_but_counted():
 def test_until_ends_a_rule_inclusively(until: str, last: datetime):
     rule = Recurrence(f"FREQ=DAILY;UNTIL={until}", START, BERLIN)
     assert list(rule.occurrences(START))[-1] == last
+
+
+@pytest.mark.parametrize(
+    ("start", "until", "last"),
+    [
+        # The clocks show 02:30 for the first time, at 00:30Z; UNTIL is 02:00 the second time.
+        (AUTUMN, "20271031T010000Z", "10-31 00:30"),
+        (AUTUMN, "20271031T003000Z", "10-31 00:30"),
+        (AUTUMN, "20271031T002959Z", "10-30 00:30"),
+        # 02:30 moves to 03:30, which is 01:30Z; UNTIL is 03:15.
+        (SPRING, "20270328T011500Z", "03-27 01:30"),
+        (SPRING, "20270328T013000Z", "03-28 01:30"),
+    ],
+)
+def test_until_in_utc_is_a_moment_also_when_the_clocks_change(
+    start: datetime, until: str, last: str
+):
+    rule = Recurrence(f"FREQ=DAILY;UNTIL={until}", start, BERLIN)
+    assert f"{list(rule.occurrences(start))[-1]:%m-%d %H:%M}" == last
+
+
+def test_until_in_local_time_is_what_the_clocks_show():
+    for until, days in [("20271031T023000", 3), ("20271031T022959", 2)]:
+        rule = Recurrence(f"FREQ=DAILY;UNTIL={until}", AUTUMN, BERLIN)
+        assert len(list(rule.occurrences(AUTUMN - DAY))) == days
 
 
 @pytest.mark.parametrize(
