@@ -2,9 +2,9 @@
 
 A rule is evaluated in the wall-clock time of its zone, so 09:00 stays 09:00 across both
 changes of the clock. A local time that a change skips moves forward by the gap (02:30
-becomes 03:30), one that occurs twice is taken the first time. Every search ends: frequencies
-and counts are limited, the rule is moved up before searching, and a horizon bounds what may
-lie ahead.
+becomes 03:30), one that occurs twice is taken the first time, or the second if the rule
+starts then; nothing occurs before the start. Every search ends: frequencies and counts are
+limited, the rule is moved up before searching, and a horizon bounds what may lie ahead.
 """
 
 from collections.abc import Iterator
@@ -49,6 +49,7 @@ class Recurrence:
     zone: ZoneInfo
     exdates: frozenset[datetime] = frozenset()  # aware
     parts: dict[str, str] = field(init=False, compare=False)
+    origin: datetime = field(init=False, compare=False)  # dtstart as the clocks show it
 
     def __post_init__(self) -> None:
         if not YEAR_MIN <= self.dtstart.year <= YEAR_MAX:
@@ -57,8 +58,10 @@ class Recurrence:
                 about="dtstart",
             )
         # A rule goes by whole seconds: with more, its first occurrence would lie before it.
-        object.__setattr__(self, "dtstart", self.dtstart.replace(microsecond=0))
+        start = self.dtstart.replace(microsecond=0).astimezone(UTC)
+        object.__setattr__(self, "dtstart", start)
         object.__setattr__(self, "parts", parse(self.rule))
+        object.__setattr__(self, "origin", self._local(self.dtstart))
         if self.after(self.dtstart - timedelta(microseconds=1)) is None:
             raise RecurrenceProblem(f"{quoted(self.rule)} never occurs from {self.dtstart} on")
 
@@ -68,11 +71,10 @@ class Recurrence:
 
     def occurrences(self, moment: datetime) -> Iterator[datetime]:
         """Yield the occurrences later than ``moment`` in their order, in UTC."""
-        start = self._local(max(moment, self.dtstart - timedelta(microseconds=1))) - GAP_MAX
+        latest = max(moment, self.dtstart - timedelta(microseconds=1))
         excluded = {moment.astimezone(UTC) for moment in self.exdates}
-        latest = moment
         until = self._until_utc()
-        for occurrence in self._in_order(self._from(start)):
+        for occurrence in self._in_order(self._from(self._local(latest) - GAP_MAX)):
             if until is not None and occurrence > until:
                 return
             if occurrence > latest:
@@ -98,7 +100,8 @@ class Recurrence:
 
     def _utc(self, local: datetime) -> datetime:
         # fold=0 is the offset before a change: the first of two, and beyond the gap of none.
-        return local.replace(tzinfo=self.zone, fold=0).astimezone(UTC)
+        fold = self.origin.fold if local == self.origin else 0
+        return local.replace(tzinfo=self.zone, fold=fold).astimezone(UTC)
 
     def _in_order(self, locals_: Iterator[datetime]) -> Iterator[datetime]:
         """Yield UTC moments sorted, although local times come in the order of the wall clock."""
@@ -113,10 +116,9 @@ class Recurrence:
 
     def _from(self, start: datetime) -> Iterator[datetime]:
         """Yield local occurrences from about ``start`` on, within the horizon and the count."""
-        origin = self._local(self.dtstart)
         count = self.parts.get("COUNT")
-        begin = origin if count else max(origin, start)
-        found = self._walk(origin, begin, max(begin, start) + HORIZON)
+        begin = self.origin if count else max(self.origin, start)
+        found = self._walk(begin, max(begin, start) + HORIZON)
         if count:
             found = islice(found, int(count))
         until = self._until()
@@ -140,17 +142,17 @@ class Recurrence:
         # People write the year 9999 for ever, where no zone can be looked up.
         return until.replace(tzinfo=UTC) if YEAR_MIN <= until.year <= YEAR_MAX else None
 
-    def _walk(self, origin: datetime, begin: datetime, end: datetime) -> Iterator[datetime]:
+    def _walk(self, begin: datetime, end: datetime) -> Iterator[datetime]:
         if self.parts["FREQ"] in WITHIN_DAYS:
-            yield from self._walk_days(origin, begin, end)
+            yield from self._walk_days(begin, end)
         else:
-            yield from self._rule(self._moved_up(origin, begin), end)
+            yield from self._rule(self._moved_up(begin), end)
 
-    def _walk_days(self, origin: datetime, begin: datetime, end: datetime) -> Iterator[datetime]:
+    def _walk_days(self, begin: datetime, end: datetime) -> Iterator[datetime]:
         """Find matching days first: stepping by minutes to the next leap day would take ages."""
         parts = {name: self.parts[name] for name in _DAY_PARTS if name in self.parts}
         midnight = datetime.combine(begin.date(), time.min)
-        times = TimesOfDay.of(self.parts, origin)
+        times = TimesOfDay.of(self.parts, self.origin)
         tried = 0
         for day in _dateutil({"FREQ": "DAILY"} | parts, midnight, end):
             tried += 1
@@ -161,13 +163,13 @@ class Recurrence:
             if tried > DAYS_TRIED_MAX:
                 return
 
-    def _moved_up(self, origin: datetime, begin: datetime) -> datetime:
-        """Return a step of the rule's own raster before ``begin``, or ``origin``.
+    def _moved_up(self, begin: datetime) -> datetime:
+        """Return a step of the rule's own raster before ``begin``, or the origin.
 
         Not the last one: a week, or a first day, that is cut by the start of a search counts
         BYSETPOS wrongly, or misses its early hours.
         """
-        interval = int(self.parts.get("INTERVAL", "1"))
+        origin, interval = self.origin, int(self.parts.get("INTERVAL", "1"))
         if months := _MONTHS.get(self.parts["FREQ"]):
             passed = (begin.year - origin.year) * 12 + begin.month - origin.month
             steps = passed // (months * interval) - 1
@@ -184,9 +186,8 @@ class Recurrence:
         frequency = self.parts["FREQ"]
         if frequency not in _MONTHS or not self.parts.keys().isdisjoint(_DAY_CHOICES):
             return {}
-        origin = self._local(self.dtstart)
-        implied = {"BYMONTHDAY": str(origin.day)}
-        return implied | ({"BYMONTH": str(origin.month)} if frequency == "YEARLY" else {})
+        implied = {"BYMONTHDAY": str(self.origin.day)}
+        return implied | ({"BYMONTH": str(self.origin.month)} if frequency == "YEARLY" else {})
 
 
 def _later(origin: datetime, months: int) -> datetime:

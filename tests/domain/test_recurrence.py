@@ -49,6 +49,24 @@ def test_a_time_that_occurs_twice_is_taken_the_first_time():
     assert local(daily, start, 2) == ["10-25 02:30 +0200", "10-26 02:30 +0100"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "occurrences"),
+    [
+        ("FREQ=DAILY", ["10-31 02:30 +0100", "11-01 02:30 +0100"]),
+        ("FREQ=DAILY;COUNT=1", ["10-31 02:30 +0100"]),
+        ("FREQ=HOURLY;COUNT=2", ["10-31 02:30 +0100", "10-31 03:30 +0100"]),
+        # 02:40 occurs the first time, which is before the start.
+        ("FREQ=MINUTELY;INTERVAL=10", ["10-31 02:30 +0100", "10-31 03:00 +0100"]),
+        ("FREQ=DAILY;BYMINUTE=40", ["11-01 02:40 +0100", "11-02 02:40 +0100"]),
+    ],
+)
+def test_a_start_at_the_second_of_two_times_occurs_and_nothing_does_before(
+    rule: str, occurrences: list[str]
+):
+    start = datetime(2027, 10, 31, 2, 30, fold=1, tzinfo=BERLIN)
+    assert local(Recurrence(rule, start, BERLIN), START, 2) == occurrences
+
+
 def test_hours_around_a_gap_come_in_order_and_once():
     start = datetime(2026, 3, 29, 0, tzinfo=BERLIN)
     hourly = Recurrence("FREQ=HOURLY", start, BERLIN)
