@@ -59,7 +59,7 @@ class Definition(NamedTuple):
     """What code says about a schedule."""
 
     rrule: str
-    dtstart: datetime
+    dtstart: datetime  # aware; ISO text of one is taken as well, as exdates are
     timezone: str | None
     exdates: Iterable[datetime]
     subject: str
@@ -78,6 +78,7 @@ class Definition(NamedTuple):
         given = self._asdict()
         del given["stream"]
         return given | {
+            "dtstart": _moment("dtstart", self.dtstart),
             "timezone": _zone_name(self.timezone),
             "exdates": stored_exdates(self.exdates),
             "body": encode_body(self.body, size_max=limits.BODY_SIZE_MAX),

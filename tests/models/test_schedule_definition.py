@@ -74,6 +74,21 @@ def test_an_unchanged_definition_writes_nothing(django_assert_max_num_queries: A
     assert Schedule.objects.get() == first
 
 
+def test_a_start_may_be_iso_text():
+    kept = daily(dtstart="2027-01-01T09:00+01:00")
+
+    assert kept.dtstart == kept.next_at == datetime(2027, 1, 1, 8, tzinfo=UTC)
+    assert daily(dtstart="2027-01-01T08:00Z").next_at == kept.next_at
+    kept.refresh_from_db()
+    assert kept.dtstart == kept.next_at
+
+
+@pytest.mark.parametrize("start", ["2027-01-01T09:00", "tomorrow", "", "0001-01-01T00:00+14:00"])
+def test_text_that_is_no_moment_is_no_start(start: str):
+    with pytest.raises(InvalidSchedule, match="dtstart takes aware datetimes"):
+        daily(dtstart=start)
+
+
 def test_a_changed_rule_does_not_bring_a_cancelled_schedule_back():
     daily()
     Schedule.objects.all().cancel()
