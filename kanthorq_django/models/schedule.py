@@ -114,11 +114,11 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
             return sum(publish_occurrences(schedule, now) for schedule in rows)
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
-        if self.query.is_sliced:
-            raise TypeError("Cannot change a query once a slice has been taken.")
+        self._refuse_parts()
         self._for_write = True
         with transaction.atomic(using=self.db):
-            found = list(self.order_by("pk").values_list("pk", flat=True))
+            # A join may repeat a schedule.
+            found = set(self.order_by().values_list("pk", flat=True))
             stored = Schedule._base_manager.using(self.db).filter(sources, pk__in=found)
             locked = stored.select_for_update(of=("self",), no_key=True).order_by("pk")
             updated, now = [], database_now(self.db)
@@ -126,7 +126,14 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
                 schedule.cancelled_at, schedule.next_at = change(schedule, now)
                 schedule.save(update_fields=["cancelled_at", "next_at"])
                 updated.append(schedule.pk)
-        return Outcome(tuple(updated), noop=tuple(pk for pk in found if pk not in updated))
+        return Outcome(tuple(updated), noop=tuple(sorted(found.difference(updated))))
+
+    def _refuse_parts(self) -> None:
+        """Raise TypeError for a query whose order says which rows it holds."""
+        if self.query.is_sliced:
+            raise TypeError("Cannot change a query once a slice has been taken.")
+        if self.query.distinct_fields:
+            raise TypeError("Cannot change a query after .distinct(*fields).")
 
 
 class Schedule(SealableModel):

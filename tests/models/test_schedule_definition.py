@@ -7,7 +7,7 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from kanthorq_django import schedule
+from kanthorq_django import publish_many, schedule
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import InvalidSchedule
 from kanthorq_django.models import Event, Schedule
@@ -114,6 +114,29 @@ def test_cancel_and_resume_have_async_twins():
 def test_verbs_that_alter_data_stay_out_of_templates_and_off_the_manager(verb: str):
     assert getattr(Schedule.objects.all(), verb).alters_data
     assert not hasattr(Schedule.objects, verb)
+
+
+@pytest.mark.parametrize("verb", ["cancel", "resume"])
+def test_verbs_tell_each_id_once_and_in_order(verb: str):
+    kept = [schedule(f"report-{i}", rrule="FREQ=DAILY", dtstart=START, subject="a") for i in "abc"]
+    pks = tuple(sorted(each.pk for each in kept))
+    publish_many([Event(subject="report.due"), Event(subject="report.due")])
+    queries = [
+        Schedule.objects.order_by("-name"),
+        Schedule.objects.order_by("pk").reverse(),
+        Schedule.objects.filter(stream__events__subject="report.due"),
+        Schedule.objects.filter(stream__events__subject="report.due").distinct(),
+    ]
+    for schedules in queries:
+        getattr(Schedule.objects.all(), "resume" if verb == "cancel" else "cancel")()
+        assert getattr(schedules, verb)() == Outcome(updated=pks)
+        assert getattr(schedules, verb)() == Outcome(noop=pks)
+
+
+@pytest.mark.parametrize("verb", ["cancel", "resume"])
+def test_one_row_of_each_kind_is_not_moved(verb: str):
+    with pytest.raises(TypeError, match=r"after .distinct\(\*fields\)"):
+        getattr(Schedule.objects.order_by("name").distinct("name"), verb)()
 
 
 def test_a_slice_is_not_cancelled():
