@@ -33,8 +33,9 @@ _STRIDES = {
 }
 _MONTHS = {"MONTHLY": 1, "YEARLY": 12}
 _DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY")
-# With any of these a rule by months does not take its day from its start.
-_DAY_CHOICES = ("BYMONTHDAY", "BYYEARDAY", "BYDAY", "BYWEEKNO")
+_WEEKDAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
+# With any of these a rule does not take its day from its start.
+_DAY_CHOICES = ("BYMONTHDAY", "BYYEARDAY", "BYDAY")
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,13 @@ class Recurrence:
         return _dateutil(self._implied() | parts, start, end)
 
     def _implied(self) -> dict[str, str]:
-        """Return what a rule by months takes from its start, which moving up changes."""
+        """Return what a rule takes from its start: moving up changes it, or dateutil lacks it."""
         frequency = self.parts["FREQ"]
-        if frequency not in _MONTHS or not self.parts.keys().isdisjoint(_DAY_CHOICES):
+        if frequency == "DAILY" or not self.parts.keys().isdisjoint(_DAY_CHOICES):
+            return {}
+        if "BYWEEKNO" in self.parts:
+            return {"BYDAY": _WEEKDAYS[self.origin.weekday()]}
+        if frequency not in _MONTHS:
             return {}
         implied = {"BYMONTHDAY": str(self.origin.day)}
         return implied | ({"BYMONTH": str(self.origin.month)} if frequency == "YEARLY" else {})

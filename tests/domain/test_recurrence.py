@@ -223,6 +223,30 @@ def test_a_rule_by_months_keeps_its_day_however_old_it_is(rule: str, day: int):
     assert ours(rule, start, START) == dateutils_own(rule, start, START)
 
 
+@pytest.mark.parametrize("frequency", ["YEARLY", "MONTHLY", "WEEKLY"])
+def test_the_weekday_of_a_numbered_week_is_that_of_the_start(frequency: str):
+    start = datetime(2027, 5, 19, 9, tzinfo=UTC)  # a Wednesday, in week 20
+    rule = Recurrence(f"FREQ={frequency};BYWEEKNO=20", start, UTC_ZONE)
+    assert local(rule, start - DAY, 3) == [
+        "05-19 09:00 +0000",
+        "05-17 09:00 +0000",
+        "05-16 09:00 +0000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "days"),
+    [
+        ("FREQ=YEARLY;BYWEEKNO=20;BYDAY=MO,TU", [15, 16, 14]),
+        ("FREQ=DAILY;BYWEEKNO=20", [20, 21, 22]),
+    ],
+)
+def test_a_numbered_week_has_the_days_that_a_rule_names(rule: str, days: list[int]):
+    start = datetime(2027, 5, 19, 9, tzinfo=UTC)
+    found = islice(Recurrence(rule, start, UTC_ZONE).occurrences(start), 3)
+    assert [moment.day for moment in found] == days
+
+
 def test_each_occurrence_of_a_counted_rule_is_counted_once():
     start = datetime(2026, 11, 20, 3, tzinfo=UTC)
     rule = Recurrence("FREQ=HOURLY;INTERVAL=9;COUNT=10", start, UTC_ZONE)
