@@ -3,10 +3,12 @@
 A rule is evaluated in the wall-clock time of its zone, so 09:00 stays 09:00 across both
 changes of the clock. A local time that a change skips moves forward by the gap (02:30
 becomes 03:30), one that occurs twice is taken the first time, or the second if the rule
-starts then; nothing occurs before the start. Every search ends: frequencies and counts are
-limited, the rule is moved up before searching, and a horizon bounds what may lie ahead.
+starts then; nothing occurs before the start, and COUNT counts the moments that come of all
+this. Every search ends: frequencies and counts are limited, the rule is moved up before
+searching, and a horizon bounds what may lie ahead.
 """
 
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, UTC, datetime, time, timedelta
@@ -63,7 +65,7 @@ class Recurrence:
         object.__setattr__(self, "dtstart", start)
         object.__setattr__(self, "parts", parse(self.rule))
         object.__setattr__(self, "origin", self._local(self.dtstart))
-        if self.after(self.dtstart - timedelta(microseconds=1)) is None:
+        if self.after(self._before) is None:
             raise RecurrenceProblem(f"{quoted(self.rule)} never occurs from {self.dtstart} on")
 
     def after(self, moment: datetime) -> datetime | None:
@@ -72,16 +74,10 @@ class Recurrence:
 
     def occurrences(self, moment: datetime) -> Iterator[datetime]:
         """Yield the occurrences later than ``moment`` in their order, in UTC."""
-        latest = max(moment, self.dtstart - timedelta(microseconds=1))
         excluded = {moment.astimezone(UTC) for moment in self.exdates}
-        until = self._until_utc()
-        for occurrence in self._in_order(self._from(self._local(latest) - GAP_MAX)):
-            if until is not None and occurrence > until:
-                return
-            if occurrence > latest:
-                latest = occurrence
-                if occurrence not in excluded:
-                    yield occurrence
+        for occurrence in self._from(max(moment, self._before)):
+            if occurrence > moment and occurrence not in excluded:
+                yield occurrence
 
     def latest(self, upto: datetime, after: datetime) -> datetime | None:
         """Return the last occurrence in (``after``, ``upto``], in UTC; None if there is none.
@@ -96,6 +92,10 @@ class Recurrence:
                 return found[-1] if found else None
             span *= 8
 
+    @property
+    def _before(self) -> datetime:
+        return self.dtstart - timedelta(microseconds=1)
+
     def _local(self, moment: datetime) -> datetime:
         return moment.astimezone(self.zone).replace(tzinfo=None)
 
@@ -104,26 +104,29 @@ class Recurrence:
         fold = self.origin.fold if local == self.origin else 0
         return local.replace(tzinfo=self.zone, fold=fold).astimezone(UTC)
 
+    def _from(self, moment: datetime) -> Iterator[datetime]:
+        """Yield the moments of the rule in their order, from some before ``moment`` on."""
+        count, until = self.parts.get("COUNT"), self._until_utc()
+        found = _rising(self._in_order(self._locals(moment)), self._before)
+        if until is not None:
+            found = takewhile(lambda moment: moment <= until, found)
+        return islice(found, int(count)) if count else found
+
     def _in_order(self, locals_: Iterator[datetime]) -> Iterator[datetime]:
         """Yield UTC moments sorted, although local times come in the order of the wall clock."""
-        held: list[tuple[datetime, datetime]] = []
+        held: list[tuple[datetime, datetime]] = []  # sorted
         for local in locals_:
-            held.append((local, self._utc(local)))
-            while held[-1][0] - held[0][0] > GAP_MAX:
-                first = min(held, key=lambda pair: pair[1])
-                held.remove(first)
-                yield first[1]
-        yield from sorted(moment for _, moment in held)
+            insort(held, (self._utc(local), local))
+            while local - held[0][1] > GAP_MAX:
+                yield held.pop(0)[0]
+        yield from (moment for moment, _ in held)
 
-    def _from(self, start: datetime) -> Iterator[datetime]:
-        """Yield local occurrences from about ``start`` on, within the horizon and the count."""
-        count = self.parts.get("COUNT")
-        begin = self.origin if count else max(self.origin, start)
+    def _locals(self, moment: datetime) -> Iterator[datetime]:
+        """Yield local times from before ``moment`` on, or from the first if they are counted."""
+        start, until = self._local(moment) - GAP_MAX, self._until()
+        begin = self.origin if "COUNT" in self.parts else max(self.origin, start)
         found = self._walk(begin, max(begin, start) + HORIZON)
-        if count:
-            found = islice(found, int(count))
-        until = self._until()
-        return (local for local in takewhile(lambda local: local <= until, found) if local >= start)
+        return (local for local in takewhile(lambda local: local <= until, found) if local >= begin)
 
     def _until(self) -> datetime:
         """Return a local time that no occurrence is later than."""
@@ -193,6 +196,14 @@ class Recurrence:
             return {}
         implied = {"BYMONTHDAY": str(self.origin.day)}
         return implied | ({"BYMONTH": str(self.origin.month)} if frequency == "YEARLY" else {})
+
+
+def _rising(moments: Iterator[datetime], latest: datetime) -> Iterator[datetime]:
+    """Yield what is later than ``latest`` and all before: two local times can be one moment."""
+    for moment in moments:
+        if moment > latest:
+            latest = moment
+            yield moment
 
 
 def _later(origin: datetime, months: int) -> datetime:

@@ -254,6 +254,37 @@ def test_each_occurrence_of_a_counted_rule_is_counted_once():
     assert list(rule.occurrences(start - timedelta(seconds=1))) == hours
 
 
+@pytest.mark.parametrize(
+    ("rule", "hours"),
+    [
+        ("FREQ=HOURLY;COUNT=5", [0, 1, 3, 4, 5]),
+        ("FREQ=DAILY;BYHOUR=1,2,3,4;COUNT=3", [1, 3, 4]),
+        ("FREQ=HOURLY;BYMINUTE=0;BYHOUR=2,3;COUNT=1", [3]),
+    ],
+)
+def test_local_times_that_a_change_makes_one_moment_are_counted_once(rule: str, hours: list[int]):
+    start = datetime(2027, 3, 28, 0, tzinfo=BERLIN)
+    counted = Recurrence(rule, start, BERLIN)
+    expected = [datetime(2027, 3, 28, hour, tzinfo=BERLIN) for hour in hours]
+    assert list(counted.occurrences(start - DAY)) == expected
+    later = [moment for moment in expected if moment > expected[0]]
+    assert list(counted.occurrences(expected[0])) == later
+
+
+def test_what_is_before_the_start_is_not_counted():
+    start = datetime(2027, 10, 31, 2, 30, fold=1, tzinfo=BERLIN)
+    rule = Recurrence("FREQ=MINUTELY;INTERVAL=10;COUNT=3", start, BERLIN)
+    assert local(rule, START, 4) == ["10-31 02:30 +0100", "10-31 03:00 +0100", "10-31 03:10 +0100"]
+
+
+def test_a_zone_that_skips_a_day_has_each_moment_once():
+    apia = ZoneInfo("Pacific/Apia")  # it had no 30 December 2011
+    start = datetime(2011, 12, 29, 20, tzinfo=apia).astimezone(UTC)
+    hourly = Recurrence("FREQ=HOURLY;COUNT=40", start, apia)
+    moments = list(hourly.occurrences(start - DAY))
+    assert moments == [start + number * timedelta(hours=1) for number in range(40)]
+
+
 def test_a_place_in_the_week_is_counted_from_its_beginning():
     start = datetime(2026, 11, 18, 9, tzinfo=UTC)  # a Wednesday
     rule = Recurrence("FREQ=WEEKLY;BYDAY=MO,FR;BYSETPOS=1", start, UTC_ZONE)
