@@ -142,11 +142,16 @@ class Lane:
                 elif not self._arrived.wait(RELENT_EVERY):
                     relent()
             call = self._take()
-            self._running += 1
-            self.started_count += call.size
-            if self._is_refusing:
-                self._invite()
+            self._begin(call)
             return call
+
+    def _begin(self, call: Call) -> None:
+        self._running += 1
+        self.started_count += call.size
+        if self._is_refusing:
+            self._invite()
+        if self._usual.is_quick and not self._is_watched:
+            self._arrived.notify()  # this one may block, and nobody would know for seconds
 
     def _watch(self) -> None:
         """Leave quick handlers to one thread for as long as it gets on with them.

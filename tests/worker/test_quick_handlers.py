@@ -9,7 +9,8 @@ from kanthorq_django import publish_many, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Task
 from kanthorq_django.worker import lane
-from tests.worker.working import PATIENCE, announce, work_off
+from tests.concurrency import wait_until
+from tests.worker.working import PATIENCE, announce, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -36,6 +37,33 @@ def test_one_thread_runs_what_is_quick(monkeypatch: pytest.MonkeyPatch):
 
     assert max(peaks[:50]) > 1
     assert set(peaks[ENOUGH:]) == {1}
+
+
+def test_what_blocks_after_a_rest_does_not_wait_for_the_first_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Nobody watches a lane that was idle: its first handler may block before anybody does."""
+    monkeypatch.setattr(lane, "RELENT_EVERY", 2 * PATIENCE)
+    monkeypatch.setattr(lane, "WAIT_LONGEST", 2 * PATIENCE)
+    quick, meeting = list[int](), threading.Barrier(8)
+
+    @subscribe("work.>", stream="work", consumer="quick")
+    def handle(message: Message) -> None:
+        if message.event.subject == "work.meet":
+            meeting.wait(PATIENCE / 2)
+        else:
+            quick.append(1)
+
+    with working("quick", concurrency=8) as loop:
+        announce(10 * ENOUGH)
+        wait_until(lambda: len(quick) == 10 * ENOUGH, PATIENCE)
+        resting = loop._lanes[False]
+        wait_until(lambda: resting.is_idle and not resting._is_watched, PATIENCE)
+        resting._usual.is_quick = True  # whatever this machine makes of it
+        announce(8, "work.meet")
+        wait_until(lambda: Task.objects.completed().count() == 10 * ENOUGH + 8, PATIENCE)
+
+    assert not Task.objects.exclude(attempt_count=1).exists(), "some had to be tried again"
 
 
 def test_all_threads_are_there_when_the_next_handlers_block(monkeypatch: pytest.MonkeyPatch):
