@@ -35,6 +35,7 @@ from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.task import Task
+from kanthorq_django.sql.session import is_idle
 
 logger = logging.getLogger("kanthorq_django")
 
@@ -215,14 +216,16 @@ class Message:
         blocks = connections[using].atomic_blocks
         # A TestCase's own block never commits, and is no transaction of the application.
         if blocks and not getattr(blocks[-1], "_from_testcase", False):
-            transaction.on_commit(self._endure, using=using)
+            transaction.on_commit(self.endure, using=using)
         elif blocks:
             self._is_durable = True
         else:
-            self._is_durable = connections[using].get_autocommit()
+            connection = connections[using]
+            self._is_durable = connection.get_autocommit() and is_idle(connection.connection)
 
-    def _endure(self) -> None:
-        self._is_durable = True
+    def endure(self) -> None:
+        """Remember that the handler has spoken, and that this lasts."""
+        self._has_verdict = self._is_durable = True
 
     def _held(self) -> QuerySet[Task]:
         """Return the task, as long as it is leased to this message."""

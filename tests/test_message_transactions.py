@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
 from kanthorq_django.exceptions import (
@@ -137,6 +137,15 @@ def test_an_ack_in_a_savepoint_lasts_once_the_outer_block_commits(message: Messa
             message.ack()
         assert not message.is_settled()
     assert message.is_settled()
+
+
+def test_an_ack_in_a_transaction_begun_past_django_is_not_taken_for_lasting(message: Message):
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        message.ack()
+        assert not message.is_settled()
+        cursor.execute("ROLLBACK")
+    assert message.is_open()
 
 
 def test_a_manual_transaction_covers_the_ack_as_well(message: Message):

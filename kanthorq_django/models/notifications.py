@@ -14,14 +14,12 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
-import psycopg
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg.pq import TransactionStatus
 
 from kanthorq_django.conf import get_settings
+from kanthorq_django.sql.session import is_idle
 
 LONE_AFTER = 0.005  # seconds in which nothing is published, after which an event comes alone
 CHANNEL = "kanthorq_"  # and the id of a stream: its events
@@ -113,13 +111,9 @@ def goes_along(pace: Pace, connection: BaseDatabaseWrapper) -> bool:
         and get_settings().NOTIFY
         and not connection.in_atomic_block
         and connection.get_autocommit()
-        and _is_idle(connection.connection)
+        # Our COMMIT would end what somebody has begun past Django.
+        and (connection.connection is None or is_idle(connection.connection))
     )
-
-
-def _is_idle(raw: "psycopg.Connection[Any] | None") -> bool:
-    """Tell whether nobody has begun a transaction past Django, which our COMMIT would end."""
-    return raw is None or raw.pgconn.transaction_status == TransactionStatus.IDLE
 
 
 def notify_after_commit(name: str, connection: BaseDatabaseWrapper) -> None:

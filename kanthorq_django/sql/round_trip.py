@@ -45,12 +45,12 @@ def run(
     connection.close_if_health_check_failed()
     connection.ensure_connection()  # refuses to block an event loop, and what tests forbid
     connection.validate_thread_sharing()
+    connection.validate_no_broken_transaction()
     raw = connection.connection
     session = session_of(raw)
     is_any_repeated = any(statement.is_repeated for statement in statements)
     if not (is_any_repeated and may_bind(connection, session)):
         return _run_text(connection, statements, params)
-    connection.validate_no_broken_transaction()
     with connection.wrap_database_errors:
         return _run_bound(raw, session, statements, params)
 
@@ -230,7 +230,8 @@ def rows_of(
     """Return the rows of a result that ``connection`` has got, each as ``make`` makes it."""
     adaptation = session_of(connection.connection).adaptation
     adaptation.set_pgresult(result)
-    return adaptation.load_rows(0, result.ntuples, make)
+    rows: list[Any] = adaptation.load_rows(0, result.ntuples, make)
+    return rows
 
 
 def first_of(result: PGresult, connection: BaseDatabaseWrapper) -> tuple[Any, ...] | None:

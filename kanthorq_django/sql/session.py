@@ -5,6 +5,7 @@ run it.
 """
 
 import itertools
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ from weakref import WeakKeyDictionary
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.pq import TransactionStatus
 
 # So often a connection has to be used before it is worth a look; requests often have a new one.
 USES_BEFORE = 5
@@ -36,6 +38,13 @@ class Prepared(NamedTuple):
     params: tuple[str, ...]
 
 
+class _Adaptation(threading.local):
+    """What values are adapted by, one for each thread: it remembers what it was last used for."""
+
+    def __init__(self, adapters: AdaptersMap) -> None:
+        self.transformer = Transformer(Detached(adapters))
+
+
 class Session:
     """What has been learnt of a connection; not the connection itself, or it would never go."""
 
@@ -44,7 +53,11 @@ class Session:
         self.is_direct: bool | None = None  # leads to the server itself
         self.prepared: dict[str, Prepared] = {}
         self.numbers = itertools.count()  # none twice: some may be kept yet, and some forgotten
-        self.adaptation = Transformer(Detached(raw.adapters))
+        self._adaptation = _Adaptation(raw.adapters)
+
+    @property
+    def adaptation(self) -> Any:
+        return self._adaptation.transformer
 
 
 _sessions: WeakKeyDictionary["psycopg.Connection[Any]", Session] = WeakKeyDictionary()
@@ -61,14 +74,15 @@ def session_of(raw: "psycopg.Connection[Any]") -> Session:
 def may_bind(connection: BaseDatabaseWrapper, session: Session) -> bool:
     """Tell whether statements may be bound to what the server keeps, on ``connection`` now."""
     raw = connection.connection
+    if raw.closed or raw.pgconn.pipeline_status:
+        return False
     if session.is_direct is None:
         session.is_direct = _learnt(connection, session)
     return bool(
         session.is_direct
         and not connection.execute_wrappers
         and not connection.queries_logged
-        and not raw.closed
-        and not raw.pgconn.pipeline_status
+        and raw.pgconn.parameter_status(b"client_encoding") == b"UTF8"  # else as psycopg does it
     )
 
 
@@ -91,6 +105,12 @@ def _learnt(connection: BaseDatabaseWrapper, session: Session) -> bool | None:
         return None
     with connection.wrap_database_errors:
         return is_direct(raw)
+
+
+def is_idle(raw: "psycopg.Connection[Any]") -> bool:
+    """Tell whether nobody has begun a transaction, or a pipeline, past Django."""
+    pgconn = raw.pgconn
+    return pgconn.transaction_status == TransactionStatus.IDLE and not pgconn.pipeline_status
 
 
 def is_direct(raw: "psycopg.Connection[Any]") -> bool:

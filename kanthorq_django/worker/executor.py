@@ -79,6 +79,7 @@ def _share_transaction(left: list[Flight]) -> list[Ending]:
         for flight in begun:
             flight.message.reopen()
         return [ending for flight in begun for ending in execute(flight)]
+    _tell(results)
     have_failed = {ending.lease for ending in failed}
     handled = [flight for flight in begun if flight.lease not in have_failed]
     return failed + concluded(after_return, handled, None)
@@ -147,17 +148,30 @@ def _counting_hops(flights: Sequence[Flight]) -> contextlib.AbstractContextManag
 def _call_in_transaction(flights: Sequence[Flight]) -> Any:
     """Run the handler and its verdicts in one block: all of it commits, or none."""
     using = flights[0].message.using
+    acked: list[Message] = []
+    try:
+        with transaction.atomic(using=using):
+            result = _call_and_ack(flights, acked, using)
+    except BaseException:
+        _tell([message for message in acked if message.is_settled()])  # it was one of its hooks
+        raise
+    _tell(acked)
+    return result
+
+
+def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -> Any:
+    """Run the handler in the open block, and end well what it has not ended: ``acked``."""
     messages = [flight.message for flight in flights]
-    with transaction.atomic(using=using):
-        result = _call(flights)
-        refuse_awaitable(flights[0], result)
-        if any(message.has_verdict() and message.is_open() for message in messages):
-            raise KanthorqError(VERDICT_ROLLED_BACK)
-        unsaid = [message for message in messages if not message.has_verdict()]
-        if len(unsaid) == 1:
-            _ack_and_commit(unsaid[0], encode_result(result), using)
-        else:
-            _ack_each(dict.fromkeys(unsaid, encode_result(result)), using)
+    result = _call(flights)
+    refuse_awaitable(flights[0], result)
+    if any(message.has_verdict() and message.is_open() for message in messages):
+        raise KanthorqError(VERDICT_ROLLED_BACK)
+    unsaid = [message for message in messages if not message.has_verdict()]
+    if len(unsaid) == 1:
+        _ack_and_commit(unsaid[0], encode_result(result), using)
+    else:
+        _ack_each(dict.fromkeys(unsaid, encode_result(result)), using)
+    acked += unsaid
     return result
 
 
@@ -190,8 +204,7 @@ def _ack_and_commit(message: Message, result: str | None, using: str) -> None:
         return _ack_each({message: result}, using)
     if not lease.ack_and_commit(message.lease, result, using):
         raise message.lost()
-    message.decide(using)
-    return _tell([message])
+    return message.endure()
 
 
 def _ack_each(results: Mapping[Message, str | None], using: str) -> None:
@@ -208,10 +221,10 @@ def _ack_each(results: Mapping[Message, str | None], using: str) -> None:
             raise message.lost()
     for message in results:
         message.decide(using)
-    _tell(results)
 
 
 def _tell(acked: Iterable[Message]) -> None:
+    """Tell receivers, outside of the block: an error in theirs would roll back what it can."""
     if signals.acked.has_listeners(Task):
         for message in acked:
             signals.acked.send_robust(Task, message=message)

@@ -13,6 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 
+from kanthorq_django.sql.session import is_idle
 from kanthorq_django.worker.warden import Bounded
 
 logger = logging.getLogger("kanthorq_django.worker")
@@ -113,12 +114,13 @@ def _forget(connection: BaseDatabaseWrapper) -> None:
 
 
 def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
-    if connection.connection is None:
+    raw = connection.connection
+    if connection.in_atomic_block or raw is None:
         return connection.in_atomic_block
-    return (
-        connection.in_atomic_block
-        or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
-    )
+    if connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
+        return True
+    # By a BEGIN of its own: what the next handlers write would never be committed.
+    return connection.vendor == "postgresql" and connection.autocommit and not is_idle(raw)
 
 
 def note_refusal(error: BaseException | None) -> None:

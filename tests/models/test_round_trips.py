@@ -1,8 +1,11 @@
 """What a connection is like before and after statements that were sent past its cursors."""
 
+import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -18,6 +21,7 @@ from django.db import (
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
+from django.db.transaction import TransactionManagementError
 
 from kanthorq_django import publish, sql
 from kanthorq_django.models import Event, Stream, notifications
@@ -213,11 +217,71 @@ def test_a_connection_of_another_thread_is_refused():
         elsewhere(publish_on_mine)
 
 
+def test_threads_that_share_a_connection_get_their_own_answers():
+    shared, published = connections["default"], list[Event]()
+    shared.inc_thread_sharing()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def publish_on_it() -> None:
+        connections["default"] = shared
+        published.extend(publish("order.created", str(number)) for number in range(200))
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(publish_on_it) for _ in range(4)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
+        shared.dec_thread_sharing()
+    stored = Event.objects.in_bulk([event.pk for event in published])
+    assert len(stored) == 800
+    for event in published:
+        assert (event.xid, event.created_at) == (stored[event.pk].xid, stored[event.pk].created_at)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "UTF8"])
+def test_text_is_stored_as_it_is_whatever_the_connections_encoding(encoding: str):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('client_encoding', %s, false)", [encoding])
+    event = publish("order.größe", metadata={"ä": "ü"}, resource_key="ö")
+    connection.close()
+    stored = Event.objects.get(pk=event.pk)
+    assert (stored.subject, stored.metadata, stored.resource_key) == (
+        "order.größe",
+        {"ä": "ü"},
+        "ö",
+    )
+
+
+@pytest.mark.parametrize("use", range(USES_BEFORE + 1))
+def test_a_block_that_is_marked_for_rollback_takes_no_event(use: int):
+    connection.close()
+    for _ in range(use):
+        publish("order.created")
+    Stream.objects.get_or_create(name="taken")
+    with transaction.atomic():
+        with contextlib.suppress(IntegrityError):
+            Stream.objects.create(name="taken")
+        with pytest.raises(TransactionManagementError):
+            publish("order.created")
+
+
 def test_who_runs_a_pipeline_publishes_into_it():
     with transaction.atomic():
         Stream.objects.create(name="before")
         with connection.connection.pipeline():
             publish("order.created")
+    assert Event.objects.count() == USES_BEFORE + 3
+
+
+@pytest.mark.parametrize("lone_after", [-1, 3600])
+def test_a_pipeline_takes_events_outside_of_a_block_too(
+    monkeypatch: pytest.MonkeyPatch, lone_after: float
+):
+    monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
+    with connection.connection.pipeline():
+        publish("order.created")
     assert Event.objects.count() == USES_BEFORE + 3
 
 

@@ -14,6 +14,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
+from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -207,6 +208,10 @@ def leave_a_broken_transaction() -> None:
         connection.cursor().execute("SELECT 1/0")
 
 
+def begin_past_django() -> None:
+    connection.cursor().execute("BEGIN")
+
+
 def close_the_connection() -> None:
     connection.close()
 
@@ -224,6 +229,7 @@ def close_the_connection_behind_django() -> None:
         leave_a_lost_block_open,
         leave_autocommit_off,
         leave_a_broken_transaction,
+        begin_past_django,
         close_the_connection,
         close_the_connection_behind_django,
     ],
@@ -234,6 +240,7 @@ def test_what_a_handler_leaves_behind_does_not_harm_the_next(harm: Callable[[], 
         assert not connection.in_atomic_block
         with transaction.atomic():
             count = Task.objects.count()
+        Entry.objects.create(event_id=message.event.pk)
         if message.event.json() == 0:
             harm()
         return count
@@ -242,3 +249,4 @@ def test_what_a_handler_leaves_behind_does_not_harm_the_next(harm: Callable[[], 
 
     assert work_off("harms", concurrency=1) == 2
     assert list(Task.objects.values_list("state", flat=True)) == [TaskState.COMPLETED] * 2
+    assert Entry.objects.count() == 2

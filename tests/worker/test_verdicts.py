@@ -5,12 +5,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.db.models import F
 from django.dispatch import Signal
+from pytest_django import Settings
 
 from kanthorq_django import Fixed, Snooze, signals, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models import Stream, Task, TaskState
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.endings import Ending
@@ -105,6 +107,50 @@ def test_a_receiver_is_told_of_each_ack_once_whoever_wrote_it(options: dict[str,
     finally:
         signals.acked.disconnect(note)
     assert Counter(told) == Counter(event.pk for event in events)
+
+
+@pytest.mark.parametrize("group_commit", [1, 20])
+@pytest.mark.parametrize("options", [{}, {"batch": 3}])
+def test_a_receiver_that_fails_takes_no_hook_from_an_atomic_handler(
+    settings: Settings, group_commit: int, options: dict[str, Any]
+):
+    settings.KANTHORQ = {"GROUP_COMMIT": group_commit}
+    hooks: list[int] = []
+
+    def interfere(**_: object) -> None:
+        Stream.objects.create(name="work")  # of which there is one
+
+    @subscribe("work.>", stream="work", consumer="watched", atomic=True, **options)
+    def handle(message: Any) -> None:
+        transaction.on_commit(lambda: hooks.append(1))
+
+    announce(3)
+    signals.acked.connect(interfere)
+    try:
+        work_off("watched", concurrency=1)
+    finally:
+        signals.acked.disconnect(interfere)
+    assert states() == {TaskState.COMPLETED: 3}
+    assert len(hooks) == (1 if options else 3)
+
+
+def test_a_receiver_is_told_of_an_ack_though_a_hook_fails():
+    told: list[object] = []
+
+    def note(message: Message, **_: object) -> None:
+        told.append(message.event.pk)
+
+    @subscribe("work.>", stream="work", consumer="watched", atomic=True)
+    def handle(message: Message) -> None:
+        transaction.on_commit(lambda: 1 / 0)
+
+    (event,) = announce()
+    signals.acked.connect(note)
+    try:
+        work_off("watched")
+    finally:
+        signals.acked.disconnect(note)
+    assert told == [event.pk]
 
 
 def test_what_a_handler_has_ended_itself_waits_for_no_thread():
