@@ -104,7 +104,7 @@ def schedule(  # noqa: PLR0913  # the columns of a schedule, by keyword only
     name: str,
     *,
     rrule: str,
-    dtstart: datetime,
+    dtstart: datetime | str,
     subject: str,
     timezone: str | None = None,
     exdates: Iterable[datetime] = (),
@@ -118,10 +118,11 @@ def schedule(  # noqa: PLR0913  # the columns of a schedule, by keyword only
     """Publish an event at each occurrence of the recurrence rule ``rrule`` (RFC 5545).
 
     Writes the row of the schedule ``name``: call it where the database may be used, as in a
-    migration or a command, as often as you like. ``dtstart`` is aware; the rule follows the
-    clocks of ``timezone`` (default: the project's), so local time stays local. ``exdates``
-    are left out. ``catchup`` says what becomes of occurrences that passed while no worker
-    ran: ``"all"``, ``"last"`` or ``"none"``. Raises InvalidSchedule, and as ``publish()`` does.
+    migration or a command, as often as you like. ``dtstart`` is aware, or the ISO text of such
+    a moment; the rule follows the clocks of ``timezone`` (default: the project's), so local
+    time stays local. ``exdates`` are left out. ``catchup`` says what becomes of occurrences
+    that passed while no worker ran: ``"all"``, ``"last"`` or ``"none"``. Raises
+    InvalidSchedule, and as ``publish()`` does.
     """
     from kanthorq_django.models.definition import Definition
     from kanthorq_django.models.schedule import Schedule

@@ -59,7 +59,7 @@ class Definition(NamedTuple):
     """What code says about a schedule."""
 
     rrule: str
-    dtstart: datetime  # aware; ISO text of one is taken as well, as exdates are
+    dtstart: datetime | str  # aware; ISO text of one is taken as well, as exdates are
     timezone: str | None
     exdates: Iterable[datetime]
     subject: str
