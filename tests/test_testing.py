@@ -34,6 +34,19 @@ def test_drain_handles_what_the_open_transaction_published():
     assert drain("kit") == 0
 
 
+@pytest.mark.parametrize("in_test_case", [True, False])
+def test_a_consumer_that_starts_new_leaves_what_was_there(
+    request: pytest.FixtureRequest, in_test_case: bool
+):
+    request.getfixturevalue("db" if in_test_case else "transactional_db")
+    declare(deliver="new")
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 0
+    event = publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    assert Entry.objects.get().event_id == event.pk
+
+
 @pytest.mark.django_db
 def test_drain_handles_what_handlers_publish():
     declare()

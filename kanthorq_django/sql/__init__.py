@@ -200,7 +200,10 @@ def _status(connection: BaseDatabaseWrapper) -> TransactionStatus:
 
 
 class TransactionEnded(Exception):
-    """The transaction was committed, unless the commit itself was refused; the cause says why."""
+    """No transaction is open: it was committed, or its commit was refused, or it never began.
+
+    The cause says what went wrong.
+    """
 
 
 def values_committed(
@@ -209,7 +212,8 @@ def values_committed(
     """Run ``<name>.sql``, commit, and run ``<then>.sql``, all in one round trip.
 
     Returns the first row of the first. The connection has to be in autocommit mode, outside of
-    any transaction. Raises TransactionEnded from the error when the first did not fail.
+    any transaction. Raises TransactionEnded from an error that did not leave it open: the caller
+    has to look whether the first was committed.
     """
     connection = connections[using]
     statements = [BEGIN, _statement(name), COMMIT, _statement(then)]

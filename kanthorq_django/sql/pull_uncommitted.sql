@@ -24,6 +24,9 @@ pulled AS (
         AND event.subject ~ %(includes)s
         AND event.subject !~ %(excludes)s
         AND (consumer.deliver_from IS NULL OR event.created_at >= consumer.deliver_from)
+        -- What was there before a consumer that starts "new" is of the same transaction: only the
+        -- clock tells. Any other one begins with an empty cursor.
+        AND (consumer."cursor"::text = '1:1:' OR event.created_at >= consumer.created_at)
         AND NOT EXISTS (
             SELECT FROM kanthorq_django_task AS task
             WHERE task.event_id = event.id AND task.consumer_id = consumer.id

@@ -106,7 +106,7 @@ def _begin(raw: "psycopg.Connection[Any]") -> Statement:
 
 
 # What the server says of a statement that it does not keep any more, after a DISCARD ALL, and of
-# one whose columns have another type by now.
+# one whose columns have another type by now. A trigger may say the latter as well, twice then.
 _FORGOTTEN = frozenset({b"26000", b"0A000"})
 _SQLSTATE = DiagnosticField.SQLSTATE
 

@@ -72,7 +72,10 @@ def session_of(raw: "psycopg.Connection[Any]") -> Session:
 
 
 def may_bind(connection: BaseDatabaseWrapper, session: Session) -> bool:
-    """Tell whether statements may be bound to what the server keeps, on ``connection`` now."""
+    """Tell whether statements may be bound to what the server keeps, on ``connection`` now.
+
+    Asks the server once whether it is the one that answers.
+    """
     raw = connection.connection
     if raw.closed or raw.pgconn.pipeline_status:
         return False
