@@ -162,3 +162,4 @@ def test_what_a_handler_has_ended_itself_waits_for_no_thread():
     never_started.settle([Ending(message) for message in messages])
 
     assert gone == [message.lease for message in messages]
+    assert never_started._endings.empty()
