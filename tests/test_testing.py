@@ -1,7 +1,7 @@
 from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from kanthorq_django import publish, subscribe
@@ -34,11 +34,15 @@ def test_drain_handles_what_the_open_transaction_published():
     assert drain("kit") == 0
 
 
-@pytest.mark.parametrize("in_test_case", [True, False])
-def test_a_consumer_that_starts_new_leaves_what_was_there(
-    request: pytest.FixtureRequest, in_test_case: bool
-):
-    request.getfixturevalue("db" if in_test_case else "transactional_db")
+@pytest.mark.parametrize(
+    "is_committed",
+    [
+        pytest.param(False, marks=pytest.mark.django_db),
+        pytest.param(True, marks=pytest.mark.django_db(transaction=True)),
+    ],
+)
+def test_a_consumer_that_starts_new_leaves_what_was_there(is_committed: bool):
+    assert connection.in_atomic_block is not is_committed
     declare(deliver="new")
     publish("order.paid", stream="kit")
     assert drain("kit") == 0
