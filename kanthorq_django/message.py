@@ -269,7 +269,7 @@ class Message:
             transaction.set_rollback(True, using=self.using)
         if (inner := len(own) - 1) > 0:
             # A block that cannot roll back to a savepoint has the next one roll back.
-            connection.savepoint_ids[-inner:] = [None] * inner  # type: ignore[list-item]  # as Django
+            connection.savepoint_ids[-inner:] = [None] * inner  # type: ignore[list-item]  # Django's too
         return LeaseLost(
             f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
             "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "

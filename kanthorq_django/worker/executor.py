@@ -106,7 +106,9 @@ def _run_in_savepoints(
             with transaction.atomic(using=using):
                 kept = _call_and_keep(flight)
             results |= kept
-        except BaseException as error:  # noqa: BLE001  # as in execute()
+        except BaseException as error:  # as in execute()
+            if transaction.get_rollback(using):
+                raise  # a lost lease lets nothing commit, not even around its savepoint
             failed += after_error([flight], error)
     return results, failed
 

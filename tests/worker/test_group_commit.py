@@ -1,18 +1,20 @@
 """Several tasks of one atomic subscriber in one transaction."""
 
+import math
 import threading
 from collections import Counter
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.worker import executor
+from tests.concurrency import elsewhere
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, work_off
 
@@ -111,7 +113,22 @@ def test_a_statement_that_fails_undoes_only_its_own_task():
     assert Entry.objects.count() == Task.objects.completed().count() == 49
 
 
-def test_a_lost_lease_takes_the_transaction_back_and_the_others_run_alone():
+def take_over(pk: int) -> None:
+    """Let the lease of a task run out, and another worker claim it."""
+
+    def claim() -> None:
+        Task.objects.filter(pk=pk).update(schedule_at=Now() - timedelta(seconds=1))
+        Consumer.objects.get(name="grouped").claim(1)
+
+    elsewhere(claim)
+
+
+@pytest.mark.parametrize("are_savepoints_used", [False, True])
+@pytest.mark.parametrize("is_explicit", [False, True])
+def test_a_lost_lease_takes_the_transaction_back_and_the_others_run_alone(
+    are_savepoints_used: bool, is_explicit: bool
+):
+    executor._careful_until["grouped"] = math.inf if are_savepoints_used else 0
     lost: list[int] = []
 
     @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
@@ -119,19 +136,15 @@ def test_a_lost_lease_takes_the_transaction_back_and_the_others_run_alone():
         write(message)
         if message.event.json() == 7 and not lost:
             lost.append(message.task.pk)
-            thread = threading.Thread(target=claim_elsewhere, args=lost)
-            thread.start()
-            thread.join()
-
-    def claim_elsewhere(pk: int) -> None:
-        Task.objects.filter(pk=pk).update(schedule_at=Now() - timedelta(seconds=1))
-        Consumer.objects.get(name="grouped").claim(1)
-        connections.close_all()
+            take_over(message.task.pk)
+        if is_explicit:
+            message.ack()
 
     announce(50)
     work_off("grouped", concurrency=1, batch_size=50)
     assert Task.objects.completed().count() == Entry.objects.count() == 49
     assert Task.objects.running().get().pk == lost[0]
+    assert not Task.objects.completed().exclude(attempt_count=1).exists(), "others had to fail"
     entries = Entry.objects.values_list("event_id", flat=True)
     assert len(set(entries)) == len(entries)
 
