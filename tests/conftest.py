@@ -45,6 +45,9 @@ def _empty_tables(self: Any) -> None:
                 cursor.execute(f"TRUNCATE {filled} CASCADE")
 
 
+TransactionTestCase._fixture_teardown = _empty_tables  # type: ignore[attr-defined]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, dict[str, Any], dict[str, Any]]:
     """Let what a hostile test has logged pass from a process that runs tests to the first one."""
@@ -54,6 +57,3 @@ def pytest_report_to_serializable() -> Generator[None, dict[str, Any], dict[str,
         for name, text in report.get("sections", ())
     ]
     return report
-
-
-TransactionTestCase._fixture_teardown = _empty_tables  # type: ignore[attr-defined]

@@ -132,19 +132,24 @@ def _insert_keyed(
     """
     known: dict[UUID, Event] = {}
     for chunk in _chunks(sorted(events, key=lambda event: event.idempotency_key or "")):
-        left = chunk
-        for _ in range(TRIES):
-            rows = [_columns(event) for event in left]
-            params: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-            params |= {"stream_id": moment.stream_id, "microseconds": moment.microseconds}
-            new = {row.id for row in sql.rows(using, "publish_keyed", params)}
-            known |= _known([event for event in left if event.pk not in new], stream, using)
-            left = [event for event in left if event.pk not in new and event.pk not in known]
-            if not left:
-                break
-        else:
-            raise _unreadable(left[0], stream.name)
+        known |= _insert_chunk(chunk, stream, moment, using)
     return known
+
+
+def _insert_chunk(
+    left: list["Event"], stream: Stream, moment: Any, using: str
+) -> dict[UUID, "Event"]:
+    known: dict[UUID, Event] = {}
+    for _ in range(TRIES):
+        rows = [_columns(event) for event in left]
+        params: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+        params |= {"stream_id": moment.stream_id, "microseconds": moment.microseconds}
+        new = {row.id for row in sql.rows(using, "publish_keyed", params)}
+        known |= _known([event for event in left if event.pk not in new], stream, using)
+        left = [event for event in left if event.pk not in new and event.pk not in known]
+        if not left:
+            return known
+    raise _unreadable(left[0], stream.name)
 
 
 def _unreadable(event: "Event", stream: str) -> IdempotencyConflict:
@@ -206,6 +211,7 @@ def _known(events: Sequence["Event"], stream: Stream, using: str) -> Mapping[UUI
     by_key = {
         event.idempotency_key: event for event in (stored if has_bodies else stored.defer("body"))
     }
+    found: dict[UUID, Event] = {}
     for event in events:
         known = by_key.get(event.idempotency_key)
         if known is None:
@@ -218,8 +224,5 @@ def _known(events: Sequence["Event"], stream: Stream, using: str) -> Mapping[UUI
                 f"{stream.name!r} for event {known.pk}, which has another subject or body."
             )
         known.created = False
-    return {
-        event.pk: by_key[event.idempotency_key]
-        for event in events
-        if event.idempotency_key in by_key
-    }
+        found[event.pk] = known
+    return found

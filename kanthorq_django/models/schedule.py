@@ -38,6 +38,7 @@ from kanthorq_django.models.encryption import BodyField, SealableModel
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.fields import CreatedAtField, SubjectField
 from kanthorq_django.models.isolation import brief, unconflicted
+from kanthorq_django.models.moves import bulk_verb
 from kanthorq_django.models.occurrences import MISSED_AFTER, MOMENT, publish_occurrences
 from kanthorq_django.models.stream import Stream
 
@@ -68,6 +69,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
                 kept.redefine(columns)
         return kept
 
+    @bulk_verb
     def cancel(self) -> Outcome:
         """Publish no further occurrences; events published before go on normally.
 
@@ -75,6 +77,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         """
         return self._move(Q(cancelled_at=None), lambda schedule, now: (now, None))
 
+    @bulk_verb
     def resume(self) -> Outcome:
         """Go on from now; what passed meanwhile is left out. Returns ids as ``cancel()`` does."""
         return self._move(
@@ -89,7 +92,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         return await sync_to_async(self.resume)()
 
     _verb: Any
-    for _verb in (cancel, resume, acancel, aresume):
+    for _verb in (acancel, aresume):
         _verb.alters_data = True
         _verb.queryset_only = True
     del _verb
@@ -114,7 +117,6 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
             return sum(publish_occurrences(schedule, now) for schedule in rows)
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
-        self._refuse_parts()
         self._for_write = True
         with transaction.atomic(using=self.db):
             # A join may repeat a schedule.
@@ -127,13 +129,6 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
                 schedule.save(update_fields=["cancelled_at", "next_at"])
                 updated.append(schedule.pk)
         return Outcome(tuple(updated), noop=tuple(sorted(found.difference(updated))))
-
-    def _refuse_parts(self) -> None:
-        """Raise TypeError for a query whose order says which rows it holds."""
-        if self.query.is_sliced:
-            raise TypeError("Cannot change a query once a slice has been taken.")
-        if self.query.distinct_fields:
-            raise TypeError("Cannot change a query after .distinct(*fields).")
 
 
 class Schedule(SealableModel):
