@@ -58,11 +58,37 @@ def test_ids_grow_while_the_clock_steps_back(clock: list[int]) -> None:
 
 def test_a_full_counter_borrows_from_the_next_millisecond(clock: list[int]) -> None:
     first = uuid7()
-    identifiers._clock._counter = identifiers._COUNTER_LIMIT - 1
-    second = uuid7()
-    assert first < second
-    assert milliseconds(second) == milliseconds(first) + 1
-    assert second.version == 7
+    identifiers._clock._last = identifiers._clock._highest
+    second, third = uuid7(), uuid7()
+    assert first < second < third
+    assert {milliseconds(second), milliseconds(third)} == {milliseconds(first) + 1}
+    assert (second.version, second.variant) == (7, RFC_4122)
+
+
+def test_a_counter_counts_to_its_end_and_not_beyond(clock: list[int]) -> None:
+    first = uuid7()
+    identifiers._clock._last = identifiers._clock._highest - identifiers._STEP
+    last, following = uuid7(), uuid7()
+    assert first < last < following
+    assert milliseconds(last) == milliseconds(first)
+    assert milliseconds(following) == milliseconds(first) + 1
+
+
+def test_a_counter_begins_in_the_lower_half_of_its_room(clock: list[int]) -> None:
+    for _ in range(1_000):
+        clock[0] += 1
+        assert uuid7().int >> 61 & 1 == 0
+
+
+def test_ids_of_the_same_moment_in_two_processes_differ_in_73_bits(clock: list[int]) -> None:
+    mine = uuid7().int
+    identifiers._clock = identifiers._Clock()
+    made = [mine]
+    for _ in range(200):
+        identifiers._clock = identifiers._Clock()
+        made.append(uuid7().int)
+    random = [bit for bit in range(76) if len({one >> bit & 1 for one in made}) == 2]
+    assert random == [*range(61), *range(64, 76)]
 
 
 def test_ids_of_many_threads_are_different_and_grow_in_each() -> None:
