@@ -19,6 +19,12 @@ PEER = Peer(
                 2_500,
                 {"BENCH_GROUP_COMMIT": "20"},
             ),
+            Entry(
+                "kanthorq, atomic=True, GROUP_COMMIT=20, CONCURRENCY=2",
+                "insert_atomic",
+                2_500,
+                {"BENCH_GROUP_COMMIT": "20", "BENCH_CONCURRENCY": "2"},
+            ),
             Entry("kanthorq, batch and bulk_create", "insert_batch", 15_000),
         ),
         "crowd": (

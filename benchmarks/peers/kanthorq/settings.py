@@ -9,5 +9,6 @@ INSTALLED_APPS = [*INSTALLED_APPS, "kanthorq_django", "benchmarks.peers.kanthorq
 KANTHORQ: dict[str, object] = {}
 if os.environ.get("BENCH_NOTIFY") == "0":
     KANTHORQ["NOTIFY"] = False
-if group_commit := os.environ.get("BENCH_GROUP_COMMIT"):
-    KANTHORQ["GROUP_COMMIT"] = int(group_commit)
+for name in ("GROUP_COMMIT", "CONCURRENCY"):
+    if value := os.environ.get(f"BENCH_{name}"):
+        KANTHORQ[name] = int(value)
