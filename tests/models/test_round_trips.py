@@ -62,6 +62,15 @@ def test_a_transaction_that_begins_with_an_event_is_as_the_project_wants_it():
         assert setting("transaction_deferrable") == "on"
 
 
+def test_a_project_that_writes_where_others_may_only_read_publishes():
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+    connection.connection.read_only = False
+    with transaction.atomic():
+        published = publish("order.created")
+    assert Event.objects.filter(pk=published.pk).exists()
+
+
 def test_a_project_that_only_reads_publishes_nothing():
     connection.connection.read_only = True
     with pytest.raises(InternalError, match="read-only"), transaction.atomic():
@@ -69,22 +78,36 @@ def test_a_project_that_only_reads_publishes_nothing():
     assert Event.objects.count() == USES_BEFORE + 2
 
 
+class TimeIsUp(Exception):
+    """What the handler of a signal raises, as some servers do to requests that take long."""
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Let SIGINT raise KeyboardInterrupt, which it does not in what a shell runs behind it."""
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def expire(*_: object) -> None:
+        raise TimeIsUp
+
+    former = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGALRM: signal.signal(signal.SIGALRM, expire),
+    }
     yield
-    signal.signal(signal.SIGINT, former)
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
-def test_an_interrupted_publication_leaves_the_connection_usable(interruptible: None):
+@contextlib.contextmanager
+def interrupted_while_it_waits(number: signal.Signals) -> Iterator[None]:
+    """Send a signal once the connection waits for another publisher of the key ``"k"``."""
     pid = connection.connection.info.backend_pid
     stream = Stream.objects.get().pk
 
     def interrupt() -> None:
         with connection.cursor() as watching:
             wait_until(lambda: watching.execute(WAITING, [pid]) or watching.rowcount)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     with raw_connection() as other, other.transaction(force_rollback=True):
         other.execute(
@@ -94,15 +117,30 @@ def test_an_interrupted_publication_leaves_the_connection_usable(interruptible: 
             [stream],
         )
         interrupting = begin_elsewhere(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            publish("order.created", idempotency_key="k")
+        yield
         interrupting.result(DEADLINE_SECONDS)
+
+
+def test_an_interrupted_publication_leaves_the_connection_usable(interruptible: None):
+    pid = connection.connection.info.backend_pid
+    with interrupted_while_it_waits(signal.SIGINT), pytest.raises(KeyboardInterrupt):
+        publish("order.created", idempotency_key="k")
 
     assert connection.connection.info.backend_pid == pid
     publish("order.created", idempotency_key="k")
     with transaction.atomic():
         publish("order.created")
     assert Event.objects.count() == USES_BEFORE + 4
+
+
+def test_a_connection_whose_answer_was_not_awaited_is_closed(interruptible: None):
+    with interrupted_while_it_waits(signal.SIGALRM), pytest.raises(TimeIsUp):
+        publish("order.created", idempotency_key="k")
+
+    assert connection.connection.closed  # or the next statement would be told what this one is
+    connection.close_if_unusable_or_obsolete()  # as at the end of a request
+    publish("order.created", idempotency_key="k")  # whether it was inserted after all or not
+    assert Event.objects.filter(idempotency_key="k").count() == 1
 
 
 def test_an_interrupted_notification_is_no_success(monkeypatch: pytest.MonkeyPatch):
