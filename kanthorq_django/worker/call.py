@@ -19,8 +19,6 @@ class Call:
     """Rounds that are run one after the other; all of one kind, plain or coroutine."""
 
     rounds: tuple[Round, ...]
-    # Whether its one round is of single messages that share a transaction.
-    is_shared: bool = False
 
     @property
     def flights(self) -> list[Flight]:
@@ -43,13 +41,6 @@ class Call:
         (flight,) = self.rounds[0]
         subscription = flight.subscription
         return subscription.atomic and subscription.batch == 1 and not flight.is_cancellation
-
-    def with_others(self, others: "list[Call]") -> "Call":
-        """Return a call in which ``others``, if any, share the transaction of this one."""
-        if not others:
-            return self
-        flights = self.flights + [flight for other in others for flight in other.flights]
-        return Call((tuple(flights),), is_shared=True)
 
     def may_join(self, other: "Call") -> bool:
         """Whether both may be handled in one transaction: two tasks of one subscriber."""

@@ -6,6 +6,7 @@ exceptions are turned into one by endings.py, which the acknowledger writes.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,59 +50,54 @@ def execute(*flights: Flight) -> list[Ending]:
     return concluded(after_return, flights, result)
 
 
-def execute_together(*flights: Flight) -> list[Ending]:
-    """Run one handler for each of ``flights`` in few transactions: few commits, few acks.
+def execute_together(flight: Flight, others: Iterator[Flight]) -> tuple[list[Ending], list[Flight]]:
+    """Run the handler for ``flight``, then for each of ``others``, in one transaction.
 
-    If a transaction fails, by a handler, a lost lease, a deadlock or its commit, its handlers are
-    run again, each on its own; if it was committed after all, the fence takes the second run
-    back. Handlers one of which raised of late have savepoints: it undoes only itself then.
+    One commit, one ack. After ``SHARED_SECONDS`` no further one is begun. Returns the endings, and
+    the flights that are to be run again, each on its own: if the transaction of several failed, by
+    a handler, a lost lease, a deadlock or its commit, all of them. If it was committed after all,
+    the fence takes the second run back. Handlers one of which raised of late have savepoints: it
+    undoes only itself then.
     """
-    endings: list[Ending] = []
-    left = list(flights)
-    while left:
-        endings += _share_transaction(left)
-    return endings
-
-
-def _share_transaction(left: list[Flight]) -> list[Ending]:
-    """Run the first of ``left``, taking them from it, in a transaction that does not last."""
-    subscription, using = left[0].subscription, left[0].message.using
+    subscription, using = flight.subscription, flight.message.using
     is_careful = time.monotonic() < _careful_until.get(subscription.consumer, 0.0)
     run = _run_in_savepoints if is_careful else _run_in_one
     begun: list[Flight] = []
     try:
         with transaction.atomic(using=using):
-            results, failed = run(left, begun, using)
+            results, failed = run(_in_time(flight, others, begun), using)
             _ack_each(results, using)
             _keep_hooks_apart(using)
-    except BaseException:  # noqa: BLE001  # each of them tells for itself when it is run again
+    except BaseException as error:  # noqa: BLE001  # as in execute()
+        if len(begun) == 1:
+            return after_error(begun, error), []
         _careful_until[subscription.consumer] = time.monotonic() + CAREFUL_SECONDS
-        for flight in begun:
-            flight.message.reopen()
-        return [ending for flight in begun for ending in execute(flight)]
+        for spoiled in begun:  # each of them tells for itself when it is run again
+            spoiled.message.reopen()
+        return [], begun
     _tell(results)
     have_failed = {ending.lease for ending in failed}
-    handled = [flight for flight in begun if flight.lease not in have_failed]
-    return failed + concluded(after_return, handled, None)
+    handled = [each for each in begun if each.lease not in have_failed]
+    return failed + concluded(after_return, handled, None), []
 
 
 def _run_in_one(
-    left: list[Flight], begun: list[Flight], using: str
+    flights: Iterable[Flight], _using: str
 ) -> tuple[dict[Message, str | None], list[Ending]]:
-    """Move flights from ``left`` to ``begun`` and run them; return what to ack."""
+    """Run flights; return what to ack."""
     results: dict[Message, str | None] = {}
-    for flight in _in_time(left, begun):
+    for flight in flights:
         results |= _call_and_keep(flight)
     return results, []
 
 
 def _run_in_savepoints(
-    left: list[Flight], begun: list[Flight], using: str
+    flights: Iterable[Flight], using: str
 ) -> tuple[dict[Message, str | None], list[Ending]]:
     """Do the same, so that one that fails is told of and undoes only itself."""
     results: dict[Message, str | None] = {}
     failed: list[Ending] = []
-    for flight in _in_time(left, begun):
+    for flight in flights:
         try:
             with transaction.atomic(using=using):
                 kept = _call_and_keep(flight)
@@ -113,11 +109,14 @@ def _run_in_savepoints(
     return results, failed
 
 
-def _in_time(left: list[Flight], begun: list[Flight]) -> Iterator[Flight]:
+def _in_time(flight: Flight, others: Iterator[Flight], begun: list[Flight]) -> Iterator[Flight]:
+    """Yield ``flight`` and others until it is too late for more; note them in ``begun``."""
     until = time.monotonic() + SHARED_SECONDS
-    while left and (not begun or time.monotonic() < until):
-        begun.append(left.pop(0))
-        yield begun[-1]
+    for each in itertools.chain([flight], others):
+        begun.append(each)
+        yield each
+        if time.monotonic() >= until:
+            return
 
 
 async def aexecute(*flights: Flight) -> list[Ending]:

@@ -7,7 +7,7 @@ behind a hoarder. How its calls are run is in lanes.py.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from kanthorq_django.models.lease import AT_ONCE
@@ -141,17 +141,11 @@ class Lane:
                     self._watch()
                 elif not self._arrived.wait(RELENT_EVERY):
                     relent()
+            self._running += 1
             call = self._take()
-            self._begin(call)
+            if self._usual.is_quick and not self._is_watched:
+                self._arrived.notify()  # this one may block, and nobody would know for seconds
             return call
-
-    def _begin(self, call: Call) -> None:
-        self._running += 1
-        self.started_count += call.size
-        if self._is_refusing:
-            self._invite()
-        if self._usual.is_quick and not self._is_watched:
-            self._arrived.notify()  # this one may block, and nobody would know for seconds
 
     def _watch(self) -> None:
         """Leave quick handlers to one thread for as long as it gets on with them.
@@ -166,15 +160,30 @@ class Lane:
         self._is_watched = False
 
     def _take(self) -> Call:
-        first = self._waiting.popleft().call
-        if self.group_size == 1:
-            return first
-        # A fair share of a backlog: what idle threads can start is not kept from them.
-        share = min(self.group_size, len(self._waiting) // self.concurrency)
-        others: list[Call] = []
-        while len(others) + 1 < share and self._waiting[0].call.may_join(first):
-            others.append(self._waiting.popleft().call)
-        return first.with_others(others)
+        call = self._waiting.popleft().call
+        self.started_count += call.size
+        if self._is_refusing:
+            self._invite()
+        return call
+
+    def _share(self, call: Call) -> int:
+        """Return how many calls may be handled in one transaction that begins with ``call``.
+
+        A fair share of the backlog: what idle threads can start is not kept from them.
+        """
+        if self.group_size == 1 or not call.may_share:
+            return 1
+        with self._arrived:
+            return min(self.group_size, len(self._waiting) // self.concurrency)
+
+    def _joining(self, call: Call, count: int) -> Iterator[Flight]:
+        """Take up to ``count`` more calls into the transaction of ``call``, each when it begins."""
+        for _ in range(count):
+            with self._arrived:
+                if not (self._waiting and self._waiting[0].call.may_join(call)):
+                    return
+                other = self._take()
+            yield from self._startable(other.rounds[0])
 
     def _startable(self, round_: Round) -> Round:
         """Note the start of those whose lease surely stands, and hand the others back.

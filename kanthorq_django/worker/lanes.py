@@ -5,7 +5,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 from asgiref.sync import sync_to_async
 from django.db import connections
@@ -45,14 +44,35 @@ class ThreadLane(Lane):
     def _run(self) -> None:
         while (call := self._next(spare_connections)) is not None:
             began_at = time.monotonic()
-            for round_ in call.rounds:
-                self._handle(round_, execute_together if call.is_shared else execute)
+            share = self._share(call)
+            count = self._handle_together(call, share) if share > 1 else self._handle_all(call)
             spare_connections()
-            count = call.size if call.is_shared else 1
             self._ended(count, time.monotonic() - began_at)
         connections.close_all()
 
-    def _handle(self, round_: Round, run: Callable[..., list[Ending]]) -> None:
+    def _handle_all(self, call: Call) -> int:
+        """Run the rounds of a call; return 1: how many calls that were."""
+        for round_ in call.rounds:
+            self._handle(round_)
+        return 1
+
+    def _handle_together(self, call: Call, share: int) -> int:
+        """Run a call and others in one transaction; return how many calls they were."""
+        started = self._ready(call.rounds[0])
+        if not started:
+            return 1
+        endings, spoiled = execute_together(started[0], self._joining(call, share - 1))
+        self._conclude(endings)
+        for flight in spoiled:
+            self._handle((flight,))
+        return len(endings) + len(spoiled)
+
+    def _handle(self, round_: Round) -> None:
+        if started := self._ready(round_):
+            self._conclude(execute(*started))
+
+    def _ready(self, round_: Round) -> Round:
+        """Note the start of a round, on connections that are fit for it; return what may run."""
         if started := self._startable(round_):
             try:
                 refresh_connections(self._bounded)
@@ -60,11 +80,13 @@ class ThreadLane(Lane):
                     connections[started[0].message.using].ensure_connection()
             except Exception as error:  # noqa: BLE001  # a dead thread's tasks stay leased
                 self._refused(error)
-                return self._hand_back(started)
-            endings = run(*started)
-            note_use()
-            self._settle(endings)
-        return None
+                self._hand_back(started)
+                return ()
+        return started
+
+    def _conclude(self, endings: list[Ending]) -> None:
+        note_use()
+        self._settle(endings)
 
     def _refused(self, error: Exception) -> None:
         """Wait a little after ``error``; the thread has to outlive also what receivers raise."""

@@ -11,16 +11,19 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import Fixed, subscribe
+from kanthorq_django.domain.states import TaskState
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.worker import executor
-from tests.concurrency import elsewhere
+from kanthorq_django.worker.loop import WorkerLoop
+from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
-from tests.worker.working import PATIENCE, announce, work_off
+from tests.worker.working import PATIENCE, announce, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 AT_ONCE = Fixed(delay=timedelta(0))
+MANY = 60  # tasks, after which a worker has learnt to fetch more than it can start at once
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +196,95 @@ def test_explicit_verdicts_and_results_stand_in_a_shared_transaction():
     assert Task.objects.retryable().count() == 20
     results = Task.objects.completed().exclude(result="explicit").values_list("result", flat=True)
     assert set(results) == set(range(2, 60, 3))
+
+
+def is_first_of_its_transaction() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id_if_assigned() IS NULL")
+        return bool(cursor.fetchone()[0])
+
+
+def test_the_first_of_a_transaction_that_fails_is_not_run_again():
+    calls: Counter[int] = Counter()
+    failed: list[int] = []
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True, attempt_max=1)
+    def handle(message: Message) -> None:
+        number = message.event.json()
+        calls[number] += 1
+        # By then more than one are fetched at a time.
+        if number >= MANY and not failed and is_first_of_its_transaction():
+            failed.append(number)
+            raise ValueError("nobody else was in its transaction")
+        write(message)
+
+    announce(2 * MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    assert [task.event.json() for task in Task.objects.discarded()] == failed != []
+    assert Entry.objects.count() == Task.objects.completed().count() == 2 * MANY - 1
+    assert set(calls.values()) == {1}
+
+
+def test_the_timeout_of_a_task_begins_with_its_own_handler():
+    were_late: list[bool] = []
+
+    @subscribe(
+        "work.>", stream="work", consumer="grouped", atomic=True, timeout=timedelta(seconds=0.3)
+    )
+    def handle(message: Message) -> None:
+        write(message)
+        if message.event.json() == MANY:
+            wait_until(lambda: message.cancelled, PATIENCE)
+        elif message.event.json() > MANY:
+            were_late.append(message.cancelled)
+
+    announce(2 * MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    assert were_late == [False] * (MANY - 1)
+    assert max(transaction_ids().values()) > 1
+
+
+def test_what_has_not_begun_when_the_worker_stops_is_handed_back_uncounted():
+    has_begun = threading.Event()
+    loops: list[WorkerLoop] = []
+    begun_later: list[Message] = []
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def handle(message: Message) -> None:
+        if has_begun.is_set():
+            begun_later.append(message)
+        elif message.event.json() >= MANY and loops[0]._lanes[False].waiting_count:
+            has_begun.set()
+            wait_until(lambda: not loops[0]._lanes[False].waiting_count, PATIENCE)
+
+    announce(3 * MANY)
+    with working("grouped", concurrency=1, batch_size=MANY) as loop:
+        loops.append(loop)
+        assert has_begun.wait(PATIENCE)
+    assert not begun_later
+    assert Task.objects.completed().count() == loop.handled_count
+    assert set(Task.objects.exclude(state=TaskState.COMPLETED).values_list("state")) == {
+        (TaskState.AVAILABLE,)
+    }
+    assert set(Task.objects.available().values_list("attempt_count")) == {(0,)}
+
+
+def test_what_waits_behind_a_slow_handler_is_there_for_other_threads():
+    slow_one_may_end = threading.Event()
+    handled: list[int] = []
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def handle(message: Message) -> None:
+        if message.event.json() == MANY:
+            assert slow_one_may_end.wait(PATIENCE)
+        handled.append(message.event.json())
+        if len(handled) == 2 * MANY - 1:
+            slow_one_may_end.set()
+
+    announce(2 * MANY)
+    work_off("grouped", concurrency=2, batch_size=MANY)
+    assert handled[-1] == MANY
+    assert Task.objects.completed().count() == 2 * MANY
 
 
 def test_idle_threads_are_not_kept_from_a_small_backlog():
