@@ -10,7 +10,6 @@ from uuid import UUID
 
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
-from django.db import transaction
 from django.utils.functional import Promise
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -21,6 +20,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.models import Task
 from kanthorq_django.models.audit import SAMPLE_SIZE, Order
+from kanthorq_django.models.isolation import together
 from kanthorq_django.models.task import TaskQuerySet
 
 BATCH_SIZE = 1_000  # tasks that are locked, moved and logged in one transaction
@@ -173,7 +173,7 @@ def _batches(tasks: TaskQuerySet, after: int) -> Iterator[list[int]]:
 
 
 def _move(operation: Operation, pks: Sequence[int], using: str, order: Order) -> Report:
-    with transaction.atomic(using=using):
+    with together(using):
         # All in id order before any is moved: two bulk verbs never deadlock, and the states
         # that the log and the message tell are those that the verb finds.
         locked = (

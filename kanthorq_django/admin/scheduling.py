@@ -9,7 +9,7 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth import get_permission_codename
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
-from django.db import router, transaction
+from django.db import router
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.functional import Promise
@@ -23,6 +23,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.models import Schedule
 from kanthorq_django.models.audit import Order
+from kanthorq_django.models.isolation import together
 from kanthorq_django.models.schedule import ScheduleQuerySet
 
 NAMED_MAX = 5  # schedules left alone that a message names
@@ -97,7 +98,7 @@ class SchedulingAdmin(GuardedAdmin):
 
     def delete_queryset(self, request: HttpRequest, queryset: Any) -> None:
         """Delete the ticked ones, and record which, in one transaction."""
-        with transaction.atomic(using=_using()):
+        with together(_using()):
             names = list(queryset.values_list("name", flat=True))
             record(_on_list(request), "delete", names, deleted=len(names))
             super().delete_queryset(request, queryset)
@@ -117,7 +118,7 @@ class SchedulingAdmin(GuardedAdmin):
     ) -> None:
         """Do it and log it in one transaction, and tell how many were updated or left alone."""
         try:
-            with transaction.atomic(using=_using()):
+            with together(_using()):
                 names = dict(schedules.values_list("pk", "name"))
                 outcome = operation.apply(schedules)
                 _log(operation, outcome.updated, names, request.user.pk)

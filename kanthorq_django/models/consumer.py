@@ -242,6 +242,7 @@ class Consumer(models.Model):
                 "consumer_id": self.pk,
                 "states": states,
                 "limit": limit,
+                "visibility_timeout": self.visibility_timeout,
                 "in_turn": in_turn,
                 "floor": floor,
                 "lease_ran_out": LEASE_RAN_OUT,

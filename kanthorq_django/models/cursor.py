@@ -114,6 +114,7 @@ def _lock_and_read(consumer: "Consumer", limit: int) -> tuple[list[Any], sql.Res
         "includes": subjects.to_regex(consumer.subject_includes),
         "excludes": subjects.to_regex(consumer.subject_excludes),
         "limit": limit,
+        "visibility_timeout": consumer.visibility_timeout,
         "page_size": max(limit, get_settings().PAGE_SIZE),
     }
     try:

@@ -124,7 +124,9 @@ def zone_of(name: object) -> ZoneInfo:
 def recurrence_of(schedule: "Schedule") -> Recurrence:
     """Return the rule, ready to be asked. Raises InvalidSchedule or RecurrenceProblem."""
     _check_list(schedule.exdates)
-    exdates = frozenset(_moment("exdates", given) for given in schedule.exdates)
+    exdates = frozenset(
+        _moment("exdates", given).replace(microsecond=0) for given in schedule.exdates
+    )
     # Rules count in whole seconds.
     dtstart = _moment("dtstart", schedule.dtstart).replace(microsecond=0)
     return Recurrence(schedule.rrule, dtstart, zone_of(schedule.timezone), exdates)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import UUID
 
-from django.db import connections, models, transaction
+from django.db import connections, models
 from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.dispatch import Signal
 
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import Move, TaskState
+from kanthorq_django.models.isolation import together
 from kanthorq_django.models.notifications import (
     CANCEL_CHANNEL,
     channel,
@@ -51,7 +52,7 @@ class MovableQuerySet(models.QuerySet[M]):
         """Apply ``move`` in one transaction, chunk by chunk, so that memory stays bounded."""
         self._for_write = True
         outcome = Outcome()
-        with transaction.atomic(using=self.db):
+        with together(self.db):
             for chunk in self._chunks():
                 outcome += self._move_chunk(chunk, move, changes, request_running=request_running)
         signal.send(self.model, outcome=outcome, using=self.db)

@@ -12,7 +12,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ValidationError
-from django.db import connections, models, router, transaction
+from django.db import connections, models, router
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -37,7 +37,7 @@ from kanthorq_django.models.definition import (
 from kanthorq_django.models.encryption import BodyField, SealableModel
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.fields import CreatedAtField, SubjectField
-from kanthorq_django.models.isolation import brief, unconflicted
+from kanthorq_django.models.isolation import brief, together, unconflicted
 from kanthorq_django.models.moves import bulk_verb
 from kanthorq_django.models.occurrences import MISSED_AFTER, MOMENT, publish_occurrences
 from kanthorq_django.models.stream import Stream
@@ -58,7 +58,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         self._for_write = True
         columns = definition.columns()
         Schedule(name=name, **columns).check_definition()
-        with transaction.atomic(using=self.db):
+        with together(self.db):
             columns["stream"] = Stream.objects.using(self.db).register(definition.stream)
             rows = self.select_for_update(of=("self",), no_key=True)
             kept, is_new = rows.get_or_create(name=name, defaults=columns)
@@ -118,7 +118,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
         self._for_write = True
-        with transaction.atomic(using=self.db):
+        with together(self.db):
             # A join may repeat a schedule.
             found = set(self.order_by().values_list("pk", flat=True))
             stored = Schedule._base_manager.using(self.db).filter(sources, pk__in=found)

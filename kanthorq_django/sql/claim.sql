@@ -43,7 +43,7 @@ fate AS (
             WHEN due.state = 2 AND due.attempt_count >= consumer.attempt_max THEN -102
             ELSE 2
         END AS becomes,
-        consumer.visibility_timeout
+        %(visibility_timeout)s::interval AS visibility_timeout
     FROM due, consumer
 ),
 claimed AS (

@@ -96,7 +96,7 @@ pulled AS (
     SELECT
         consumer.id, matching.id, matching.resource_key, turn.key,
         CASE WHEN consumer.parked THEN 0 WHEN leased THEN 2 ELSE 1 END,
-        CASE WHEN leased THEN statement_timestamp() + consumer.visibility_timeout
+        CASE WHEN leased THEN statement_timestamp() + %(visibility_timeout)s::interval
             ELSE coalesce(matching.schedule_at, statement_timestamp()) END,
         leased::int, leased::int, CASE WHEN leased THEN statement_timestamp() END
     FROM matching, consumer,

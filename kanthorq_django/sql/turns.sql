@@ -33,12 +33,17 @@ next AS (
         SELECT
             task.place,
             task.id,
-            bool_and(task.schedule_at <= statement_timestamp())
-                OVER (ORDER BY task.place, task.id) AS is_ready
+            bool_and(task.schedule_at <= statement_timestamp()) OVER so_far
+                -- Strictly, what failed before is a group of its own: it may fail again.
+                AND (
+                    NOT %(is_strict)s
+                    OR row_number() OVER so_far = 1
+                    OR NOT bool_or(task.attempt_count > 0) OVER so_far
+                ) AS is_ready
         FROM (
             -- A lease that ran out first: to claim it anew is what fences its old holder.
             (
-                SELECT id, schedule_at, 1 AS place
+                SELECT id, schedule_at, attempt_count, 1 AS place
                 FROM kanthorq_django_task
                 WHERE consumer_id = %(consumer_id)s AND turn_key = keys.turn_key AND state = 2
                 ORDER BY id
@@ -46,7 +51,7 @@ next AS (
             )
             UNION ALL
             (
-                SELECT id, schedule_at, 2
+                SELECT id, schedule_at, attempt_count, 2
                 FROM kanthorq_django_task
                 WHERE consumer_id = %(consumer_id)s
                     AND turn_key = keys.turn_key
@@ -65,6 +70,7 @@ next AS (
                 AND running.state = 2
                 AND running.schedule_at > statement_timestamp()
         )
+        WINDOW so_far AS (ORDER BY task.place, task.id)
     ) AS head ON head.is_ready
     WHERE keys.turn_key IS NOT NULL
 )

@@ -113,7 +113,7 @@ def after_return(flight: Flight, result: Any) -> Ending:
         return _failed(flight, VERDICT_ROLLED_BACK)
     try:
         refuse_awaitable(flight, result)
-        ending = Ack(message, encode_result(result))
+        ending = Ack(message, kept_result(flight, result))
     except KanthorqError as error:
         return _after_error(flight, error)
     _log(flight, logging.INFO, "handled")
@@ -184,6 +184,14 @@ def _nack(
         delay = message.retry_delay()
     failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
     return Nack(message, failure, delay, is_final)
+
+
+def kept_result(flight: Flight, result: Any) -> str | None:
+    """Return what a handler returned, as JSON text; of what a cancellation handler did, nothing.
+
+    Raises InvalidBody if it cannot be kept.
+    """
+    return None if flight.is_cancellation else encode_result(result)
 
 
 def refuse_awaitable(flight: Flight, result: Any) -> None:

@@ -26,6 +26,7 @@ from kanthorq_django.worker.endings import (
     after_error,
     after_return,
     concluded,
+    kept_result,
     refuse_awaitable,
 )
 from kanthorq_django.worker.flight import Flight
@@ -168,10 +169,11 @@ def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -
     if any(message.has_verdict() and message.is_open() for message in messages):
         raise KanthorqError(VERDICT_ROLLED_BACK)
     unsaid = [message for message in messages if not message.has_verdict()]
+    kept = kept_result(flights[0], result)
     if len(unsaid) == 1:
-        _ack_and_commit(unsaid[0], encode_result(result), using)
+        _ack_and_commit(unsaid[0], kept, using)
     else:
-        _ack_each(dict.fromkeys(unsaid, encode_result(result)), using)
+        _ack_each(dict.fromkeys(unsaid, kept), using)
     acked += unsaid
     return result
 

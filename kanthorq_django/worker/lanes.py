@@ -136,7 +136,9 @@ class CoroutineLane(Lane):
         def cancel() -> None:
             # Once: what it cleans up must not be interrupted again. And not while it still
             # works for messages of the batch that nobody gave up.
-            is_given_up = bool(current) and all(flight.stop.is_set() for flight in current)
+            is_given_up = bool(current) and all(
+                flight.stop.is_set() or flight.message.is_settled() for flight in current
+            )
             if is_given_up and not task.cancelling():
                 task.cancel()
 

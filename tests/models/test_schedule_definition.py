@@ -209,3 +209,10 @@ def test_words_of_a_rule_are_told_without_a_search(monkeypatch: pytest.MonkeyPat
     kept = daily(timezone="Asia/Tokyo")
     monkeypatch.setattr("kanthorq_django.domain.recurrence._dateutil", None)
     assert kept.in_words() == "every day at 18:00"
+
+
+def test_exdates_count_in_whole_seconds_as_dtstart_does():
+    start = (timezone.now() + timedelta(days=1)).replace(microsecond=123_456)
+    made = daily(dtstart=start, exdates=[start + timedelta(days=1)])
+    first = start.replace(microsecond=0)
+    assert made.upcoming(2) == [first, first + timedelta(days=2)]

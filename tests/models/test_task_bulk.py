@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
@@ -11,6 +12,8 @@ from django.test.utils import CaptureQueriesContext
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.models.moves import CHUNK_SIZE
+from kanthorq_django.models.task import TaskQuerySet
+from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory
 
 MEMORY_BASE = 4 * 2**20  # bytes: one chunk of rows
@@ -83,3 +86,22 @@ def test_the_number_of_statements_grows_with_the_chunks_only(monkeypatch: pytest
 def test_server_side_cursors_may_be_off_as_behind_a_pooler(settings: Any, monkeypatch: Any):
     monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
     assert len(Task.objects.filter(consumer=fill(CHUNK_SIZE + 1)).cancel().updated) > CHUNK_SIZE
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_verb_meets_no_conflict_where_the_project_prefers_repeatable_read(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    connection.ensure_connection()
+    monkeypatch.setattr(
+        connection.connection, "isolation_level", psycopg.IsolationLevel.REPEATABLE_READ
+    )
+    tasks = Task.objects.filter(consumer=fill(3))
+    move_chunk = TaskQuerySet._move_chunk
+
+    def after_another_one(self: TaskQuerySet, *args: Any, **options: Any) -> Outcome:
+        elsewhere(lambda: Task.objects.update(resource_key="moved"))
+        return move_chunk(self, *args, **options)
+
+    monkeypatch.setattr(TaskQuerySet, "_move_chunk", after_another_one)
+    assert len(tasks.cancel().updated) == 3

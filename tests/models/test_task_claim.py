@@ -7,7 +7,7 @@ import pytest
 from django.db import transaction
 from django.db.models.functions import Now
 
-from kanthorq_django import signals
+from kanthorq_django import publish, signals
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.models import Consumer, Task, TaskState
 from tests.clock import now
@@ -252,3 +252,18 @@ def test_a_cancellation_whose_handler_is_gone_from_the_code_just_ends(careful: C
     task.refresh_from_db()
     assert (task.state, task.attempted_errors) == (TaskState.CANCELLED, [])
     assert task.finalized_at is not None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("way", ["pull", "claim"])
+def test_a_lease_is_as_long_as_its_holder_believes(way: str):
+    """Newer code may have changed the row meanwhile; who renews goes by its own."""
+    consumer = ConsumerFactory.create(visibility_timeout=7 * MINUTE)
+    Consumer.objects.update(visibility_timeout=MINUTE)
+    if way == "claim":
+        due(consumer)
+    else:
+        publish("order.created", stream=consumer.stream.name)
+    (task,) = consumer.pull() if way == "pull" else consumer.claim()
+    assert task.attempted_at is not None
+    assert task.schedule_at - task.attempted_at == 7 * MINUTE

@@ -171,6 +171,30 @@ def test_an_async_handler_of_batches_that_is_interrupted_by_itself_has_failed():
     assert set(Task.objects.values_list("state", "attempt_count")) == {(TaskState.DISCARDED, 2)}
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_strict_groups_keep_the_order_while_one_of_them_waits_for_its_retry(is_async: bool):
+    failures, done = [1, 1, 1], []
+
+    def handle(messages: list[Message]) -> None:
+        bodies = [message.event.json() for message in messages]
+        if 1 in bodies and failures:
+            raise ValueError(f"failure {failures.pop()}")
+        done.extend(bodies)
+
+    async def ahandle(messages: list[Message]) -> None:
+        handle(messages)
+
+    subscribe(
+        "work.>", stream="work", consumer="strict", batch=3, grouped=True, serialize="strict",
+        retry=AT_ONCE,
+    )(ahandle if is_async else handle)  # fmt: skip
+    events = [Event(subject="work.due", body=n, resource_key="k") for n in range(1, 7)]
+    publish_many(events, stream="work")
+    work_off("strict")
+    assert done == [1, 2, 3, 4, 5, 6]
+    assert not failures
+
+
 def test_an_async_handler_takes_batches_too():
     sizes = []
 

@@ -95,6 +95,23 @@ def test_an_async_handler_is_interrupted_at_its_next_await():
         wait_for_state(TaskState.CANCELLED)
 
 
+def test_a_coroutine_is_interrupted_when_all_that_is_left_of_its_batch_is_to_stop():
+    has_acked = threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="export", batch=4)
+    async def export(messages: list[Message]) -> None:
+        await messages[0].aack()
+        has_acked.set()
+        await asyncio.sleep(3600)
+
+    announce(4)
+    with working("export", listen=True, concurrency=4, batch_size=4):
+        assert has_acked.wait(PATIENCE)
+        Task.objects.running().cancel(running=True)
+        wait_for_state(TaskState.CANCELLED, 3)
+    assert Task.objects.completed().count() == 1
+
+
 def test_a_handler_that_finishes_first_completes():
     started, may_end = threading.Event(), threading.Event()
 

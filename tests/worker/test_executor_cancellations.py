@@ -39,17 +39,21 @@ def last_error(task: Task) -> str:
 # Cancellation handlers
 
 
-def cancelled_by(task: Task, undo: Callable[[Message], Any]) -> Ending:
+def cancelled_by(task: Task, undo: Callable[[Message], Any], **options: Any) -> Ending:
     """Run ``undo`` as the cancellation handler of the task's consumer."""
-    flight = board(task, lambda message: 1 / 0, retry=Fixed(delay=timedelta(0)))
+    flight = board(task, lambda message: 1 / 0, retry=Fixed(delay=timedelta(0)), **options)
     flight.subscription.handler.on_cancel(retry=Fixed(delay=timedelta(minutes=4)))(undo)  # type: ignore[attr-defined]
     ending = run(flight)
     settle(ending)
     return ending
 
 
-def test_a_cancellation_handler_that_returns_ends_the_cancellation(cancellation: Task):
-    cancelled_by(cancellation, lambda message: "not kept")
+@pytest.mark.parametrize("result", ["not kept", {"not JSON"}])
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_cancellation_handler_that_returns_ends_the_cancellation(
+    cancellation: Task, result: object, atomic: bool
+):
+    cancelled_by(cancellation, lambda message: result, atomic=atomic)
     cancellation.refresh_from_db()
     assert (cancellation.state, cancellation.result) == (TaskState.CANCELLED, None)
     assert cancellation.finalized_at is not None

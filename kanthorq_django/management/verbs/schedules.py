@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from django.core.management.base import CommandError
-from django.db import transaction
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.outcome import Outcome
@@ -18,6 +17,7 @@ from kanthorq_django.management.times import format_moment
 from kanthorq_django.management.verbs.verb import Verb, VerbTree
 from kanthorq_django.models import Schedule
 from kanthorq_django.models.definition import readable_exdates
+from kanthorq_django.models.isolation import together
 from kanthorq_django.models.schedule import ScheduleQuerySet
 
 HEADERS = ("NAME", "STATE", "NEXT", "LAST", "STREAM", "SUBJECT", "RULE")
@@ -129,7 +129,7 @@ class Moving(Verb):
     def _move(self, schedules: list[Schedule]) -> Outcome:
         ids = [schedule.pk for schedule in schedules]
         order = self.order(schedules=[schedule.name for schedule in schedules])
-        with transaction.atomic(using=self.database):
+        with together(self.database):
             outcome = self.move(Schedule.objects.using(self.database).filter(pk__in=ids))
             changed = [each.name for each in schedules if each.pk in outcome.updated]
             counts = {"updated": len(changed), "noop": len(outcome.noop)}

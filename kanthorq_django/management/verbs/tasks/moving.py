@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 from django.core.management.base import CommandError
-from django.db import transaction
 
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
@@ -17,6 +16,7 @@ from kanthorq_django.management.verbs.tasks.selection import Selection, add_filt
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Task
 from kanthorq_django.models.audit import Order
+from kanthorq_django.models.isolation import together
 from kanthorq_django.models.task import TaskQuerySet
 
 BATCH = 1_000  # tasks that one transaction moves
@@ -103,7 +103,7 @@ class Moving(Verb):
 
     def _move_owed(self, tasks: list[Task], order: Order, *, running: bool) -> Outcome:
         """Move tasks of one consumer and record it, in one transaction."""
-        with transaction.atomic(using=self.database):
+        with together(self.database):
             chosen = Task.objects.using(self.database).filter(pk__in=[task.pk for task in tasks])
             outcome = self.move(chosen, running=running)
             counts = {word: len(getattr(outcome, word)) for word in DRY_WORDS}
