@@ -152,6 +152,7 @@ def test_a_consumer_does_not_move_to_another_stream() -> None:
         sync(["repayments"])
     stored = Consumer.objects.get(name="repayments")
     assert (stored.stream, stored.subject_includes) == (consumer.stream, ["order.>"])
+    assert not Stream.objects.filter(name="invoices").exists()
 
 
 @pytest.mark.django_db

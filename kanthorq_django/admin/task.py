@@ -12,7 +12,7 @@ from django.db.models.functions import Left
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.dateparse import parse_datetime
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
@@ -141,13 +141,13 @@ class TaskAdmin(OperatingAdmin):
     @admin.display(description=_("subject"))
     def subject(self, task: Any) -> str:
         url = page_url(self.admin_site.name, "event_change", task.event_id)
-        error = redacted_error(task.newest_error or "").replace("\n", " ")
-        return format_html(
-            '{} <code>{}</code><div class="kq-newest-error">{}</div>',
-            link(url, visible(task.event.subject)),
-            visible(task.resource_key),
-            error,
-        )
+        parts = [link(url, visible(task.event.subject))]
+        if task.resource_key:
+            parts.append(format_html("<code>{}</code>", visible(task.resource_key)))
+        if task.newest_error:
+            error = redacted_error(task.newest_error).replace("\n", " ")
+            parts.append(format_html('<div class="kq-newest-error">{}</div>', error))
+        return format_html_join(" ", "{}", ((part,) for part in parts))
 
     @admin.display(description=_("event"))
     def event_link(self, task: Task) -> str:

@@ -45,10 +45,8 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         if problem := name_problem(name):
             raise ConfigurationError(f"{quoted(name)} cannot name a consumer: {problem}.")
         self._for_write = True
-        stream = Stream.objects.using(self.db).register(given.stream)
         params = {
             **given._asdict(),
-            "stream_id": stream.pk,
             "name": name,
             "subject_includes": json.dumps(list(given.includes)),
             "subject_excludes": json.dumps(list(given.excludes)),
@@ -56,13 +54,14 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             "deliver_from": given.deliver if isinstance(given.deliver, datetime) else None,
         }
         with together(self.db):
-            written = sql.rows(self.db, "register_consumer", params)
+            stream = Stream.objects.using(self.db).register(given.stream)
+            written = sql.rows(self.db, "register_consumer", params | {"stream_id": stream.pk})
             consumer = self.get(name=name)
+            if consumer.stream_id != stream.pk:  # nor is the stream made for nothing
+                raise ConfigurationError(
+                    f"Consumer {name!r} reads the stream {consumer.stream.name!r} and cannot move "
+                    f"to {quoted(given.stream)}; give the new one another name."
+                )
             if any(not row.is_new for row in written):
                 align_turns(consumer)
-        if consumer.stream_id != stream.pk:
-            raise ConfigurationError(
-                f"Consumer {name!r} reads the stream {consumer.stream.name!r} and cannot move to "
-                f"{quoted(given.stream)}; give the new one another name."
-            )
         return consumer

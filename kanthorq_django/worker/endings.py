@@ -169,7 +169,8 @@ def _is_settled_in_test(message: Message) -> bool:
 def _failed(flight: Flight, reason: BaseException | str, **options: Any) -> Nack:
     error = reason if isinstance(reason, BaseException) else None
     note_refusal(error)
-    _log(flight, logging.WARNING, f"failed: {type(reason).__name__ if error else reason!r}", error)
+    told = repr(reason) if error is None else type(error).__name__
+    _log(flight, logging.WARNING, f"failed: {told}", error)
     return _nack(flight.message, reason, **options)
 
 

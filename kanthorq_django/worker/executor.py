@@ -23,6 +23,7 @@ from kanthorq_django.models.hops import following
 from kanthorq_django.worker.endings import (
     VERDICT_ROLLED_BACK,
     Ending,
+    HandBack,
     after_error,
     after_return,
     concluded,
@@ -70,6 +71,8 @@ def execute_together(flight: Flight, others: Iterator[Flight]) -> tuple[list[End
             _ack_each(results, using)
             _keep_hooks_apart(using)
     except BaseException as error:  # noqa: BLE001  # as in execute()
+        if not begun:  # the transaction itself could not be begun
+            return [HandBack(flight.message, lease.AT_ONCE)], []
         if len(begun) == 1:
             return after_error(begun, error), []
         _careful_until[subscription.consumer] = time.monotonic() + CAREFUL_SECONDS

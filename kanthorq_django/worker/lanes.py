@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 
@@ -18,8 +19,8 @@ from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.upkeep import (
     UNAVAILABLE,
     are_scarce,
+    leave_connections,
     note_refusal,
-    note_use,
     refresh_connections,
     spare_connections,
 )
@@ -34,6 +35,7 @@ class ThreadLane(Lane):
 
     def start(self) -> None:
         self._pause = threading.Event()
+        self._pid = os.getpid()
         self.group_size = get_settings().GROUP_COMMIT
         self._threads = [
             threading.Thread(target=self._run, name=f"kanthorq-handler-{number}", daemon=True)
@@ -85,7 +87,9 @@ class ThreadLane(Lane):
         return started
 
     def _conclude(self, endings: list[Ending]) -> None:
-        note_use()
+        if os.getpid() != self._pid:
+            os._exit(1)  # a child that a handler forked is no second worker
+        leave_connections()
         self._settle(endings)
 
     def _refused(self, error: Exception) -> None:
@@ -122,7 +126,8 @@ class CoroutineLane(Lane):
 
     async def _stay_open(self) -> None:
         await self._closing.wait()
-        await sync_to_async(connections.close_all)()
+        with contextlib.suppress(RuntimeError):  # the interpreter is exiting, as under a reloader
+            await sync_to_async(connections.close_all)()
 
     def _feed(self) -> None:
         slots = threading.Semaphore(self.concurrency)
@@ -167,7 +172,11 @@ class CoroutineLane(Lane):
 
     async def _refresh(self) -> None:
         with contextlib.suppress(*UNAVAILABLE):  # a handler that needs it will find out
-            await sync_to_async(refresh_connections)(self._bounded)
+            await sync_to_async(self._renew)()
+
+    def _renew(self) -> None:
+        leave_connections()
+        refresh_connections(self._bounded)
 
     async def _execute(self, round_: Round) -> None:
         started: Round = ()

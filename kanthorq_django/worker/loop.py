@@ -71,6 +71,11 @@ class WorkerLoop:
         """Whether, after ``run()``, handlers or what they started did not end within their time."""
         return any(lane.is_alive for lane in self._lanes.values())
 
+    def tell_stragglers(self) -> None:
+        """Log which tasks were left in the middle, for others once their leases run out."""
+        left = [f"{each.subscription.consumer} {each.message.event.pk}" for each in self._flights]
+        logger.warning("handlers did not end in time; left behind: %s", ", ".join(left) or "none")
+
     def stop(self) -> None:
         """Ask the loop to end; for any other thread than the one that runs it."""
         self._stop.set()

@@ -39,7 +39,7 @@ def run_process(options: WorkerOptions) -> int:
     Raises as ``WorkerLoop.run()``. Does not return when handlers outlive the shutdown timeout:
     the interpreter would wait for what they started.
     """
-    return _run(options, STOP_SIGNALS)
+    return _run(options)
 
 
 def run_child(options: WorkerOptions, parent_pid: int) -> None:
@@ -53,7 +53,7 @@ def run_child(options: WorkerOptions, parent_pid: int) -> None:
     django.setup()
     _watch_parent(parent_pid)
     try:
-        _run(options, (signal.SIGTERM,))
+        _run(options, is_child=True)
     except KanthorqError as error:
         logger.error("%s", error)  # noqa: TRY400  # a traceback would not tell more
         sys.exit(REFUSED)
@@ -69,8 +69,11 @@ def stop_on_signals(
     patience: float,
     at_once: Callable[[], None] | None = None,
     numbers: tuple[signal.Signals, ...] = STOP_SIGNALS,
+    heeds_second: bool = True,
 ) -> Iterator[None]:
     """Call ``stop`` on the first signal; on the second call ``at_once`` and leave.
+
+    Unless ``heeds_second`` is False: then the first one alone counts.
 
     The process also leaves, with status 1, when the block has not ended ``patience`` seconds
     after the first signal. Outside of the main thread, as under a code reloader, signals are
@@ -80,7 +83,7 @@ def stop_on_signals(
         with _stop_at_exit(stop):
             yield
         return
-    signals = _Signals(stop, patience, at_once)
+    signals = _Signals(stop, patience, at_once, heeds_second=heeds_second)
     former = {number: signal.signal(number, signals.arrive) for number in numbers}
     threading.Thread(target=signals.relay, name="kanthorq-signals", daemon=True).start()
     try:
@@ -99,9 +102,15 @@ class _Signals:
     """
 
     def __init__(
-        self, stop: Callable[[], None], patience: float, at_once: Callable[[], None] | None
+        self,
+        stop: Callable[[], None],
+        patience: float,
+        at_once: Callable[[], None] | None,
+        *,
+        heeds_second: bool,
     ) -> None:
         self._stop = stop
+        self._heeds_second = heeds_second
         self._patience = patience
         self._at_once = at_once
         self._is_stopping = False
@@ -110,6 +119,8 @@ class _Signals:
 
     def arrive(self, number: int, _: FrameType | None) -> None:
         if self._is_stopping:
+            if not self._heeds_second:
+                return
             if self._at_once is not None:
                 self._at_once()
             os._exit(128 + number)
@@ -128,17 +139,23 @@ class _Signals:
         self._arrivals.put(False)
 
 
-def _run(options: WorkerOptions, numbers: tuple[signal.Signals, ...]) -> int:
+def _run(options: WorkerOptions, *, is_child: bool = False) -> int:
     from kanthorq_django.worker.loop import WorkerLoop
     from kanthorq_django.worker.upkeep import expect_dead_hosts
 
     expect_dead_hosts()
     loop = WorkerLoop(options)
     patience = options.shutdown_timeout.total_seconds() + GRACE
-    stopping = stop_on_signals(loop.stop, patience=patience, numbers=numbers)
+    # A service manager may send SIGTERM to all of the group, and then the supervisor does: a
+    # child that took that for a second signal would leave its handlers in the middle.
+    numbers = (signal.SIGTERM,) if is_child else STOP_SIGNALS
+    stopping = stop_on_signals(
+        loop.stop, patience=patience, numbers=numbers, heeds_second=not is_child
+    )
     with stopping, _rarely_collecting(), _switching_often():
         count = loop.run()
     if loop.has_stragglers:
+        loop.tell_stragglers()
         _leave(0)
     return count
 

@@ -67,19 +67,18 @@ def expect_dead_hosts() -> None:
 def refresh_connections(bounded: Bounded) -> None:
     """Leave this thread only with connections that a handler can use right away.
 
-    A handler may have left one broken or inside a transaction, and the server may have been
-    restarted while a thread was idle. CONN_MAX_AGE is meant for requests: a worker's
-    connections live as long as they work. ``bounded`` limits the time that a probe may take.
+    A handler may have left one broken, and the server may have been restarted while a thread was
+    idle; what is left inside a transaction ``leave_connections()`` sees to. CONN_MAX_AGE is meant
+    for requests: a worker's connections live as long as they work. ``bounded`` limits the time
+    that a probe may take.
 
     Raises OperationalError when a connection was lost and there is no new one to be had: a
     handler that is started now would use up an attempt for nothing.
     """
     now = time.monotonic()
     has_rested = now - _own.used_at > CHECK_AFTER_IDLE
-    if _own.connections is None:
-        _own.connections = connections.all(initialized_only=True)
     lost = []
-    for connection in _own.connections:
+    for connection in _known_connections():
         if not _is_sound(connection, bounded, has_rested=has_rested):
             lost.append(connection.alias)
             _forget(connection)
@@ -89,9 +88,15 @@ def refresh_connections(bounded: Bounded) -> None:
             connections[alias].ensure_connection()
 
 
+def _known_connections() -> Sequence[BaseDatabaseWrapper]:
+    if _own.connections is None:
+        _own.connections = connections.all(initialized_only=True)
+    return _own.connections
+
+
 def _is_sound(connection: BaseDatabaseWrapper, bounded: Bounded, *, has_rested: bool) -> bool:
     try:
-        if _is_dangling(connection):
+        if connection.in_atomic_block:
             return False
         if connection.connection is None:
             return not connection.errors_occurred
@@ -119,8 +124,10 @@ def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
         return connection.in_atomic_block
     if connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
         return True
-    # By a BEGIN of its own: what the next handlers write would never be committed.
-    return connection.vendor == "postgresql" and connection.autocommit and not is_idle(raw)
+    if connection.vendor != "postgresql" or not connection.autocommit:
+        return False
+    # By a BEGIN of the handler's own, or by psycopg itself.
+    return not (raw.autocommit and is_idle(raw))
 
 
 def note_refusal(error: BaseException | None) -> None:
@@ -141,8 +148,16 @@ def spare_connections() -> None:
         connections.close_all()
 
 
-def note_use() -> None:
-    """Remember that this thread's connections have just been in use."""
+def leave_connections() -> None:
+    """Note that a handler has used this thread's connections; close what it left a block open in.
+
+    What it locked would stay locked for as long as the thread has nothing else to do, and what
+    the next handlers write would never be committed.
+    """
+    for connection in _known_connections():
+        raw = connection.connection
+        if raw is not None and _is_dangling(connection) and not raw.closed:  # else it is lost
+            _forget(connection)
     _own.used_at = time.monotonic()
 
 

@@ -63,12 +63,14 @@ def test_only_the_named_consumers_are_registered():
 def test_consumers_without_code_are_listed_as_orphaned():
     ConsumerFactory.create(name="bygone")
     TaskFactory.create(consumer__name="abandoned", state=TaskState.AVAILABLE)
+    TaskFactory.create(consumer__name="forgotten", state=TaskState.PENDING)
 
     ran = kanthorq("sync")
 
     assert ran.lines == [
         "orphaned   abandoned (no code declares it; has open tasks)",
         "orphaned   bygone (no code declares it; has no open tasks)",
+        "orphaned   forgotten (no code declares it; has open tasks)",
     ]
     assert "No subscriber is declared" in ran.err
 

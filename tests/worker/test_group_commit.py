@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import Fixed, subscribe
@@ -285,6 +285,27 @@ def test_what_waits_behind_a_slow_handler_is_there_for_other_threads():
     work_off("grouped", concurrency=2, batch_size=MANY)
     assert handled[-1] == MANY
     assert Task.objects.completed().count() == 2 * MANY
+
+
+def test_a_transaction_that_cannot_begin_costs_no_attempt(monkeypatch: pytest.MonkeyPatch):
+    refusals = [OperationalError("the server is away")] * 3
+    enter = transaction.Atomic.__enter__
+
+    def begin(block: transaction.Atomic) -> None:
+        if threading.current_thread().name.startswith("kanthorq-handler") and refusals:
+            raise refusals.pop()
+        enter(block)
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True, attempt_max=1)
+    def handle(message: Message) -> None:
+        write(message)
+        if message.event.json() == MANY:
+            monkeypatch.setattr(transaction.Atomic, "__enter__", begin)
+
+    announce(3 * MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    assert not refusals
+    assert Entry.objects.count() == Task.objects.completed().count() == 3 * MANY
 
 
 def test_idle_threads_are_not_kept_from_a_small_backlog():

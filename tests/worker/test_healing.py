@@ -26,6 +26,7 @@ from tests.worker.working import (
     default_database,
     terminate,
     wait_for_state,
+    work_off,
     working,
 )
 
@@ -127,6 +128,56 @@ def test_a_handler_whose_backend_was_ended_fails_and_the_next_attempt_succeeds()
         wait_for_state(TaskState.COMPLETED, 3)
     assert Entry.objects.count() == 3
     assert set(Task.objects.values_list("attempt_count", flat=True)) == {2}
+
+
+@pytest.mark.parametrize("has_acked", [True, False])
+@pytest.mark.parametrize("way", ["by Django", "by SQL"])
+def test_a_transaction_that_a_handler_leaves_open_holds_up_nobody(way: str, has_acked: bool):
+    """Its thread has nothing else to do, which would be the next occasion to look."""
+
+    @subscribe("work.>", stream="work", consumer="forgets", retry=Fixed(timedelta(0)))
+    def handle(message: Message) -> None:
+        if message.attempt > 1:
+            return
+        if way == "by Django":
+            transaction.set_autocommit(False)
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("BEGIN")
+        Entry.objects.create(event_id=message.event.pk)
+        if has_acked:
+            message.ack()
+
+    announce()
+    with working("forgets", concurrency=1):
+        wait_for_state(TaskState.COMPLETED)
+        wait_until(lambda: not backends_in_transaction(), PATIENCE)
+    assert not Entry.objects.exists()
+    assert Task.objects.get().attempt_count == (2 if has_acked else 1)
+
+
+def backends_in_transaction() -> list[int]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND state LIKE 'idle in transaction%'"
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def test_psycopgs_own_autocommit_that_a_handler_switched_off_harms_no_other():
+    @subscribe("work.>", stream="work", consumer="switches")
+    def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            connection.ensure_connection()
+            connection.connection.autocommit = False
+        else:
+            Entry.objects.create(event_id=message.event.pk)
+
+    announce(3)
+    work_off("switches", concurrency=1)
+    assert Task.objects.completed().count() == 3
+    assert Entry.objects.count() == 2
 
 
 def test_a_handlers_connection_that_ended_while_it_rested_costs_no_attempt():

@@ -43,13 +43,14 @@ def test_processes_end_when_their_supervisor_was_killed():
     assert not Worker.objects.exists()  # in good order
 
 
-def test_ctrl_c_reaches_the_group_and_ends_it_in_good_order(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # Ctrl-C; service managers
+def test_a_signal_to_the_whole_group_ends_it_in_good_order(number: signal.Signals, tmp_path: Path):
     gate = tmp_path / "gate"
     publish("gated.closed", {"gate": str(gate)}, stream="ledger")
     with runworker("gated", *TWO) as supervisor:
         supervisor.wait_until_started(2)
         wait_until(Entry.objects.exists, PATIENCE)
-        os.killpg(supervisor.pid, signal.SIGINT)
+        os.killpg(supervisor.pid, number)
         wait_until(lambda: Worker.objects.count() == 1, PATIENCE)  # the other one handles still
         gate.touch()
 

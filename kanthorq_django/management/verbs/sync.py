@@ -5,7 +5,7 @@ from typing import Any
 
 from django.db import transaction
 
-from kanthorq_django.domain.states import CLAIMABLE
+from kanthorq_django.domain.states import FINAL
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.subscribers import find, registry, sync
@@ -69,7 +69,7 @@ class Sync(Verb):
         stored = Consumer.objects.using(self.database).exclude(name__in=declared)
         for consumer in stored.order_by("name"):
             tasks = Task.objects.using(self.database).filter(consumer=consumer)
-            waits = "has" if tasks.filter(state__in=CLAIMABLE).exists() else "has no"
+            waits = "has" if tasks.exclude(state__in=FINAL).exists() else "has no"
             self.console.line(
                 f"orphaned   {consumer.name} (no code declares it; {waits} open tasks)"
             )

@@ -175,7 +175,7 @@ class Release(Moving):
     name = "release"
     help = "Let pending tasks run: those that their consumer parks."
     description = "Prints each event id as updated or noop (left as it was)."
-    examples = ("tasks release --consumer payouts --limit 10 --yes",)
+    examples = ("tasks release --consumer payouts --state pending --limit 10 --yes",)
 
     def move(self, tasks: TaskQuerySet, *, running: bool) -> Outcome:
         return tasks.release()
