@@ -5,8 +5,14 @@
 ``sender=Task`` and ``message``, and nacked ``reason``; both come from the thread that wrote
 the verdict. ``cancelled``, ``resumed``, ``released`` and ``reset`` have ``sender=Task``,
 ``outcome`` and ``using``. ``pruned`` has ``sender=Event``, ``count`` and ``using``.
+
+What a receiver raises goes to the caller while a transaction is open, which it then rolls back;
+of what is committed already it is logged only, or the caller would do it again.
 """
 
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
 
 published = Signal()
@@ -19,3 +25,10 @@ resumed = Signal()
 released = Signal()
 reset = Signal()
 pruned = Signal()
+
+
+def tell(signal: Signal, sender: type, connection: BaseDatabaseWrapper, **told: Any) -> None:
+    """Send ``signal`` of what was done on ``connection``."""
+    is_open = connection.in_atomic_block or not connection.get_autocommit()
+    send = signal.send if is_open else signal.send_robust
+    send(sender, using=connection.alias, **told)

@@ -1,7 +1,8 @@
+import contextlib
 from datetime import timedelta
 
 import pytest
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
 from kanthorq_django import publish, subscribe
@@ -70,6 +71,30 @@ def test_drain_nacks_what_fails_and_leaves_it_to_wait():
     assert task.state == TaskState.RETRYABLE
     assert task.attempted_errors[0]["error"] == "ValueError: bad order"
     assert not Entry.objects.exists()
+
+
+@pytest.mark.django_db
+def test_drain_lets_a_handler_that_breaks_the_tests_transaction_lose_its_own_writes_only():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message):
+        Entry.objects.create(event_id=message.event.pk)
+        if message.event.subject == "order.bad":
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1/0")
+
+    @subscribe("order.>", stream="kit", consumer="swallows")
+    def swallow(message):
+        with contextlib.suppress(DatabaseError), connection.cursor() as cursor:
+            cursor.execute("SELECT 1/0")
+
+    publish("order.bad", stream="kit")
+    good = publish("order.good", stream="kit")
+    assert drain("kit", "swallows") == 4
+    failed = Task.objects.retryable().get()
+    assert failed.event.subject == "order.bad"
+    assert "division by zero" in failed.attempted_errors[-1]["error"]
+    assert Entry.objects.get().event_id == good.pk
+    assert Task.objects.completed().count() == 3
 
 
 @pytest.mark.django_db

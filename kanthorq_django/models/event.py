@@ -208,7 +208,7 @@ def publish_into(stream: str, events: Iterable[Event], using: str) -> list[Event
         return []
     stored = insertion.insert(given, stream, connection)
     if created := [event for event in stored if event.created]:
-        signals.published.send(Event, events=created, using=using)
+        signals.tell(signals.published, Event, connection, events=created)
     return stored
 
 

@@ -143,6 +143,8 @@ def _insert_chunk(
     for _ in range(TRIES):
         rows = [_columns(event) for event in left]
         params: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+        # As text: in an array psycopg escapes bytes for standard_conforming_strings alone.
+        params["body"] = [body.hex() for body in params["body"]]
         params |= {"stream_id": moment.stream_id, "microseconds": moment.microseconds}
         new = {row.id for row in sql.rows(using, "publish_keyed", params)}
         known |= _known([event for event in left if event.pk not in new], stream, using)

@@ -19,6 +19,7 @@ from kanthorq_django.models.notifications import (
     channel,
     notify_after_commit,
 )
+from kanthorq_django.signals import tell
 
 CHUNK_SIZE = 1_000  # rows that one statement locks
 
@@ -55,7 +56,7 @@ class MovableQuerySet(models.QuerySet[M]):
         with together(self.db):
             for chunk in self._chunks():
                 outcome += self._move_chunk(chunk, move, changes, request_running=request_running)
-        signal.send(self.model, outcome=outcome, using=self.db)
+        tell(signal, self.model, connections[self.db], outcome=outcome)
         return outcome
 
     def _chunks(self) -> Iterator[dict[int, UUID]]:

@@ -99,8 +99,11 @@ def after_error(flights: Sequence[Flight], error: BaseException) -> list[Ending]
     It has stopped as it was to, if any of them was asked back or is not ours any more.
     """
     is_to_stop = any(flight.stop.is_set() for flight in flights)
+    first, others = flights[:1], flights[1:]
     step = functools.partial(_after_error, is_to_stop=is_to_stop)
-    return concluded(step, flights, error)
+    # One error has one traceback, however many messages it sinks.
+    told = concluded(step, first, error)
+    return told + concluded(functools.partial(step, has_traceback=False), others, error)
 
 
 def after_return(flight: Flight, result: Any) -> Ending:
@@ -120,7 +123,9 @@ def after_return(flight: Flight, result: Any) -> Ending:
     return ending
 
 
-def _after_error(flight: Flight, error: BaseException, *, is_to_stop: bool = False) -> Ending:
+def _after_error(
+    flight: Flight, error: BaseException, *, is_to_stop: bool = False, has_traceback: bool = True
+) -> Ending:
     message = flight.message
     if message.is_settled():
         _log(flight, logging.ERROR, "raised after it was settled", error)
@@ -130,7 +135,7 @@ def _after_error(flight: Flight, error: BaseException, *, is_to_stop: bool = Fal
             return _after_verdict(flight, error)
         case LeaseLost() | TaskCancelled() if is_to_stop:
             return _after_stop(flight, error)
-    return _failed(flight, error)
+    return _failed(flight, error, has_traceback=has_traceback)
 
 
 def _after_verdict(flight: Flight, verdict: Verdict) -> Ending:
@@ -166,12 +171,12 @@ def _is_settled_in_test(message: Message) -> bool:
     return message.has_verdict() and connections[using].in_atomic_block and not message.is_open()
 
 
-def _failed(flight: Flight, reason: BaseException | str, **options: Any) -> Nack:
+def _failed(flight: Flight, reason: BaseException | str, *, has_traceback: bool = True) -> Nack:
     error = reason if isinstance(reason, BaseException) else None
     note_refusal(error)
     told = repr(reason) if error is None else type(error).__name__
-    _log(flight, logging.WARNING, f"failed: {told}", error)
-    return _nack(flight.message, reason, **options)
+    _log(flight, logging.WARNING, f"failed: {told}", error if has_traceback else None)
+    return _nack(flight.message, reason)
 
 
 def _nack(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
@@ -35,6 +36,7 @@ from kanthorq_django.worker.flight import Flight
 logger = logging.getLogger("kanthorq_django.worker")
 
 _UNCOUNTED = contextlib.nullcontext()
+REPLACED = "The handler replaced the connection on which its transaction was open."
 MARKED_FOR_ROLLBACK = "The handler left its transaction marked for rollback."
 SHARED_SECONDS = 0.02  # after which a shared transaction begins no further handler
 CAREFUL_SECONDS = 60.0  # with savepoints, after a shared transaction that failed
@@ -167,8 +169,10 @@ def _call_in_transaction(flights: Sequence[Flight]) -> Any:
 def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -> Any:
     """Run the handler in the open block, and end well what it has not ended: ``acked``."""
     messages = [flight.message for flight in flights]
+    connection = connections[using]
     result = _call(flights)
     refuse_awaitable(flights[0], result)
+    _refuse_another(connection)
     if any(message.has_verdict() and message.is_open() for message in messages):
         raise KanthorqError(VERDICT_ROLLED_BACK)
     unsaid = [message for message in messages if not message.has_verdict()]
@@ -181,6 +185,16 @@ def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -
     return result
 
 
+def _refuse_another(connection: BaseDatabaseWrapper) -> None:
+    """Raise KanthorqError if a handler has put another one in the place of ``connection``.
+
+    What it wrote before is lost with the old one, so its task must not be ended well.
+    """
+    if connections[connection.alias] is not connection:
+        connection.close()  # or what it locked stays locked until somebody collects it
+        raise KanthorqError(REPLACED)
+
+
 def _keep_hooks_apart(using: str) -> None:
     """Let a hook that raises not keep those of other tasks from running after the commit."""
     hooks: list[Any] = connections[using].run_on_commit
@@ -190,8 +204,10 @@ def _keep_hooks_apart(using: str) -> None:
 def _call_and_keep(flight: Flight) -> dict[Message, str | None]:
     """Return the message with its result as JSON, or nothing if the handler ended it itself."""
     message = flight.message
+    connection = connections[message.using]
     result = _call([flight])
     refuse_awaitable(flight, result)
+    _refuse_another(connection)
     if transaction.get_rollback(message.using):  # of what it shares, if it has no savepoint
         raise KanthorqError(MARKED_FOR_ROLLBACK)
     if not message.has_verdict():

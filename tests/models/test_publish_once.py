@@ -1,14 +1,15 @@
 """One event is published once: idempotency keys, save(), and objects that are used again."""
 
+from contextlib import nullcontext
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connection, transaction
 
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
-from kanthorq_django.models import Event, insertion
+from kanthorq_django.models import Event, Task, insertion
 from tests.factories import StreamFactory
 from tests.ledger.models import Entry
 
@@ -105,6 +106,46 @@ def test_a_receiver_learns_of_new_events_only() -> None:
     finally:
         signals.published.disconnect(hear)
     assert heard == [[first], [second]]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("is_open", [False, True])
+def test_what_a_receiver_raises_is_the_callers_while_it_can_be_rolled_back(
+    is_open: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hear(**_: object) -> None:
+        raise ValueError("a receiver's own")
+
+    signals.published.connect(hear)
+    signals.cancelled.connect(hear)
+    try:
+        with transaction.atomic() if is_open else nullcontext():
+            publish("order.paid")
+        Task.objects.all().cancel()
+    except ValueError:
+        assert is_open
+    finally:
+        signals.published.disconnect(hear)
+        signals.cancelled.disconnect(hear)
+    assert Event.objects.count() == (0 if is_open else 1)
+    assert caplog.text.count("Error calling") == (0 if is_open else 2)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_keyed_events_keep_their_bodies_whatever_strings_the_server_expects() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET standard_conforming_strings = off")
+    bodies = [bytes(range(256)), b"\\x00", b""]
+    events = [
+        Event(subject="order.paid", body=body, idempotency_key=str(number))
+        for number, body in enumerate(bodies)
+    ]
+    try:
+        publish_many(events)
+        stored = Event.objects.order_by("idempotency_key").values_list("body", flat=True)
+        assert [bytes(body) for body in stored] == bodies
+    finally:
+        connection.close()
 
 
 def test_save_and_create_publish_into_the_events_stream() -> None:

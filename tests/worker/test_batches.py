@@ -161,6 +161,17 @@ def test_who_stops_a_batch_that_nobody_asked_back_has_failed(error: type[Excepti
     assert set(Task.objects.values_list("state", "attempt_count")) == {(TaskState.DISCARDED, 2)}
 
 
+def test_the_error_that_sinks_a_batch_has_one_traceback(caplog: pytest.LogCaptureFixture):
+    @subscribe("work.>", stream="work", consumer="batched", batch=5)
+    def handle(messages: list[Message]) -> None:
+        raise ValueError("of all of them")
+
+    announce(5)
+    drain("batched")
+    assert caplog.text.count("failed: ValueError") == 5
+    assert caplog.text.count("Traceback") == 1
+
+
 def test_an_async_handler_of_batches_that_is_interrupted_by_itself_has_failed():
     @subscribe("work.>", stream="work", consumer="batched", batch=5, retry=AT_ONCE, attempt_max=2)
     async def handle(messages: list[Message]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.message import Message
@@ -178,6 +178,24 @@ def test_psycopgs_own_autocommit_that_a_handler_switched_off_harms_no_other():
     work_off("switches", concurrency=1)
     assert Task.objects.completed().count() == 3
     assert Entry.objects.count() == 2
+
+
+@pytest.mark.parametrize("group_size", [1, 20])
+def test_what_was_written_on_a_connection_that_a_handler_replaced_is_not_taken_for_done(
+    group_size: int, settings: Any
+):
+    settings.KANTHORQ = {"GROUP_COMMIT": group_size}
+
+    @subscribe("work.>", stream="work", consumer="replaces", atomic=True, retry=Fixed(timedelta(0)))
+    def handle(message: Message) -> None:
+        Entry.objects.create(event_id=message.event.pk)
+        if message.attempt == 1 and message.event.json() % 7 == 0:
+            del connections["default"]
+
+    announce(100)
+    work_off("replaces", concurrency=1)
+    assert Task.objects.completed().count() == Entry.objects.count() == 100
+    assert Task.objects.filter(attempt_count=2).count() == 15
 
 
 def test_a_handlers_connection_that_ended_while_it_rested_costs_no_attempt():
