@@ -7,7 +7,9 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Event ids of the tasks that a bulk verb met; each id stands in one tuple only.
+    """Event ids of the tasks that a bulk verb met; each task stands in one tuple only.
+
+    An event that several consumers owe may stand in several, once for each of its tasks.
 
     ``updated`` moved at once, ``requested`` are running and were asked to stop,
     ``noop`` were left alone: the verb does not leave their state, or nobody knows the id.
