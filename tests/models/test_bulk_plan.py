@@ -46,5 +46,5 @@ def test_a_pull_probes_the_index(reader: Consumer):
     params = {"limit": 100, "page_size": 500, "includes": "^$", "excludes": "^$"}
     filters = ("subject_includes", "subject_excludes")
     params |= {name: json.dumps(getattr(reader, name)) for name in filters}
-    params["consumer_id"] = reader.pk
+    params |= {"consumer_id": reader.pk, "visibility_timeout": reader.visibility_timeout}
     assert_probes(event_scans(sql.load("pull"), params))

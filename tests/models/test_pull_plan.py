@@ -105,6 +105,7 @@ def pull_scans(consumer: Consumer, statement: str | None = None) -> list[Scan]:
         "includes": subjects.to_regex(["nothing"]),
         "excludes": subjects.to_regex([]),
         "limit": 100,
+        "visibility_timeout": consumer.visibility_timeout,
         "page_size": PAGE_SIZE,
     }
     scans = event_scans(statement or sql.load("pull"), params)
