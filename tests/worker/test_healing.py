@@ -1,6 +1,7 @@
 """Connections that end or fall silent: each part of a worker heals by itself."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,6 +179,23 @@ def test_psycopgs_own_autocommit_that_a_handler_switched_off_harms_no_other():
     work_off("switches", concurrency=1)
     assert Task.objects.completed().count() == 3
     assert Entry.objects.count() == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_a_handler_forks_is_no_second_worker():
+    statuses: list[int] = []
+
+    @subscribe("work.>", stream="work", consumer="forks")
+    def handle(message: Message) -> None:
+        child = os.fork()
+        if child == 0:
+            raise ValueError("in the child")
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    announce(3)
+    work_off("forks", concurrency=1)
+    assert statuses == [1, 1, 1]
+    assert Task.objects.completed().filter(attempt_count=1).count() == 3
 
 
 @pytest.mark.parametrize("group_size", [1, 20])
