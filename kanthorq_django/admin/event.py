@@ -7,7 +7,7 @@ from uuid import UUID
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import BinaryField, F, Func, IntegerField, QuerySet, Value
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
@@ -114,7 +114,7 @@ class EventAdmin(ReadOnlyAdmin):
             raise PermissionDenied
         order = order_of(request, event=obj.pk)
         order.record("events.delete", using=using, counts={"deleted": 1}, ids=[obj.pk])
-        signals.pruned.send(Event, count=1, using=using)
+        signals.tell(signals.pruned, Event, connections[using], count=1)
 
     @admin.display(description=_("event"))
     def name(self, event: Event) -> str:

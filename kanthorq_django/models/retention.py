@@ -160,7 +160,7 @@ class _Reader(NamedTuple):
                 counts = pruned._asdict()
                 self.order.record("events.prune", using=self.using, counts=counts, ids=ids)
         if pruned.events:
-            signals.pruned.send(Event, count=pruned.events, using=self.using)
+            signals.tell(signals.pruned, Event, connections[self.using], count=pruned.events)
         return page, pruned
 
     def _page(self, after: tuple[Any, Any]) -> list[Any]:

@@ -46,17 +46,15 @@ class ThreadLane(Lane):
     def _run(self) -> None:
         while (call := self._next(spare_connections)) is not None:
             began_at = time.monotonic()
-            share = self._share(call)
-            count = self._handle_together(call, share) if share > 1 else self._handle_all(call)
+            count = 1
+            if (share := self._share(call)) > 1:
+                count = self._handle_together(call, share)
+            else:
+                for round_ in call.rounds:
+                    self._handle(round_)
             spare_connections()
             self._ended(count, time.monotonic() - began_at)
         connections.close_all()
-
-    def _handle_all(self, call: Call) -> int:
-        """Run the rounds of a call; return 1: how many calls that were."""
-        for round_ in call.rounds:
-            self._handle(round_)
-        return 1
 
     def _handle_together(self, call: Call, share: int) -> int:
         """Run a call and others in one transaction; return how many calls they were."""

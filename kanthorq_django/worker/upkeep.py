@@ -118,6 +118,13 @@ def _forget(connection: BaseDatabaseWrapper) -> None:
     _own.connections = None
 
 
+def _is_left_open(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether it is in a transaction; one that is lost ``refresh_connections()`` replaces."""
+    raw = connection.connection
+    is_lost = raw is None or getattr(raw, "closed", False)  # psycopg's knows, others do not tell
+    return not is_lost and _is_dangling(connection)
+
+
 def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
     raw = connection.connection
     if connection.in_atomic_block or raw is None:
@@ -155,8 +162,7 @@ def leave_connections() -> None:
     the next handlers write would never be committed.
     """
     for connection in _known_connections():
-        raw = connection.connection
-        if raw is not None and _is_dangling(connection) and not raw.closed:  # else it is lost
+        if _is_left_open(connection):
             _forget(connection)
     _own.used_at = time.monotonic()
 

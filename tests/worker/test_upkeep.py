@@ -1,12 +1,15 @@
 """Time limits of connections, and waits between tries."""
 
 import logging
+import sqlite3
 import threading
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connections
+from django.db.backends.sqlite3.base import DatabaseWrapper
 
+from kanthorq_django.worker import upkeep
 from kanthorq_django.worker.upkeep import Backoff, expect_dead_hosts
 from tests.worker.working import default_database
 
@@ -69,3 +72,17 @@ def test_a_defect_is_told_with_its_traceback(caplog: pytest.LogCaptureFixture):
     Backoff("puller").failed(ZeroDivisionError())
 
     assert caplog.records[0].exc_info
+
+
+def test_another_database_that_a_handler_leaves_in_a_transaction_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Its driver does not tell what psycopg's does, and an error would end the handlers' thread."""
+    given = {"lite": {"ENGINE": "django.db.backends.sqlite3", "NAME": "lite"}, "default": {}}
+    left = DatabaseWrapper(connections.configure_settings(given)["lite"], "lite")
+    left.connection = sqlite3.connect(":memory:")
+    left.autocommit = False
+    connections["lite"] = left
+    monkeypatch.setattr(upkeep._own, "connections", [left])
+    upkeep.leave_connections()
+    assert left.connection is None
