@@ -28,6 +28,7 @@ from tests.faults.workload import LEASE, STREAM
 from tests.ledger.models import Entry
 
 LONGER = 1.5  # leases that a slow handler takes
+SLOW_SECONDS = float(os.environ.get("FAULTS_SLOW_SECONDS", LONGER * LEASE.total_seconds()))
 SOON = Fixed(delay=timedelta(milliseconds=300))
 FAILURES = 0.1  # of all attempts
 MEMORY_BYTES = 64 * 2**20  # more than a worker may still take, in the test that limits it
@@ -208,7 +209,7 @@ def linger_with_an_ack(message: Message) -> None:
 @subscribe("slow.>", consumer="slow", **OPTIONS)
 def take_longer_than_a_lease(message: Message) -> None:
     with told(message):
-        pause(LONGER * LEASE.total_seconds())
+        pause(SLOW_SECONDS)
 
 
 @subscribe(

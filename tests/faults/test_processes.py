@@ -50,7 +50,7 @@ def holders(stage: Stage) -> int:
 
 def test_tasks_of_a_killed_worker_run_elsewhere_soon_after_their_lease(stage: Stage):
     stage.consumers = ["slow"]
-    killed = stage.worker("--concurrency", "8")
+    killed = stage.worker("--concurrency", "8", FAULTS_SLOW_SECONDS="600")
     client = stage.client()
     for _ in range(8):
         client.do("say slow.on")
