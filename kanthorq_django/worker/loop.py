@@ -22,7 +22,8 @@ from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.models.notifications import SETTLE_LONGEST, SETTLE_SECONDS
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
-from kanthorq_django.worker.call import calls
+from kanthorq_django.worker.call import Call, calls
+from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.endings import HandBack
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.lane import Lane
@@ -113,6 +114,10 @@ class WorkerLoop:
         self._acknowledger = Acknowledger(self._using, self._written, bounded)
         self._renewer = Renewer(self._flights, self._row, self._using, tick, bounded)
         self._lanes = self._make_lanes()
+        self._demands = {
+            pk: Demand(subscription, self._lanes, self._options.batch_size, self._allowed)
+            for pk, subscription in self._subscriptions.items()
+        }
         self._parts = [self._acknowledger, self._renewer, *self._make_listeners(consumers)]
         for part in (self._warden, *self._parts, *self._lanes.values()):
             part.start()
@@ -214,38 +219,36 @@ class WorkerLoop:
 
     def _lease(self, looks: dict[int, Look]) -> bool:
         """Fetch and hand over what was seen; tell whether there was any."""
-        has_progressed = False
+        has_progressed = self._is_held_up = False
         for consumer in self._puller.in_turn(looks):
-            if room := self._room(consumer):
-                for haul in self._puller.fetch(consumer, looks[consumer.pk], room):
-                    self._hand_over(haul, self._subscriptions[consumer.pk])
-                    has_progressed = True
+            demand = self._demands[consumer.pk]
+            for haul in self._puller.fetch(consumer, looks[consumer.pk], demand):
+                demand.learn(haul.work, self._hand_over(haul, self._subscriptions[consumer.pk]))
+                has_progressed = True
         if has_progressed:
             self._found_at = max(self._found_at, self._looked_at)
         return has_progressed
 
-    def _room(self, consumer: Consumer) -> int:
-        """Return how many tasks may be leased for ``consumer`` now."""
-        self._is_held_up = self._acknowledger.is_behind
-        if self._is_held_up:
-            return 0  # the next verdicts that are written wake us
-        subscription = self._subscriptions[consumer.pk]
-        wanted = self._lanes[subscription.is_async].room() * subscription.batch
-        at_once = max(self._options.batch_size, subscription.batch)
-        return max(0, min(wanted, at_once, self._left()))
+    def _allowed(self) -> int:
+        """Return how many tasks may be leased at all now."""
+        if self._acknowledger.is_behind:
+            self._is_held_up = True  # so that the next verdicts that are written wake us
+            return 0
+        return max(0, self._left())
 
     def _left(self) -> int:
-        """Return how many more tasks may be leased at all."""
+        """Return how many more tasks this worker may start."""
         limit = self._options.max_tasks or sys.maxsize
         return limit - sum(lane.accepted_count for lane in self._lanes.values())
 
-    def _hand_over(self, haul: Haul, subscription: Subscription) -> None:
+    def _hand_over(self, haul: Haul, subscription: Subscription) -> list[Call]:
         flights = [Flight(leased, subscription, haul.asked_at) for leased in haul.leased]
         self._flights.add(flights)
         found = calls(flights, subscription)
         for kind, lane in self._lanes.items():
             if chosen := [call for call in found if call.is_async is kind]:
                 lane.submit(chosen)
+        return found
 
     def _written(self, leases: Iterable[Lease]) -> None:
         """Forget leases whose verdicts are written; a key that became free is served at once."""

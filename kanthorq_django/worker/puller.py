@@ -4,14 +4,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import connections
 
+from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.models import Consumer
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
+from kanthorq_django.worker.demand import Demand, Work
 from kanthorq_django.worker.floors import Floors
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
@@ -45,6 +48,14 @@ class Haul(NamedTuple):
 
     leased: list[Leased]
     asked_at: float
+    work: Work
+
+
+class _Step(NamedTuple):
+    """One statement that leases; it returns None when there was nothing to be had."""
+
+    work: Work
+    lease: Callable[[Consumer, int], list[Leased] | None]
 
 
 class Puller:
@@ -155,45 +166,58 @@ class Puller:
         ]
         return min((wait for wait in waits if wait), default=math.inf)
 
-    def fetch(self, consumer: Consumer, look: Look, room: int) -> Iterator[Haul]:
-        """Lease at most ``room`` tasks: old obligations and new events take turns to come first.
+    def fetch(self, consumer: Consumer, look: Look, demand: Demand) -> Iterator[Haul]:
+        """Lease what ``demand`` wants: old obligations and new events take turns to come first.
 
         The tasks of each step are yielded before the next one, which may fail. A consumer is
         left alone for a while when others are at its rows, and when its statements fail.
         Raises django.db.Error when the connection is lost.
         """
         failure: Exception | None = None
-        has_progressed = False
+        has_tried = has_progressed = is_full = False
         freed_count = self._freed_count
-        for step in self._steps(look):
-            asked_at = time.monotonic()
+        for step in self._steps(look, demand):
+            if not (count := demand.count(step.work)):
+                is_full = True
+                continue
+            has_tried = True
             try:
-                with self._bounded(connections[self._using]):
-                    leased = step(consumer, room) if room else None
+                haul = self._take(step, consumer, count)
             except Exception as error:  # noqa: BLE001  # one consumer's defect is not the others'
                 self._raise_if_final(error)
-                failure, leased = error, None
-            if leased is not None:
+                failure, haul = error, None
+            if haul is not None:
                 has_progressed = True
-                room -= len(leased)
-                yield Haul(leased, asked_at)
+                yield haul
         # Where a key became free meanwhile, others at its rows are no reason to wait; nor is an
-        # event that they were faster to pull.
-        has_progressed |= look.is_guess or freed_count != self._freed_count
-        self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
+        # event that they were faster to pull, or what there was no room for.
+        has_progressed |= is_full or look.is_guess or freed_count != self._freed_count
+        if has_tried:
+            self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
 
-    def _steps(self, look: Look) -> Sequence[Callable[[Consumer, int], list[Leased] | None]]:
-        steps = [self._claim] * look.is_due + [self._pull] * look.has_events
-        return steps[::-1] if self._turn % 2 else steps
+    def _steps(self, look: Look, demand: Demand) -> Sequence[_Step]:
+        steps = [_Step(Work.EVENTS, self._pull)] * look.has_events
+        if look.is_due:
+            claims = demand.claims(self._options.claims)
+            steps += [_Step(work, partial(self._claim, states)) for work, states in claims]
+        return steps if self._turn % 2 else steps[::-1]
+
+    def _take(self, step: _Step, consumer: Consumer, count: int) -> Haul | None:
+        asked_at = time.monotonic()
+        with self._bounded(connections[self._using]):
+            leased = step.lease(consumer, count)
+        return None if leased is None else Haul(leased, asked_at, step.work)
 
     def _raise_if_final(self, error: Exception) -> None:
         is_final = self._options.burst and not isinstance(error, UNAVAILABLE)
         if is_final or not connections[self._using].is_usable():
             raise error
 
-    def _claim(self, consumer: Consumer, limit: int) -> list[Leased] | None:
+    def _claim(
+        self, states: frozenset[TaskState], consumer: Consumer, limit: int
+    ) -> list[Leased] | None:
         freed_count = self._freed_count
-        leased = consumer.lease_due(limit, self._options.claims, self._floors[consumer.pk])
+        leased = consumer.lease_due(limit, states, self._floors[consumer.pk])
         if consumer.has_given_turns and freed_count == self._freed_count:
             # A burst does not wait for keys that others have, or whose first task waits itself.
             is_over = self._options.burst and self._is_quiet and not leased
