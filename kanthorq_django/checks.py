@@ -79,6 +79,21 @@ def check_engine(**_: Any) -> Iterator[CheckMessage]:
 
 
 @register(TAG)
+def check_autocommit(**_: Any) -> Iterator[CheckMessage]:
+    """E010: statements that nobody commits."""
+    alias = _alias()
+    if not connections[alias].settings_dict.get("AUTOCOMMIT", True):
+        yield Error(
+            f"DATABASES[{alias!r}]['AUTOCOMMIT'] is False; workers commit each of their steps.",
+            hint=(
+                "Leave AUTOCOMMIT at True, and use ATOMIC_REQUESTS or transaction.atomic() for "
+                "transactions."
+            ),
+            id="kanthorq_django.E010",
+        )
+
+
+@register(TAG)
 def check_routing(**_: Any) -> Iterator[CheckMessage]:
     """E007, W002: the tables are apart from each other, or from the business tables."""
     aliases = {

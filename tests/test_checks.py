@@ -129,6 +129,12 @@ def test_an_old_driver_is_an_error(version: str, monkeypatch: pytest.MonkeyPatch
     assert version.split(maxsplit=1)[0] in found()["E002"].msg
 
 
+def test_a_database_without_autocommit_is_an_error(reconfigured: Callable[..., None]):
+    reconfigured(AUTOCOMMIT=False)
+
+    assert found().keys() == {"E010"}
+
+
 @pytest.mark.parametrize(("version", "ids"), [(14, ["E003"]), (15, []), (18, [])])
 def test_a_server_older_than_15_is_an_error(version: int, ids: list[str]):
     messages = list(checks.server_problems("default", f"PostgreSQL {version}.2 on x86_64", version))
