@@ -161,7 +161,8 @@ class Message:
         # A lease that ran out has given the turn of its key to others.
         ran_out = Q(turn_key__isnull=False, state=TaskState.RUNNING, schedule_at__lte=Now())
         if not self._held().exclude(ran_out).update(schedule_at=end):
-            raise self.lost()
+            verdict = "ack" if self._was_acked() else "nack"
+            raise LeaseLost(f"There is no lease to extend: {verdict}() has ended {self.task}.")
 
     async def aextend(self, duration: timedelta) -> None:
         """Do what ``extend()`` does, from a coroutine."""

@@ -129,14 +129,7 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
             )
 
         def register(cancel_handler: C) -> C:
-            declarations.check_handler(cancel_handler)
-            declarations.check_atomic(subscription, cancel_handler)
-            declarations.check_timeout(subscription.consumer, timeout)
-            if retry is not None:
-                declarations.check_retry(subscription.consumer, retry)
-            subscription.cancel_handler = cancel_handler
-            subscription.cancel_retry = retry
-            subscription.cancel_timeout = timeout
+            _note_cancel_handler(subscription, cancel_handler, retry, timeout)
             return cancel_handler
 
         return register
@@ -149,6 +142,25 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
             "use a function."
         ) from error
     return cast("Subscriber[R_co]", handler)
+
+
+def _note_cancel_handler(
+    subscription: Subscription,
+    cancel_handler: Callable[..., Any],
+    retry: RetryPolicy | None,
+    timeout: timedelta | None,
+) -> None:
+    """Keep how to clean up for a handler, which may be that of several consumers."""
+    declarations.check_handler(cancel_handler)
+    declarations.check_timeout(subscription.consumer, timeout)
+    if retry is not None:
+        declarations.check_retry(subscription.consumer, retry)
+    others = [each for each in registry.all() if each.handler is subscription.handler]
+    for each in (subscription, *others):
+        declarations.check_atomic(each, cancel_handler)
+    for each in (subscription, *others):
+        each.cancel_handler = cancel_handler
+        each.cancel_retry, each.cancel_timeout = retry, timeout
 
 
 def _chosen(consumers: Iterable[str] | None) -> list[Subscription]:

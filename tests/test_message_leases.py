@@ -129,10 +129,11 @@ def test_extend_of_a_lost_lease_raises_and_leaves_the_other_lease_alone():
     assert stored(message).schedule_at == end
 
 
-def test_extend_of_a_settled_message_raises():
+@pytest.mark.parametrize(("verb", "given"), [("ack", ()), ("nack", ("no",))])
+def test_extend_of_a_settled_message_says_what_ended_its_lease(verb: str, given: tuple[str, ...]):
     message = leased()
-    message.ack()
-    with pytest.raises(LeaseLost):
+    getattr(message, verb)(*given)
+    with pytest.raises(LeaseLost, match=rf"no lease to extend: {verb}\(\) has ended"):
         message.extend(timedelta(hours=1))
 
 

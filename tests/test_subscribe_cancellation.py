@@ -38,6 +38,18 @@ def test_a_cancellation_handler_follows_the_handlers_policy_unless_told() -> Non
     assert (noted.cancel_policy, noted.cancel_attempt_max) == (Fixed(), 5)
 
 
+def test_a_handler_of_several_consumers_has_its_cancellations_handled_for_all() -> None:
+    @subscribe("order.>", consumer="repayments")
+    @subscribe("order.>", stream="archive", consumer="corrections")
+    def refund(message: Any) -> None: ...
+
+    @refund.on_cancel(timeout=SECOND)
+    def undo(message: Any) -> None: ...
+
+    for noted in (find("repayments"), find("corrections")):
+        assert (noted.cancel_handler, noted.cancel_timeout) == (undo, SECOND)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [({"retry": 5}, "retry must be a retry policy"), ({"timeout": 5}, "timeout must be")],

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from asgiref.sync import sync_to_async
 from django.db import models, router
 from django.db.models.expressions import RawSQL
 
@@ -134,6 +135,7 @@ class Consumer(models.Model):
 
     def lag(self, limit: int = 10_000) -> Lag:
         """Return how many events of the stream wait unread, counted up to ``limit``; read-only."""
+        _check_limit(limit)
         return cursors.lag(self, limit)
 
     def pull(self, limit: int = 100) -> "list[Task]":
@@ -175,7 +177,9 @@ class Consumer(models.Model):
 
         Tasks that used up their attempts, or were asked to cancel, end here and are not
         returned. Of tasks that are serialized, ``group_size`` of a key are leased at a time.
+        Raises ValueError for a state that no claim takes.
         """
+        _check_states(states := frozenset(states))
         return [leased.task for leased in self.lease_due(limit, states)]
 
     def lease_due(
@@ -211,8 +215,21 @@ class Consumer(models.Model):
     def reset(self, event_ids: Iterable[UUID | str]) -> Outcome:
         return self._move(event_ids, lambda tasks: tasks.reset())
 
-    for _verb in (cancel, resume, release, reset):
-        _verb.alters_data = True  # type: ignore[attr-defined]
+    async def acancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:
+        return await sync_to_async(self.cancel)(event_ids, running=running)
+
+    async def aresume(self, event_ids: Iterable[UUID | str]) -> Outcome:
+        return await sync_to_async(self.resume)(event_ids)
+
+    async def arelease(self, event_ids: Iterable[UUID | str]) -> Outcome:
+        return await sync_to_async(self.release)(event_ids)
+
+    async def areset(self, event_ids: Iterable[UUID | str]) -> Outcome:
+        return await sync_to_async(self.reset)(event_ids)
+
+    _verb: Any
+    for _verb in (cancel, resume, release, reset, acancel, aresume, arelease, areset):
+        _verb.alters_data = True
     del _verb
 
     def _claim_in_turn(self, limit: int, states: list[TaskState], floor: int) -> sql.Result:
@@ -281,3 +298,9 @@ def _event_id(given: UUID | str) -> UUID:
 def _check_limit(limit: int) -> None:
     if type(limit) is not int or not 1 <= limit <= LIMIT_MAX:
         raise ValueError(f"limit must be 1 to {LIMIT_MAX:,}, not {quoted(limit)}.")
+
+
+def _check_states(states: frozenset[TaskState]) -> None:
+    if unclaimable := states - frozenset(CLAIMABLE):
+        names = ", ".join(state.name for state in sorted(CLAIMABLE))
+        raise ValueError(f"states must be some of {names}, not {quoted(next(iter(unclaimable)))}.")

@@ -48,3 +48,8 @@ def test_lag_shrinks_with_each_page_and_ends_at_nothing(consumer: Consumer):
 
     assert counts == [5, 2, 0]
     assert consumer.lag() == NOTHING
+
+
+def test_lag_refuses_a_limit_that_is_no_count(consumer: Consumer):
+    with pytest.raises(ValueError, match="limit must be 1 to 1,000,000, not 0"):
+        consumer.lag(limit=0)

@@ -267,3 +267,9 @@ def test_a_lease_is_as_long_as_its_holder_believes(way: str):
     (task,) = consumer.pull() if way == "pull" else consumer.claim()
     assert task.attempted_at is not None
     assert task.schedule_at - task.attempted_at == 7 * MINUTE
+
+
+@pytest.mark.parametrize("states", [[TaskState.COMPLETED], [TaskState.RUNNING, 7], "1"])
+def test_a_state_that_no_claim_takes_is_refused(consumer: Consumer, states: Any):
+    with pytest.raises(ValueError, match=r"states must be some of AVAILABLE, .*, not "):
+        consumer.claim(states=states)

@@ -123,15 +123,19 @@ def test_a_template_cannot_call_a_verb(verb: str):
     ],
 )
 def test_the_twins_for_coroutines_do_the_same(verb: str, state: TaskState):
-    task = TaskFactory.create(state=state)
-    outcome = async_to_sync(getattr(Task.objects.all(), verb))()
+    task, other = TaskFactory.create_batch(2, state=state)
+    outcome = async_to_sync(getattr(Task.objects.filter(pk=task.pk), verb))()
     assert outcome == Outcome(updated=(task.event_id,))
+    outcome = async_to_sync(getattr(other.consumer, verb))([other.event_id])
+    assert outcome == Outcome(updated=(other.event_id,))
 
 
 def test_acancel_asks_running_tasks_as_well():
     task = TaskFactory.create(state=S.RUNNING)
     outcome = async_to_sync(Task.objects.all().acancel)(running=True)
     assert outcome == Outcome(requested=(task.event_id,))
+    outcome = async_to_sync(task.consumer.acancel)([task.event_id], running=True)
+    assert outcome == Outcome(noop=(task.event_id,))
 
 
 @pytest.mark.parametrize(
