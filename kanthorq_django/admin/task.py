@@ -168,7 +168,7 @@ class TaskAdmin(OperatingAdmin):
         counts = {"count": task.cancel_attempt_count, "max": task.consumer.cancel_attempt_max}
         return f"{told}, {gettext('cancellation %(count)d / %(max)d') % counts}"
 
-    @admin.display(description=_("due or ended"))
+    @admin.display(description=_("when"))
     def due(self, task: Task) -> str:
         return due_text(task, moment)
 
