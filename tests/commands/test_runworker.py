@@ -277,6 +277,14 @@ def test_reload_restarts_several_processes_too():
         wait_until(lambda: len(worker.workers()) == 2, PATIENCE)
 
 
+def test_reload_ends_a_worker_with_coroutines_without_a_traceback():
+    with runworker("async", "--reload") as worker:
+        (first,) = worker.wait_until_started()
+        touch_while_any_runs(worker, [first])
+        wait_until(lambda: worker.workers() != [], PATIENCE)
+    assert "Traceback" not in worker.text
+
+
 def test_reload_waits_for_code_that_can_be_run():
     with runworker("atomik", "--reload") as worker:
         worker.wait_for("did you mean 'atomic'")
