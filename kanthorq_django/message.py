@@ -14,6 +14,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections, transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Greatest, Now
+from django.dispatch import Signal
 from django.utils.asyncio import async_unsafe
 
 from kanthorq_django import signals
@@ -120,7 +121,7 @@ class Message:
         using = self._check_database()
         if lease.ack({self.lease: encode_result(result)}, using):
             self.decide(using)
-            signals.acked.send(Task, message=self)
+            self._tell(signals.acked)
         elif not self._was_acked():
             raise AlreadyAcknowledged(f"{self.task} was ended with nack() before.")
 
@@ -137,7 +138,7 @@ class Message:
         failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
         if lease.nack({self.lease: lease.Failed(failure, wait)}, using):
             self.decide(using)
-            signals.nacked.send(Task, message=self, reason=reason)
+            self._tell(signals.nacked, reason=reason)
         elif self._was_acked():
             raise AlreadyAcknowledged(f"{self.task} was ended with ack() before.")
 
@@ -223,6 +224,11 @@ class Message:
         else:
             connection = connections[using]
             self._is_durable = connection.get_autocommit() and is_idle(connection.connection)
+
+    def _tell(self, signal: Signal, **told: Any) -> None:
+        # What a receiver raises must not have the handler fail after a verdict that lasts.
+        send = signal.send_robust if self._is_durable else signal.send
+        send(Task, message=self, **told)
 
     def endure(self) -> None:
         """Remember that the handler has spoken, and that this lasts."""

@@ -6,9 +6,9 @@
 the verdict. ``cancelled``, ``resumed``, ``released`` and ``reset`` have ``sender=Task``,
 ``outcome`` and ``using``. ``pruned`` has ``sender=Event``, ``count`` and ``using``.
 
-What a receiver of ``published``, of a verb or of ``pruned`` raises goes to the caller while a
-transaction is open, which it then rolls back; of what is committed already it is logged only, or
-the caller would do it again.
+What a receiver of ``published``, of a verb, of ``pruned`` or of a handler's own ``ack()`` or
+``nack()`` raises goes to the caller while a transaction is open, which it then rolls back; of what
+is committed already it is logged only, or the caller would do it again.
 """
 
 from typing import Any

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.core.exceptions import SynchronousOnlyOperation
+from django.db import transaction
+from django.dispatch import Signal
 
 from kanthorq_django import signals
 from kanthorq_django.exceptions import (
@@ -110,6 +112,27 @@ def test_nack_after_ack_raises(heard: list[str]):
         message.nack("too late")
     assert stored(message).state == TaskState.COMPLETED
     assert heard == ["acked"]
+
+
+@pytest.mark.parametrize(("verb", "given"), [("ack", ()), ("nack", ("no",))])
+def test_a_receiver_that_raises_takes_back_no_verdict_that_lasts(
+    verb: str, given: tuple[str, ...], caplog: pytest.LogCaptureFixture
+):
+    def raise_something(**_: Any) -> None:
+        raise ValueError("of the receiver")
+
+    message, again = leased(), leased()
+    signal: Signal = getattr(signals, f"{verb}ed")
+    signal.connect(raise_something)
+    try:
+        getattr(message, verb)(*given)
+        with pytest.raises(ValueError, match="of the receiver"), transaction.atomic():
+            getattr(again, verb)(*given)
+    finally:
+        signal.disconnect(raise_something)
+    assert "of the receiver" in caplog.text
+    assert stored(message).state in {TaskState.COMPLETED, TaskState.RETRYABLE}
+    assert stored(again).state == TaskState.RUNNING
 
 
 # What a handler is told
