@@ -25,7 +25,6 @@ from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 
 from kanthorq_django import sql
-from kanthorq_django.sql import round_trip
 
 BUSINESS_WRITE = 'INSERT INTO "ledger_entry"'
 
@@ -93,7 +92,8 @@ class _Watch:
         self._passes = itertools.count(1)
         self._ran: dict[int, list[str]] = {}  # what each connection's transaction has run
         self._inside = threading.local()  # our own statements, which Django's cursors may run
-        watch, run = self, round_trip.run
+        # Found when it is needed: an older release, which is never watched, has none.
+        watch, run = self, sql.run  # type: ignore[attr-defined]  # under the name by which it is called
         django_commit, django_execute = BaseDatabaseWrapper.commit, CursorWrapper.execute
 
         def commit(connection: BaseDatabaseWrapper) -> None:
@@ -108,7 +108,7 @@ class _Watch:
 
         BaseDatabaseWrapper.commit = commit  # type: ignore[assignment,method-assign]  # as any patch
         CursorWrapper.execute = execute  # type: ignore[method-assign,assignment]
-        sql.run = run_ours  # type: ignore[attr-defined]  # under the name by which it is called
+        sql.run = run_ours  # type: ignore[attr-defined]  # as above
         connection_created.connect(self.connected, weak=False)
 
     def connected(self, connection: BaseDatabaseWrapper, **_: object) -> None:

@@ -154,7 +154,6 @@ def older(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_an_older_release_beside_the_new_one_loses_and_doubles_nothing(stage: Stage, older: Path):
     stage.worker()
     stage.worker(code=older)

@@ -297,4 +297,8 @@ def _head(consumer: ExpectedConsumer, tasks: list[ExpectedTask], group: int) -> 
     is_strict = consumer.serialize == "strict"
     queue = [task for task in tasks if task.is_due or (is_strict and task.state == S.RETRYABLE)]
     queue.sort(key=lambda task: (task.state != S.RUNNING, task.pk))  # first what lost its lease
-    return list(itertools.takewhile(lambda task: task.is_due, queue[:group]))
+    ready = list(itertools.takewhile(lambda task: task.is_due, queue[:group]))
+    if is_strict:  # what failed before may fail again: it is a group of its own
+        fresh = list(itertools.takewhile(lambda task: not task.attempts, ready))
+        return fresh or ready[:1]
+    return ready
