@@ -233,8 +233,7 @@ class Consumer(models.Model):
     del _verb
 
     def _claim_in_turn(self, limit: int, states: list[TaskState], floor: int) -> sql.Result:
-        if self.serialize == Serialize.OFF or states == [TaskState.CANCELLING]:
-            self.has_given_turns = False  # cancellations wait for none
+        if self.serialize == Serialize.OFF:
             return unconflicted(self.using, lambda: self._claim(limit, states, [], floor))
         with turns_locked(self) as is_ours:
             # A part stays free for what waits for no turn, as cancellations do; of a single

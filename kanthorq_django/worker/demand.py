@@ -1,24 +1,15 @@
 """How many tasks of one consumer this worker wants now: as many as it starts within a second.
 
-Lanes count calls of handlers. What a call holds depends on what is leased: a batch of new events,
-or a single task that failed before, or a cancellation, which may belong to the other lane.
+Lanes count calls of handlers. What a call holds is known of new events, which come in batches. What
+a claim finds is not: tasks that failed before run alone, and cancellations may belong to the
+other lane. So claims begin small, and learn from what they found.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum, auto
 
-from kanthorq_django.domain.states import TaskState
 from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.worker.call import Call
 from kanthorq_django.worker.lane import Lane
-
-
-class Work(Enum):
-    """What one statement leases."""
-
-    EVENTS = auto()  # new ones, as tasks
-    TASKS = auto()  # that are due
-    CLEANUPS = auto()  # due cancellations, where they are wanted in other numbers than tasks
 
 
 class Demand:
@@ -31,38 +22,55 @@ class Demand:
         at_once: int,
         allowed: Callable[[], int],
     ) -> None:
-        batch = subscription.batch
-        self._lane = lanes[subscription.is_async]
-        self._cleanup_lane = lanes[subscription.is_cancel_async]
+        self._batch = batch = subscription.batch
         self._at_once = max(at_once, batch)
         self._allowed = allowed
-        self._batch = batch
+        self._lane = lanes[subscription.is_async]
+        self._kinds: list[_Kind] = []
         # Groups are bounded by their keys: each is one call, whatever it holds.
-        self._is_learning = batch > 1 and not subscription.grouped
-        self._per_call = 1 if self._is_learning else batch
-        self._is_split = subscription.cancel_handler is not None and (
-            batch > 1 or self._cleanup_lane is not self._lane
-        )
+        if batch > 1 and not subscription.grouped:
+            self._kinds.append(_Kind(self._lane, self._at_once, is_cleanup=False))
+        cleanup_lane = lanes[subscription.is_cancel_async]
+        if subscription.cancel_handler and (batch > 1 or cleanup_lane is not self._lane):
+            self._kinds.append(_Kind(cleanup_lane, self._at_once, is_cleanup=True))
 
-    def claims(self, states: frozenset[TaskState]) -> list[tuple[Work, frozenset[TaskState]]]:
-        """Return how tasks in ``states`` are to be claimed: all at once, or cancellations apart."""
-        cancelling = states & {TaskState.CANCELLING}
-        if not (self._is_split and cancelling):
-            return [(Work.TASKS, states)]
-        return [(Work.CLEANUPS, cancelling), (Work.TASKS, states - cancelling)]
+    def of_events(self) -> int:
+        """Return how many new events to lease at most; who gets 0 is woken when there is room."""
+        return self._within_limits(self._lane.room() * self._batch)
 
-    def count(self, work: Work) -> int:
-        """Return how many tasks to lease at most; who gets 0 is woken when there is room."""
-        if not (allowed := self._allowed()):
-            return 0
-        if work is Work.CLEANUPS:
-            wanted = self._cleanup_lane.room()
+    def of_due_tasks(self) -> int:
+        """Return how many due tasks to lease at most; who gets 0 is woken when there is room."""
+        wanted = [self._lane.room() * self._batch, *(kind.wanted() for kind in self._kinds)]
+        return self._within_limits(min(wanted))
+
+    def learn(self, calls: Sequence[Call]) -> None:
+        """Note what a claim found."""
+        for kind in self._kinds:
+            kind.learn(calls)
+
+    def _within_limits(self, wanted: int) -> int:
+        return min(wanted, self._at_once, self._allowed())
+
+
+class _Kind:
+    """Calls of the handler or of its cleanup, and how many claimed tasks there are for each."""
+
+    def __init__(self, lane: Lane, most: int, *, is_cleanup: bool) -> None:
+        self._lane = lane
+        self._most = most
+        self._is_cleanup = is_cleanup
+        self._per_call = 1
+
+    def wanted(self) -> int:
+        return self._lane.room() * self._per_call
+
+    def learn(self, calls: Sequence[Call]) -> None:
+        claimed = sum(call.size for call in calls)
+        count = sum(call.rounds[0][0].is_cancellation is self._is_cleanup for call in calls)
+        if not count:
+            possible = 2 * self._per_call  # that there was none says little of what comes
+        elif self._is_cleanup:
+            possible = claimed // count
         else:
-            wanted = self._lane.room() * (self._batch if work is Work.EVENTS else self._per_call)
-        return max(0, min(wanted, self._at_once, allowed))
-
-    def learn(self, work: Work, calls: Sequence[Call]) -> None:
-        """Note how many tasks each call got of what was claimed: those that failed run alone."""
-        if self._is_learning and work is Work.TASKS and calls:
-            per_call = sum(call.size for call in calls) // len(calls)
-            self._per_call = min(2 * per_call, self._batch)
+            possible = 2 * claimed // count  # no batch is larger than what was claimed for it
+        self._per_call = min(possible, self._most)

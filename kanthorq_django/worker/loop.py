@@ -223,7 +223,9 @@ class WorkerLoop:
         for consumer in self._puller.in_turn(looks):
             demand = self._demands[consumer.pk]
             for haul in self._puller.fetch(consumer, looks[consumer.pk], demand):
-                demand.learn(haul.work, self._hand_over(haul, self._subscriptions[consumer.pk]))
+                found = self._hand_over(haul, self._subscriptions[consumer.pk])
+                if haul.is_claim:
+                    demand.learn(found)
                 has_progressed = True
         if has_progressed:
             self._found_at = max(self._found_at, self._looked_at)

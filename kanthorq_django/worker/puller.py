@@ -4,17 +4,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import connections
 
-from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.models import Consumer
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
-from kanthorq_django.worker.demand import Demand, Work
+from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.floors import Floors
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
@@ -48,14 +46,15 @@ class Haul(NamedTuple):
 
     leased: list[Leased]
     asked_at: float
-    work: Work
+    is_claim: bool
 
 
 class _Step(NamedTuple):
     """One statement that leases; it returns None when there was nothing to be had."""
 
-    work: Work
     lease: Callable[[Consumer, int], list[Leased] | None]
+    demand: Callable[[], int]
+    is_claim: bool
 
 
 class Puller:
@@ -177,7 +176,7 @@ class Puller:
         has_tried = has_progressed = is_full = False
         freed_count = self._freed_count
         for step in self._steps(look, demand):
-            if not (count := demand.count(step.work)):
+            if not (count := step.demand()):
                 is_full = True
                 continue
             has_tried = True
@@ -196,28 +195,25 @@ class Puller:
             self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
 
     def _steps(self, look: Look, demand: Demand) -> Sequence[_Step]:
-        steps = [_Step(Work.EVENTS, self._pull)] * look.has_events
-        if look.is_due:
-            claims = demand.claims(self._options.claims)
-            steps += [_Step(work, partial(self._claim, states)) for work, states in claims]
-        return steps if self._turn % 2 else steps[::-1]
+        claim = _Step(self._claim, demand.of_due_tasks, is_claim=True)
+        pull = _Step(self._pull, demand.of_events, is_claim=False)
+        steps = [claim] * look.is_due + [pull] * look.has_events
+        return steps[::-1] if self._turn % 2 else steps
 
     def _take(self, step: _Step, consumer: Consumer, count: int) -> Haul | None:
         asked_at = time.monotonic()
         with self._bounded(connections[self._using]):
             leased = step.lease(consumer, count)
-        return None if leased is None else Haul(leased, asked_at, step.work)
+        return None if leased is None else Haul(leased, asked_at, step.is_claim)
 
     def _raise_if_final(self, error: Exception) -> None:
         is_final = self._options.burst and not isinstance(error, UNAVAILABLE)
         if is_final or not connections[self._using].is_usable():
             raise error
 
-    def _claim(
-        self, states: frozenset[TaskState], consumer: Consumer, limit: int
-    ) -> list[Leased] | None:
+    def _claim(self, consumer: Consumer, limit: int) -> list[Leased] | None:
         freed_count = self._freed_count
-        leased = consumer.lease_due(limit, states, self._floors[consumer.pk])
+        leased = consumer.lease_due(limit, self._options.claims, self._floors[consumer.pk])
         if consumer.has_given_turns and freed_count == self._freed_count:
             # A burst does not wait for keys that others have, or whose first task waits itself.
             is_over = self._options.burst and self._is_quiet and not leased

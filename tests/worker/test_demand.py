@@ -95,12 +95,12 @@ def test_cancellations_of_the_other_lane_are_leased_as_it_starts_them(
     assert leased_count == CONCURRENCY
 
 
-def test_a_lane_that_is_full_keeps_no_work_from_the_other(gate: Gate, looks: list[None]):
-    handled = []
-
+def test_cancellations_that_fill_their_lane_keep_no_new_events_from_the_other(
+    gate: Gate, looks: list[None]
+):
     @subscribe("work.>", stream="work", consumer="mixed")
     async def handle(message: Message) -> None:
-        handled.append(message.event.id)
+        pass
 
     @handle.on_cancel()
     def undo(message: Message) -> None:
@@ -109,10 +109,8 @@ def test_a_lane_that_is_full_keeps_no_work_from_the_other(gate: Gate, looks: lis
     make_tasks("mixed", TaskState.CANCELLING)
     with working("mixed", concurrency=CONCURRENCY):
         most_leased(gate, looks)
-        announce(1)
-        wait_for_state(TaskState.COMPLETED)
-        Task.objects.filter(event_id=handled[0]).reset()
-        wait_until(lambda: len(handled) == 2, PATIENCE)
+        announce(20)
+        wait_for_state(TaskState.COMPLETED, 20)
         gate.open()
         wait_for_state(TaskState.CANCELLED, COUNT)
 
@@ -145,4 +143,4 @@ def test_due_tasks_that_never_ran_soon_come_in_full_batches():
 
     make_tasks("batched", TaskState.AVAILABLE)
     assert work_off("batched", concurrency=1) == COUNT
-    assert sizes.count(32) >= COUNT // 32 - 3
+    assert sizes.count(32) >= COUNT // 32 - 5
