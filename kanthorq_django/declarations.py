@@ -11,7 +11,7 @@ from kanthorq_django.domain.moments import YEAR_MAX, YEAR_MIN, is_storable
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import ATTEMPT_LIMIT, RetryPolicy
-from kanthorq_django.domain.subscriptions import ATTEMPT_MAX, Subscription
+from kanthorq_django.domain.subscriptions import ATTEMPT_MAX, Subscription, is_coroutine
 from kanthorq_django.exceptions import ConfigurationError, InvalidFilter
 
 VISIBILITY_TIMEOUT_MIN = timedelta(seconds=1)
@@ -61,7 +61,7 @@ def check_handler(handler: object) -> None:
 
 def check_atomic(subscription: Subscription, handler: object) -> None:
     """Raise ConfigurationError for a coroutine that should run in a transaction."""
-    if subscription.atomic and inspect.iscoroutinefunction(handler):
+    if subscription.atomic and is_coroutine(handler):
         raise ConfigurationError(
             f"Consumer {subscription.consumer!r}: atomic=True needs a plain function, as Django's "
             "transactions do; an async handler cannot run inside one."

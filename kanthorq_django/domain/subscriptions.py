@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal
 
+from asgiref.sync import iscoroutinefunction
+
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 
 ATTEMPT_MAX = 16  # as KanthorQ has it
@@ -49,12 +51,12 @@ class Subscription:
 
     @cached_property
     def is_async(self) -> bool:
-        return inspect.iscoroutinefunction(self.handler)
+        return is_coroutine(self.handler)
 
     @property
     def is_cancel_async(self) -> bool:
         """Whether a cancellation is handled by a coroutine; without a handler, as anything else."""
-        return inspect.iscoroutinefunction(self.cancel_handler or self.handler)
+        return is_coroutine(self.cancel_handler or self.handler)
 
     @property
     def group_size(self) -> int:
@@ -71,6 +73,11 @@ class Subscription:
         if self.cancel_retry is None:
             return self.retry.attempt_max or self.attempt_max
         return self.cancel_retry.attempt_max or ATTEMPT_MAX
+
+
+def is_coroutine(handler: object) -> bool:
+    """Tell whether a call of ``handler``, a function or an object, has to be awaited."""
+    return any(iscoroutinefunction(each) for each in (handler, getattr(handler, "__call__", None)))  # noqa: B004  # the method is what is asked about
 
 
 def _origin(subscription: Subscription) -> tuple[str, int | None]:

@@ -1,6 +1,5 @@
 """One worker process: it fetches tasks, hands them to its lanes, and stops in good order."""
 
-import inspect
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ from django.db import Error, connections, router
 from django.db.models.functions import Now
 
 from kanthorq_django.conf import get_settings
-from kanthorq_django.domain.subscriptions import Subscription
+from kanthorq_django.domain.subscriptions import Subscription, is_coroutine
 from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.models.notifications import SETTLE_LONGEST, SETTLE_SECONDS
@@ -136,7 +135,7 @@ class WorkerLoop:
     def _make_lanes(self) -> dict[bool, Lane]:
         """Return the lanes by whether their handlers are coroutines; unneeded ones do not exist."""
         kinds = {
-            inspect.iscoroutinefunction(handler)
+            is_coroutine(handler)
             for subscription in self._subscriptions.values()
             for handler in (subscription.handler, subscription.cancel_handler)
             if handler is not None

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
 from kanthorq_django import subscribe
@@ -250,3 +250,26 @@ def test_what_a_handler_leaves_behind_does_not_harm_the_next(harm: Callable[[], 
     assert work_off("harms", concurrency=1) == 2
     assert list(Task.objects.values_list("state", flat=True)) == [TaskState.COMPLETED] * 2
     assert Entry.objects.count() == 2
+
+
+def test_objects_and_marked_functions_are_awaited_as_coroutines_are():
+    handled: list[str] = []
+
+    class Handler:
+        async def __call__(self, message: Message) -> None:
+            await asyncio.sleep(0)
+            handled.append(message.event.subject)
+
+    def hand_on(message: Message) -> object:
+        return Handler()(message)
+
+    subscribe("work.object", stream="work", consumer="object")(Handler())
+    subscribe("work.marked", stream="work", consumer="marked")(markcoroutinefunction(hand_on))
+    plain = subscribe("work.plain", stream="work", consumer="plain", parked=True)(lambda _: None)
+    plain.on_cancel()(Handler())
+    for subject in ("work.object", "work.marked", "work.plain"):
+        announce(subject=subject)
+    work_off("object", "marked", "plain")
+    Task.objects.pending().cancel()
+    work_off("plain")
+    assert sorted(handled) == ["work.marked", "work.object", "work.plain"]
