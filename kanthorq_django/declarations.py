@@ -11,7 +11,13 @@ from kanthorq_django.domain.moments import YEAR_MAX, YEAR_MIN, is_storable
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import ATTEMPT_LIMIT, RetryPolicy
-from kanthorq_django.domain.subscriptions import ATTEMPT_MAX, Subscription, is_coroutine
+from kanthorq_django.domain.subscriptions import (
+    ATTEMPT_MAX,
+    Subscription,
+    is_coroutine,
+    is_generator,
+    name_of,
+)
 from kanthorq_django.exceptions import ConfigurationError, InvalidFilter
 
 VISIBILITY_TIMEOUT_MIN = timedelta(seconds=1)
@@ -49,7 +55,7 @@ def check_handler(handler: object) -> None:
     """Raise ConfigurationError unless ``handler`` can be called with a message."""
     if not callable(handler):
         raise ConfigurationError(f"A handler must be callable, not {quoted(handler)}.")
-    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+    if is_generator(handler):
         raise ConfigurationError(f"{name_of(handler)} is a generator, which would never run.")
     try:
         inspect.signature(handler).bind(object())
@@ -105,13 +111,6 @@ def default_name(handler: object) -> str:
     if name is None or module is None:
         raise ConfigurationError(f"{name_of(handler)} has no name of its own; give consumer=….")
     return f"{module.split('.')[0]}.{name}"
-
-
-def name_of(handler: object) -> str:
-    """Return ``module.function``, or what else tells the reader which handler it is."""
-    if name := getattr(handler, "__qualname__", None):
-        return f"{getattr(handler, '__module__', '?')}.{name}"
-    return quoted(handler)
 
 
 def _check_filters(consumer: str, kind: str, patterns: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 from kanthorq_django import declarations
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
-from kanthorq_django.domain.subscriptions import Subscription, registry
+from kanthorq_django.domain.subscriptions import Subscription, name_of, registry
 from kanthorq_django.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -138,8 +138,7 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
         handler.on_cancel = on_cancel  # type: ignore[attr-defined]  # functions take attributes
     except (AttributeError, TypeError) as error:
         raise ConfigurationError(
-            f"{declarations.name_of(handler)} cannot be a handler, as it takes no attribute; "
-            "use a function."
+            f"{name_of(handler)} cannot be a handler, as it takes no attribute; use a function."
         ) from error
     return cast("Subscriber[R_co]", handler)
 

@@ -24,6 +24,11 @@ async def handle_async(message: Any) -> None:
     """Does nothing, later."""
 
 
+class HandlesAsync:
+    async def __call__(self, message: Any) -> None:
+        """Does nothing, later."""
+
+
 def declare(*includes: str, consumer: str = "repayments", **options: Any) -> Subscription:
     """Subscribe a fresh handler and return what was noted of it."""
 
@@ -166,6 +171,16 @@ async def generates_async(message: Any) -> AsyncIterator[None]:
     yield
 
 
+class Generates:
+    def __call__(self, message: Any) -> Iterator[None]:
+        yield
+
+
+class GeneratesAsync:
+    async def __call__(self, message: Any) -> AsyncIterator[None]:
+        yield
+
+
 @pytest.mark.parametrize(
     ("handler", "problem"),
     [
@@ -176,6 +191,8 @@ async def generates_async(message: Any) -> AsyncIterator[None]:
         (functools.partial(takes_two, 1, 2), "must take one argument"),
         (generates, "generates is a generator, which would never run"),
         (generates_async, "generates_async is a generator"),
+        (Generates(), "Generates object at .* is a generator"),
+        (GeneratesAsync(), "GeneratesAsync object at .* is a generator"),
     ],
 )
 def test_what_cannot_handle_a_message_is_refused(handler: Any, problem: str) -> None:
@@ -256,7 +273,8 @@ def test_the_edges_of_a_visibility_timeout_are_allowed(visibility: timedelta) ->
     assert declare(visibility_timeout=visibility).visibility_timeout == visibility
 
 
-def test_an_async_handler_cannot_be_atomic() -> None:
+@pytest.mark.parametrize("handle_async", [handle_async, HandlesAsync()])
+def test_an_async_handler_cannot_be_atomic(handle_async: Any) -> None:
     with pytest.raises(ConfigurationError, match="atomic=True needs a plain function"):
         subscribe("order.>", consumer="repayments", atomic=True)(handle_async)
     handler: Any = declare(atomic=True).handler

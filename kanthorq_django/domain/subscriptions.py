@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
+from inspect import isasyncgenfunction, isgeneratorfunction
 from typing import Any, Literal
 
 from asgiref.sync import iscoroutinefunction
 
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 
 ATTEMPT_MAX = 16  # as KanthorQ has it
@@ -42,8 +44,7 @@ class Subscription:
     @property
     def place(self) -> str:
         """Where the handler is defined, as ``module.function``."""
-        name = getattr(self.handler, "__qualname__", repr(self.handler))
-        return f"{getattr(self.handler, '__module__', '?')}.{name}"
+        return name_of(self.handler)
 
     def redeclares(self, former: "Subscription") -> bool:
         """Tell whether this is ``former`` once more, from a module that was imported anew."""
@@ -77,7 +78,24 @@ class Subscription:
 
 def is_coroutine(handler: object) -> bool:
     """Tell whether a call of ``handler``, a function or an object, has to be awaited."""
-    return any(iscoroutinefunction(each) for each in (handler, getattr(handler, "__call__", None)))  # noqa: B004  # the method is what is asked about
+    return any(map(iscoroutinefunction, _called(handler)))
+
+
+def is_generator(handler: object) -> bool:
+    """Tell whether a call of ``handler`` returns a generator, and runs none of its body."""
+    return any(isgeneratorfunction(each) or isasyncgenfunction(each) for each in _called(handler))
+
+
+def name_of(handler: object) -> str:
+    """Return ``module.function``, or what else tells the reader which handler it is."""
+    if name := getattr(handler, "__qualname__", None):
+        return f"{getattr(handler, '__module__', '?')}.{name}"
+    return quoted(handler)
+
+
+def _called(handler: object) -> tuple[object, object]:
+    """Return what to ask how a call will run: the handler, and the method if it is an object."""
+    return handler, getattr(type(handler), "__call__", None)  # noqa: B004  # the method is asked about
 
 
 def _origin(subscription: Subscription) -> tuple[str, int | None]:

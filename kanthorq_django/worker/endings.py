@@ -14,6 +14,7 @@ from django.db import connections
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure, one_line
+from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
 from kanthorq_django.message import Message, encode_result
@@ -96,14 +97,19 @@ def after_interrupt(*flights: Flight) -> list[Ending]:
 def after_error(flights: Sequence[Flight], error: BaseException) -> list[Ending]:
     """Return the endings of messages whose handler raised ``error``.
 
-    It has stopped as it was to, if any of them was asked back or is not ours any more.
+    It has stopped as it was to, if any of them was asked back or is not ours any more. What a
+    batch's handler had settled before has ended well, unless there is nothing else to tell it of.
     """
     is_to_stop = any(flight.stop.is_set() for flight in flights)
-    first, others = flights[:1], flights[1:]
+    settled = [flight for flight in flights if flight.message.is_settled()]
+    sunk = [flight for flight in flights if not flight.message.is_settled()]
+    if not sunk:
+        sunk, settled = settled[:1], settled[1:]
     step = functools.partial(_after_error, is_to_stop=is_to_stop)
     # One error has one traceback, however many messages it sinks.
-    told = concluded(step, first, error)
-    return told + concluded(functools.partial(step, has_traceback=False), others, error)
+    told = concluded(step, sunk[:1], error)
+    told += concluded(functools.partial(step, has_traceback=False), sunk[1:], error)
+    return told + concluded(after_return, settled, None)
 
 
 def after_return(flight: Flight, result: Any) -> Ending:
@@ -205,8 +211,8 @@ def refuse_awaitable(flight: Flight, result: Any) -> None:
         if inspect.iscoroutine(result):
             result.close()
         raise KanthorqError(
-            f"{flight.subscription.place} returned an awaitable that nobody awaits; declare it "
-            "with async def."
+            f"{name_of(flight.handler)} returned an awaitable that nobody awaits; declare it with "
+            "async def."
         )
 
 

@@ -3,7 +3,12 @@ from datetime import timedelta
 from typing import Any
 
 from kanthorq_django.domain.retry import Exponential, Fixed, Polynomial
-from kanthorq_django.domain.subscriptions import Registry, Subscription, policy_for
+from kanthorq_django.domain.subscriptions import (
+    Registry,
+    Subscription,
+    is_coroutine,
+    policy_for,
+)
 
 
 def subscription_of(
@@ -90,6 +95,18 @@ def test_a_removed_subscription_takes_its_duplicates_along() -> None:
     registry.remove("refunds")
     registry.remove("refunds")
     assert (registry.all(), registry.duplicates) == ([], [])
+
+
+class _Made:
+    """A call of this class makes an object, whatever calls of that object do."""
+
+    async def __call__(self) -> None: ...
+
+
+def test_whether_to_await_is_told_by_what_a_call_runs() -> None:
+    assert is_coroutine(_Made())
+    assert not is_coroutine(_Made)
+    assert not is_coroutine(handle)
 
 
 def test_a_place_names_module_and_function() -> None:

@@ -134,6 +134,26 @@ def test_each_message_of_a_batch_may_have_a_verdict_of_its_own():
     assert Task.objects.get(result="first").event.json() == 0
 
 
+@pytest.mark.parametrize("is_all_settled", [True, False])
+def test_an_error_is_told_once_and_of_a_message_that_it_sinks(
+    is_all_settled: bool, caplog: pytest.LogCaptureFixture
+):
+    @subscribe("work.>", stream="work", consumer="batched", batch=4, retry=Fixed())
+    def handle(messages: list[Message]) -> None:
+        for message in messages if is_all_settled else messages[:2]:
+            message.ack()
+        raise RuntimeError("after some")
+
+    announce(4)
+    with caplog.at_level("INFO", "kanthorq_django.worker"):
+        work_off("batched")
+    (told,) = [record for record in caplog.records if record.exc_info]
+    assert ("raised after it was settled" in told.getMessage()) == is_all_settled
+    assert caplog.text.count("settled by its handler") == (3 if is_all_settled else 2)
+    assert caplog.text.count("failed: RuntimeError") == (0 if is_all_settled else 2)
+    assert Task.objects.completed().count() == (4 if is_all_settled else 2)
+
+
 @pytest.mark.parametrize("atomic", [True, False])
 def test_verdicts_before_a_failure_stand_only_outside_of_the_block(atomic: bool):
     @subscribe(

@@ -59,6 +59,21 @@ def test_a_cancellation_handler_that_returns_ends_the_cancellation(
     assert cancellation.finalized_at is not None
 
 
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_cancellation_handler_whose_return_nobody_awaits_is_named(
+    cancellation: Task, atomic: bool
+):
+    async def clean_up() -> None: ...
+
+    def undo(message: Message) -> object:
+        return clean_up()
+
+    cancelled_by(cancellation, undo, atomic=atomic)
+    cancellation.refresh_from_db()
+    assert cancellation.state == TaskState.CANCELLING
+    assert "undo returned an awaitable that nobody awaits" in last_error(cancellation)
+
+
 def test_a_cancellation_handler_that_raises_is_tried_again_by_its_own_policy(cancellation: Task):
     before = now()
     cancelled_by(cancellation, lambda message: 1 / 0)
