@@ -130,7 +130,6 @@ class ScheduleAdmin(SchedulingAdmin):
             kept.redefine({name: getattr(obj, name) for name in columns})
         else:
             kept = obj
-            obj.settle()
             obj.save()
             record(order_of(request, schedule=obj.name), "add", [obj.name], added=1)
         for text in _doubts(kept, form.changed_data):

@@ -62,10 +62,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
             columns["stream"] = Stream.objects.using(self.db).register(definition.stream)
             rows = self.select_for_update(of=("self",), no_key=True)
             kept, is_new = rows.get_or_create(name=name, defaults=columns)
-            if is_new:
-                kept.settle()
-                kept.save(update_fields=["next_at"])
-            else:
+            if not is_new:
                 kept.redefine(columns)
         return kept
 
@@ -176,6 +173,17 @@ class Schedule(SealableModel):
     def __str__(self) -> str:
         return self.name
 
+    def save(self, *args: Any, **options: Any) -> None:
+        """Insert or update this row; a new one is checked, and occurs from now on.
+
+        Raises InvalidSchedule or InvalidEvent if a new one cannot be kept.
+        """
+        if self._state.adding:
+            self.check_definition()
+            if self.next_at is None:
+                self.settle(options.get("using"))
+        super().save(*args, **options)
+
     @property
     def life(self) -> str:
         """Whether it is ``active``, ``cancelled``, or ``ended``: without a next occurrence."""
@@ -224,12 +232,12 @@ class Schedule(SealableModel):
             self.settle()
         self.save(update_fields=[*columns, "next_at"])
 
-    def settle(self) -> None:
+    def settle(self, using: str | None = None) -> None:
         """Set, but do not save, when it occurs next: from now on by the database's clock.
 
         A start of just now still counts: by the time it gets here, timezone.now() has passed.
         """
-        now = database_now(self._state.db or router.db_for_write(Schedule))
+        now = database_now(using or self._state.db or router.db_for_write(Schedule))
         is_just_now = now - MISSED_AFTER <= self.dtstart <= now and self.last_at is None
         start = self.dtstart.replace(microsecond=0) if is_just_now else now
         self.next_at = None if self.cancelled_at else self.upcoming_from(start)

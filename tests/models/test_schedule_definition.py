@@ -11,6 +11,7 @@ from kanthorq_django import publish_many, schedule
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import InvalidSchedule
 from kanthorq_django.models import Event, Schedule
+from tests.factories import StreamFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -87,6 +88,42 @@ def test_a_start_may_be_iso_text():
 def test_text_that_is_no_moment_is_no_start(start: str):
     with pytest.raises(InvalidSchedule, match="dtstart takes aware datetimes"):
         daily(dtstart=start)
+
+
+def create(**given: Any) -> Schedule:
+    options: dict[str, Any] = {
+        "name": "report",
+        "stream": StreamFactory.create(),
+        "rrule": "FREQ=DAILY",
+        "dtstart": START,
+        "timezone": "UTC",
+        "subject": "report.due",
+    }
+    return Schedule.objects.create(**(options | given))
+
+
+def test_a_schedule_that_django_creates_occurs_as_a_declared_one_does():
+    kept = create()
+
+    assert kept.next_at == kept.upcoming()[0]
+    assert timezone.now() < kept.next_at <= timezone.now() + timedelta(days=1)
+    kept.next_at -= LATE
+    kept.save()
+    assert Schedule.objects.publish_due() == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"rrule": "FREQ=NEVER"}, "FREQ must be one of .*, not 'NEVER'"),
+        ({"timezone": ""}, "'' is not the name of a time zone"),
+        ({"dtstart": None}, "dtstart takes aware datetimes"),
+    ],
+)
+def test_a_schedule_that_could_never_occur_is_not_created(wrong: dict[str, Any], problem: str):
+    with pytest.raises(InvalidSchedule, match=problem):
+        create(**wrong)
+    assert not Schedule.objects.exists()
 
 
 def test_a_changed_rule_does_not_bring_a_cancelled_schedule_back():
