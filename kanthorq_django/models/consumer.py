@@ -95,7 +95,6 @@ class Consumer(models.Model):
 
     if TYPE_CHECKING:
         stream_id: int
-        tasks: models.Manager[Task]
 
     class Meta:
         constraints = [

@@ -43,10 +43,7 @@ from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql import Result
 
 if TYPE_CHECKING:
-    from django.db.models.fields.related_descriptors import RelatedManager
-
     from kanthorq_django.models.consumer import Consumer
-    from kanthorq_django.models.task import Task
 
 
 class EventQuerySet(models.QuerySet["Event"]):
@@ -102,7 +99,6 @@ class Event(SealableModel):
 
     if TYPE_CHECKING:
         stream_id: int
-        tasks: RelatedManager[Task]
 
     class Meta:
         permissions = [("view_body", "Can view the bodies of events")]

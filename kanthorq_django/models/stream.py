@@ -1,19 +1,11 @@
 """Streams: named append-only sequences of events."""
 
-from typing import TYPE_CHECKING
-
 from django.db import models
 
 from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models.fields import CreatedAtField
-
-if TYPE_CHECKING:
-    from django.db.models.fields.related_descriptors import RelatedManager
-
-    from kanthorq_django.models.consumer import Consumer
-    from kanthorq_django.models.event import Event
 
 
 def check_stream_name(name: object) -> None:
@@ -40,10 +32,6 @@ class Stream(models.Model):
     created_at = CreatedAtField()
 
     objects = models.Manager.from_queryset(StreamQuerySet)()
-
-    if TYPE_CHECKING:
-        consumers: RelatedManager[Consumer]
-        events: RelatedManager[Event]
 
     def __str__(self) -> str:
         return self.name
