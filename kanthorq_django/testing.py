@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from asgiref.sync import async_to_sync
-from django.db import connections, router, transaction
+from django.db import connections, router
 from psycopg.pq import TransactionStatus
 
 from kanthorq_django import sql
@@ -78,18 +78,17 @@ def _kept_usable(using: str) -> Iterator[None]:
     In a worker it has a connection of its own.
     """
     connection = connections[using]
-    if not connection.in_atomic_block:
-        yield
-        return
-    savepoint = transaction.savepoint(using)
+    savepoint = connection.savepoint() if connection.in_atomic_block else None
     yield
+    if savepoint is None:
+        return
     raw = connection.connection
     is_broken = raw is not None and raw.info.transaction_status == TransactionStatus.INERROR
     if is_broken or connection.needs_rollback:
         connection.needs_rollback = False
-        transaction.savepoint_rollback(savepoint, using)
+        connection.savepoint_rollback(savepoint)
     else:
-        transaction.savepoint_commit(savepoint, using)
+        connection.savepoint_commit(savepoint)
 
 
 def _handle(round_: Round) -> list[Ending]:
