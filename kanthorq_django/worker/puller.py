@@ -1,5 +1,6 @@
 """Decides whose tasks are fetched next: one look for all consumers, then pulls and claims."""
 
+import functools
 import logging
 import math
 import time
@@ -12,7 +13,7 @@ from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.models import Consumer
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
-from kanthorq_django.worker.demand import Demand
+from kanthorq_django.worker.demand import Demand, Wanted
 from kanthorq_django.worker.floors import Floors
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
@@ -52,8 +53,8 @@ class Haul(NamedTuple):
 class _Step(NamedTuple):
     """One statement that leases; it returns None when there was nothing to be had."""
 
-    lease: Callable[[Consumer, int], list[Leased] | None]
-    demand: Callable[[], int]
+    lease: Callable[[Consumer, Wanted], list[Leased] | None]
+    demand: Callable[[], Wanted]
     is_claim: bool
 
 
@@ -176,12 +177,13 @@ class Puller:
         has_tried = has_progressed = is_full = False
         freed_count = self._freed_count
         for step in self._steps(look, demand):
-            if not (count := step.demand()):
-                is_full = True
+            wanted = step.demand()
+            is_full |= not wanted.limit or (step.is_claim and wanted.states != self._options.claims)
+            if not wanted.limit:
                 continue
             has_tried = True
             try:
-                haul = self._take(step, consumer, count)
+                haul = self._take(step, consumer, wanted)
             except Exception as error:  # noqa: BLE001  # one consumer's defect is not the others'
                 self._raise_if_final(error)
                 failure, haul = error, None
@@ -195,15 +197,16 @@ class Puller:
             self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
 
     def _steps(self, look: Look, demand: Demand) -> Sequence[_Step]:
-        claim = _Step(self._claim, demand.of_due_tasks, is_claim=True)
+        due_tasks = functools.partial(demand.of_due_tasks, self._options.claims)
+        claim = _Step(self._claim, due_tasks, is_claim=True)
         pull = _Step(self._pull, demand.of_events, is_claim=False)
         steps = [claim] * look.is_due + [pull] * look.has_events
         return steps[::-1] if self._turn % 2 else steps
 
-    def _take(self, step: _Step, consumer: Consumer, count: int) -> Haul | None:
+    def _take(self, step: _Step, consumer: Consumer, wanted: Wanted) -> Haul | None:
         asked_at = time.monotonic()
         with self._bounded(connections[self._using]):
-            leased = step.lease(consumer, count)
+            leased = step.lease(consumer, wanted)
         return None if leased is None else Haul(leased, asked_at, step.is_claim)
 
     def _raise_if_final(self, error: Exception) -> None:
@@ -211,9 +214,9 @@ class Puller:
         if is_final or not connections[self._using].is_usable():
             raise error
 
-    def _claim(self, consumer: Consumer, limit: int) -> list[Leased] | None:
+    def _claim(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
         freed_count = self._freed_count
-        leased = consumer.lease_due(limit, self._options.claims, self._floors[consumer.pk])
+        leased = consumer.lease_due(wanted.limit, wanted.states, self._floors[consumer.pk])
         if consumer.has_given_turns and freed_count == self._freed_count:
             # A burst does not wait for keys that others have, or whose first task waits itself.
             is_over = self._options.burst and self._is_quiet and not leased
@@ -221,18 +224,18 @@ class Puller:
             self._no_turns[consumer.pk] = until
         return leased or None
 
-    def _pull(self, consumer: Consumer, limit: int) -> list[Leased] | None:
+    def _pull(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
         """Return what a page leased, which may be nothing; None when nothing could be read."""
         self._has_more = self._has_all = False
         try:
-            page = consumer.pull_page(limit)
+            page = consumer.pull_page(wanted.limit)
         except PullRefused as error:
             self._refuse(consumer, error)
             return None
         self._refusals.pop(consumer.pk, None)
-        self._has_more = len(page.leased) == limit
+        self._has_more = len(page.leased) == wanted.limit
         # What waits for its turn is not leased by a pull.
-        self._has_all = 0 < len(page.leased) < limit and not consumer.serialize
+        self._has_all = 0 < len(page.leased) < wanted.limit and not consumer.serialize
         if not page.is_idle:
             self._no_turns.pop(consumer.pk, None)
         return None if page.is_idle else page.leased

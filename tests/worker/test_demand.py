@@ -2,14 +2,15 @@
 
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db.models.functions import Now
 
-from kanthorq_django import subscribe
+from kanthorq_django import Fixed, publish_many, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import puller
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 COUNT = 300
 CONCURRENCY = 4
+AT_ONCE = Fixed(timedelta(0))
 
 
 class Gate:
@@ -111,6 +113,40 @@ def test_cancellations_that_fill_their_lane_keep_no_new_events_from_the_other(
         most_leased(gate, looks)
         announce(20)
         wait_for_state(TaskState.COMPLETED, 20)
+        gate.open()
+        wait_for_state(TaskState.CANCELLED, COUNT)
+
+
+@pytest.mark.parametrize("serialize", [False, True])
+def test_where_the_lane_of_cleanup_is_full_only_cancellations_wait_for_it(
+    gate: Gate, serialize: bool
+):
+    @subscribe("long.>", stream="work", consumer="long")
+    def take_long(message: Message) -> None:
+        gate.enter()
+
+    @subscribe("work.>", stream="work", consumer="mixed", retry=AT_ONCE, serialize=serialize)
+    async def handle(message: Message) -> None:
+        assert message.attempt > 1
+
+    @handle.on_cancel()
+    def undo(message: Message) -> None:
+        pass
+
+    make_tasks("mixed", TaskState.CANCELLING)
+    cancellations = Task.objects.all()
+    cancellations.update(schedule_at=Now() + timedelta(hours=1))
+    sync(["long"])
+    announce(CONCURRENCY, "long.due")
+    with working("long", "mixed", concurrency=CONCURRENCY):
+        wait_until(lambda: len(gate.entered) == CONCURRENCY, PATIENCE)
+        cancellations.filter(state=TaskState.CANCELLING).update(schedule_at=Now())
+        publish_many(
+            [Event(subject="work.due", resource_key=f"key-{number}") for number in range(20)],
+            stream="work",
+        )
+        wait_for_state(TaskState.COMPLETED, 20)
+        assert cancellations.cancelling().count() == COUNT
         gate.open()
         wait_for_state(TaskState.CANCELLED, COUNT)
 
