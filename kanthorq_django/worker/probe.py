@@ -6,7 +6,6 @@ process are looked after: those of coroutines belong to threads of asgiref or of
 """
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -21,9 +20,8 @@ from django.dispatch import receiver
 from psycopg.pq import TransactionStatus
 
 from kanthorq_django import sql
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.warden import cut
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 PROBE_EVERY = 10.0  # seconds; what is found silent twice without a change is cut
 STEP = 0.2  # seconds after which a watch looks whether it is over

@@ -17,9 +17,8 @@ from types import FrameType
 from typing import NoReturn
 
 from kanthorq_django.exceptions import KanthorqError
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 PARENT_CHECKED_EVERY = 1.0  # seconds
 GRACE = 15.0  # seconds beyond the shutdown timeout, for a database that does not answer

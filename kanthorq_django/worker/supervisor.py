@@ -1,7 +1,6 @@
 """Keeps several worker processes: starts them, replaces what dies, stops them together."""
 
 import contextlib
-import logging
 import multiprocessing
 import multiprocessing.util  # registers its exit hook, which joins, before ours, which stops
 import os
@@ -13,10 +12,9 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 from kanthorq_django.exceptions import KanthorqError
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.process import GRACE, REFUSED, run_child
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 TICK = 0.1  # seconds between two looks at the processes
 RESTART_FIRST, RESTART_LONGEST = 0.5, 30.0  # seconds before a process that died is replaced

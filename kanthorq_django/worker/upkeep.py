@@ -1,7 +1,6 @@
 """Keeping database connections usable in threads that live for weeks."""
 
 import contextlib
-import logging
 import random
 import threading
 import time
@@ -14,9 +13,8 @@ from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 
 from kanthorq_django.sql.session import is_idle
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.warden import Bounded
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 # What the database's absence looks like, and, as InternalError, a primary that became a standby.
 UNAVAILABLE = (OperationalError, InterfaceError, InternalError)

@@ -5,7 +5,6 @@ itself, and would hold up whoever uses it for ever.
 """
 
 import contextlib
-import logging
 import os
 import socket
 import threading
@@ -17,8 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.worker.flight import Flights
-
-logger = logging.getLogger("kanthorq_django.worker")
+from kanthorq_django.worker.log import logger
 
 # How long the block may use the connection is limited: see Warden.bounded().
 Bounded = Callable[[BaseDatabaseWrapper], contextlib.AbstractContextManager[object]]
