@@ -7,13 +7,11 @@ exceptions are turned into one by endings.py, which the acknowledger writes.
 import asyncio
 import contextlib
 import itertools
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db import connections, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
@@ -32,8 +30,6 @@ from kanthorq_django.worker.endings import (
     refuse_awaitable,
 )
 from kanthorq_django.worker.flight import Flight
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 _UNCOUNTED = contextlib.nullcontext()
 REPLACED = "The handler replaced the connection on which its transaction was open."
@@ -169,10 +165,9 @@ def _call_in_transaction(flights: Sequence[Flight]) -> Any:
 def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -> Any:
     """Run the handler in the open block, and end well what it has not ended: ``acked``."""
     messages = [flight.message for flight in flights]
-    connection = connections[using]
-    result = _call(flights)
+    with _same_connection(using):
+        result = _call(flights)
     refuse_awaitable(flights[0], result)
-    _refuse_another(connection)
     if any(message.has_verdict() and message.is_open() for message in messages):
         raise KanthorqError(VERDICT_ROLLED_BACK)
     unsaid = [message for message in messages if not message.has_verdict()]
@@ -185,14 +180,21 @@ def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -
     return result
 
 
-def _refuse_another(connection: BaseDatabaseWrapper) -> None:
-    """Raise KanthorqError if a handler has put another one in the place of ``connection``.
+@contextlib.contextmanager
+def _same_connection(using: str) -> Iterator[None]:
+    """Raise KanthorqError if the block puts another connection in the place of its own.
 
-    What it wrote before is lost with the old one, so its task must not be ended well.
+    Be it Django's wrapper or psycopg's connection in it: what was written before is lost with
+    the old one, so the task must not be ended well.
     """
-    if connections[connection.alias] is not connection:
-        connection.close()  # or what it locked stays locked until somebody collects it
-        raise KanthorqError(REPLACED)
+    wrapper = connections[using]
+    raw = wrapper.connection
+    yield
+    if connections[using] is wrapper and wrapper.connection is raw:
+        return
+    raw.close()  # or what it locked stays locked until somebody collects it
+    wrapper.close()
+    raise KanthorqError(REPLACED)
 
 
 def _keep_hooks_apart(using: str) -> None:
@@ -204,10 +206,9 @@ def _keep_hooks_apart(using: str) -> None:
 def _call_and_keep(flight: Flight) -> dict[Message, str | None]:
     """Return the message with its result as JSON, or nothing if the handler ended it itself."""
     message = flight.message
-    connection = connections[message.using]
-    result = _call([flight])
+    with _same_connection(message.using):
+        result = _call([flight])
     refuse_awaitable(flight, result)
-    _refuse_another(connection)
     if transaction.get_rollback(message.using):  # of what it shares, if it has no savepoint
         raise KanthorqError(MARKED_FOR_ROLLBACK)
     if not message.has_verdict():
@@ -249,4 +250,4 @@ def _tell(acked: Iterable[Message]) -> None:
     """Tell receivers, outside of the block: an error in theirs would roll back what it can."""
     if signals.acked.has_listeners(Task):
         for message in acked:
-            signals.acked.send_robust(Task, message=message)
+            signals.tell_of_what_lasts(signals.acked, Task, message=message)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -198,9 +198,18 @@ def test_a_child_that_a_handler_forks_is_no_second_worker():
     assert Task.objects.completed().filter(attempt_count=1).count() == 3
 
 
+def replace_the_wrapper() -> None:
+    del connections["default"]
+
+
+def replace_what_it_wraps() -> None:
+    connection.connect()
+
+
+@pytest.mark.parametrize("replace", [replace_the_wrapper, replace_what_it_wraps])
 @pytest.mark.parametrize("group_size", [1, 20])
 def test_what_was_written_on_a_connection_that_a_handler_replaced_is_not_taken_for_done(
-    group_size: int, settings: Any
+    group_size: int, replace: Callable[[], None], settings: Any
 ):
     settings.KANTHORQ = {"GROUP_COMMIT": group_size}
 
@@ -208,7 +217,7 @@ def test_what_was_written_on_a_connection_that_a_handler_replaced_is_not_taken_f
     def handle(message: Message) -> None:
         Entry.objects.create(event_id=message.event.pk)
         if message.attempt == 1 and message.event.json() % 7 == 0:
-            del connections["default"]
+            replace()
 
     announce(100)
     work_off("replaces", concurrency=1)
