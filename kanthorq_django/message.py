@@ -177,7 +177,7 @@ class Message:
         try:
             delay = policy.next_delay(attempt)
             check_delay("delay", delay)
-        except Exception:
+        except (Exception, SystemExit):
             # A policy may be the project's own code; its fault must not cost the verdict.
             logger.exception("The retry policy of %s failed; the default one decides.", consumer)
             return Polynomial().next_delay(attempt)
@@ -227,8 +227,8 @@ class Message:
 
     def _tell(self, signal: Signal, **told: Any) -> None:
         # What a receiver raises must not have the handler fail after a verdict that lasts.
-        send = signal.send_robust if self._is_durable else signal.send
-        send(Task, message=self, **told)
+        send = signals.tell_of_what_lasts if self._is_durable else Signal.send
+        send(signal, Task, message=self, **told)
 
     def endure(self) -> None:
         """Remember that the handler has spoken, and that this lasts."""

@@ -151,9 +151,11 @@ class Event(SealableModel):
 
     @classmethod
     def from_row(cls, rows: Result, index: int, consumer: "Consumer") -> Self:
-        """Return the event of a pull's or a claim's row."""
+        """Return the event of a pull's or a claim's row. Raises DoesNotExist if it was deleted."""
         using = consumer._state.db
         pk, xid, subject, body, metadata, key, once, due_at, created_at = rows.values(index, _READ)
+        if xid is None:
+            raise cls.DoesNotExist(f"Event {pk} of consumer {consumer.name!r} was deleted.")
         values = {  # all columns in their order, as from_db() expects
             "id": pk,
             "stream_id": consumer.stream_id,

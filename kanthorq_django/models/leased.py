@@ -4,7 +4,9 @@ Most handlers never look at their task, and some not at their event; building bo
 than all else that a worker does for a task.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS
 from django.utils.functional import cached_property
@@ -52,6 +54,8 @@ class Leased:
             lease=task.lease,
             attempt=task.cancel_attempt_count if is_cancellation else task.attempt_count,
             is_cancellation=is_cancellation,
+            event_id=task.event_id,
+            resource_key=task.resource_key,
             task=task,
             event=task.event,
         )
@@ -68,6 +72,18 @@ class Leased:
         return self.task.consumer
 
     @cached_property
+    def event_id(self) -> UUID:
+        pk: UUID
+        (pk,) = self._rows.values(self._index, ("event_id",))
+        return pk
+
+    @cached_property
+    def resource_key(self) -> str:
+        key: str
+        (key,) = self._rows.values(self._index, ("resource_key",))
+        return key
+
+    @cached_property
     def event(self) -> Event:
         return Event.from_row(self._rows, self._index, self.consumer)
 
@@ -76,7 +92,8 @@ class Leased:
         from kanthorq_django.models.task import Task
 
         task = Task.from_row(self._rows[self._index], self.consumer)
-        task.event = self.event
+        with suppress(Event.DoesNotExist):  # there is no constraint: somebody may have deleted it
+            task.event = self.event
         return task
 
 

@@ -1,6 +1,5 @@
 """How a lease ends: what the return and the exceptions of a handler mean for its task."""
 
-import contextlib
 import functools
 import inspect
 import logging
@@ -18,11 +17,11 @@ from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
 from kanthorq_django.message import Message, encode_result
+from kanthorq_django.models import Event
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import note_refusal
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 VERDICT_ROLLED_BACK = "The transaction in which the message was ended was rolled back."
 UNTOLD_DELAY = timedelta(minutes=1)  # before the next attempt when not even the policy can tell
@@ -67,16 +66,15 @@ def concluded(
 ) -> list[Ending]:
     """Return what ``step`` makes of the outcome for each message, whatever goes wrong on the way.
 
-    A retry policy, a logging filter or the text of an exception may raise too; a thread that
-    died of it would leave the tasks leased for as long as the process lives.
+    A retry policy or the text of an exception may raise too; a thread that died of it would leave
+    the tasks leased for as long as the process lives.
     """
     endings = []
     for flight in flights:
         try:
             endings.append(step(flight, outcome))
-        except Exception as error:
-            with contextlib.suppress(Exception):
-                logger.exception("The outcome of a handler could not be told.")
+        except (Exception, SystemExit) as error:
+            logger.exception("The outcome of a handler could not be told.")
             failure = Failure(f"The handler's outcome could not be told: {type(error).__name__}.")
             endings.append(Nack(flight.message, failure, UNTOLD_DELAY))
     return endings
@@ -88,9 +86,17 @@ def after_timeout(*flights: Flight) -> list[Ending]:
     return after_error(flights, error)
 
 
-def after_interrupt(*flights: Flight) -> list[Ending]:
-    """Return the endings of an interrupted coroutine: cancelled, or its leases are gone."""
-    error = TaskCancelled("The handler was interrupted: it was to stop.")
+def after_interrupt(error: BaseException, *flights: Flight) -> list[Ending]:
+    """Return the endings of a coroutine that ``error``, asyncio's CancelledError, has ended.
+
+    We interrupt it when it is cancelled, when its leases are gone or its time is up. Otherwise
+    the error is its own, such as that of a task that it cancelled.
+    """
+    now = time.monotonic()
+    if any(flight.is_overdue(now) for flight in flights):
+        return after_timeout(*flights)
+    if any(flight.stop.is_set() for flight in flights):
+        error = TaskCancelled("The handler was interrupted: it was to stop.")
     return after_error(flights, error)
 
 
@@ -220,8 +226,7 @@ def _log(flight: Flight, level: int, what: str, error: BaseException | None = No
     if not logger.isEnabledFor(level):
         return
     message, started_at = flight.message, flight.started_at or time.monotonic()
-    # Published events have printable subjects; a role that may insert needs not publish.
-    subject = one_line(message.event.subject)
+    subject, event_id = _subject(message), flight.leased.event_id
     elapsed_ms = round((time.monotonic() - started_at) * 1_000, 3)
     logger.log(
         level,
@@ -229,15 +234,23 @@ def _log(flight: Flight, level: int, what: str, error: BaseException | None = No
         flight.subscription.consumer,
         subject,
         message.attempt,
-        message.event.pk,
+        event_id,
         what,
         elapsed_ms,
         exc_info=error,
         extra={
             "consumer": flight.subscription.consumer,
-            "event_id": str(message.event.pk),
+            "event_id": str(event_id),
             "subject": subject,
             "attempt": message.attempt,
             "milliseconds": elapsed_ms,
         },
     )
+
+
+def _subject(message: Message) -> str:
+    try:
+        # Published events have printable subjects; a role that may insert needs not publish.
+        return one_line(message.event.subject)
+    except Event.DoesNotExist:
+        return "(deleted)"

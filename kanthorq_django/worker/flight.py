@@ -25,6 +25,7 @@ class Flight:
         "interrupt",
         "is_cancellation",
         "lease",
+        "leased",
         "message",
         "started_at",
         "stop",
@@ -34,7 +35,8 @@ class Flight:
     def __init__(self, task: Task | Leased, subscription: Subscription, leased_at: float) -> None:
         self.subscription = subscription
         self.stop = Stop()
-        self.message = Message(task, stop=self.stop)
+        self.leased = task if isinstance(task, Leased) else Leased.of(task)
+        self.message = Message(self.leased, stop=self.stop)
         self.lease: Lease = self.message.lease
         self.is_cancellation: bool = self.message.is_cancellation
         self.started_at: float | None = None

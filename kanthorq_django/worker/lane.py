@@ -4,6 +4,7 @@ A lane holds no more than it starts within about a second, so that idle peers ne
 behind a hoarder. How its calls are run is in lanes.py.
 """
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -40,6 +41,7 @@ class Lane:
         self._arrived = threading.Condition(lock)
         self._emptied = threading.Condition(lock)
         self._waiting: deque[_Waiting] = deque()
+        self._begun: set[_Begun] = set()
         self._threads: list[threading.Thread] = []
         self._running = 0
         self._pace = _Pace()
@@ -103,7 +105,8 @@ class Lane:
             latest = time.monotonic() - WAIT_LONGEST
             while self._waiting and self._waiting[0].since < latest:
                 found.append(self._waiting.popleft())
-        return _flights(found)
+            late = [each for each in self._begun if each.is_untouched_since(latest)]
+            return _flights(found) + self._take_back(late)
 
     def drain(self) -> list[Flight]:
         """Start nothing any more; return what was not started."""
@@ -112,7 +115,7 @@ class Lane:
             unstarted = _flights(self._waiting)
             self._waiting.clear()
             self._arrived.notify_all()
-        return unstarted
+            return unstarted + self._take_back(self._begun)
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Wait for running handlers to end; False when ``seconds`` were not enough."""
@@ -146,6 +149,40 @@ class Lane:
             if self._usual.is_quick and not self._is_watched:
                 self._arrived.notify()  # this one may block, and nobody would know for seconds
             return call
+
+    def _next_at_once(self) -> Call | None:
+        """Count a call as running; None when nothing waits, or as many run as may."""
+        with self._arrived:
+            if not self._waiting or self._running >= self.concurrency:
+                return None
+            self._running += 1
+            return self._take()
+
+    def _rounds(self, call: Call) -> Iterator[Round]:
+        """Note that a call runs; return its rounds as they begin, if they are not taken back."""
+        begun = _Begun(deque(call.rounds))
+        with self._arrived:
+            self._begun.add(begun)
+        return self._left_of(begun)
+
+    def _left_of(self, begun: "_Begun") -> Iterator[Round]:
+        while True:
+            with self._arrived:
+                if not begun.left:
+                    self._begun.discard(begun)
+                    return
+                begun.is_touched = True
+                round_ = begun.left.popleft()
+            yield round_
+
+    def _take_back(self, begun: Iterable["_Begun"]) -> list[Flight]:
+        """Take the rounds that have not begun away from calls that run."""
+        found: list[Flight] = []
+        for each in begun:
+            found += itertools.chain.from_iterable(each.left)
+            each.left.clear()
+        self.started_count -= len(found)
+        return found
 
     def _watch(self) -> None:
         """Leave quick handlers to one thread for as long as it gets on with them.
@@ -226,6 +263,19 @@ class _Waiting(NamedTuple):
 
     call: Call
     since: float
+
+
+class _Begun:
+    """A call that runs, and its rounds that have not begun."""
+
+    def __init__(self, rounds: deque[Round]) -> None:
+        self.left = rounds
+        self.is_touched = False
+        self._since = time.monotonic()
+
+    def is_untouched_since(self, moment: float) -> bool:
+        """Tell whether not even its first round has begun, as where an event loop is blocked."""
+        return not self.is_touched and self._since < moment
 
 
 def _flights(found: Iterable[_Waiting]) -> list[Flight]:

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 from asgiref.sync import sync_to_async
 from django.db import connections
@@ -16,6 +16,7 @@ from kanthorq_django.worker.endings import Ending, after_interrupt, after_timeou
 from kanthorq_django.worker.executor import aexecute, execute, execute_together
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import (
     UNAVAILABLE,
     are_scarce,
@@ -24,8 +25,6 @@ from kanthorq_django.worker.upkeep import (
     refresh_connections,
     spare_connections,
 )
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 REFUSED_PAUSE = 0.3  # seconds until a task is given back that no connection was left for
 
@@ -50,7 +49,7 @@ class ThreadLane(Lane):
             if (share := self._share(call)) > 1:
                 count = self._handle_together(call, share)
             else:
-                for round_ in call.rounds:
+                for round_ in self._rounds(call) if len(call.rounds) > 1 else call.rounds:
                     self._handle(round_)
             spare_connections()
             self._ended(count, time.monotonic() - began_at)
@@ -103,38 +102,50 @@ class CoroutineLane(Lane):
     """``async def`` handlers, concurrent on one event loop in a thread of its own."""
 
     def start(self) -> None:
-        """Start the event loop and the thread that feeds it."""
+        """Start the event loop."""
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = [
-            threading.Thread(target=self._serve, name="kanthorq-loop", daemon=True),
-            threading.Thread(target=self._feed, name="kanthorq-feeder", daemon=True),
-        ]
+        self._threads = [threading.Thread(target=self._serve, name="kanthorq-loop", daemon=True)]
         super().start()
 
+    def submit(self, calls: list[Call]) -> None:
+        super().submit(calls)
+        self._call_soon(self._start_waiting)
+
     def finish(self, seconds: float) -> None:
-        with contextlib.suppress(RuntimeError):  # closed already
-            self._loop.call_soon_threadsafe(self._closing.set)
+        self._call_soon(self._closing.set)
         super().finish(seconds)
+
+    def _call_soon(self, step: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(step)
 
     def _serve(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._stay_open())
+            while not self._closing.is_set():
+                try:
+                    runner.run(self._stay_open())
+                except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+                    # asyncio lets the first two through when a task raises them that a handler
+                    # has started, and a handler may cancel all tasks that it finds.
+                    logger.exception("%s ended the event loop; it goes on.", type(error).__name__)
 
     async def _stay_open(self) -> None:
         await self._closing.wait()
         with contextlib.suppress(RuntimeError):  # the interpreter is exiting, as under a reloader
             await sync_to_async(connections.close_all)()
 
-    def _feed(self) -> None:
-        slots = threading.Semaphore(self.concurrency)
-        while slots.acquire() and (call := self._next()) is not None:
-            self._loop.call_soon_threadsafe(self._spawn, call, slots)
+    def _start_waiting(self) -> None:
+        """Start what waits, as far as there is room, from within the loop."""
+        while (call := self._next_at_once()) is not None:
+            self._spawn(call)
 
-    def _spawn(self, call: Call, slots: threading.Semaphore) -> None:
+    def _spawn(self, call: Call) -> None:
         current: list[Flight] = []
-        task = self._keep(self._loop.create_task(self._handle(call, slots, current)))
+        rounds = self._rounds(call)
+        task = self._keep(self._loop.create_task(self._handle(rounds, current)))
+        task.add_done_callback(lambda _: self._over(rounds))
 
         def cancel() -> None:
             # Once: what it cleans up must not be interrupted again. And not while it still
@@ -145,12 +156,15 @@ class CoroutineLane(Lane):
             if is_given_up and not task.cancelling():
                 task.cancel()
 
-        def interrupt() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(cancel)
-
         for flight in call.flights:
-            flight.interrupt = interrupt
+            flight.interrupt = lambda: self._call_soon(cancel)
+
+    def _over(self, rounds: Iterator[Round]) -> None:
+        """Note the end of a call, also of one that somebody cancelled before it was through."""
+        for round_ in rounds:
+            self._hand_back(round_)
+        self._ended()
+        self._start_waiting()
 
     def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         """Hold ``task`` until it is done: the loop itself keeps only weak references."""
@@ -158,15 +172,16 @@ class CoroutineLane(Lane):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _handle(self, call: Call, slots: threading.Semaphore, current: list[Flight]) -> None:
+    async def _handle(self, rounds: Iterator[Round], current: list[Flight]) -> None:
         # First in line for the one thread in which Django's ORM serves coroutines; not awaited,
         # so that a handler which needs no database does not wait for those that do.
         self._keep(self._loop.create_task(self._refresh()))
-        for round_ in call.rounds:
+        await asyncio.sleep(0)
+        for round_ in rounds:
             current[:] = round_
             await self._execute(round_)
-        slots.release()
-        self._ended()
+            current.clear()
+            await asyncio.sleep(0)  # a round that others could have is not kept from them
 
     async def _refresh(self) -> None:
         with contextlib.suppress(*UNAVAILABLE):  # a handler that needs it will find out
@@ -177,19 +192,22 @@ class CoroutineLane(Lane):
         refresh_connections(self._bounded)
 
     async def _execute(self, round_: Round) -> None:
-        started: Round = ()
+        if not (started := self._startable(round_)):
+            return
+        timeout = started[0].timeout
         try:
-            await asyncio.sleep(0)
-            if not (started := self._startable(round_)):
-                return
-            timeout = started[0].timeout
             async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
                 endings = await aexecute(*started)
         except TimeoutError:
             endings = after_timeout(*started)
-        except asyncio.CancelledError:
-            endings = after_interrupt(*started)
-            self._hand_back(round_ if not started else ())
-            if task := asyncio.current_task():
-                task.uncancel()  # the next round is another matter
+        except asyncio.CancelledError as error:
+            endings = after_interrupt(error, *started)
+        _forgive_interrupts()
         self._settle(endings)
+
+
+def _forgive_interrupts() -> None:
+    """Let the current task be interrupted anew: its next round is another matter."""
+    task = asyncio.current_task()
+    while task and task.cancelling():
+        task.uncancel()

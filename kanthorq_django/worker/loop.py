@@ -1,6 +1,5 @@
 """One worker process: it fetches tasks, hands them to its lanes, and stops in good order."""
 
-import logging
 import math
 import os
 import random
@@ -28,6 +27,7 @@ from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.lanes import CoroutineLane, ThreadLane
 from kanthorq_django.worker.listener import Listener
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.probe import watched
 from kanthorq_django.worker.puller import Haul, Look, Puller
@@ -35,8 +35,6 @@ from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, refresh_connections
 from kanthorq_django.worker.warden import Warden, tick_of
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
 INTERRUPT_SECONDS = 1.0  # for handlers that heed the request to stop
@@ -73,7 +71,7 @@ class WorkerLoop:
 
     def tell_stragglers(self) -> None:
         """Log which tasks were left in the middle, for others once their leases run out."""
-        left = [f"{each.subscription.consumer} {each.message.event.pk}" for each in self._flights]
+        left = [f"{each.subscription.consumer} {each.leased.event_id}" for each in self._flights]
         logger.warning("handlers did not end in time; left behind: %s", ", ".join(left) or "none")
 
     def stop(self) -> None:

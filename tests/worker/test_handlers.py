@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
-from kanthorq_django import subscribe
+from kanthorq_django import Discard, Fixed, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from tests.ledger.models import Entry
@@ -168,25 +171,128 @@ def test_whatever_a_coroutine_raises_the_loop_goes_on(error: BaseException):
     }
 
 
-def test_an_outcome_that_cannot_be_told_does_not_cost_the_thread():
-    class Raises(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            raise ZeroDivisionError
+class Untellable:
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __str__(self) -> str:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit(3)])
+def test_an_outcome_that_cannot_be_told_does_not_cost_the_thread(error: BaseException):
+    reason: Any = Untellable(error)
 
     @subscribe("work.>", stream="work", consumer="untold")
     def handle(message: Message) -> None:
         if message.event.json() == 0:
-            logging.getLogger("kanthorq_django.worker").addFilter(untold)
-            raise ValueError("no")
-        logging.getLogger("kanthorq_django.worker").removeFilter(untold)
+            raise Discard(reason)
 
-    untold = Raises()
     announce(5)
 
     assert work_off("untold", concurrency=1) == 5
     assert Task.objects.completed().count() == 4
     (task,) = Task.objects.retryable()
-    assert "ZeroDivisionError" in task.attempted_errors[0]["error"]
+    assert type(error).__name__ in task.attempted_errors[0]["error"]
+
+
+def test_a_filter_of_the_log_that_raises_costs_no_verdict(capsys: pytest.CaptureFixture[str]):
+    class Raises(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise LookupError("from a filter")
+
+    @subscribe("work.>", stream="work", consumer="filtered", retry=Fixed())
+    def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            raise ValueError("no")
+        if message.event.json() == 1:  # so that the acknowledger has to log as well
+            Task.objects.filter(event=message.event).update(lease_epoch=7)
+
+    log, raises = logging.getLogger("kanthorq_django.worker"), Raises()
+    announce(5)
+    log.addFilter(raises)
+    try:
+        with working("filtered", concurrency=1):
+            wait_for_state(TaskState.COMPLETED, 3)
+            announce(2, "work.again")
+            wait_for_state(TaskState.RETRYABLE, 2)
+    finally:
+        log.removeFilter(raises)
+    errors = Task.objects.retryable().values_list("attempted_errors__0__error", flat=True)
+    assert set(errors) == {"ValueError: no"}
+    assert "LookupError: from a filter" in capsys.readouterr().err
+
+
+def test_a_retry_policy_that_exits_costs_no_thread():
+    class Exits(Fixed):
+        def next_delay(self, attempt: int, *, chance: float | None = None) -> timedelta:
+            raise SystemExit
+
+    @subscribe("work.>", stream="work", consumer="exits", retry=Exits())
+    def handle(message: Message) -> None:
+        if message.event.json() < 2:
+            raise ValueError
+
+    announce(6)
+
+    assert work_off("exits", concurrency=1) == 6
+    assert Task.objects.completed().count() == 4
+    assert Task.objects.retryable().count() == 2
+
+
+async def exit_in_a_task() -> None:
+    async def leave() -> None:
+        sys.exit(3)
+
+    await asyncio.gather(leave(), asyncio.sleep(0))
+
+
+async def cancel_everything() -> None:
+    for task in asyncio.all_tasks():
+        task.cancel()
+    await asyncio.sleep(PATIENCE)
+
+
+@pytest.mark.parametrize("harm", [exit_in_a_task, cancel_everything])
+def test_whatever_a_coroutine_does_to_the_loop_it_goes_on(
+    harm: Callable[[], Coroutine[Any, Any, None]],
+):
+    @subscribe("work.>", stream="work", consumer="harms", retry=Fixed(timedelta(0)))
+    async def handle(message: Message) -> None:
+        await asyncio.sleep(0.001)
+        if message.event.json() % 10 == 3 and message.attempt == 1:
+            await harm()
+
+    announce(40)
+    with working("harms", concurrency=4):
+        wait_for_state(TaskState.COMPLETED, 40)
+
+
+def test_what_cancelled_a_coroutine_of_its_own_accord_stands_in_its_history():
+    @subscribe("work.>", stream="work", consumer="own")
+    async def handle(message: Message) -> None:
+        raise asyncio.CancelledError("what it waited for was cancelled")
+
+    announce(1)
+    work_off("own")
+    error = Task.objects.retryable().get().attempted_errors[0]["error"]
+    assert error == "CancelledError: what it waited for was cancelled"
+
+
+def test_a_blocked_event_loop_keeps_nothing_that_others_could_run():
+    blocked, end = threading.Event(), threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="blocks")
+    async def handle(message: Message) -> None:
+        blocked.set()
+        end.wait(2 * PATIENCE)
+
+    announce(5)
+    with working("blocks", concurrency=5, shutdown_timeout=timedelta(0)) as loop:
+        assert blocked.wait(PATIENCE)
+        loop.stop()
+        wait_for_state(TaskState.AVAILABLE, 4, attempt_count=0)
+        end.set()
 
 
 def leave_a_block_open() -> None:
