@@ -11,10 +11,13 @@ What a receiver of ``published``, of a verb, of ``pruned`` or of a handler's own
 is committed already it is logged only, or the caller would do it again.
 """
 
+import logging
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
+
+logger = logging.getLogger("kanthorq_django")
 
 published = Signal()
 pulled = Signal()
@@ -31,5 +34,13 @@ pruned = Signal()
 def tell(signal: Signal, sender: type, connection: BaseDatabaseWrapper, **told: Any) -> None:
     """Send ``signal`` of what was done on ``connection``."""
     is_open = connection.in_atomic_block or not connection.get_autocommit()
-    send = signal.send if is_open else signal.send_robust
-    send(sender, using=connection.alias, **told)
+    send = Signal.send if is_open else tell_of_what_lasts
+    send(signal, sender, using=connection.alias, **told)
+
+
+def tell_of_what_lasts(signal: Signal, sender: type, **told: Any) -> None:
+    """Send ``signal`` of what is committed: what a receiver raises, sys.exit() too, is logged."""
+    try:
+        signal.send_robust(sender, **told)
+    except (Exception, SystemExit):
+        logger.exception("A receiver of a signal of %s, or the log of its error, failed.", sender)

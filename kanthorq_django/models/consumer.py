@@ -8,6 +8,7 @@ open transaction would stall behind every long write.
 Next, tasks that are due later are claimed: see task.py.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from uuid import UUID
 from asgiref.sync import sync_to_async
 from django.db import models, router
 from django.db.models.expressions import RawSQL
+from django.dispatch import Signal
 
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
@@ -41,6 +43,8 @@ from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet
+
+logger = logging.getLogger("kanthorq_django")
 
 LIMIT_MAX = 1_000_000  # tasks that one pull or claim leases
 BEGINNING = "1:1:"  # the snapshot in which nothing has happened yet
@@ -162,8 +166,7 @@ class Consumer(models.Model):
             if not cursors.mend(self):
                 raise
             return Page([], is_idle=False)
-        if signals.pulled.has_listeners(Consumer):
-            signals.pulled.send_robust(Consumer, consumer=self, tasks=page.tasks)
+        self._tell(signals.pulled, page.leased)
         return page
 
     def claim(
@@ -196,10 +199,20 @@ class Consumer(models.Model):
             leased = claimed_by(self, rows)
             if leased or rows[0].due_count == 0:
                 break
-        if signals.claimed.has_listeners(Consumer):
-            tasks = [each.task for each in leased]
-            signals.claimed.send_robust(Consumer, consumer=self, tasks=tasks)
+        self._tell(signals.claimed, leased)
         return leased
+
+    def _tell(self, signal: Signal, leased: Iterable[Leased]) -> None:
+        """Tell receivers what was leased, which has been committed, whatever goes wrong here."""
+        if not signal.has_listeners(Consumer):
+            return
+        try:
+            tasks = [each.task for each in leased]
+        except Exception:
+            # A receiver of post_init, say.
+            logger.exception("Tasks of consumer %s could not be told of.", self.name)
+        else:
+            signals.tell_of_what_lasts(signal, Consumer, consumer=self, tasks=tasks)
 
     def cancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:
         """Cancel this consumer's tasks of these events; unknown ids are in ``noop`` too."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -10,16 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from django.db import DatabaseError, connections
+from django.dispatch import Signal
 
 from kanthorq_django import signals
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
-from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, spare_connections
+from kanthorq_django.worker.log import logger
+from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, leave_connections, spare_connections
 from kanthorq_django.worker.warden import Bounded
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 BATCH_MAX = 1_000  # verdicts in one statement
 BEHIND = 2  # such statements that are still to be written, after which no more tasks are leased
@@ -44,6 +43,7 @@ class Acknowledger:
         self._bounded = bounded
         self._endings: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
         self._locked: list[Ending] = []
+        self._untold: list[tuple[Signal, dict[str, Any]]] = []
         self._abandon = threading.Event()
         self._backoff = Backoff("acknowledger")
         self._thread = threading.Thread(target=self._run, name="kanthorq-acknowledger", daemon=True)
@@ -77,6 +77,7 @@ class Acknowledger:
         while is_open:
             endings, is_open = self._take()
             self.write(endings)
+            leave_connections()
             spare_connections()
         while self._locked and not self._abandon.wait(LOCKED_RETRY):
             self.write(self._take_locked())
@@ -115,6 +116,7 @@ class Acknowledger:
             self._persist(self._write_hand_backs, list(together))
         locked = {ending.lease for ending in self._locked}
         self._written([ending.lease for ending in endings if ending.lease not in locked])
+        self._tell()
 
     def _persist(self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]) -> None:
         """Run ``write`` until the database has answered; a refused statement is not repeated."""
@@ -150,28 +152,38 @@ class Acknowledger:
     def _write_acks(self, acks: Sequence[Ack]) -> None:
         results = {ack.lease: ack.result for ack in acks}
         settled = lease.ack(results, self._using, skip_locked=True)
+        if signals.acked.has_listeners(Task):
+            self._untold += [
+                (signals.acked, {"message": ack.message})
+                for ack in acks
+                if ack.lease.task_id in settled
+            ]
         if len(settled) < len(acks):
             self._sort_out([ack for ack in acks if ack.lease.task_id not in settled])
-        if signals.acked.has_listeners(Task):
-            for ack in acks:
-                if ack.lease.task_id in settled:
-                    signals.acked.send_robust(Task, message=ack.message)
 
     def _write_nacks(self, nacks: Sequence[Nack]) -> None:
         failed = {
             nack.lease: lease.Failed(nack.failure, nack.delay, nack.is_final) for nack in nacks
         }
         settled = lease.nack(failed, self._using, skip_locked=True)
+        self._untold += [
+            (signals.nacked, {"message": nack.message, "reason": nack.failure.error})
+            for nack in nacks
+            if nack.lease.task_id in settled
+        ]
         self._sort_out([nack for nack in nacks if nack.lease.task_id not in settled])
-        for nack in nacks:
-            if nack.lease.task_id in settled:
-                signals.nacked.send_robust(Task, message=nack.message, reason=nack.failure.error)
 
     def _write_hand_backs(self, backs: Sequence[HandBack]) -> None:
         """Give back tasks that share a delay."""
         leases = [back.lease for back in backs]
         ours = lease.hand_back(leases, self._using, delay=backs[0].delay, skip_locked=True)
         self._sort_out([back for back in backs if back.lease.task_id not in ours])
+
+    def _tell(self) -> None:
+        """Tell receivers last: they may do anything to the connection."""
+        untold, self._untold = self._untold, []
+        for signal, told in untold:
+            signals.tell_of_what_lasts(signal, Task, **told)
 
     def _sort_out(self, unsettled: Sequence[Ending]) -> None:
         """Keep those whose tasks are merely locked; the leases of the others are over."""
