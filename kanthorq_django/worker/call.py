@@ -55,10 +55,14 @@ def calls(flights: Iterable[Flight], subscription: Subscription) -> list[Call]:
     for flight in flights:
         is_single = subscription.batch == 1 or flight.is_cancellation
         (alone if is_single else together).append(flight)
-    singles = [Call(((flight,),)) for flight in alone]
+    found = [Call(((flight,),)) for flight in alone]
     if subscription.grouped:
-        return singles + list(_grouped(together, subscription.batch))
-    return singles + [Call((round_,)) for round_ in _rounds(together, subscription.batch)]
+        keyed = [flight for flight in together if flight.leased.resource_key]
+        found += _grouped(keyed, subscription.batch)
+        together = [flight for flight in together if not flight.leased.resource_key]
+    # In any order, so that a failure between fresh ones tears no batch.
+    together.sort(key=_has_failed)
+    return found + [Call((round_,)) for round_ in _rounds(together, subscription.batch)]
 
 
 def _grouped(flights: list[Flight], size: int) -> Iterator[Call]:
@@ -77,7 +81,7 @@ def _rounds(flights: list[Flight], size: int) -> Iterator[Round]:
 
 
 def _key(flight: Flight) -> str:
-    return flight.message.event.resource_key
+    return flight.leased.resource_key
 
 
 def _has_failed(flight: Flight) -> bool:

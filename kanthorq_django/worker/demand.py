@@ -37,8 +37,7 @@ class Demand:
         self._lane = lanes[subscription.is_async]
         self._kinds: list[_Kind] = []
         self._asked: list[_Kind] = []  # what the last claim was to find
-        # Groups are bounded by their keys: each is one call, whatever it holds.
-        if batch > 1 and not subscription.grouped:
+        if batch > 1:
             self._kinds.append(_Kind(self._lane, self._at_once, is_cleanup=False))
         cleanup_lane = lanes[subscription.is_cancel_async]
         if subscription.cancel_handler and (batch > 1 or cleanup_lane is not self._lane):

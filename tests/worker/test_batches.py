@@ -13,6 +13,7 @@ from kanthorq_django import Fixed, publish_many, subscribe
 from kanthorq_django.exceptions import ConfigurationError, LeaseLost, TaskCancelled
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.subscribers import sync
 from kanthorq_django.testing import drain
 from kanthorq_django.worker import puller
 from tests.concurrency import wait_until
@@ -289,6 +290,62 @@ def test_a_group_goes_on_in_order_after_a_failure():
     publish_keys("a", "a", "a")
     work_off("grouped")
     assert seen == [[1, 1, 1], [2], [2], [2]]
+
+
+def test_what_has_no_key_is_in_no_group():
+    """Many run side by side, and no more are leased than that."""
+    end, sizes = threading.Event(), []
+
+    @subscribe("work.>", stream="work", consumer="grouped", batch=10, grouped=True)
+    def handle(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+        end.wait(PATIENCE)
+
+    announce(400)
+    with working("grouped", concurrency=4, poll_interval=timedelta(milliseconds=10)):
+        wait_until(lambda: sum(sizes) >= 40, PATIENCE)
+        assert Task.objects.running().count() == 40
+        end.set()
+    assert sizes[:4] == [10] * 4
+
+
+def test_failures_between_fresh_tasks_tear_no_batch():
+    sizes = []
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=10)
+    def handle(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+
+    sync(["batched"])
+    announce(40)
+    Consumer.objects.get().pull(40)
+    Task.objects.update(state=TaskState.AVAILABLE, attempt_count=0, schedule_at=Now())
+    odd = [task.pk for task in Task.objects.all() if task.event.json() % 2]
+    Task.objects.filter(pk__in=odd).update(state=TaskState.RETRYABLE, attempt_count=1)
+    work_off("batched", concurrency=1)
+    assert sum(sizes) == 40
+    assert max(sizes) >= 5
+
+
+def test_the_end_gives_back_what_waits_behind_its_group():
+    begun, end = threading.Event(), threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="grouped", batch=10, grouped=True)
+    def handle(messages: list[Message]) -> None:
+        begun.set()
+        end.wait(2 * PATIENCE)
+
+    sync(["grouped"])
+    publish_keys("a", "a", "a")
+    Consumer.objects.get().pull(3)
+    Task.objects.update(state=TaskState.RETRYABLE, attempt_count=1, schedule_at=Now())
+    with working("grouped", concurrency=8, shutdown_timeout=timedelta(0)) as loop:
+        assert begun.wait(PATIENCE)
+        wait_until(lambda: Task.objects.running().count() == 3, PATIENCE)
+        loop.stop()
+        wait_until(lambda: Task.objects.running().count() == 1, PATIENCE)
+        end.set()
+    assert sorted(Task.objects.values_list("attempt_count", flat=True)) == [1, 1, 2]
 
 
 def test_cleanup_of_a_batch_consumer_gets_one_message():

@@ -5,15 +5,18 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import transaction
+from django.db.models.functions import Now
 
-from kanthorq_django import subscribe
+from kanthorq_django import Fixed, publish_many, signals, subscribe
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
-from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.subscribers import sync
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, wait_for_state, working
 
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 CONSUMER = "deleted"
 LOST = "lost its lease, alone or with its batch; rolled back"
+RETRY = Fixed(timedelta(0))
 OVER = "was over before its verdict; nothing was written."
 
 
@@ -203,3 +207,38 @@ def test_an_atomic_batch_is_rolled_back_and_the_others_run_again_uncounted(
     assert set(Task.objects.values_list("attempt_count", flat=True)) == {1}
     assert LOST in logged.text
     assert is_calm(logged)
+
+
+@pytest.mark.parametrize("options", [{}, {"grouped": True}], ids=["batched", "grouped"])
+def test_an_event_that_was_deleted_fails_alone(options: dict[str, Any]):
+    told: list[Task] = []
+
+    def note(tasks: list[Task], **_: object) -> None:
+        told.extend(tasks)
+
+    @subscribe(
+        "work.>", stream="work", consumer=CONSUMER, batch=4, attempt_max=2, retry=RETRY, **options
+    )
+    def handle(messages: list[Message]) -> None:
+        for message in messages:
+            message.event.json()
+            message.ack()
+
+    sync([CONSUMER])
+    events = publish_many(
+        [Event(subject="work.due", body=number, resource_key="key") for number in range(4)],
+        stream="work",
+    )
+    Consumer.objects.get().pull(4)
+    Task.objects.update(state=TaskState.AVAILABLE, attempt_count=0, schedule_at=Now())
+    Event.objects.filter(pk=events[-1].pk)._raw_delete("default")  # past the protection
+    signals.claimed.connect(note)
+    try:
+        with working(CONSUMER):
+            wait_for_state(TaskState.COMPLETED, 3)
+            wait_for_state(TaskState.DISCARDED, 1)
+    finally:
+        signals.claimed.disconnect(note)
+    error = Task.objects.discarded().get().attempted_errors[-1]["error"]
+    assert error == f"Event.DoesNotExist: Event {events[-1].pk} of consumer 'deleted' was deleted."
+    assert {task.pk for task in told} == set(Task.objects.values_list("pk", flat=True))
