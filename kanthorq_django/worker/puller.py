@@ -1,7 +1,6 @@
 """Decides whose tasks are fetched next: one look for all consumers, then pulls and claims."""
 
 import functools
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,10 @@ from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.worker.demand import Demand, Wanted
 from kanthorq_django.worker.floors import Floors
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
 from kanthorq_django.worker.warden import Bounded
-
-logger = logging.getLogger("kanthorq_django.worker")
 
 MICROSECONDS = 1_000_000  # of a second
 LOOK_EVERY = 0.1  # seconds at most that guesses stand for looks
@@ -68,7 +66,9 @@ class Puller:
         self._options = options
         self._using = using
         self._bounded = bounded
-        self._turn = 0
+        # Whoever was served last comes last. What leased nothing for want of room was not served.
+        self._order = list(self._consumers)
+        self._has_claimed = dict.fromkeys(self._consumers, False)  # and not pulled, the last time
         self._floors = Floors(self._consumers)
         # Until when there is no turn to be given, as far as is known; and how often a key became
         # free here meanwhile.
@@ -77,6 +77,7 @@ class Puller:
         self._is_quiet = True
         # The last pull found as many events as there was room for; or fewer, and leased them.
         self._has_more = self._has_all = False
+        self._has_due = False  # as far as the last look saw
         self._guessing_since = math.inf  # without a look
         self._refusals: dict[int, PullRefused] = {}
         longest = min(1.0, options.poll_interval.total_seconds())
@@ -111,6 +112,7 @@ class Puller:
             row.id: Look(row.has_events and self._may_pull(row.id), self._due_in(row))
             for row in rows
         }
+        self._has_due = any(look.is_due for look in looks.values())
         if self._options.burst and not any(look.has_work for look in looks.values()):
             # What ends a burst has to be seen from the beginning.
             return looks if self._floors.forget() else self.look(is_quiet=is_quiet)
@@ -122,7 +124,7 @@ class Puller:
         Empty where nothing is, or where several consumers would have to look. A look takes as
         long as the pull that it may spare.
         """
-        is_known = is_told or self._has_more
+        is_known = is_told or (self._has_more and not self._has_due)
         if not is_known or len(self._consumers) > 1 or not self._options.pulls:
             return {}
         now = time.monotonic()
@@ -150,14 +152,16 @@ class Puller:
         return until - time.monotonic()
 
     def in_turn(self, looks: Mapping[int, Look]) -> Iterator[Consumer]:
-        """Yield each consumer that has work, starting with another one each time."""
-        self._turn += 1
-        consumers = list(self._consumers.values())
-        start = self._turn % len(consumers)
-        for consumer in consumers[start:] + consumers[:start]:
-            look = looks.get(consumer.pk)
-            if look and look.has_work and not self._pauses[consumer.pk].seconds:
-                yield consumer
+        """Yield each consumer that has work, first who has waited longest to be served."""
+        for pk in list(self._order):
+            look = looks.get(pk)
+            if look and look.has_work and not self._pauses[pk].seconds:
+                yield self._consumers[pk]
+
+    def _note_served(self, consumer: Consumer, *, is_claim: bool) -> None:
+        self._order.remove(consumer.pk)
+        self._order.append(consumer.pk)
+        self._has_claimed[consumer.pk] = is_claim
 
     def rest(self, looks: Mapping[int, Look]) -> float:
         """Return in how many seconds known work can be fetched; infinite when there is none."""
@@ -176,7 +180,7 @@ class Puller:
         failure: Exception | None = None
         has_tried = has_progressed = is_full = False
         freed_count = self._freed_count
-        for step in self._steps(look, demand):
+        for step in self._steps(consumer, look, demand):
             wanted = step.demand()
             is_full |= not wanted.limit or (step.is_claim and wanted.states != self._options.claims)
             if not wanted.limit:
@@ -196,18 +200,21 @@ class Puller:
         if has_tried:
             self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
 
-    def _steps(self, look: Look, demand: Demand) -> Sequence[_Step]:
+    def _steps(self, consumer: Consumer, look: Look, demand: Demand) -> Sequence[_Step]:
         due_tasks = functools.partial(demand.of_due_tasks, self._options.claims)
         claim = _Step(self._claim, due_tasks, is_claim=True)
         pull = _Step(self._pull, demand.of_events, is_claim=False)
         steps = [claim] * look.is_due + [pull] * look.has_events
-        return steps[::-1] if self._turn % 2 else steps
+        return steps[::-1] if self._has_claimed[consumer.pk] else steps
 
     def _take(self, step: _Step, consumer: Consumer, wanted: Wanted) -> Haul | None:
         asked_at = time.monotonic()
         with self._bounded(connections[self._using]):
             leased = step.lease(consumer, wanted)
-        return None if leased is None else Haul(leased, asked_at, step.is_claim)
+        if leased is None:
+            return None
+        self._note_served(consumer, is_claim=step.is_claim)
+        return Haul(leased, asked_at, step.is_claim)
 
     def _raise_if_final(self, error: Exception) -> None:
         is_final = self._options.burst and not isinstance(error, UNAVAILABLE)

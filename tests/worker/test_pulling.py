@@ -1,15 +1,20 @@
 """What a worker fetches, how much of it, and how little it asks for when there is nothing."""
 
+import sys
 import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
+from django.dispatch import Signal
 from django.utils import timezone
 
-from kanthorq_django import publish, publish_many, schedule, signals, subscribe
+from kanthorq_django import Fixed, publish, publish_many, schedule, signals, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
@@ -27,6 +32,8 @@ from tests.worker.working import (
 pytestmark = pytest.mark.django_db(transaction=True)
 
 LONG = timedelta(minutes=1)
+AT_ONCE = Fixed(timedelta(0))
+LONG_ENOUGH = threading.Event()  # never set
 
 
 def test_a_notification_wakes_a_worker_long_before_its_poll():
@@ -163,21 +170,57 @@ def test_a_schedule_that_fails_does_not_stop_events(caplog: Any):
     assert told[1] == "scheduler works again"
 
 
-def test_a_raising_receiver_of_a_signal_harms_no_task():
+def leave_a_block_open() -> None:
+    transaction.atomic().__enter__()
+
+
+@pytest.mark.parametrize("harm", [sys.exit, leave_a_block_open])
+@pytest.mark.parametrize("group_size", [1, 20])
+def test_whatever_a_receiver_of_a_verdict_does_it_harms_no_task(
+    harm: Callable[[], None], group_size: int, settings: Any
+):
+    settings.KANTHORQ = {"GROUP_COMMIT": group_size}
+
     def interfere(**_: object) -> None:
-        raise ZeroDivisionError
+        if is_at_work():
+            harm()
+
+    @subscribe("work.>", stream="work", consumer="watched", atomic=group_size > 1, retry=AT_ONCE)
+    def handle(message: Message) -> None:
+        if message.attempt == 1 and message.event.json() % 5 == 0:
+            raise ValueError
+
+    announce(30)
+    with heard_by(interfere, signals.acked, signals.nacked), working("watched", concurrency=2):
+        wait_for_state(TaskState.COMPLETED, 30)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_a_raising_receiver_of_a_signal_harms_no_task(error: type[BaseException]):
+    def interfere(**_: object) -> None:
+        raise error
 
     accept("watched")
     announce(3)
-    watched = (signals.pulled, signals.claimed, signals.acked)
-    for signal in watched:
-        signal.connect(interfere)
-    try:
+    with heard_by(interfere, signals.pulled, signals.claimed, signals.acked):
         assert work_off("watched") == 3
-    finally:
-        for signal in watched:
-            signal.disconnect(interfere)
     assert Task.objects.completed().count() == 3
+
+
+@contextmanager
+def heard_by(receiver: Callable[..., None], *heard: Signal) -> Iterator[None]:
+    for signal in heard:
+        signal.connect(receiver)
+    try:
+        yield
+    finally:
+        for signal in heard:
+            signal.disconnect(receiver)
+
+
+def is_at_work() -> bool:
+    """Tell whether this is one of the worker's own threads, and not that which runs its loop."""
+    return threading.current_thread().name.startswith("kanthorq-")
 
 
 def test_slow_handlers_do_not_hoard():
@@ -253,3 +296,41 @@ def test_consumers_take_turns_for_scarce_room():
 
     assert work_off("many", "few", concurrency=1) == 303
     assert order.index("few.due") < 150
+
+
+@pytest.mark.parametrize("pullers", [("primary",), ("retry", "visibility")])
+def test_of_two_backlogs_each_gets_its_share(pullers: tuple[str, ...]):
+    order: list[str] = []
+
+    def note(message: Message) -> None:
+        order.append(message.event.subject)
+        LONG_ENOUGH.wait(0.02)  # that there is room for one or two, and no more
+
+    for name in ("one", "other"):
+        subscribe(f"{name}.>", stream="work", consumer=name)(note)
+        announce(200, f"{name}.due")
+    if "primary" not in pullers:
+        for consumer in sync(["one", "other"]):
+            consumer.pull(200)
+        Task.objects.update(state=TaskState.RETRYABLE, schedule_at=Now())
+    with working("one", "other", concurrency=1, pullers=pullers):
+        wait_until(lambda: len(order) >= 80, PATIENCE)
+    assert min(Counter(order[:80]).values()) >= 20
+
+
+def test_retries_and_new_events_of_a_consumer_each_get_their_share():
+    order: list[bool] = []
+
+    @subscribe("work.>", stream="work", consumer="both")
+    def note(message: Message) -> None:
+        order.append(message.attempt > 1)
+        LONG_ENOUGH.wait(0.02)
+
+    sync(["both"])
+    announce(200)
+    Consumer.objects.get().pull(200)
+    Task.objects.update(state=TaskState.RETRYABLE, schedule_at=Now())
+    announce(200)
+    with working("both", concurrency=1):
+        wait_until(lambda: len(order) >= 80, PATIENCE)
+    assert min(Counter(order[:80]).values()) >= 20
