@@ -106,6 +106,7 @@ class CoroutineLane(Lane):
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_refresh_due = False
         self._threads = [threading.Thread(target=self._serve, name="kanthorq-loop", daemon=True)]
         super().start()
 
@@ -173,9 +174,7 @@ class CoroutineLane(Lane):
         return task
 
     async def _handle(self, rounds: Iterator[Round], current: list[Flight]) -> None:
-        # First in line for the one thread in which Django's ORM serves coroutines; not awaited,
-        # so that a handler which needs no database does not wait for those that do.
-        self._keep(self._loop.create_task(self._refresh()))
+        self._line_up_refresh()
         await asyncio.sleep(0)
         for round_ in rounds:
             current[:] = round_
@@ -183,11 +182,27 @@ class CoroutineLane(Lane):
             current.clear()
             await asyncio.sleep(0)  # a round that others could have is not kept from them
 
+    def _line_up_refresh(self) -> None:
+        """Have connections refreshed before the next handlers use them.
+
+        First in line for the one thread in which Django's ORM serves coroutines; not awaited, so
+        that a handler which needs no database does not wait for those that do. One that has not
+        begun yet will do for all who come meanwhile.
+        """
+        if self._is_refresh_due:
+            return
+        self._is_refresh_due = True
+        self._keep(self._loop.create_task(self._refresh())).add_done_callback(self._refreshed)
+
+    def _refreshed(self, _: object = None) -> None:
+        self._is_refresh_due = False
+
     async def _refresh(self) -> None:
         with contextlib.suppress(*UNAVAILABLE):  # a handler that needs it will find out
             await sync_to_async(self._renew)()
 
     def _renew(self) -> None:
+        self._refreshed()  # whoever comes from now on needs one of its own
         leave_connections()
         refresh_connections(self._bounded)
 
