@@ -56,12 +56,13 @@ def test_it_collects_garbage_rarely_and_leaves_the_project_its_choice(
         seen.append(gc.get_threshold()[0])
 
     publish("work.due", stream="work")
-    former = gc.get_threshold()
+    former, frozen_count = gc.get_threshold(), gc.get_freeze_count()  # Python 3.12 begins with some
     gc.set_threshold(young, *former[1:])
     try:
         run("one", "--burst")
         assert seen == [meanwhile]
-        assert (gc.get_threshold()[0], gc.get_freeze_count()) == (young, 0)
+        assert gc.get_threshold()[0] == young
+        assert gc.get_freeze_count() <= frozen_count
     finally:
         gc.set_threshold(*former)
 
