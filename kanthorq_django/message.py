@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import connections, transaction
+from django.db import Error, connections, transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Greatest, Now
 from django.dispatch import Signal
@@ -169,6 +169,11 @@ class Message:
         """Do what ``extend()`` does, from a coroutine."""
         await sync_to_async(self.extend)(duration)
 
+    _verb: Any
+    for _verb in (ack, nack, extend, aack, anack, aextend):
+        _verb.alters_data = True  # or a template might call it
+    del _verb
+
     def retry_delay(self) -> timedelta:
         """Return how long the consumer's retry policy lets the next attempt wait."""
         attempt = max(self.attempt, 1)
@@ -218,7 +223,7 @@ class Message:
         blocks = connections[using].atomic_blocks
         # A TestCase's own block never commits, and is no transaction of the application.
         if blocks and not getattr(blocks[-1], "_from_testcase", False):
-            transaction.on_commit(self.endure, using=using)
+            transaction.on_commit(self._endure_if_kept, using=using)
         elif blocks:
             self._is_durable = True
         else:
@@ -229,6 +234,21 @@ class Message:
         # What a receiver raises must not have the handler fail after a verdict that lasts.
         send = signals.tell_of_what_lasts if self._is_durable else Signal.send
         send(signal, Task, message=self, **told)
+
+    def _endure_if_kept(self) -> None:
+        """Endure, after the commit, unless a savepoint has taken the verdict back.
+
+        Django takes hooks back with blocks of its own alone, not with
+        ``transaction.savepoint_rollback()``. While the row cannot be asked, that is unknown.
+        """
+        if connections[self.using].savepoint_state:
+            try:
+                if self.is_open():
+                    return
+            except Error as error:
+                logger.info("Whether the verdict on %s lasts is unknown: %s", self.task, error)
+                return
+        self.endure()
 
     def endure(self) -> None:
         """Remember that the handler has spoken, and that this lasts."""

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import DataError, connection, transaction
 
 from kanthorq_django import Discard, Snooze
@@ -171,6 +172,39 @@ def test_an_ack_lost_with_its_savepoint_is_nacked_though_the_outer_block_commits
     assert task.state == TaskState.RETRYABLE
     assert "rolled back" in last_error(task)
     assert Entry.objects.count() == 1  # the handler's own block, and its own risk
+
+
+@pytest.mark.parametrize("verdict", [Message.ack, lambda message: message.nack("no")])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_verdict_that_a_savepoint_of_its_own_takes_back_is_none(
+    task: Task, verdict: Callable[[Message], None], is_async: bool
+):
+    def handle(message: Message) -> None:
+        with transaction.atomic():
+            book(message)
+            before = str(connection.savepoint())
+            verdict(message)
+            connection.savepoint_rollback(before)
+
+    async def handle_async(message: Message) -> None:
+        await sync_to_async(handle)(message)
+
+    fly(task, handle_async if is_async else handle)
+    task.refresh_from_db()
+    assert task.state == TaskState.RETRYABLE
+    assert last_error(task) == "The transaction in which the message was ended was rolled back."
+    assert Entry.objects.count() == 1
+
+
+def test_a_verdict_lasts_that_was_given_after_a_savepoint(task: Task):
+    def handle(message: Message) -> None:
+        with transaction.atomic():
+            connection.savepoint_rollback(str(connection.savepoint()))
+            message.ack("kept")
+
+    assert type(fly(task, handle)) is Ending
+    task.refresh_from_db()
+    assert (task.state, task.result) == (TaskState.COMPLETED, "kept")
 
 
 def test_an_atomic_handler_commits_nothing_without_its_ack(task: Task):
