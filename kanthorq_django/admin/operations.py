@@ -24,7 +24,6 @@ from kanthorq_django.models.isolation import together
 from kanthorq_django.models.task import TaskQuerySet
 
 BATCH_SIZE = 1_000  # tasks that are locked, moved and logged in one transaction
-SPARED_SHOWN = 5  # tasks left alone that a message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ class Report:
             updated=self.updated + other.updated,
             requested=self.requested + other.requested,
             noop=self.noop + other.noop,
-            spared=(self.spared + other.spared)[:SPARED_SHOWN],
+            spared=(self.spared + other.spared)[:SAMPLE_SIZE],
             last=max(self.last, other.last),
             sample=(self.sample + other.sample)[:SAMPLE_SIZE],
         )
@@ -129,17 +128,20 @@ class Report:
             parts.append(text % self.requested)
         if self.noop:
             parts.append(ngettext("%d left alone", "%d left alone", self.noop) % self.noop)
-        return f"{', '.join(parts)}{self._names()}."
+        spared = [f"{pk} ({STATE_LABELS[TaskState(state)]})" for pk, state in self.spared]
+        text = ", ".join(parts) + (f": {_named(spared, self.noop)}" if spared else "")
+        if not self.sample:
+            return f"{text}."
+        changed = _named(map(str, self.sample), self.updated + self.requested)
+        return gettext("%(text)s. Changed: %(names)s.") % {"text": text, "names": changed}
 
-    def _names(self) -> str:
-        if not self.spared:
-            return ""
-        named = ", ".join(
-            f"{event_id} ({STATE_LABELS[TaskState(state)]})" for event_id, state in self.spared
-        )
-        others = self.noop - len(self.spared)
-        more = ngettext(" and %d other", " and %d others", others) % others if others else ""
-        return ": " + gettext("event %(names)s%(more)s") % {"names": named, "more": more}
+
+def _named(names: Iterable[str], count: int) -> str:
+    """Return the names of events, the first of ``count``."""
+    known = list(names)
+    others = count - len(known)
+    more = ngettext(" and %d other", " and %d others", others) % others if others > 0 else ""
+    return gettext("event %(names)s%(more)s") % {"names": ", ".join(known), "more": more}
 
 
 def carry_out(
@@ -207,7 +209,7 @@ def _move_owed(operation: Operation, tasks: list[Task], using: str, user_id: str
         updated=len(outcome.updated),
         requested=len(outcome.requested),
         noop=len(spared),
-        spared=tuple((task.event_id, task.state) for task in spared[:SPARED_SHOWN]),
+        spared=tuple((task.event_id, task.state) for task in spared[:SAMPLE_SIZE]),
         sample=(*outcome.updated, *outcome.requested)[:SAMPLE_SIZE],
     )
 

@@ -1,6 +1,6 @@
 """Cancelling and resuming schedules: from a ticked list, and by a button on a schedule's page."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -26,7 +26,7 @@ from kanthorq_django.models.audit import Order
 from kanthorq_django.models.isolation import together
 from kanthorq_django.models.schedule import ScheduleQuerySet
 
-NAMED_MAX = 5  # schedules left alone that a message names
+NAMED_MAX = 20  # schedules that a message names, of those changed and of those left alone
 
 
 class Operation(NamedTuple):
@@ -171,13 +171,20 @@ def _on_list(request: HttpRequest) -> Order:
 def _report(outcome: Outcome, names: dict[UUID, str]) -> str:
     updated, noop = len(outcome.updated), len(outcome.noop)
     text = ngettext("%d schedule updated", "%d schedules updated", updated) % updated
-    if not noop:
+    if noop:
+        alone = ngettext("%d left alone", "%d left alone", noop) % noop
+        text = f"{text}, {alone}: {_named(outcome.noop, names)}"
+    if not updated:
         return f"{text}."
-    alone = ngettext("%d left alone", "%d left alone", noop) % noop
-    named = ", ".join(names.get(pk, str(pk)) for pk in outcome.noop[:NAMED_MAX])
-    others = noop - NAMED_MAX
+    changed = _named(outcome.updated, names)
+    return gettext("%(text)s. Changed: %(names)s.") % {"text": text, "names": changed}
+
+
+def _named(pks: Sequence[UUID], names: dict[UUID, str]) -> str:
+    named = ", ".join(names.get(pk, str(pk)) for pk in pks[:NAMED_MAX])
+    others = len(pks) - NAMED_MAX
     more = ngettext(" and %d other", " and %d others", others) % others if others > 0 else ""
-    return f"{text}, {alone}: {named}{more}."
+    return f"{named}{more}"
 
 
 def _log(

@@ -8,6 +8,7 @@ from django.test import Client
 from kanthorq_django.admin import operations
 from kanthorq_django.domain import states
 from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models.audit import SAMPLE_SIZE
 from tests.admin.conftest import MakeClient
 from tests.admin.pages import page, press, tick, told
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
@@ -40,29 +41,28 @@ def test_each_action_moves_a_task_as_the_table_of_moves_says(
     assert [level for level, _ in told(response)] == ["success" if expected else "warning"]
 
 
-def test_a_message_counts_what_was_updated_and_names_what_was_left_alone(operator: Client):
+def test_a_message_names_what_was_updated_and_what_was_left_alone(operator: Client):
     waiting = TaskFactory.create_batch(2, state=TaskState.AVAILABLE)
     running = TaskFactory.create(state=TaskState.RUNNING)
 
     response = tick(operator, "cancel", [*waiting, running])
 
-    assert told(response) == [
-        (
-            "warning",
-            f"Cancel: 2 tasks updated, 1 left alone: event {running.event_id} (Running).",
-        )
-    ]
+    text = (
+        f"Cancel: 2 tasks updated, 1 left alone: event {running.event_id} (Running). "
+        f"Changed: event {waiting[0].event_id}, {waiting[1].event_id}."
+    )
+    assert told(response) == [("warning", text)]
 
 
 def test_a_message_names_only_a_few_of_many_tasks_left_alone(operator: Client):
-    running = TaskFactory.create_batch(7, state=TaskState.RUNNING)
+    running = TaskFactory.create_batch(SAMPLE_SIZE + 2, state=TaskState.RUNNING)
 
     ((level, text),) = told(tick(operator, "cancel", running))
 
     assert level == "warning"
-    assert text.startswith("Cancel: 0 tasks updated, 7 left alone: ")
+    assert text.startswith("Cancel: 0 tasks updated, 22 left alone: ")
     assert text.endswith(" and 2 others.")
-    assert len(re.findall(r"\(Running\)", text)) == operations.SPARED_SHOWN
+    assert len(re.findall(r"\(Running\)", text)) == SAMPLE_SIZE
 
 
 def test_running_tasks_are_cancelled_with_the_waiting_ones_by_an_action_of_its_own(
@@ -84,7 +84,8 @@ def test_running_tasks_are_cancelled_with_the_waiting_ones_by_an_action_of_its_o
     ((level, text),) = told(response)
     assert level == "warning"
     assert text.startswith("Cancel or stop: 1 task updated, 1 asked to stop, 1 left alone: ")
-    assert text.endswith(f"event {completed.event_id} (Completed).")
+    assert f": event {completed.event_id} (Completed). Changed: event " in text
+    assert {str(waiting.event_id), str(running.event_id)} <= set(re.findall("[-0-9a-f]{36}", text))
 
 
 def test_a_running_task_is_asked_to_stop_once(operator: Client):
@@ -92,7 +93,8 @@ def test_a_running_task_is_asked_to_stop_once(operator: Client):
 
     first, second = (tick(operator, "cancel_running", [task]) for _ in range(2))
 
-    assert told(first) == [("success", "Cancel or stop: 0 tasks updated, 1 asked to stop.")]
+    text = f"Cancel or stop: 0 tasks updated, 1 asked to stop. Changed: event {task.event_id}."
+    assert told(first) == [("success", text)]
     assert told(second)[-1][0] == "warning"
     assert LogEntry.objects.count() == 1
 
@@ -223,7 +225,8 @@ def test_tasks_are_moved_batch_by_batch(operator: Client, monkeypatch: pytest.Mo
 
     assert Task.objects.available().count() == 5
     assert LogEntry.objects.count() == 5
-    assert told(response) == [("success", "Release: 5 tasks updated.")]
+    changed = ", ".join(str(task.event_id) for task in tasks)
+    assert told(response) == [("success", f"Release: 5 tasks updated. Changed: event {changed}.")]
 
 
 def test_an_action_without_ticked_tasks_changes_nothing(operator: Client):
