@@ -17,7 +17,7 @@ from kanthorq_django.exceptions import (
     TaskCancelled,
 )
 from kanthorq_django.message import Message
-from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models import Consumer, Task, TaskState
 from tests.clock import now
 from tests.factories import TaskFactory
 
@@ -203,3 +203,13 @@ def test_a_verb_that_would_block_the_loop_names_the_one_to_await(verb: str, give
     with pytest.raises(SynchronousOnlyOperation, match=rf"use `await message\.a{verb}"):
         end()
     assert stored(message).state == TaskState.RUNNING
+
+
+@pytest.mark.parametrize("verb", ["ack", "nack", "extend", "aack", "anack", "aextend"])
+def test_no_template_ends_a_message(verb: str):
+    assert getattr(Message, verb).alters_data
+
+
+@pytest.mark.parametrize("verb", ["pull", "claim", "cancel", "resume", "release", "reset"])
+def test_no_template_moves_tasks_of_a_consumer(verb: str):
+    assert getattr(Consumer, verb).alters_data

@@ -1,6 +1,7 @@
 """How a handler may end its task by raising: later, uncounted, or never again."""
 
 from datetime import timedelta
+from typing import Any
 
 from kanthorq_django.domain.retry import check_delay
 
@@ -21,6 +22,9 @@ class Retry(Verdict):
         super().__init__(reason)
         self.after = after
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.after, self.reason), self.__dict__
+
 
 class Snooze(Verdict):
     """Run again after ``delay``; this attempt is not counted and is no error."""
@@ -29,6 +33,9 @@ class Snooze(Verdict):
         check_delay("delay", delay)
         super().__init__(f"Snoozed for {delay}.")
         self.delay = delay
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.delay,), self.__dict__
 
 
 class Discard(Verdict):

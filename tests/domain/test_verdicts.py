@@ -1,4 +1,7 @@
+import copy
+import pickle
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -39,3 +42,16 @@ def test_a_delay_is_a_timedelta_between_now_and_ten_years(
 @pytest.mark.parametrize("verdict", [Retry, Snooze])
 def test_the_edges_of_a_delay_are_allowed(verdict: type[Retry | Snooze], delay: timedelta) -> None:
     verdict(delay)
+
+
+@pytest.mark.parametrize(
+    "verdict", [Retry(HOUR, "busy"), Retry(HOUR), Snooze(HOUR), Discard("never")]
+)
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda verdict: pickle.loads(pickle.dumps(verdict))],  # noqa: S301  # our own
+)
+def test_verdicts_can_be_copied_and_sent_from_another_process(verdict: Any, copied: Any) -> None:
+    made = copied(verdict)
+    assert type(made) is type(verdict)
+    assert (str(made), vars(made)) == (str(verdict), vars(verdict))
