@@ -1,5 +1,7 @@
 """Every error that KanthorQ raises itself, named for the fact."""
 
+from uuid import UUID
+
 from django.core.exceptions import ImproperlyConfigured
 
 
@@ -28,7 +30,14 @@ class InvalidBody(InvalidEvent):
 
 
 class IdempotencyConflict(InvalidEvent):
-    """The idempotency key was used before in this stream, for a different event."""
+    """The idempotency key was used before in this stream, for a different event.
+
+    ``event_id`` is that of the new one, which was not stored.
+    """
+
+    def __init__(self, message: str, event_id: UUID | None = None) -> None:
+        super().__init__(message)
+        self.event_id = event_id
 
 
 class InvalidSchedule(ConfigurationError, ValueError):

@@ -101,7 +101,11 @@ def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Ev
         registered = Stream.objects.using(using).register(stream)
         moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
         _copy(plain, moment, using)
-        known = _insert_keyed(keyed, registered, moment, using)
+        try:
+            known = _insert_keyed(keyed, registered, moment, using)
+        except IdempotencyConflict as error:
+            index = next(i for i, event in enumerate(events) if event.pk == error.event_id)
+            raise IdempotencyConflict(f"events[{index}]: {error}", error.event_id) from error
     stored = _stored(moment, using)
     if not known:
         return [_noted(event, stored, using) for event in events]
@@ -157,7 +161,8 @@ def _insert_chunk(
 def _unreadable(event: "Event", stream: str) -> IdempotencyConflict:
     return IdempotencyConflict(
         f"The idempotency key {quoted(event.idempotency_key)} was used in stream {stream!r} for "
-        "an event that this role cannot read."
+        "an event that this role cannot read.",
+        event.pk,
     )
 
 
@@ -223,7 +228,8 @@ def _known(events: Sequence["Event"], stream: Stream, using: str) -> Mapping[UUI
         if (known.subject, bytes(known.body)) != (event.subject, bytes(event.body)):
             raise IdempotencyConflict(
                 f"The idempotency key {quoted(event.idempotency_key)} was used in stream "
-                f"{stream.name!r} for event {known.pk}, which has another subject or body."
+                f"{stream.name!r} for event {known.pk}, which has another subject or body.",
+                event.pk,
             )
         known.created = False
         found[event.pk] = known

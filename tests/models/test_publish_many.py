@@ -200,7 +200,7 @@ def test_of_two_events_with_one_key_in_a_batch_the_first_is_stored() -> None:
 
 def test_two_different_events_with_one_key_in_a_batch_are_a_conflict() -> None:
     with transaction.atomic():
-        with pytest.raises(IdempotencyConflict, match="key 'k'"):
+        with pytest.raises(IdempotencyConflict, match=r"events\[1\]: .* key 'k'"):
             publish_many(
                 [
                     Event(subject="order.paid", body="a", idempotency_key="k"),
