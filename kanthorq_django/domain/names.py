@@ -19,5 +19,5 @@ def _text_problem(name: str) -> str | None:
     if len(name) > NAME_SIZE_MAX:
         return f"it has {len(name)} characters, the limit is {NAME_SIZE_MAX}"
     if not _NAME.fullmatch(name):
-        return "start with a letter or digit, go on with letters, digits, '_', '-', '.' or ':'"
+        return "start with a letter or digit of ASCII, go on with those, '_', '-', '.' or ':'"
     return None

@@ -73,7 +73,7 @@ class Polynomial(RetryPolicy):
         super().__post_init__()
         _check_positive(base=self.base)
         if not (_is_number(self.degree) and self.degree >= 0):
-            raise ValueError(f"degree must not be negative, got {quoted(self.degree)}.")
+            raise ValueError(f"degree must be a number from zero on, not {quoted(self.degree)}.")
 
     def wait(self, attempt: int) -> timedelta:
         return self.base * math.pow(attempt, self.degree)

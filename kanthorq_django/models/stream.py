@@ -1,5 +1,7 @@
 """Streams: named append-only sequences of events."""
 
+from typing import Any
+
 from django.db import models
 
 from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
@@ -35,3 +37,8 @@ class Stream(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def save(self, *args: Any, **options: Any) -> None:
+        """Insert or update this row. Raises ConfigurationError for what cannot name a stream."""
+        check_stream_name(self.name)
+        super().save(*args, **options)

@@ -15,7 +15,7 @@ def test_a_name_is_letters_digits_and_a_few_marks(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("", "start with a letter or digit"),
+        ("", "start with a letter or digit of ASCII"),
         ("_a", "start with"),
         (".a", "start with"),
         ("a b", "go on with"),

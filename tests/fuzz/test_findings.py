@@ -183,7 +183,7 @@ def test_a_callable_that_cannot_be_a_handler_is_refused_in_words(handler: Any):
 def test_a_jitter_that_floats_do_not_go_with_is_refused(jitter: Any):
     with pytest.raises(ValueError, match="jitter must be between 0 and 1, not "):
         Fixed(timedelta(seconds=1), jitter=jitter)
-    with pytest.raises(ValueError, match="degree must not be negative, got "):
+    with pytest.raises(ValueError, match="degree must be a number from zero on, not "):
         Polynomial(degree=jitter)
 
 

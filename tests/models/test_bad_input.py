@@ -267,6 +267,7 @@ def test_a_bad_stream_name_is_refused(stream: Any) -> None:
         lambda: publish_many([Event(subject="a")], stream=stream),
         lambda: publish_many([Event(subject="a"), Event(subject="b")], stream=stream),
         lambda: Stream.objects.register(stream),
+        lambda: Stream.objects.create(name=stream),
     ]
     for publishing in publishings:
         with refusal(ConfigurationError, "cannot name a stream"):
