@@ -40,22 +40,30 @@ from kanthorq_django.sql.session import is_idle
 
 logger = logging.getLogger("kanthorq_django")
 
+# Why a handler is to stop.
+ASKED = "somebody asked for it"
+LEASE_OVER = "its lease is over"
+TIME_UP = "its time is up"
+LEAVING = "its worker is to end"
 IN_COROUTINE = "{0}() cannot be called from an async context; use `await message.a{0}(…)`."
 
 
 class Stop:
-    """Whether a handler should stop. An Event has a lock and a condition, for each message."""
+    """Whether and why a handler should stop.
 
-    __slots__ = ("_is_set",)
+    An Event of Python's has a lock and a condition, for each message.
+    """
+
+    __slots__ = ("reason",)
 
     def __init__(self) -> None:
-        self._is_set = False
+        self.reason = ""  # as a sentence goes on; the first counts
 
-    def set(self) -> None:
-        self._is_set = True
+    def set(self, reason: str) -> None:
+        self.reason = self.reason or reason
 
     def is_set(self) -> bool:
-        return self._is_set
+        return bool(self.reason)
 
 
 class Message:
@@ -107,7 +115,7 @@ class Message:
     def raise_if_cancelled(self) -> None:
         """Raise TaskCancelled once the handler should stop."""
         if self.cancelled:
-            raise TaskCancelled(f"{self.task} is to stop.")
+            raise TaskCancelled(f"{self.task} is to stop: {self._stop.reason}.")
 
     @async_unsafe(IN_COROUTINE.format("ack"))
     def ack(self, result: Any = None) -> None:
@@ -288,7 +296,7 @@ class Message:
 
     def lost(self) -> LeaseLost:
         """Return the error to raise, and let no open block commit even if it is swallowed."""
-        self._stop.set()
+        self._stop.set(LEASE_OVER)
         connection = connections[self.using]
         # A TestCase's own blocks are no transaction of the application.
         own = [each for each in connection.atomic_blocks if not getattr(each, "_from_testcase", 0)]

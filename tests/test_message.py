@@ -161,9 +161,10 @@ def test_a_handler_that_is_not_to_stop_goes_on():
 
 def test_a_handler_that_is_to_stop_can_ask_and_be_interrupted():
     message = leased()
-    message._stop.set()
+    message._stop.set("somebody asked for it")
+    message._stop.set("its lease is over")
     assert message.cancelled
-    with pytest.raises(TaskCancelled):
+    with pytest.raises(TaskCancelled, match="is to stop: somebody asked for it"):
         message.raise_if_cancelled()
 
 

@@ -16,7 +16,7 @@ from kanthorq_django.domain.failures import Failure, one_line
 from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
-from kanthorq_django.message import Message, encode_result
+from kanthorq_django.message import LEAVING, Message, encode_result
 from kanthorq_django.models import Event
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
@@ -96,7 +96,8 @@ def after_interrupt(error: BaseException, *flights: Flight) -> list[Ending]:
     if any(flight.is_overdue(now) for flight in flights):
         return after_timeout(*flights)
     if any(flight.stop.is_set() for flight in flights):
-        error = TaskCancelled("The handler was interrupted: it was to stop.")
+        reason = next(flight.stop.reason for flight in flights if flight.stop.is_set())
+        error = TaskCancelled(f"The handler was interrupted: {reason}.")
     return after_error(flights, error)
 
 
@@ -171,10 +172,14 @@ def _after_stop(flight: Flight, error: BaseException) -> Ending:
     if isinstance(error, LeaseLost):
         _log(flight, logging.WARNING, "lost its lease, alone or with its batch; rolled back")
     else:
-        _log(flight, logging.INFO, "stopped, as it was asked to")
-    # Of a batch only one may be meant; the others are none the worse for it.
+        why = flight.stop.reason or "another of its batch was to"
+        _log(flight, logging.INFO, f"stopped: {why}")
+    # Of a batch only one may be meant; the others are none the worse for it. Nor is a task that
+    # only its worker had no more time for.
     is_meant = flight.subscription.batch == 1 or flight.stop.is_set()
-    return _nack(flight.message, error) if is_meant else HandBack(flight.message, AT_ONCE)
+    if not is_meant or flight.stop.reason == LEAVING:
+        return HandBack(flight.message, AT_ONCE)
+    return _nack(flight.message, error)
 
 
 def _is_settled_in_test(message: Message) -> bool:

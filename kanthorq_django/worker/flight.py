@@ -93,9 +93,9 @@ class Flight:
             and now >= self.started_at + self.timeout.total_seconds()
         )
 
-    def give_up(self) -> None:
-        """Tell the handler to stop; what it still writes meets the fence."""
-        self.stop.set()
+    def give_up(self, reason: str) -> None:
+        """Tell the handler to stop, and why; what it still writes meets the fence."""
+        self.stop.set(reason)
         if self.interrupt is not None:
             self.interrupt()
 

@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.subscriptions import Subscription, is_coroutine
+from kanthorq_django.message import LEAVING
 from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.models.notifications import SETTLE_LONGEST, SETTLE_SECONDS
@@ -281,7 +282,7 @@ class WorkerLoop:
             self._hand_back(lane.drain())
         self._wait_for_handlers(self._options.shutdown_timeout.total_seconds())
         for flight in self._flights:
-            flight.give_up()
+            flight.give_up(LEAVING)
         self._wait_for_handlers(INTERRUPT_SECONDS)
         deadline = time.monotonic() + FLUSH_SECONDS
         for part in self._parts:

@@ -45,11 +45,14 @@ class Probe:
         self._due_at = time.monotonic() + PROBE_EVERY
         self._silent: dict[int, datetime | None] = {}
 
-    def make_if_due(self) -> None:
-        """Cut connections whose backend has been waiting for us since the last look."""
+    def make_if_due(self) -> bool:
+        """Cut connections whose backend has been waiting for us since the last look.
+
+        Returns whether there was anything to ask the database.
+        """
         now = time.monotonic()
         if now < self._due_at:
-            return
+            return False
         self._due_at = now + PROBE_EVERY
         waiting = self._waiting()
         silent = self._look(waiting) if waiting else {}
@@ -59,6 +62,7 @@ class Probe:
                 logger.warning("A connection waits for an answer that was lost; it is cut.")
                 cut(waiting[pid])
         self._silent = silent
+        return bool(waiting)
 
     def _look(self, pids: Iterable[int]) -> dict[int, datetime | None]:
         """Return which backends are not at work, and since when."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.db import connections
 
+from kanthorq_django.message import ASKED, LEASE_OVER
 from kanthorq_django.models import Worker, lease
 from kanthorq_django.models.worker import SEEN_EVERY
 from kanthorq_django.worker.flight import Flight, Flights
@@ -58,17 +59,19 @@ class Renewer:
             spare_connections()
         connections.close_all()
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    def _attempt(self, step: Callable[[], bool]) -> None:
+        """Take a step, which tells whether it has asked the database, and so proved that it can."""
         try:
             with self._bounded(connections[self._using]):
-                step()
+                has_asked = step()
         except Exception as error:  # noqa: BLE001  # if this thread died, every lease would run out
             connections.close_all()
             self._stop.wait(self._backoff.failed(error))
         else:
-            self._backoff.succeeded()
+            if has_asked:
+                self._backoff.succeeded()
 
-    def _renew(self) -> None:
+    def _renew(self) -> bool:
         now = time.monotonic()
         due = [
             flight
@@ -83,16 +86,20 @@ class Renewer:
             }
             for held, row in lease.renew(extensions, self._using).items():
                 _learn(batch[held], row, asked_at)
+        return bool(due)
 
-    def _learn_of_cancellations(self) -> None:
+    def _learn_of_cancellations(self) -> bool:
         flights = {flight.lease: flight for flight in self._flights}
         for held in lease.asked_to_cancel(flights, self._using):
-            flights[held].give_up()
+            flights[held].give_up(ASKED)
+        return bool(flights)
 
-    def _be_seen(self) -> None:
-        if time.monotonic() - self._seen_at >= SEEN_EVERY.total_seconds():
+    def _be_seen(self) -> bool:
+        is_due = time.monotonic() - self._seen_at >= SEEN_EVERY.total_seconds()
+        if is_due:
             self._row.see()
             self._seen_at = time.monotonic()
+        return is_due
 
 
 def _learn(flight: Flight, row: Any, asked_at: float) -> None:
@@ -102,4 +109,4 @@ def _learn(flight: Flight, row: Any, asked_at: float) -> None:
         flight.proven(asked_at)
     # A handler that has acknowledged may take its time to return.
     if not flight.message.is_settled() and (not row.is_ours or row.is_cancelled):
-        flight.give_up()
+        flight.give_up(ASKED if row.is_cancelled else LEASE_OVER)

@@ -15,6 +15,7 @@ import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.domain.subscriptions import Subscription
+from kanthorq_django.message import LEASE_OVER, TIME_UP
 from kanthorq_django.worker.flight import Flights
 from kanthorq_django.worker.log import logger
 
@@ -92,8 +93,10 @@ class Warden:
         """Stop handlers that are over their time, or whose lease can no longer be proved."""
         now = time.monotonic()
         for flight in self._flights:
-            if flight.is_overdue(now) or flight.is_expired(now):
-                flight.give_up()
+            if flight.is_overdue(now):
+                flight.give_up(TIME_UP)
+            elif flight.is_expired(now):
+                flight.give_up(LEASE_OVER)
 
     def _end_waits(self) -> None:
         now = time.monotonic()

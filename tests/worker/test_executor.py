@@ -164,7 +164,7 @@ def test_a_handler_that_stops_on_request_lets_its_task_be_cancelled(has_handler:
 
     def handle(message: Message) -> None:
         Task.objects.filter(pk=task.pk).cancel(running=True)
-        message._stop.set()
+        message._stop.set("somebody asked for it")
         message.raise_if_cancelled()
 
     fly(task, handle)

@@ -14,7 +14,7 @@ import pytest
 from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
-from kanthorq_django import Discard, Fixed, subscribe
+from kanthorq_django import Discard, Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from tests.ledger.models import Entry
@@ -379,3 +379,28 @@ def test_objects_and_marked_functions_are_awaited_as_coroutines_are():
     Task.objects.pending().cancel()
     work_off("plain")
     assert sorted(handled) == ["work.marked", "work.object", "work.plain"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_who_stops_as_its_worker_ends_is_handed_back_uncounted(is_async: bool):
+    begun = threading.Event()
+
+    @subscribe("work.plain", stream="work", consumer="plain", retry=Never())
+    def handle(message: Message) -> None:
+        begun.set()
+        while True:
+            message.raise_if_cancelled()
+            threading.Event().wait(0.01)
+
+    @subscribe("work.async", stream="work", consumer="async", retry=Never())
+    async def handle_async(message: Message) -> None:
+        begun.set()
+        await asyncio.sleep(2 * PATIENCE)
+
+    kind = "async" if is_async else "plain"
+    announce(subject=f"work.{kind}")
+    with working(kind, shutdown_timeout=timedelta(0)):
+        assert begun.wait(PATIENCE)
+    task = Task.objects.get()
+    assert (task.state, task.attempt_count) == (TaskState.AVAILABLE, 0)
+    assert task.attempted_errors == []

@@ -10,12 +10,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
-from kanthorq_django.worker import listener, loop, warden
+from kanthorq_django.worker import listener, loop, renewer, warden
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.proxy import Proxy
@@ -397,3 +397,24 @@ def waiting() -> list[int]:
             " WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
         return [pid for (pid,) in cursor.fetchall()]
+
+
+def test_a_renewer_says_that_it_works_again_when_the_database_has_answered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A step that had nothing to ask proves nothing."""
+    tried: list[None] = []
+
+    def fail(_: Worker) -> None:
+        tried.append(None)
+        raise OperationalError("away")
+
+    monkeypatch.setattr(renewer, "SEEN_EVERY", timedelta(0))
+    monkeypatch.setattr(Worker, "see", fail)
+    subscribe("work.>", stream="work", consumer="rests", visibility_timeout=timedelta(seconds=1))(
+        lambda message: None
+    )
+    with working("rests"):
+        wait_until(lambda: len(tried) >= 3, PATIENCE)
+    assert caplog.text.count("renewer interrupted") == 1
+    assert "renewer works again" not in caplog.text
