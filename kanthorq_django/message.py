@@ -249,7 +249,7 @@ class Message:
         Django takes hooks back with blocks of its own alone, not with
         ``transaction.savepoint_rollback()``. While the row cannot be asked, that is unknown.
         """
-        if connections[self.using].savepoint_state:
+        if connections[self.using].savepoint_state:  # the connection has had savepoints
             try:
                 if self.is_open():
                     return

@@ -1,7 +1,7 @@
 """How values look: text that cannot deceive, badges, moments, links to other pages."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from django.contrib.humanize.templatetags.humanize import naturaltime
@@ -11,7 +11,7 @@ from django.utils.formats import date_format, number_format
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.domain.states import TaskState
@@ -112,3 +112,10 @@ def page_url(
     except NoReverseMatch:
         return None
     return f"{url}?{urlencode(query)}" if query else url
+
+
+def listed(names: Sequence[str], count: int) -> str:
+    """Return ``names``, the first of ``count``, and how many others there are."""
+    others = count - len(names)
+    more = ngettext(" and %d other", " and %d others", others) % others if others > 0 else ""
+    return ", ".join(names) + more

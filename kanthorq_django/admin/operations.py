@@ -14,7 +14,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin.display import STATE_LABELS
+from kanthorq_django.admin.display import STATE_LABELS, listed
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
@@ -129,19 +129,15 @@ class Report:
         if self.noop:
             parts.append(ngettext("%d left alone", "%d left alone", self.noop) % self.noop)
         spared = [f"{pk} ({STATE_LABELS[TaskState(state)]})" for pk, state in self.spared]
-        text = ", ".join(parts) + (f": {_named(spared, self.noop)}" if spared else "")
+        text = ", ".join(parts) + (f": {_events(spared, self.noop)}" if spared else "")
         if not self.sample:
             return f"{text}."
-        changed = _named(map(str, self.sample), self.updated + self.requested)
+        changed = _events([str(pk) for pk in self.sample], self.updated + self.requested)
         return gettext("%(text)s. Changed: %(names)s.") % {"text": text, "names": changed}
 
 
-def _named(names: Iterable[str], count: int) -> str:
-    """Return the names of events, the first of ``count``."""
-    known = list(names)
-    others = count - len(known)
-    more = ngettext(" and %d other", " and %d others", others) % others if others > 0 else ""
-    return gettext("event %(names)s%(more)s") % {"names": ", ".join(known), "more": more}
+def _events(names: Sequence[str], count: int) -> str:
+    return gettext("event %(names)s") % {"names": listed(names, count)}
 
 
 def carry_out(

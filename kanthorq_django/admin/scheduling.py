@@ -17,16 +17,15 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST
 
+from kanthorq_django.admin.display import listed
 from kanthorq_django.admin.orders import ReasonedActionForm, order_of, order_on_list
 from kanthorq_django.admin.readonly import GuardedAdmin
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.models import Schedule
-from kanthorq_django.models.audit import Order
+from kanthorq_django.models.audit import SAMPLE_SIZE, Order
 from kanthorq_django.models.isolation import together
 from kanthorq_django.models.schedule import ScheduleQuerySet
-
-NAMED_MAX = 20  # schedules that a message names, of those changed and of those left alone
 
 
 class Operation(NamedTuple):
@@ -181,10 +180,7 @@ def _report(outcome: Outcome, names: dict[UUID, str]) -> str:
 
 
 def _named(pks: Sequence[UUID], names: dict[UUID, str]) -> str:
-    named = ", ".join(names.get(pk, str(pk)) for pk in pks[:NAMED_MAX])
-    others = len(pks) - NAMED_MAX
-    more = ngettext(" and %d other", " and %d others", others) % others if others > 0 else ""
-    return f"{named}{more}"
+    return listed([names.get(pk, str(pk)) for pk in pks[:SAMPLE_SIZE]], len(pks))
 
 
 def _log(

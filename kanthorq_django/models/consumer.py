@@ -240,9 +240,10 @@ class Consumer(models.Model):
         return await sync_to_async(self.reset)(event_ids)
 
     _verb: Any
-    for _verb in (pull, pull_page, claim, lease_due, cancel, resume, release, reset):
-        _verb.alters_data = True
-    for _verb in (acancel, aresume, arelease, areset):
+    for _verb in (
+        *(pull, pull_page, claim, lease_due),
+        *(cancel, resume, release, reset, acancel, aresume, arelease, areset),
+    ):
         _verb.alters_data = True
     del _verb
 

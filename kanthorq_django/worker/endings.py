@@ -95,8 +95,7 @@ def after_interrupt(error: BaseException, *flights: Flight) -> list[Ending]:
     now = time.monotonic()
     if any(flight.is_overdue(now) for flight in flights):
         return after_timeout(*flights)
-    if any(flight.stop.is_set() for flight in flights):
-        reason = next(flight.stop.reason for flight in flights if flight.stop.is_set())
+    if reason := next(filter(None, (flight.stop.reason for flight in flights)), ""):
         error = TaskCancelled(f"The handler was interrupted: {reason}.")
     return after_error(flights, error)
 

@@ -41,7 +41,7 @@ class Lane:
         self._arrived = threading.Condition(lock)
         self._emptied = threading.Condition(lock)
         self._waiting: deque[_Waiting] = deque()
-        self._begun: set[_Begun] = set()
+        self._remainders: set[_Remainder] = set()
         self._threads: list[threading.Thread] = []
         self._running = 0
         self._pace = _Pace()
@@ -105,7 +105,7 @@ class Lane:
             latest = time.monotonic() - WAIT_LONGEST
             while self._waiting and self._waiting[0].since < latest:
                 found.append(self._waiting.popleft())
-            late = [each for each in self._begun if each.is_untouched_since(latest)]
+            late = [each for each in self._remainders if each.is_untouched_since(latest)]
             return _flights(found) + self._take_back(late)
 
     def drain(self) -> list[Flight]:
@@ -115,7 +115,7 @@ class Lane:
             unstarted = _flights(self._waiting)
             self._waiting.clear()
             self._arrived.notify_all()
-            return unstarted + self._take_back(self._begun)
+            return unstarted + self._take_back(self._remainders)
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Wait for running handlers to end; False when ``seconds`` were not enough."""
@@ -160,25 +160,25 @@ class Lane:
 
     def _rounds(self, call: Call) -> Iterator[Round]:
         """Note that a call runs; return its rounds as they begin, if they are not taken back."""
-        begun = _Begun(deque(call.rounds))
+        remainder = _Remainder(deque(call.rounds))
         with self._arrived:
-            self._begun.add(begun)
-        return self._left_of(begun)
+            self._remainders.add(remainder)
+        return self._left_of(remainder)
 
-    def _left_of(self, begun: "_Begun") -> Iterator[Round]:
+    def _left_of(self, remainder: "_Remainder") -> Iterator[Round]:
         while True:
             with self._arrived:
-                if not begun.left:
-                    self._begun.discard(begun)
+                if not remainder.left:
+                    self._remainders.discard(remainder)
                     return
-                begun.is_touched = True
-                round_ = begun.left.popleft()
+                remainder.is_touched = True
+                round_ = remainder.left.popleft()
             yield round_
 
-    def _take_back(self, begun: Iterable["_Begun"]) -> list[Flight]:
+    def _take_back(self, remainders: Iterable["_Remainder"]) -> list[Flight]:
         """Take the rounds that have not begun away from calls that run."""
         found: list[Flight] = []
-        for each in begun:
+        for each in remainders:
             found += itertools.chain.from_iterable(each.left)
             each.left.clear()
         self.started_count -= len(found)
@@ -265,7 +265,7 @@ class _Waiting(NamedTuple):
     since: float
 
 
-class _Begun:
+class _Remainder:
     """A call that runs, and its rounds that have not begun."""
 
     def __init__(self, rounds: deque[Round]) -> None:

@@ -49,6 +49,7 @@ class ThreadLane(Lane):
             if (share := self._share(call)) > 1:
                 count = self._handle_together(call, share)
             else:
+                # Of a single one nothing is left to be taken back; nearly all are.
                 for round_ in self._rounds(call) if len(call.rounds) > 1 else call.rounds:
                     self._handle(round_)
             spare_connections()
