@@ -16,7 +16,7 @@ from kanthorq_django.worker.demand import Demand, Wanted
 from kanthorq_django.worker.floors import Floors
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
-from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff
+from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, leave_connections
 from kanthorq_django.worker.warden import Bounded
 
 MICROSECONDS = 1_000_000  # of a second
@@ -211,6 +211,7 @@ class Puller:
         asked_at = time.monotonic()
         with self._bounded(connections[self._using]):
             leased = step.lease(consumer, wanted)
+        leave_connections()  # receivers of signals may have left a block open
         if leased is None:
             return None
         self._note_served(consumer, is_claim=step.is_claim)

@@ -207,6 +207,15 @@ def test_a_raising_receiver_of_a_signal_harms_no_task(error: type[BaseException]
     assert Task.objects.completed().count() == 3
 
 
+@pytest.mark.parametrize("signal", [signals.pulled, signals.claimed])
+def test_a_receiver_that_leaves_a_block_open_stops_no_fetching(signal: Signal):
+    accept("watched")
+    with heard_by(lambda **_: leave_a_block_open(), signal), working("watched"):
+        for count in (5, 10):
+            announce(5)
+            wait_for_state(TaskState.COMPLETED, count)
+
+
 @contextmanager
 def heard_by(receiver: Callable[..., None], *heard: Signal) -> Iterator[None]:
     for signal in heard:
