@@ -58,10 +58,14 @@ def check_handler(handler: object) -> None:
     if is_generator(handler):
         raise ConfigurationError(f"{name_of(handler)} is a generator, which would never run.")
     try:
-        inspect.signature(handler).bind(object())
-    except (TypeError, ValueError) as error:
+        signature = inspect.signature(handler)
+        signature.bind(object())
+    except ValueError as error:
+        raise ConfigurationError(f"{name_of(handler)} cannot be a handler: {error}.") from error
+    except TypeError as error:
         raise ConfigurationError(
-            f"{name_of(handler)} must take one argument, the message: {error}."
+            f"{name_of(handler)} must take one argument, the message, but is declared with "
+            f"{signature}."
         ) from error
 
 

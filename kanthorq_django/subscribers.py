@@ -157,6 +157,11 @@ def _note_cancel_handler(
     others = [each for each in registry.all() if each.handler is subscription.handler]
     for each in (subscription, *others):
         declarations.check_atomic(each, cancel_handler)
+        if each.cancel_handler not in (None, cancel_handler):
+            raise ConfigurationError(
+                f"Consumer {each.consumer!r}: {name_of(cancel_handler)} would replace "
+                f"{name_of(each.cancel_handler)}; a handler has one on_cancel()."
+            )
     for each in (subscription, *others):
         each.cancel_handler = cancel_handler
         each.cancel_retry, each.cancel_timeout = retry, timeout

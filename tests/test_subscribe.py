@@ -186,8 +186,8 @@ class GeneratesAsync:
     [
         (None, "must be callable"),
         ("shop.refund", "must be callable"),
-        (takes_nothing, "takes_nothing must take one argument, the message"),
-        (takes_two, "takes_two must take one argument"),
+        (takes_nothing, r"takes_nothing must take one argument, .* with \(\) -> None"),
+        (takes_two, r"takes_two must take one argument, .* with \(\w+: .*, \w+: .*\)"),
         (functools.partial(takes_two, 1, 2), "must take one argument"),
         (generates, "generates is a generator, which would never run"),
         (generates_async, "generates_async is a generator"),

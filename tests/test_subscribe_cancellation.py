@@ -66,3 +66,15 @@ def test_on_cancel_without_its_parentheses_is_refused_by_the_consumers_name() ->
     with pytest.raises(ConfigurationError, match=r"'repayments': on_cancel\(\) needs its paren"):
         handler.on_cancel(handle)
     assert find("repayments").cancel_handler is None
+
+
+def test_a_second_cancellation_handler_is_refused() -> None:
+    noted = declare()
+    handler: Any = noted.handler
+    handler.on_cancel(timeout=SECOND)(handle)
+
+    def forget(message: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"forget would replace .*handle; a handler has"):
+        handler.on_cancel()(forget)
+    assert (noted.cancel_handler, noted.cancel_timeout) == (handle, SECOND)

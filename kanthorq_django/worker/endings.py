@@ -127,7 +127,7 @@ def after_return(flight: Flight, result: Any) -> Ending:
         # Fenced like any nack: if the verdict was committed after all, the row says so.
         return _failed(flight, VERDICT_ROLLED_BACK)
     try:
-        refuse_awaitable(flight, result)
+        refuse_misuse(flight, result)
         ending = Ack(message, kept_result(flight, result))
     except KanthorqError as error:
         return _after_error(flight, error)
@@ -216,8 +216,16 @@ def kept_result(flight: Flight, result: Any) -> str | None:
     return None if flight.is_cancellation else encode_result(result)
 
 
-def refuse_awaitable(flight: Flight, result: Any) -> None:
-    if result is not None and inspect.isawaitable(result):
+def refuse_misuse(flight: Flight, result: Any) -> None:
+    """Raise KanthorqError for what a handler should have awaited or raised, not returned."""
+    if result is None:
+        return
+    if isinstance(result, Verdict):
+        raise KanthorqError(
+            f"{name_of(flight.handler)} returned {type(result).__name__}(…), which does nothing; "
+            "raise it."
+        )
+    if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()
         raise KanthorqError(

@@ -27,7 +27,7 @@ from kanthorq_django.worker.endings import (
     after_return,
     concluded,
     kept_result,
-    refuse_awaitable,
+    refuse_misuse,
 )
 from kanthorq_django.worker.flight import Flight
 
@@ -167,7 +167,7 @@ def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -
     messages = [flight.message for flight in flights]
     with _same_connection(using):
         result = _call(flights)
-    refuse_awaitable(flights[0], result)
+    refuse_misuse(flights[0], result)
     if any(message.has_verdict() and message.is_open() for message in messages):
         raise KanthorqError(VERDICT_ROLLED_BACK)
     unsaid = [message for message in messages if not message.has_verdict()]
@@ -208,7 +208,7 @@ def _call_and_keep(flight: Flight) -> dict[Message, str | None]:
     message = flight.message
     with _same_connection(message.using):
         result = _call([flight])
-    refuse_awaitable(flight, result)
+    refuse_misuse(flight, result)
     if transaction.get_rollback(message.using):  # of what it shares, if it has no savepoint
         raise KanthorqError(MARKED_FOR_ROLLBACK)
     if not message.has_verdict():

@@ -236,7 +236,12 @@ def generate() -> Any:
 
 @pytest.mark.parametrize(
     ("returned", "error"),
-    [(promise, "returned an awaitable that nobody awaits"), (generate, "InvalidBody: result:")],
+    [
+        (promise, "returned an awaitable that nobody awaits"),
+        (generate, "InvalidBody: result: Object of type generator is not JSON serializable."),
+        (lambda: Retry(timedelta(seconds=1)), "handle returned Retry(…), which does nothing"),
+        (lambda: Discard("no"), "returned Discard(…), which does nothing; raise it"),
+    ],
 )
 @pytest.mark.parametrize("atomic", [False, True])
 def test_a_handler_that_returns_what_would_never_run_fails(
