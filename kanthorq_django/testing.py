@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections, router
+from django.utils.asyncio import async_unsafe
 from psycopg.pq import TransactionStatus
 
 from kanthorq_django import sql
@@ -25,6 +26,7 @@ from kanthorq_django.worker.flight import Flight
 BATCH_SIZE = 1_000
 
 
+@async_unsafe("drain() cannot be called from an async context; use `await adrain(…)`.")
 def drain(*consumers: str) -> int:
     """Handle all that is due for ``consumers`` (none named: for all); return how many tasks.
 
@@ -46,6 +48,11 @@ def drain(*consumers: str) -> int:
                     acknowledger.write(endings)
             count += len(tasks)
     return count
+
+
+async def adrain(*consumers: str) -> int:
+    """Do what ``drain()`` does, from a coroutine."""
+    return await sync_to_async(drain)(*consumers)
 
 
 def _calls(consumer: Consumer, tasks: Sequence[Task | Leased]) -> list[Call]:

@@ -2,12 +2,14 @@ import contextlib
 from datetime import timedelta
 
 import pytest
+from asgiref.sync import async_to_sync
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
 from kanthorq_django import publish, subscribe
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.testing import drain
+from kanthorq_django.testing import adrain, drain
 from tests.ledger.models import Entry
 
 
@@ -74,6 +76,21 @@ def test_drain_nacks_what_fails_and_leaves_it_to_wait():
 
 
 @pytest.mark.django_db
+def test_what_waits_for_its_retry_is_drained_once_a_test_makes_it_due():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message):
+        if message.attempt < 3:
+            raise TimeoutError
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    for _ in range(2):
+        assert Task.objects.retryable().update(schedule_at=timezone.now()) == 1
+        assert drain("kit") == 1
+    assert Task.objects.get().state == TaskState.COMPLETED
+
+
+@pytest.mark.django_db
 def test_drain_lets_a_handler_that_breaks_the_tests_transaction_lose_its_own_writes_only():
     @subscribe("order.>", stream="kit", consumer="kit")
     def handle(message):
@@ -116,6 +133,24 @@ def test_drain_runs_coroutines():
 
     publish("order.paid", stream="kit")
     assert drain("kit") == 1
+    assert seen == ["order.paid"]
+
+
+@pytest.mark.django_db
+def test_a_coroutine_drains_by_its_twin_and_is_told_so():
+    seen = []
+
+    @subscribe("order.>", stream="kit", consumer="kit")
+    async def handle(message):
+        seen.append(message.event.subject)
+
+    async def check():
+        with pytest.raises(SynchronousOnlyOperation, match=r"use `await adrain\(…\)`"):
+            drain("kit")
+        return await adrain("kit")
+
+    publish("order.paid", stream="kit")
+    assert async_to_sync(check)() == 1
     assert seen == ["order.paid"]
 
 
