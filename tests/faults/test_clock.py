@@ -63,7 +63,7 @@ def test_a_clock_that_jumps_by_ten_minutes_and_back_ends_no_lease(stage: Stage):
     stage.worker(**given)
     client = stage.client()
     stage.wait_until_started()
-    for offset in ("+600s", "-600s", "+0s"):
+    for offset in ("+600s", "+0s"):
         client.do("say slow.on")
         client.begin("both 20")
         clock.write_text(f"{offset}\n")

@@ -118,12 +118,20 @@ def test_a_process_of_the_server_that_freezes_for_longer_than_a_lease_loses_noth
     stage.check()
 
 
+def within(name: str, seconds: float) -> str:
+    """Return what has a worker take ``seconds`` for a part of its end, such as process.GRACE."""
+    return json.dumps({f"kanthorq_django.worker.{name}": seconds})
+
+
+@pytest.mark.parametrize("grace", sooner([3.0, 15.0], 3.0))
 @pytest.mark.parametrize(
     "what", sooner(["tasks are locked", "every backend is frozen"], "every backend is frozen")
 )
-def test_a_worker_stops_within_its_time_whatever_the_database_does(stage: Stage, what: str):
+def test_a_worker_stops_within_its_time_whatever_the_database_does(
+    stage: Stage, what: str, grace: float
+):
     stage.consumers += ["slow"]
-    worker = stage.worker("--shutdown-timeout", "1")
+    worker = stage.worker("--shutdown-timeout", "1", FAULTS_SET=within("process.GRACE", grace))
     client = stage.client()
     stage.wait_until_started()
     client.do("say slow.on")
@@ -140,19 +148,17 @@ def test_a_worker_stops_within_its_time_whatever_the_database_does(stage: Stage,
         worker.send(signal.SIGTERM)
         assert worker.wait() in (0, 1), worker.text  # 1: not in good order
         seconds = time.monotonic() - began
-    assert seconds < 1 + 15 + 1
+    assert seconds < 1 + grace + 1
     stage.record(f"SIGTERM while {what}: stopped", seconds=seconds)
     stage.worker()
     stage.settle()
     stage.check()
 
 
-@pytest.mark.parametrize("flush", [1.0, pytest.param(None, marks=pytest.mark.slow)])
-def test_a_worker_stops_within_its_time_while_the_server_is_away(stage: Stage, flush: float | None):
-    """By default verdicts are given ten seconds more to be written."""
+@pytest.mark.parametrize("flush", sooner([1.0, 10.0], 1.0))
+def test_a_worker_stops_within_its_time_while_the_server_is_away(stage: Stage, flush: float):
     stage.consumers += ["slow"]
-    sooner = {"kanthorq_django.worker.loop.FLUSH_SECONDS": flush} if flush else {}
-    worker = stage.worker("--shutdown-timeout", "1", FAULTS_SET=json.dumps(sooner))
+    worker = stage.worker("--shutdown-timeout", "1", FAULTS_SET=within("loop.FLUSH_SECONDS", flush))
     client = stage.client()
     stage.wait_until_started()
     client.do("say slow.on")

@@ -49,7 +49,7 @@ def are_all_final(count: int) -> bool:
     return Task.objects.count() == Task.objects.completed().count() == count
 
 
-@pytest.mark.parametrize("run", range(2))
+@pytest.mark.parametrize("run", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_row_is_there_exactly_once_whenever_workers_are_killed(run: int):
     seed = random.SystemRandom().randrange(2**32)
     sys.stdout.write(f"seed {seed}\n")  # pytest shows it when the story ends badly

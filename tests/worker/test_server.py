@@ -74,7 +74,7 @@ def entries(using: str) -> list[UUID]:
         return []
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", [pytest.param("fast", marks=pytest.mark.slow), "immediate"])
 def test_a_worker_outlives_a_restart_of_the_server_under_load(
     cluster: Cluster, database: str, mode: Any
 ):
