@@ -6,10 +6,12 @@ process are looked after: those of coroutines belong to threads of asgiref or of
 """
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from types import FrameType
 from weakref import WeakSet
 
 import psycopg
@@ -25,7 +27,7 @@ from kanthorq_django.worker.warden import cut
 
 PROBE_EVERY = 10.0  # seconds; what is found silent twice without a change is cut
 STEP = 0.2  # seconds after which a watch looks whether it is over
-
+_WAIT = psycopg.Connection.wait.__code__
 
 _lock = threading.Lock()
 _made: WeakSet[BaseDatabaseWrapper] = WeakSet()
@@ -75,12 +77,30 @@ class Probe:
         """Return the connections that somebody waits for, by the process ids of their backends."""
         with _lock:
             made = [wrapper.connection for wrapper in _made if wrapper.alias == self._using]
+        waited_for = _waited_for()
         found = {}
         for raw in filter(None, made):
             with contextlib.suppress(psycopg.Error):  # it is being closed just now
-                if raw.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                is_active = raw.pgconn.transaction_status == TransactionStatus.ACTIVE
+                if is_active and id(raw) in waited_for:
                     found[raw.pgconn.backend_pid] = raw
         return found
+
+
+def _waited_for() -> set[int]:
+    """Return the ids of the connections in whose ``wait()`` a thread is.
+
+    A query is active until its last row is read: who reads a stream or a COPY slowly owes the
+    server nothing, though it has long been idle.
+    """
+    found = set()
+    for innermost in sys._current_frames().values():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            if frame.f_code is _WAIT:
+                found.add(id(frame.f_locals["self"]))
+            frame = frame.f_back
+    return found
 
 
 @contextlib.contextmanager
