@@ -17,7 +17,12 @@ from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, leave_connections, spare_connections
+from kanthorq_django.worker.upkeep import (
+    Backoff,
+    is_unavailable,
+    leave_connections,
+    spare_connections,
+)
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # verdicts in one statement
@@ -124,11 +129,11 @@ class Acknowledger:
             try:
                 with self._bounded(connections[self._using]):
                     write(endings)
-            except UNAVAILABLE as error:
+            except Exception as error:  # noqa: BLE001  # no verdict may end this thread
+                if not is_unavailable(error):
+                    return self._refused(write, endings, error)
                 connections.close_all()
                 self._abandon.wait(self._backoff.failed(error))
-            except Exception as error:  # noqa: BLE001  # no verdict may end this thread
-                return self._refused(write, endings, error)
             else:
                 return self._backoff.succeeded()
         return None

@@ -20,6 +20,7 @@ from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import (
     UNAVAILABLE,
     are_scarce,
+    is_unavailable,
     leave_connections,
     note_refusal,
     refresh_connections,
@@ -93,7 +94,7 @@ class ThreadLane(Lane):
     def _refused(self, error: Exception) -> None:
         """Wait a little after ``error``; the thread has to outlive also what receivers raise."""
         note_refusal(error)
-        if not isinstance(error, UNAVAILABLE):
+        if not is_unavailable(error):
             logger.error("A connection could not be made ready for a handler.", exc_info=error)
             connections.close_all()  # what a receiver began to set up is not to be used
         self._pause.wait(REFUSED_PAUSE)

@@ -34,7 +34,7 @@ from kanthorq_django.worker.probe import watched
 from kanthorq_django.worker.puller import Haul, Look, Puller
 from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
-from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, refresh_connections
+from kanthorq_django.worker.upkeep import Backoff, is_unavailable, refresh_connections
 from kanthorq_django.worker.warden import Warden, tick_of
 
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
@@ -167,7 +167,7 @@ class WorkerLoop:
             due_in = self._publish_scheduled()
             seconds = min(self._fetch(), due_in)
         except Error as error:
-            if self._options.burst and not isinstance(error, UNAVAILABLE):
+            if self._options.burst and not is_unavailable(error):
                 raise
             connections.close_all()
             self._stop.wait(self._backoff.failed(error))
@@ -194,7 +194,7 @@ class WorkerLoop:
             with self._warden.bounded(connections[self._using]):
                 return self._scheduler.turn()
         except Exception as error:
-            if self._options.burst and not isinstance(error, UNAVAILABLE):
+            if self._options.burst and not is_unavailable(error):
                 raise
             return self._scheduler.postpone(error)
 

@@ -16,7 +16,7 @@ from kanthorq_django.worker.demand import Demand, Wanted
 from kanthorq_django.worker.floors import Floors
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
-from kanthorq_django.worker.upkeep import UNAVAILABLE, Backoff, leave_connections
+from kanthorq_django.worker.upkeep import Backoff, is_unavailable, leave_connections
 from kanthorq_django.worker.warden import Bounded
 
 MICROSECONDS = 1_000_000  # of a second
@@ -218,7 +218,7 @@ class Puller:
         return Haul(leased, asked_at, step.is_claim)
 
     def _raise_if_final(self, error: Exception) -> None:
-        is_final = self._options.burst and not isinstance(error, UNAVAILABLE)
+        is_final = self._options.burst and not is_unavailable(error)
         if is_final or not connections[self._using].is_usable():
             raise error
 

@@ -19,6 +19,10 @@ from kanthorq_django.worker.warden import Bounded
 # What the database's absence looks like, and, as InternalError, a primary that became a standby.
 UNAVAILABLE = (OperationalError, InterfaceError, InternalError)
 
+# Classes of errors that psycopg counts among these, though they are about what was asked for: a
+# routine of the project's, a limit such as that of an index's row, a page that is damaged.
+_ABOUT_THE_ASKED = ("38", "39", "54", "XX001", "XX002")
+
 # How the server, or a pooler, says that it has no connection left; there is no code before one is
 # made. In another language than English a worker only waits, as for a server that is away.
 _REFUSALS = ("too many connections", "too many clients", "connection slots", "no more connections")
@@ -133,6 +137,12 @@ def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
         return False
     # By a BEGIN of the handler's own, or by psycopg itself.
     return not (raw.autocommit and is_idle(raw))
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Tell whether ``error`` says that the database is away: what failed may go well later."""
+    sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
+    return isinstance(error, UNAVAILABLE) and not sqlstate.startswith(_ABOUT_THE_ASKED)
 
 
 def note_refusal(error: BaseException | None) -> None:

@@ -1,5 +1,6 @@
 """Verdicts that the database, or somebody's code, refuses."""
 
+import secrets
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.endings import Ending
 from tests.factories import TaskFactory
-from tests.worker.working import announce, forbidden, work_off
+from tests.worker.working import announce, forbidden, indexed, work_off
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -38,6 +39,22 @@ def test_a_result_that_is_refused_does_not_take_others_with_it():
     assert states() == {TaskState.COMPLETED: 5, TaskState.DISCARDED: 1}
     refused = Task.objects.discarded().get()
     assert refused.event.json() == 3
+    assert "refused to store the result" in refused.attempted_errors[0]["error"]
+
+
+def test_a_result_that_exceeds_a_limit_of_the_database_does_not_hold_up_others():
+    """PostgreSQL's code for it is of the family of those of a server that is away."""
+
+    @subscribe("work.>", stream="work", consumer="results")
+    def handle(message: Message) -> dict[str, str]:
+        return {"text": secrets.token_hex(20_000 if message.event.json() == 3 else 1)}
+
+    announce(6)
+    with indexed("(result ->> 'text')"):
+        assert work_off("results") == 6
+
+    assert states() == {TaskState.COMPLETED: 5, TaskState.DISCARDED: 1}
+    refused = Task.objects.discarded().get()
     assert "refused to store the result" in refused.attempted_errors[0]["error"]
 
 

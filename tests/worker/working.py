@@ -85,6 +85,18 @@ def forbidden(condition: str, table: str = "task") -> Iterator[None]:
             cursor.execute(f"{statement} DROP CONSTRAINT guard")
 
 
+@contextmanager
+def indexed(expression: str) -> Iterator[None]:
+    """Let tasks have an index of the project's own while the block runs."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE INDEX kanthorq_own ON kanthorq_django_task ({expression})")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP INDEX kanthorq_own")
+
+
 def has_state(state: int, count: int, **given: Any) -> bool:
     return Task.objects.filter(state=state, **given).count() == count
 
