@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
-from django.db import transaction
+from django.db import InterfaceError, InternalError, OperationalError, transaction
 
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
@@ -23,13 +23,19 @@ BATCH_SIZE = 100  # occurrences of one schedule published in one transaction
 # An occurrence is published a little after its time; later than this it counts as missed.
 MISSED_AFTER = timedelta(minutes=1)
 MOMENT = timedelta(microseconds=1)
+_OF_THE_DATABASE = (OperationalError, InterfaceError, InternalError)
+
+
+class Unpublished(Exception):
+    """What is due of one schedule could not be published; it is still due."""
 
 
 def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
     """Publish what is due by ``now`` and step on; return how many events that made.
 
     The caller holds the lock on the row. A definition that cannot be published any more
-    stops the schedule, with an error in the log. Any other trouble is the caller's.
+    stops the schedule, with an error in the log. Raises Unpublished for any other trouble that
+    this schedule has for itself, such as a receiver of ``published`` that raises or exits.
     """
     try:
         with transaction.atomic(using=schedule._state.db):
@@ -39,6 +45,10 @@ def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
         schedule.cancelled_at, schedule.next_at = now, None
         schedule.save(update_fields=["cancelled_at", "next_at"])
         return 0
+    except _OF_THE_DATABASE:
+        raise
+    except (Exception, SystemExit) as error:
+        raise Unpublished(f"{schedule.name}: {type(error).__name__}: {error}") from error
 
 
 def _publish(schedule: "Schedule", now: datetime) -> int:

@@ -5,10 +5,12 @@ key made of schedule and occurrence, and the step to the next occurrence are one
 so crashes and many workers neither skip an occurrence nor publish it twice.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Any
+from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ValidationError
@@ -39,7 +41,12 @@ from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.fields import CreatedAtField, SubjectField
 from kanthorq_django.models.isolation import brief, together, unconflicted
 from kanthorq_django.models.moves import bulk_verb
-from kanthorq_django.models.occurrences import MISSED_AFTER, MOMENT, publish_occurrences
+from kanthorq_django.models.occurrences import (
+    MISSED_AFTER,
+    MOMENT,
+    Unpublished,
+    publish_occurrences,
+)
 from kanthorq_django.models.stream import Stream
 
 TURN_SIZE = 20  # schedules published in one transaction
@@ -95,9 +102,21 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
     del _verb
 
     def publish_due(self) -> int:
-        """Publish the occurrences that are due; return how many events that made."""
+        """Publish the occurrences that are due; return how many events that made.
+
+        A schedule that fails, say by a receiver of ``published``, keeps no other from its turn:
+        when those have had theirs, an ExceptionGroup of the failures is raised.
+        """
         self._for_write = True
-        return unconflicted(self.db, self._publish_due)
+        count, failures = 0, dict[UUID, Unpublished]()
+        while True:
+            made, new = unconflicted(self.db, partial(self._publish_due, tuple(failures)))
+            count, failures = count + made, failures | new
+            if not new:
+                break
+        if failures:
+            raise ExceptionGroup("Schedules could not publish", list(failures.values()))
+        return count
 
     def seconds_to_next(self) -> float | None:
         """Return in how many seconds the next occurrence is due; None if there is none."""
@@ -105,13 +124,20 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         first = waiting.values_list("next_at", Now(output_field=MomentField())).first()
         return None if first is None else (first[0] - first[1]).total_seconds()
 
-    def _publish_due(self) -> int:
+    def _publish_due(self, passed_over: Collection[UUID]) -> tuple[int, dict[UUID, Unpublished]]:
+        """Give some schedules their turn; return how many events that made, and who failed."""
+        count, failures = 0, dict[UUID, Unpublished]()
         with brief(self.db):
-            due = self.filter(next_at__lte=Now(), cancelled_at=None).order_by("next_at", "pk")
+            due = self.filter(next_at__lte=Now(), cancelled_at=None).exclude(pk__in=passed_over)
             locked = due.select_for_update(of=("self",), no_key=True, skip_locked=True)
-            rows = list(locked.select_related("stream")[:TURN_SIZE])
+            rows = list(locked.select_related("stream").order_by("next_at", "pk")[:TURN_SIZE])
             now = database_now(self.db)
-            return sum(publish_occurrences(schedule, now) for schedule in rows)
+            for schedule in rows:
+                try:
+                    count += publish_occurrences(schedule, now)
+                except Unpublished as error:
+                    failures[schedule.pk] = error
+        return count, failures
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
         self._for_write = True

@@ -3,10 +3,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, connections
+from django.db import IntegrityError, connection, connections
 from django.utils import timezone
 
-from kanthorq_django import schedule
+from kanthorq_django import schedule, signals
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import InvalidBody, InvalidSchedule, InvalidSubject
 from kanthorq_django.models import Event, Schedule
@@ -179,6 +179,40 @@ def test_a_definition_that_became_impossible_stops_alone():
     kept.refresh_from_db()
     assert kept.cancelled_at is not None
     assert Event.objects.get().subject == "report.other"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit("no"), IntegrityError("no")])
+def test_a_receiver_that_fails_keeps_only_its_schedule_from_publishing(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    """Also where the first to come, as many as have their turn together, fail each time."""
+    monkeypatch.setattr("kanthorq_django.models.schedule.TURN_SIZE", 2)
+    first = timezone.now().replace(microsecond=0) + timedelta(hours=1)
+    for index, name in enumerate(["bad-1", "bad-2", "bad-3", "good-1", "good-2", "good-3"]):
+        when = first + timedelta(seconds=index)
+        kept = schedule(name, rrule="FREQ=DAILY", dtstart=when, subject=name, stream="reports")
+        pass_time(kept, timedelta(hours=2))
+
+    def fail(events: list[Event], **_: Any) -> None:
+        if events[0].subject.startswith("bad"):
+            raise error
+
+    signals.published.connect(fail)
+    try:
+        for _ in range(2):
+            with pytest.raises(ExceptionGroup, match="could not publish") as told:
+                Schedule.objects.publish_due()
+            assert [str(each) for each in told.value.exceptions] == [
+                f"bad-{number}: {type(error).__name__}: no" for number in (1, 2, 3)
+            ]
+            assert isinstance(told.value.exceptions[0].__cause__, type(error))
+            assert Event.objects.count() == 3
+    finally:
+        signals.published.disconnect(fail)
+    assert Schedule.objects.publish_due() == 2
+    assert Schedule.objects.publish_due() == 1
+    assert Event.objects.count() == 6
 
 
 @pytest.mark.django_db(transaction=True)
