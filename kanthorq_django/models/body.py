@@ -52,7 +52,7 @@ def encode_json(name: str, value: object, *, size_max: int) -> str:
         text = json.dumps(value, cls=DjangoJSONEncoder, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         told = _first_fault(value) or printable(str(error), ERROR_SIZE_MAX)
-        raise InvalidBody(f"{name}: {told.removeprefix('$: ')}.") from error
+        raise InvalidBody(f"{name}: {told}.") from error
     # Before it is walked: what is far too large may take a while.
     _check_size(name, len(text), size_max)
     if _is_suspicious(text) and (problem := _fault_within(text)):
