@@ -47,7 +47,11 @@ class Subscription:
         return name_of(self.handler)
 
     def redeclares(self, former: "Subscription") -> bool:
-        """Tell whether this is ``former`` once more, from a module that was imported anew."""
+        """Tell whether this is ``former`` once more, from a module that was imported anew.
+
+        A function that declares subscribers has one origin for all of them: those that select
+        something else are others.
+        """
         return self.handler is not former.handler and _origin(self) == _origin(former)
 
     @cached_property
@@ -98,9 +102,10 @@ def _called(handler: object) -> tuple[object, object]:
     return handler, getattr(type(handler), "__call__", None)  # noqa: B004  # the method is asked about
 
 
-def _origin(subscription: Subscription) -> tuple[str, int | None]:
+def _origin(subscription: Subscription) -> tuple[object, ...]:
     code = getattr(inspect.unwrap(subscription.handler), "__code__", None)
-    return subscription.place, getattr(code, "co_firstlineno", None)
+    selected = (subscription.stream, subscription.includes, subscription.excludes)
+    return subscription.place, getattr(code, "co_firstlineno", None), selected
 
 
 class Registry:

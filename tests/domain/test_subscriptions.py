@@ -81,6 +81,18 @@ def test_one_function_subscribed_twice_under_one_name_is_noted() -> None:
     assert len(registry.duplicates) == 1
 
 
+def test_a_function_that_declares_subscribers_of_one_name_is_noted() -> None:
+    registry = Registry()
+    for stream in ("orders", "refunds"):
+
+        def take(message: object) -> None: ...
+
+        registry.add(
+            Subscription(consumer="taken", stream=stream, handler=take, includes=("order.>",))
+        )
+    assert [pair[0].stream for pair in registry.duplicates] == ["orders"]
+
+
 def test_a_module_that_is_imported_anew_is_no_duplicate() -> None:
     registry = Registry()
     registry.add(subscription_of(handle))
