@@ -37,7 +37,7 @@ from kanthorq_django.models.fields import (
 )
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.leased import Leased, claimed_by
-from kanthorq_django.models.registration import ConsumerQuerySet
+from kanthorq_django.models.registration import ConsumerQuerySet, unread
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 
@@ -126,6 +126,14 @@ class Consumer(models.Model):
             columns = {field.attname for field in self._meta.concrete_fields} - {"id"}
             update_fields = columns - cursors.COLUMNS - self.get_deferred_fields()
         super().save(update_fields=update_fields, **options)
+
+    def delete(
+        self, using: str | None = None, keep_parents: bool = False
+    ) -> tuple[int, dict[str, int]]:
+        """Delete this consumer and its tasks; a pull that is under way is waited for."""
+        alias = using or self.using
+        with unread(Consumer._base_manager.using(alias).filter(pk=self.pk)):
+            return super().delete(using=alias, keep_parents=keep_parents)
 
     @property
     def using(self) -> str:
@@ -243,6 +251,7 @@ class Consumer(models.Model):
     for _verb in (
         *(pull, pull_page, claim, lease_due),
         *(cancel, resume, release, reset, acancel, aresume, arelease, areset),
+        delete,
     ):
         _verb.alters_data = True
     del _verb

@@ -1,11 +1,12 @@
 """What code declares about a consumer, and how the database learns of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db import models
+from django.db import models, transaction
 
 from kanthorq_django import sql
 from kanthorq_django.domain.names import name_problem
@@ -65,3 +66,28 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             if any(not row.is_new for row in written):
                 align_turns(consumer)
         return consumer
+
+    def delete(self) -> tuple[int, dict[str, int]]:
+        """Delete these consumers and their tasks; pulls that are under way are waited for."""
+        self._for_write = True
+        with unread(self):
+            return super().delete()
+
+    _verb: Any = delete
+    _verb.alters_data = True
+    _verb.queryset_only = True
+    del _verb
+
+
+@contextmanager
+def unread(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
+    """Run the block in a transaction in which nobody pulls for ``consumers``.
+
+    Nothing but this lock keeps a pull from making tasks between the deletion of those there are
+    and that of their consumer.
+    """
+    stored = consumers.model._base_manager.using(consumers.db)
+    with transaction.atomic(using=consumers.db):
+        among = stored.filter(pk__in=consumers.values("pk")).order_by("pk")
+        list(among.select_for_update(no_key=True).values_list("pk"))
+        yield

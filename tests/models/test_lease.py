@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django.domain.failures import Failure
@@ -226,6 +226,26 @@ def test_hand_back_of_a_cancellation_refunds_its_attempt_and_ends_its_lease():
     assert (after["state"], after["lease_epoch"]) == (TaskState.CANCELLING, 3)
     assert (after["attempt_count"], after["cancel_attempt_count"]) == (3, 1)
     assert hand_back(task.lease) == set()
+
+
+@pytest.mark.parametrize(
+    ("task", "verb", "state"),
+    [
+        (running, nack, TaskState.DISCARDED),
+        (cancelling, nack, TaskState.DISCARDED),
+        (running, hand_back, TaskState.AVAILABLE),
+        (cancelling, hand_back, TaskState.CANCELLING),
+    ],
+)
+def test_a_verdict_is_written_though_the_consumer_was_deleted_by_sql(
+    task: Callable[[], Task], verb: Callable[[Lease], object], state: TaskState
+):
+    """Whoever repeats it until it is written would never end."""
+    held = task()
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM kanthorq_django_consumer WHERE id = %s", [held.consumer_id])
+    assert verb(held.lease)
+    assert fields(held)["state"] == state
 
 
 @pytest.mark.parametrize("has_handler", [False, True])

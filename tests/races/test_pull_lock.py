@@ -1,11 +1,15 @@
 """A page is read under the lock of its consumer, by the filters that stand in its row."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from django.db import OperationalError, connection, transaction
 
 from kanthorq_django import publish
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.models.registration import Registration
+from tests.concurrency import elsewhere
 from tests.races.race import altered
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -86,3 +90,29 @@ def test_filters_that_were_changed_meanwhile_are_those_of_the_row(consumer: Cons
 
     assert [task.event.subject for task in consumer.pull()] == ["ä.b"]
     assert (consumer.subject_includes, consumer.subject_excludes) == (["ä.>"], ["ä.x"])
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [
+        lambda consumer: consumer.delete(),
+        lambda consumer: Consumer.objects.filter(pk=consumer.pk).delete(),
+    ],
+)
+def test_a_pull_makes_no_tasks_while_its_consumer_is_deleted(
+    consumer: Consumer, delete: Callable[[Consumer], object]
+):
+    pulled: list[list[Task]] = []
+
+    def pull_after_the_tasks(execute: Any, text: str, *rest: Any) -> Any:
+        result = execute(text, *rest)
+        if text.startswith('DELETE FROM "kanthorq_django_task"'):
+            pulled.append(elsewhere(lambda: Consumer.objects.get(pk=consumer.pk).pull()))
+        return result
+
+    with connection.execute_wrapper(pull_after_the_tasks):
+        delete(consumer)
+
+    assert pulled == [[]]
+    assert not Consumer.objects.exists()
+    assert not Task.objects.exists()
