@@ -113,7 +113,7 @@ class Acknowledger:
         the others.
         """
         by_kind: dict[type, list[Any]] = {Ack: [], Nack: [], HandBack: [], Ending: []}
-        for ending in endings:
+        for ending in _without_superseded(endings):
             by_kind[type(ending)].append(ending)
         self._persist(self._write_acks, by_kind[Ack])
         self._persist(self._write_nacks, by_kind[Nack])
@@ -204,6 +204,22 @@ class Acknowledger:
 
 def _delay(back: HandBack) -> Any:
     return back.delay
+
+
+def _without_superseded(endings: list[Ending]) -> list[Ending]:
+    """Leave out leases that this worker itself has been given again: statements tell by tasks."""
+    newest = {ending.lease.task_id: ending.lease.epoch for ending in endings}
+    if len(newest) == len(endings):
+        return endings
+    for ending in endings:
+        newest[ending.lease.task_id] = max(newest[ending.lease.task_id], ending.lease.epoch)
+    left = []
+    for ending in endings:
+        if ending.lease.epoch == newest[ending.lease.task_id]:
+            left.append(ending)
+        else:
+            _log_lost(ending)
+    return left
 
 
 def _log_lost(ending: Ending) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.db import transaction
 from django.db.models import F
+from django.db.models.functions import Now
 from django.dispatch import Signal
 from pytest_django import Settings
 
@@ -15,10 +16,12 @@ from kanthorq_django import Fixed, Snooze, signals, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Stream, Task, TaskState
 from kanthorq_django.models.lease import Lease
+from kanthorq_django.subscribers import sync
 from kanthorq_django.worker.acknowledger import Acknowledger
-from kanthorq_django.worker.endings import Ending
+from kanthorq_django.worker.endings import Ack, Ending
 from tests.factories import TaskFactory
-from tests.worker.working import announce, forbidden, indexed, work_off
+from tests.flights import settle
+from tests.worker.working import accept, announce, forbidden, indexed, work_off
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -168,6 +171,30 @@ def test_a_receiver_is_told_of_an_ack_though_a_hook_fails():
     finally:
         signals.acked.disconnect(note)
     assert told == [event.pk]
+
+
+def test_nobody_is_told_of_the_verdict_on_a_lease_that_the_worker_has_been_given_anew(
+    caplog: pytest.LogCaptureFixture,
+):
+    told: list[int] = []
+
+    def note(message: Message, **_: object) -> None:
+        told.append(message.lease_epoch)
+
+    accept("kit")
+    announce()
+    (consumer,) = sync(["kit"])
+    (first,) = consumer.pull()
+    Task.objects.update(schedule_at=Now())
+    (second,) = consumer.claim()
+    signals.acked.connect(note)
+    try:
+        with caplog.at_level("INFO", "kanthorq_django.worker"):
+            settle(Ack(Message(first), None), Ack(Message(second), None))
+    finally:
+        signals.acked.disconnect(note)
+    assert told == [2]
+    assert f"Lease 1 of task {first.pk} was over before its verdict" in caplog.text
 
 
 def test_what_a_handler_has_ended_itself_waits_for_no_thread():
