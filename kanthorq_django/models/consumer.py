@@ -34,6 +34,7 @@ from kanthorq_django.models.fields import (
     SnapshotField,
     SubjectFiltersField,
     XidField,
+    check_filters,
 )
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.leased import Leased, claimed_by
@@ -121,7 +122,12 @@ class Consumer(models.Model):
         return self.name
 
     def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
-        """Save all but the cursor of a stored consumer, which pulls may have moved meanwhile."""
+        """Save all but the cursor of a stored consumer, which pulls may have moved meanwhile.
+
+        Raises InvalidFilter before anything is written.
+        """
+        for name in {"subject_includes", "subject_excludes"} - self.get_deferred_fields():
+            check_filters(getattr(self, name))
         if update_fields is None and not self._state.adding:
             columns = {field.attname for field in self._meta.concrete_fields} - {"id"}
             update_fields = columns - cursors.COLUMNS - self.get_deferred_fields()

@@ -291,7 +291,10 @@ def _check(event: Any, stream: str, ids: set[int], limits: Settings) -> None:
     if not isinstance(event, Event):
         raise InvalidEvent(f"An Event was expected, not {type(event).__name__}.")
     if not event._state.adding:
-        raise InvalidEvent(f"Event {event.pk} has been published already.")
+        raise InvalidEvent(
+            f"Event {event.pk} has been published already, even if that was rolled back; publish "
+            "a new Event."
+        )
     if event.stream_id is not None and event.stream.name != stream:
         raise InvalidEvent(
             f"The event names the stream {event.stream.name!r}, not {quoted(stream)}."

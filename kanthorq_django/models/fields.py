@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.quoting import quoted
+from kanthorq_django.exceptions import InvalidFilter
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -86,13 +87,28 @@ class SubjectFiltersField(_JSONField):
 
     def validate(self, value: Any, model_instance: models.Model | None) -> None:
         super().validate(value, model_instance)
-        if not isinstance(value, list | tuple):
-            raise ValidationError("Subject filters are a list.", code="filters")
-        for pattern in value:
-            if problem := subjects.filter_problem(pattern):
-                raise ValidationError(
-                    f"{quoted(pattern)} is not a filter: {problem}.", code="filters"
-                )
+        if problem := _filters_problem(value):
+            raise ValidationError(problem, code="filters")
+
+    def get_db_prep_save(self, value: Any, connection: "BaseDatabaseWrapper") -> Any:
+        """Raise InvalidFilter for what a pull could not read, whichever way it is written."""
+        check_filters(value)
+        return super().get_db_prep_save(value, connection)
+
+
+def check_filters(value: object) -> None:
+    """Raise InvalidFilter unless ``value`` is a list of subject filters, or SQL that makes one."""
+    if not hasattr(value, "resolve_expression") and (problem := _filters_problem(value)):
+        raise InvalidFilter(problem)
+
+
+def _filters_problem(value: object) -> str | None:
+    if not isinstance(value, list | tuple):
+        return f"Subject filters are a list, not {quoted(value)}."
+    for pattern in value:
+        if problem := subjects.filter_problem(pattern):
+            return f"{quoted(pattern)} is not a filter: {problem}."
+    return None
 
 
 class CreatedAtField(models.DateTimeField):  # type: ignore[type-arg]

@@ -1,9 +1,13 @@
 """The column types of our own, as forms, filters and validation use them."""
 
+import re
+
 import pytest
 from django.core.exceptions import ValidationError
+from django.db import connection, transaction
 
 from kanthorq_django import publish
+from kanthorq_django.exceptions import InvalidFilter
 from kanthorq_django.models import Consumer, Event, Stream
 from tests.factories import ConsumerFactory, StreamFactory
 
@@ -26,7 +30,7 @@ def test_validation_says_what_is_wrong_with_a_subject() -> None:
     assert "'order.*' is not a subject: '*' contains a wildcard" in messages_of(event, "subject")
 
 
-@pytest.mark.parametrize(
+BAD_FILTERS = pytest.mark.parametrize(
     ("filters", "problem"),
     [
         (["order..paid"], "'order..paid' is not a filter: it has an empty token"),
@@ -36,9 +40,29 @@ def test_validation_says_what_is_wrong_with_a_subject() -> None:
         ({"order": 1}, "Subject filters are a list"),
     ],
 )
+
+
+@BAD_FILTERS
 def test_validation_refuses_bad_filters(filters: list[str], problem: str) -> None:
     consumer = ConsumerFactory.build(stream=StreamFactory.create(), subject_includes=filters)
     assert problem in messages_of(consumer, "subject_includes")
+
+
+@BAD_FILTERS
+def test_bad_filters_are_stored_by_nobody(filters: list[str], problem: str) -> None:
+    """A pull by them would fail, again and again."""
+    consumer = ConsumerFactory.create()
+    consumer.subject_excludes = filters
+    with pytest.raises(InvalidFilter, match=re.escape(problem)):
+        consumer.save()
+    with pytest.raises(InvalidFilter, match=re.escape(problem)):
+        Consumer.objects.create(stream=consumer.stream, name="b", subject_includes=filters)
+    assert connection.is_usable()
+    with pytest.raises(InvalidFilter, match=re.escape(problem)), transaction.atomic():
+        Consumer.objects.update(subject_includes=filters)
+    assert Consumer.objects.get() == consumer
+    consumer.refresh_from_db()
+    assert (consumer.subject_includes, consumer.subject_excludes) == ([">"], [])
 
 
 def test_valid_rows_pass_validation() -> None:
