@@ -31,7 +31,7 @@ QS = TypeVar("QS", bound=models.QuerySet[Any])
 def bulk_verb(
     verb: Callable[Concatenate[QS, P], Outcome],
 ) -> Callable[Concatenate[QS, P], Outcome]:
-    """Keep a verb off the manager and out of templates, and refuse what ``delete()`` does too."""
+    """Keep a verb off the manager and out of templates; refuse slices, ``.distinct(*fields)``."""
 
     @functools.wraps(verb)
     def refuse_parts(self: QS, *args: P.args, **kwargs: P.kwargs) -> Outcome:

@@ -121,7 +121,7 @@ def after_error(flights: Sequence[Flight], error: BaseException) -> list[Ending]
 def after_return(flight: Flight, result: Any) -> Ending:
     message = flight.message
     if message.is_settled() or _is_settled_in_test(message):
-        _log(flight, logging.INFO, "settled by its handler")
+        _log(flight, logging.INFO, "handled and settled")
         return Ending(message)
     if message.has_verdict():
         # Fenced like any nack: if the verdict was committed after all, the row says so.

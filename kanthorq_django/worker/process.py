@@ -193,7 +193,7 @@ def _rarely_collecting() -> Iterator[None]:
 def _switching_often() -> Iterator[None]:
     """Let threads wait less long for the interpreter's lock: the puller waits for it many times.
 
-    Each answer of the database finds handlers at work, and a pull is two round trips.
+    Each answer of the database finds handlers at work.
     """
     interval = sys.getswitchinterval()
     sys.setswitchinterval(min(interval, SWITCH_EVERY))
