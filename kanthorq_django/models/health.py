@@ -20,7 +20,7 @@ from kanthorq_django.models.worker import Worker
 
 VERSION_MIN = 15  # of PostgreSQL
 DEAD_MIN = 10_000  # dead rows of a table below which they are nobody's concern
-LOOKED_AT = 10_000  # overdue tasks of a consumer among which stuck ones are counted
+LOOKED_AT = 10_000  # overdue tasks, with turns and without, among which stuck ones are counted
 APP_LABEL = "kanthorq_django"
 
 

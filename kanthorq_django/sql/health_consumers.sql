@@ -1,5 +1,6 @@
--- How every consumer's tasks stand, from the front of one partial index: constant cost, however
--- many tasks there are.
+-- How every consumer's tasks stand, from the front of two partial indexes, that of tasks which take
+-- turns and that of all others: however many tasks there are, a bounded number of them is read.
+-- Each half spells out its index's condition; without all of it, the whole table would be read.
 SELECT
     consumer.id,
     consumer.name,
@@ -9,20 +10,50 @@ SELECT
 FROM kanthorq_django_consumer AS consumer,
     LATERAL (
         SELECT min(schedule_at) AS since
-        FROM kanthorq_django_task
-        WHERE consumer_id = consumer.id
-            AND state IN (1, 2, 3, 102)
-            AND schedule_at <= statement_timestamp()
+        FROM (
+            (
+                SELECT schedule_at
+                FROM kanthorq_django_task
+                WHERE consumer_id = consumer.id
+                    AND state IN (1, 2, 3, 102) AND (turn_key IS NULL OR state = 3)
+                    AND schedule_at <= statement_timestamp()
+                ORDER BY schedule_at, id
+                LIMIT 1
+            )
+            UNION ALL
+            (
+                SELECT schedule_at
+                FROM kanthorq_django_task
+                WHERE consumer_id = consumer.id
+                    AND turn_key IS NOT NULL AND state IN (1, 2, 102)
+                    AND schedule_at <= statement_timestamp()
+                ORDER BY schedule_at
+                LIMIT 1
+            )
+        ) AS first
     ) AS due,
     LATERAL (
         SELECT count(*)
         FROM (
-            SELECT state FROM kanthorq_django_task
-            WHERE consumer_id = consumer.id
-                AND state IN (1, 2, 3, 102)
-                AND schedule_at <= statement_timestamp() - %(stuck_after)s::interval
-            ORDER BY schedule_at, id
-            LIMIT %(looked_at)s
+            (
+                SELECT state
+                FROM kanthorq_django_task
+                WHERE consumer_id = consumer.id
+                    AND state IN (1, 2, 3, 102) AND (turn_key IS NULL OR state = 3)
+                    AND schedule_at <= statement_timestamp() - %(stuck_after)s::interval
+                ORDER BY schedule_at, id
+                LIMIT %(looked_at)s
+            )
+            UNION ALL
+            (
+                SELECT state
+                FROM kanthorq_django_task
+                WHERE consumer_id = consumer.id
+                    AND turn_key IS NOT NULL AND state IN (1, 2, 102)
+                    AND schedule_at <= statement_timestamp() - %(stuck_after)s::interval
+                ORDER BY schedule_at
+                LIMIT %(looked_at)s
+            )
         ) AS overdue
         WHERE state = 2
     ) AS stuck
