@@ -6,7 +6,6 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.auth import get_permission_codename
 from django.core.exceptions import PermissionDenied
-from django.forms import BooleanField
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext_lazy as _
@@ -14,7 +13,7 @@ from django.views.decorators.http import require_POST
 
 from kanthorq_django.admin import select_all
 from kanthorq_django.admin.operations import OPERATIONS, Operation, Report, carry_out
-from kanthorq_django.admin.orders import ReasonedActionForm, order_of, order_on_list
+from kanthorq_django.admin.orders import ReasonedActionForm, is_on_all, order_of, order_on_list
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.models import Task
 from kanthorq_django.models.task import TaskQuerySet
@@ -97,9 +96,9 @@ class OperatingAdmin(ReadOnlyAdmin):
         self, operation: Operation, request: HttpRequest, tasks: TaskQuerySet
     ) -> HttpResponse | None:
         """Operate on the ticked rows at once; ask first when all that match are meant."""
-        if BooleanField(required=False).to_python(request.POST.get("select_across")):
+        if is_on_all(request):
             return select_all.operate(operation, self, request, tasks)
-        report, _done = carry_out(operation, tasks, order_on_list(request, is_all=False))
+        report, _done = carry_out(operation, tasks, order_on_list(request))
         self.tell(request, operation, report)
         return None
 

@@ -33,9 +33,18 @@ def order_of(request: HttpRequest, **selection: Any) -> Order:
     )
 
 
-def order_on_list(request: HttpRequest, *, is_all: bool) -> Order:
+def order_on_list(request: HttpRequest) -> Order:
     """Return an order on the ticked rows of a list, or on all that its filters let through."""
-    filters = {name: request.GET.getlist(name) for name in request.GET}
-    if is_all:
+    if is_on_all(request):
+        filters = {name: request.GET.getlist(name) for name in request.GET}
         return order_of(request, all_matching=filters)
     return order_of(request, ticked=request.POST.getlist(ACTION_CHECKBOX_NAME))
+
+
+def is_on_all(request: HttpRequest) -> bool:
+    """Tell whether Django takes all rows that match, and not the ticked ones.
+
+    Its form says so, by more words than the "1" of its own pages: "true" is one.
+    """
+    field = ReasonedActionForm.base_fields["select_across"]
+    return bool(field.to_python(request.POST.get("select_across")))

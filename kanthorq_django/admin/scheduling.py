@@ -65,11 +65,11 @@ class SchedulingAdmin(GuardedAdmin):
 
     @admin.action(permissions=["cancel"], description=_("Cancel selected schedules"))
     def cancel(self, request: HttpRequest, schedules: ScheduleQuerySet) -> None:
-        self._operate(CANCEL, request, schedules, _on_list(request))
+        self._operate(CANCEL, request, schedules, order_on_list(request))
 
     @admin.action(permissions=["resume"], description=_("Resume selected schedules"))
     def resume(self, request: HttpRequest, schedules: ScheduleQuerySet) -> None:
-        self._operate(RESUME, request, schedules, _on_list(request))
+        self._operate(RESUME, request, schedules, order_on_list(request))
 
     def get_urls(self) -> list[URLPattern]:
         return [
@@ -99,7 +99,7 @@ class SchedulingAdmin(GuardedAdmin):
         """Delete the ticked ones, and record which, in one transaction."""
         with together(_using()):
             names = list(queryset.values_list("name", flat=True))
-            record(_on_list(request), "delete", names, deleted=len(names))
+            record(order_on_list(request), "delete", names, deleted=len(names))
             super().delete_queryset(request, queryset)
 
     def _may(self, request: HttpRequest, verb: str) -> bool:
@@ -160,11 +160,6 @@ def record(order: Order, verb: str, names: Iterable[str], **counts: int) -> None
 
 def _using() -> str:
     return router.db_for_write(Schedule)
-
-
-def _on_list(request: HttpRequest) -> Order:
-    is_all = request.POST.get("select_across", "0") == "1"
-    return order_on_list(request, is_all=is_all)
 
 
 def _report(outcome: Outcome, names: dict[UUID, str]) -> str:

@@ -57,7 +57,7 @@ def operate(
     given = ProgressForm(request.POST)
     if not given.is_valid():
         raise BadRequest("The confirmation is not valid.")
-    order = order_on_list(request, is_all=True)
+    order = order_on_list(request)
     so_far, is_done = _go_on(operation, tasks, order, **given.cleaned_data)
     if is_done:
         model_admin.tell(request, operation, so_far)

@@ -139,6 +139,17 @@ def test_schedules_deleted_by_the_dozen_are_recorded(boss: Client):
     assert not Schedule.objects.exists()
 
 
+@pytest.mark.parametrize("across", ["1", "true", "on"])
+def test_all_schedules_are_recorded_as_all_however_the_form_says_it(boss: Client, across: str):
+    ticked = added_by(boss)
+    boss.post(page("schedule_add"), filled(ticked.stream, name="other"))
+    data = {"action": "cancel", "index": "0", "select_across": across}
+    boss.post(page("schedule_changelist") + "?q=r", data | {"_selected_action": [str(ticked.pk)]})
+    told = OperatorAction.objects.latest("pk")
+    assert told.counts == {"updated": 2, "noop": 0}
+    assert told.selection == {"all_matching": {"q": ["r"]}}
+
+
 def test_deleting_a_consumer_or_an_event_is_recorded(boss: Client):
     consumer, event = ConsumerFactory.create(), EventFactory.create()
     boss.post(page("consumer_delete", consumer.pk), {"post": "yes"})
