@@ -244,4 +244,4 @@ def _prune(event: Event) -> bool:
     """Delete ``event`` and its tasks, and tell so; do nothing while one is open or locked."""
     params = {"ids": [event.pk], "older_than": AT_ONCE}
     (pruned,) = sql.rows(event._state.db or DEFAULT_DB_ALIAS, "prune", params)
-    return bool(pruned.event_count)
+    return bool(pruned.event_ids)

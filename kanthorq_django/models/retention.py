@@ -155,10 +155,10 @@ class _Reader(NamedTuple):
             sql.rows(self.using, "lock_stream", {"stream_id": self.stream.pk})
             page = self._page(after)
             ids = [event.id for event in page if event.is_prunable]
-            pruned = self._delete(ids)
+            pruned, gone = self._delete(ids)
             if self.order is not None:
                 counts = pruned._asdict()
-                self.order.record("events.prune", using=self.using, counts=counts, ids=ids)
+                self.order.record("events.prune", using=self.using, counts=counts, ids=gone)
         if pruned.events:
             signals.tell(signals.pruned, Event, connections[self.using], count=pruned.events)
         return page, pruned
@@ -173,8 +173,9 @@ class _Reader(NamedTuple):
         }
         return sql.rows(self.using, "prunable", params)
 
-    def _delete(self, ids: list[Any]) -> Pruned:
+    def _delete(self, ids: list[Any]) -> tuple[Pruned, list[Any]]:
+        """Return how much went, and which events: those whose tasks are locked stay."""
         if not ids:
-            return Pruned()
+            return Pruned(), []
         (row,) = sql.rows(self.using, "prune", {"ids": ids, "older_than": self.older_than})
-        return Pruned(row.event_count, row.task_count)
+        return Pruned(len(row.event_ids), row.task_count), row.event_ids

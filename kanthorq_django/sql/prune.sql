@@ -33,5 +33,5 @@ pruned_event AS (
     RETURNING event.id
 )
 SELECT
-    (SELECT count(*) FROM pruned_event) AS event_count,
+    ARRAY(SELECT id FROM pruned_event ORDER BY id) AS event_ids,
     (SELECT count(*) FROM pruned_task) AS task_count;

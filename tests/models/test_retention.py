@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,8 @@ from django.db.models.functions import Now
 from kanthorq_django import publish, publish_many, signals, sql
 from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
+from kanthorq_django.models import Consumer, Event, OperatorAction, Stream, Task, TaskState
+from kanthorq_django.models.audit import Order
 from kanthorq_django.models.retention import Pruned, count_prunable, prune
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory
 
@@ -243,20 +245,43 @@ def test_a_task_that_an_operator_resets_meanwhile_stays(
     pull_and_ack(consumer)
     age()
     first = Task.objects.order_by("pk")[0]
+    with being_reset(first, in_thread):
+        assert prune(WEEK) == Pruned(1, 1)
+
+    assert Task.objects.get().event.pk == first.event_id
+
+
+def test_the_audit_names_what_went_and_not_what_stayed(
+    stream: Stream, consumer: Consumer, in_thread: Any
+):
+    EventFactory.create_batch(3, stream=stream)
+    pull_and_ack(consumer)
+    age()
+    first, *others = Task.objects.order_by("event_id")
+    with being_reset(first, in_thread):
+        prune(WEEK, order=Order(operator="alice", origin=OperatorAction.Origin.COMMAND))
+
+    told = OperatorAction.objects.get()
+    assert told.counts == {"events": 2, "tasks": 2}
+    assert told.sample == [str(task.event_id) for task in others]
+
+
+@contextmanager
+def being_reset(task: Task, in_thread: Any) -> Iterator[None]:
+    """Let an operator reset ``task`` in a transaction that lasts as long as the block."""
     is_reset, finish = threading.Event(), threading.Event()
 
     def reset_slowly() -> None:
         with transaction.atomic():
-            Task.objects.filter(pk=first.pk).reset()
+            Task.objects.filter(pk=task.pk).reset()
             is_reset.set()
             assert finish.wait(DEADLINE)
 
-    in_thread(reset_slowly)
+    thread = in_thread(reset_slowly)
     assert is_reset.wait(DEADLINE)
-    assert prune(WEEK) == Pruned(1, 1)
+    yield
     finish.set()
-
-    assert Task.objects.get().event.pk == first.event_id
+    thread.join(DEADLINE)
 
 
 def test_a_consumer_that_joins_meanwhile_waits_and_never_gets_a_task_without_its_event(
