@@ -28,8 +28,8 @@ def redact(text: str, keys: tuple[str, ...], *, is_error: bool = False) -> str:
     """Return ``text`` without the values of ``keys``: in JSON at any depth, else to a line's end.
 
     A key is meant by its words, however they are written: ``api_key`` is also ``apiKey`` and
-    ``X-API-Key``, and ``card`` is not ``discard``. ``is_error`` says that it is the text of an
-    exception, or its traceback.
+    ``X-API-Key`` and ``api_key2``, and ``card`` is not ``discard``. ``is_error`` says that it is
+    the text of an exception, or its traceback.
     """
     return _redacted(text, matcher(keys), _LEVELS_MAX, is_error=is_error)
 

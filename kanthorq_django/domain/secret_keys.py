@@ -3,28 +3,43 @@
 import functools
 import re
 from collections.abc import Callable
+from string import digits
 
 IsSecret = Callable[[str], bool]
 
 _NAME_SIZE_MAX = 200  # characters of a name that are looked at
 _PLAIN_WORD_SIZE = 5  # letters from which a key is not a chance part of other words
+_NOTHING = r"(?!)"  # a pattern that nothing matches
 _WORD_BORDER = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 @functools.lru_cache(maxsize=8)
 def matcher(keys: tuple[str, ...]) -> IsSecret:
-    """Return what tells whether a name is one of ``keys``, alone or among other words."""
+    """Return what tells whether a name is one of ``keys``, alone or among other words.
+
+    Each word may be numbered, as ``password2``, and a key that is no chance part of other words
+    may end one, as in ``PGPASSWORD``, which shows no border.
+    """
     wanted = [words for key in keys if (words := _words(key))]
-    marks = [f"_{'_'.join(words)}{plural}_" for words in wanted for plural in ("", "s")]
+    mark = re.compile(rf"(?:{'|'.join(map(_mark, wanted)) or _NOTHING})s?[0-9]*_")
     compact = {"".join(words) for words in wanted}
 
     @functools.lru_cache(maxsize=1_024)
     def is_secret(name: str) -> bool:
         words = _words(name)
-        joined = f"_{'_'.join(words)}_"
-        return "".join(words) in compact or any(mark in joined for mark in marks)
+        whole = "".join(words)
+        return (
+            mark.search(f"_{'_'.join(words)}_") is not None
+            or whole in compact
+            or whole.rstrip(digits) in compact
+        )
 
     return is_secret
+
+
+def _mark(words: list[str]) -> str:
+    pattern = "[0-9]*_?".join(map(re.escape, words))
+    return pattern if _is_plain(words) else f"_{pattern}"
 
 
 def first_mention(data: bytes, keys: tuple[str, ...]) -> int | None:
@@ -42,10 +57,13 @@ def first_mention(data: bytes, keys: tuple[str, ...]) -> int | None:
 def _mention(keys: tuple[str, ...]) -> re.Pattern[str]:
     patterns = []
     for words in filter(None, map(_words, keys)):
-        pattern = r"[\W_]?".join(map(re.escape, words))
-        is_plain = len("".join(words)) >= _PLAIN_WORD_SIZE
-        patterns.append(pattern if is_plain else rf"(?<![a-z]){pattern}s?(?![a-z])")
-    return re.compile("|".join(patterns) or r"(?!)", re.IGNORECASE | re.ASCII)
+        pattern = r"[0-9]*[\W_]?".join(map(re.escape, words))
+        patterns.append(pattern if _is_plain(words) else rf"(?<![a-z]){pattern}s?(?![a-z])")
+    return re.compile("|".join(patterns) or _NOTHING, re.IGNORECASE | re.ASCII)
+
+
+def _is_plain(words: list[str]) -> bool:
+    return len("".join(words)) >= _PLAIN_WORD_SIZE
 
 
 def _words(name: str) -> list[str]:

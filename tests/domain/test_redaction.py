@@ -32,10 +32,38 @@ def test_a_key_is_meant_in_the_plural_and_in_disguise(name: str):
     assert redact(text, KEYS) == f'{{"{name}": "{REPLACEMENT}"}}'
 
 
-@pytest.mark.parametrize("name", ["discard", "cardinality", "tokenizer", "key", "api", "pass"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("password1", "new_password2", "newPassword2", "token1", "tokens2", "pin1", "api2_key"),
+        *("PGPASSWORD", "DB_MYPASSWORD", "PGPASSWORD2", "dbpassword", "accesstoken", "MY_APIKEY"),
+    ],
+)
+def test_a_key_is_meant_with_a_number_and_run_together_with_what_it_is_for(name: str):
+    assert redact(f'{{"{name}": "hunter2"}}', KEYS) == f'{{"{name}": "{HIDDEN}"}}'
+    assert redact(f"user=ann\n{name}=hunter2", KEYS) == f"user=ann\n{name}={HIDDEN}"
+    assert redact(f"<{name}>hunter2</{name}>", KEYS) == f"<{name}>{HIDDEN}</{name}>"
+    assert redact(f"x --{name} hunter2", KEYS) == f"x --{name} {HIDDEN}"
+    assert first_mention(f"\xff{name}".encode("latin-1"), KEYS)
+
+
+def test_a_key_that_ends_in_a_number_is_meant_by_it():
+    keys = ("oauth2", "line2_code")
+    text = '{"oauth2": 1, "my-oauth2": 1, "line2Code3": 1, "oauth": 2, "oauth3": 2, "line_code": 2}'
+    assert redact(text, keys).count(HIDDEN) == 3
+    assert redact(text, keys).endswith('"oauth": 2, "oauth3": 2, "line_code": 2}')
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("discard", "cardinality", "tokenizer", "key", "api", "pass"),
+        *("discard1", "tokenizer2", "passworded", "PASSWORDLESS", "spin1", "WILDCARD", "auto_ken"),
+    ],
+)
 def test_a_word_that_only_contains_a_key_is_shown(name: str):
-    text = f'{{"{name}": "visible"}}'
-    assert redact(text, KEYS) == text
+    for text in (f'{{"{name}": "visible"}}', f"{name}=visible", f"<{name}>visible</{name}>"):
+        assert redact(text, KEYS) == text
 
 
 def test_values_are_replaced_at_any_depth_and_whatever_they_are():

@@ -64,7 +64,7 @@ def redaction(reader: Reader) -> None:
     """No text makes redaction fail, and no neighbours let a secret through."""
     around = reader.text((*SYNTAX, *PIECES), 30)
     assert isinstance(redact(around, SECRET_KEYS), str)
-    key = reader.pick(("password", "apiKey", "X-Api-Key", "CARD", "user_tokens"))
+    key = reader.pick(("password", "apiKey", "X-Api-Key", "CARD", "user_tokens", "PGPASSWORD2"))
     secret: Any = reader.pick((MARK, [MARK], {"a": [MARK, {"b": MARK}]}, f"{MARK}\\"))
     try:
         text = json.dumps(
