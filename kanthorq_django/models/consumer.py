@@ -52,6 +52,9 @@ BEGINNING = "1:1:"  # the snapshot in which nothing has happened yet
 LEASE_RAN_OUT = (
     "The lease ran out before the task was settled: the worker died, hung or was too slow."
 )
+NO_ATTEMPT_LEFT = (
+    "No attempt at the cancellation is left: its consumer allows no more than there were."
+)
 
 
 def _everything() -> list[str]:
@@ -293,6 +296,7 @@ class Consumer(models.Model):
                 "in_turn": in_turn,
                 "floor": floor,
                 "lease_ran_out": LEASE_RAN_OUT,
+                "no_attempt_left": NO_ATTEMPT_LEFT,
                 "errors_max": get_settings().ERRORS_MAX,
             },
         )

@@ -61,7 +61,7 @@ claimed AS (
         schedule_at = CASE WHEN fate.becomes > 0
             THEN statement_timestamp() + fate.visibility_timeout ELSE task.schedule_at END,
         finalized_at = CASE WHEN fate.becomes < 0 THEN statement_timestamp() END,
-        -- A cancelling task may have waited for its back-off: only its last lease surely ran out.
+        -- A cancelling task that goes on may have waited for its back-off: then no lease ran out.
         attempted_errors = CASE WHEN fate.was <> 2 AND fate.becomes <> -102
             THEN task.attempted_errors ELSE
             jsonb_path_query_array(
@@ -73,7 +73,14 @@ claimed AS (
                 'attempt', CASE fate.was WHEN 2 THEN task.attempt_count
                     ELSE task.cancel_attempt_count END,
                 'verb', CASE fate.was WHEN 2 THEN 'handle' ELSE 'cancel' END,
-                'error', %(lease_ran_out)s::text,
+                -- A nack that used up all attempts would have ended the task. If its last attempt
+                -- stands in the history, the consumer allows fewer meanwhile, and no lease ran out.
+                'error', CASE
+                    WHEN fate.was = 3 AND (task.attempted_errors -> -1) @> jsonb_build_object(
+                        'verb', 'cancel', 'attempt', task.cancel_attempt_count
+                    ) THEN %(no_attempt_left)s::text
+                    ELSE %(lease_ran_out)s::text
+                END,
                 'stack', ''
             ))
         END

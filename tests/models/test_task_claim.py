@@ -9,7 +9,9 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish, signals
 from kanthorq_django.domain.states import CLAIMABLE
+from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.models.consumer import NO_ATTEMPT_LEFT
 from tests.clock import now
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
@@ -243,6 +245,41 @@ def test_a_cancellation_without_attempts_left_is_discarded_and_says_why(careful:
     assert task.finalized_at is not None
     error = task.attempted_errors[-1]
     assert (error["verb"], error["attempt"]) == ("cancel", 2)
+    assert error["error"].startswith("The lease ran out")
+
+
+def test_a_cancellation_that_waited_while_its_attempts_were_lowered_blames_no_lease(
+    careful: Consumer,
+):
+    task = due(careful, TaskState.CANCELLING)
+    Consumer.objects.update(cancel_attempt_max=3)
+    fail_to_cancel(careful, attempts=2)
+    Consumer.objects.update(cancel_attempt_max=2)
+    assert careful.claim() == []
+    task.refresh_from_db()
+    assert (task.state, task.cancel_attempt_count) == (TaskState.DISCARDED, 2)
+    errors = [(error["attempt"], error["error"]) for error in task.attempted_errors]
+    assert errors == [(1, "boom"), (2, "boom"), (2, NO_ATTEMPT_LEFT)]
+
+
+def test_a_cancellation_that_failed_and_then_lost_its_lease_blames_the_lease(careful: Consumer):
+    task = due(careful, TaskState.CANCELLING)
+    fail_to_cancel(careful, attempts=1)
+    (claimed,) = careful.claim()
+    assert claimed.cancel_attempt_count == 2
+    Task.objects.update(schedule_at=PAST)
+    assert careful.claim() == []
+    task.refresh_from_db()
+    assert [error["attempt"] for error in task.attempted_errors] == [1, 2]
+    assert task.attempted_errors[-1]["error"].startswith("The lease ran out")
+
+
+def fail_to_cancel(consumer: Consumer, attempts: int) -> None:
+    """Let the only task's cancellation handler fail so often, and its back-off pass."""
+    for _ in range(attempts):
+        (claimed,) = consumer.claim()
+        Message(claimed).nack("boom")
+        Task.objects.update(schedule_at=PAST)
 
 
 def test_a_cancellation_whose_handler_is_gone_from_the_code_just_ends(careful: Consumer):
