@@ -56,6 +56,7 @@ _READ_STREAM = Privilege("SELECT", "stream")
 _MAKE_STREAM = Privilege("INSERT", "stream", ("name", "created_at"))
 # What locks a row has to be allowed to update some column of it.
 _LOCK_STREAM = Privilege("UPDATE", "stream", ("created_at",))
+_LOCK_CONSUMER = Privilege("UPDATE", "consumer", ("created_at",))
 _LOCK_TASK = Privilege("UPDATE", "task", ("created_at",))
 _PUBLISH = Privilege("INSERT", "event", _PUBLISHED)
 _LOOK = (
@@ -95,6 +96,7 @@ ROLES: Mapping[str, tuple[Privilege, ...]] = {
         Privilege("SELECT", "event"),
         Privilege("SELECT", "worker"),
         _LOCK_STREAM,
+        _LOCK_CONSUMER,
         Privilege("UPDATE", "task"),
         *(Privilege("DELETE", table) for table in ("consumer", "event", "task")),
         *(Privilege(verb, "schedule") for verb in ("SELECT", "INSERT", "UPDATE", "DELETE")),
