@@ -9,7 +9,7 @@ searching, and a horizon bounds what may lie ahead.
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, UTC, datetime, time, timedelta
 from itertools import islice, takewhile
@@ -17,9 +17,17 @@ from zoneinfo import ZoneInfo
 
 from dateutil.rrule import rrulestr
 
+from kanthorq_django.domain.periods import WEEKDAYS, period_of
 from kanthorq_django.domain.quoting import quoted
-from kanthorq_django.domain.rules import WITHIN_DAYS, RecurrenceProblem, parse, until_moment
+from kanthorq_django.domain.rules import (
+    WITHIN_DAYS,
+    RecurrenceProblem,
+    parse,
+    until_moment,
+    weeks_max,
+)
 from kanthorq_django.domain.times_of_day import TimesOfDay
+from kanthorq_django.domain.week_numbers import OUR_PARTS, in_weeks
 
 # The longest wait that a calendar can ask for: 29 February on a given weekday, across 2100.
 HORIZON_YEARS = 41
@@ -35,7 +43,6 @@ _STRIDES = {
 }
 _MONTHS = {"MONTHLY": 1, "YEARLY": 12}
 _DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY")
-_WEEKDAYS = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 # With any of these a rule does not take its day from its start.
 _DAY_CHOICES = ("BYMONTHDAY", "BYYEARDAY", "BYDAY")
 
@@ -170,8 +177,7 @@ class Recurrence:
     def _moved_up(self, begin: datetime) -> datetime:
         """Return a step of the rule's own raster before ``begin``, or the origin.
 
-        Not the last one: a week, or a first day, that is cut by the start of a search counts
-        BYSETPOS wrongly, or misses its early hours.
+        Not the last one: a first day that is cut by the start of a search misses its early hours.
         """
         origin, interval = self.origin, int(self.parts.get("INTERVAL", "1"))
         if months := _MONTHS.get(self.parts["FREQ"]):
@@ -183,19 +189,40 @@ class Recurrence:
 
     def _rule(self, start: datetime, end: datetime) -> Iterator[datetime]:
         parts = {name: text for name, text in self.parts.items() if name not in ("COUNT", "UNTIL")}
-        return _dateutil(self._implied() | parts, start, end)
+        parts = self._implied() | parts
+        parts |= _numbered_weekdays(parts)
+        # From its beginning: of a part of it, BYSETPOS would count the days that are left.
+        period = period_of(start, parts)
+        if "BYWEEKNO" not in parts:
+            return _dateutil(parts, period, end)
+        days = {name: text for name, text in parts.items() if name not in OUR_PARTS}
+        midnight = datetime.combine(period, time.min)
+        return in_weeks(_dateutil(days, midnight, end), parts, self.origin)
 
     def _implied(self) -> dict[str, str]:
         """Return what a rule takes from its start: moving up changes it, or dateutil lacks it."""
         frequency = self.parts["FREQ"]
         if frequency == "DAILY" or not self.parts.keys().isdisjoint(_DAY_CHOICES):
             return {}
-        if "BYWEEKNO" in self.parts:
-            return {"BYDAY": _WEEKDAYS[self.origin.weekday()]}
-        if frequency not in _MONTHS:
-            return {}
+        if frequency == "WEEKLY" or "BYWEEKNO" in self.parts:
+            return {"BYDAY": WEEKDAYS[self.origin.weekday()]}
         implied = {"BYMONTHDAY": str(self.origin.day)}
         return implied | ({"BYMONTH": str(self.origin.month)} if frequency == "YEARLY" else {})
+
+
+def _numbered_weekdays(parts: Mapping[str, str]) -> dict[str, str]:
+    """Return BYDAY with numbers for all of its weekdays, if some have one.
+
+    It is the union of its weekdays; dateutil takes what is both among those with a number and
+    among those without.
+    """
+    days = parts.get("BYDAY", "").split(",")
+    plain = [day for day in days if day.isalpha()]
+    if len(plain) in (0, len(days)):
+        return {}
+    all_numbers = range(1, weeks_max(parts) + 1)
+    numbered = [f"{number}{day}" for day in plain for number in all_numbers]
+    return {"BYDAY": ",".join([*numbered, *(day for day in days if not day.isalpha())])}
 
 
 def _rising(moments: Iterator[datetime], latest: datetime) -> Iterator[datetime]:

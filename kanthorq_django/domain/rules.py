@@ -5,6 +5,7 @@ What passes here costs a bounded search: frequencies, counts and numbers have li
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import MAXYEAR, datetime, time
 
 from dateutil.rrule import rrulestr
@@ -21,7 +22,7 @@ TIMES_MAX = 100
 
 FREQUENCIES = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY", "HOURLY", "MINUTELY")
 WITHIN_DAYS = ("HOURLY", "MINUTELY")
-_DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY", "BYWEEKNO")
+_DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY")
 _RANGES = {
     "BYSECOND": range(60),
     "BYMINUTE": range(60),
@@ -70,6 +71,12 @@ def parse(text: str) -> dict[str, str]:
         parts[name] = value
     _check_whole(parts)
     return parts
+
+
+def weeks_max(parts: Mapping[str, str]) -> int:
+    """Return how many of one weekday there may be where BYDAY counts them: a month, or a year."""
+    is_in_month = parts["FREQ"] == "MONTHLY" or "BYMONTH" in parts
+    return _WEEKS_IN_MONTH if is_in_month else _WEEKS_IN_YEAR
 
 
 def until_moment(text: str) -> datetime:
@@ -178,8 +185,7 @@ def _check_ordinals(parts: dict[str, str]) -> None:
     numbers = [int(day[:-2]) for day in parts.get("BYDAY", "MO").split(",") if not day.isalpha()]
     if numbers and parts["FREQ"] not in ("MONTHLY", "YEARLY"):
         raise RecurrenceProblem("BYDAY takes numbers with MONTHLY and YEARLY only")
-    is_in_month = parts["FREQ"] == "MONTHLY" or "BYMONTH" in parts
-    limit = _WEEKS_IN_MONTH if is_in_month else _WEEKS_IN_YEAR
+    limit = weeks_max(parts)
     if any(not 1 <= abs(number) <= limit for number in numbers):
         raise RecurrenceProblem(f"BYDAY numbers weekdays 1 to {limit}, not {parts['BYDAY']}")
 

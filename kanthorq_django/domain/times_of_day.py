@@ -26,13 +26,13 @@ class TimesOfDay(NamedTuple):
     def of(cls, parts: Mapping[str, str], origin: datetime) -> Self:
         """Return the times that a rule's ``parts`` choose, from its local ``origin`` on."""
         interval = int(parts.get("INTERVAL", "1"))
-        hours = _numbers(parts, "BYHOUR", range(24))
-        (second,) = _numbers(parts, "BYSECOND", [origin.second])
+        hours = numbers(parts, "BYHOUR", range(24))
+        (second,) = numbers(parts, "BYSECOND", [origin.second])
         if parts["FREQ"] == "HOURLY":
-            minutes = _numbers(parts, "BYMINUTE", [origin.minute])
+            minutes = numbers(parts, "BYMINUTE", [origin.minute])
             offsets = [timedelta(minutes=minute, seconds=second) for minute in minutes]
             return cls(origin.replace(minute=0, second=0), _HOUR, interval, hours, offsets)
-        minutes = _numbers(parts, "BYMINUTE", range(60))
+        minutes = numbers(parts, "BYMINUTE", range(60))
         steps = [hour * 60 + minute for hour in hours for minute in minutes]
         return cls(origin.replace(second=0), _MINUTE, interval, steps, [timedelta(seconds=second)])
 
@@ -45,7 +45,8 @@ class TimesOfDay(NamedTuple):
                     yield day + step * self.unit + offset
 
 
-def _numbers(parts: Mapping[str, str], name: str, default: Sequence[int]) -> Sequence[int]:
+def numbers(parts: Mapping[str, str], name: str, default: Sequence[int]) -> Sequence[int]:
+    """Return the numbers of a part of a rule, each once and sorted."""
     if name not in parts:
         return default
     return sorted({int(number) for number in parts[name].split(",")})

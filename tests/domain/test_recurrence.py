@@ -2,7 +2,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -291,6 +291,63 @@ def test_a_place_in_the_week_is_counted_from_its_beginning():
     assert rule.after(datetime(2026, 12, 16, 10, tzinfo=UTC)) == datetime(
         2026, 12, 21, 9, tzinfo=UTC
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "days"),
+    [
+        ("FREQ=MONTHLY;BYDAY=WE,2TU", [2, 8, 9, 16, 23, 30]),
+        ("FREQ=MONTHLY;BYDAY=FR,-1FR", [4, 11, 18, 25]),
+        ("FREQ=YEARLY;BYMONTH=6;BYDAY=2TU,WE;BYSETPOS=-1,2", [8, 30]),
+        ("FREQ=YEARLY;BYDAY=TU,23WE", [1, 8, 9, 15, 22, 29]),
+    ],
+)
+def test_weekdays_with_and_without_numbers_are_all_meant(rule: str, days: list[int]):
+    start = datetime(2027, 6, 1, 9, tzinfo=UTC)  # a Tuesday
+    found = islice(Recurrence(rule, start, UTC_ZONE).occurrences(start - DAY), len(days))
+    assert [moment.day for moment in found] == days
+
+
+def iso_weeks(number: int, weekday: int, years: range) -> list[date]:
+    """Return the weekday of the week with that number in each year that has one."""
+    numbers = ((year, date(year, 12, 28).isocalendar().week) for year in years)
+    return [date.fromisocalendar(year, number, weekday) for year, last in numbers if number <= last]
+
+
+@pytest.mark.parametrize("number", [1, 52, 53])
+@pytest.mark.parametrize("weekday", [1, 4, 7])
+def test_weeks_that_two_years_share_have_the_number_that_iso_8601_gives(number: int, weekday: int):
+    start = datetime(2026, 1, 5, 9, tzinfo=UTC)
+    day = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")[weekday - 1]
+    rule = Recurrence(f"FREQ=YEARLY;BYWEEKNO={number};BYDAY={day}", start, UTC_ZONE)
+    expected = [day for day in iso_weeks(number, weekday, range(2025, 2060)) if day >= start.date()]
+    found = islice(rule.occurrences(start - DAY), len(expected))
+    assert [moment.date() for moment in found] == expected
+
+
+def test_weeks_are_numbered_from_the_end_of_the_year_and_from_their_own_first_day():
+    start = datetime(2026, 1, 5, 9, tzinfo=UTC)
+    rule = "FREQ=YEARLY;BYWEEKNO=-1,-53;BYDAY=SA;BYHOUR=20,8;BYSETPOS=-2;WKST=SU"
+    found = islice(Recurrence(rule, start, UTC_ZONE).occurrences(start), 3)
+    assert [str(moment) for moment in found] == [
+        "2027-01-02 08:00:00+00:00",  # of the week that began on 27 December, most of it 2026
+        "2028-12-30 08:00:00+00:00",  # after 1 January, which is of the last week of 2027
+        "2029-12-29 08:00:00+00:00",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "days"),
+    [
+        ("FREQ=WEEKLY;BYDAY=MO,WE,FR;BYSETPOS=1", [23, 30, 7]),
+        ("FREQ=WEEKLY;INTERVAL=2;BYDAY=MO,WE,FR;BYSETPOS=-1;COUNT=2", [20, 4]),
+        ("FREQ=WEEKLY;BYDAY=TU,WE;BYSETPOS=2;WKST=WE", [24, 1, 8]),
+    ],
+)
+def test_the_week_of_the_start_counts_as_a_whole(rule: str, days: list[int]):
+    start = datetime(2026, 11, 18, 9, tzinfo=UTC)  # a Wednesday
+    found = islice(Recurrence(rule, start, UTC_ZONE).occurrences(start - DAY), 3)
+    assert [moment.day for moment in found] == days
 
 
 def test_a_start_within_a_second_occurs_with_that_second():
