@@ -15,6 +15,7 @@ from kanthorq_django.domain import subjects
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
 from kanthorq_django.models.leased import Leased, pulled_by
+from kanthorq_django.sql.session import is_outside
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -149,8 +150,7 @@ def mend(consumer: "Consumer") -> bool:
 
 def check_no_transaction(using: str) -> None:
     """Raise PullInsideTransaction unless a pull can have a transaction of its own."""
-    connection = connections[using]
-    if connection.in_atomic_block or not connection.get_autocommit():
+    if not is_outside(connections[using]):
         raise PullInsideTransaction(
             "pull() needs a transaction of its own: it would skip what the open one publishes."
         )

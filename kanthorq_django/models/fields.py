@@ -64,6 +64,10 @@ class SnapshotField(_TextField):
     def get_internal_type(self) -> str:
         return "SnapshotField"
 
+    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+        """Read it as text: PostgreSQL cannot compare snapshots, as DISTINCT and UNION have to."""
+        return f"{sql}::text", params
+
 
 class SubjectField(_CharField):
     """A concrete subject, such as ``order.created``; wildcards are refused."""

@@ -19,7 +19,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.conf import get_settings
-from kanthorq_django.sql.session import is_idle
+from kanthorq_django.sql.session import is_outside
 
 LONE_AFTER = 0.005  # seconds in which nothing is published, after which an event comes alone
 CHANNEL = "kanthorq_"  # and the id of a stream: its events
@@ -106,14 +106,8 @@ def goes_along(pace: Pace, connection: BaseDatabaseWrapper) -> bool:
     Somebody waits for an event that comes alone, and hears of it sooner. In a burst most
     notifications are spared, so they need not be sent along.
     """
-    return (
-        not pace.goes_on
-        and get_settings().NOTIFY
-        and not connection.in_atomic_block
-        and connection.get_autocommit()
-        # Our COMMIT would end what somebody has begun past Django.
-        and (connection.connection is None or is_idle(connection.connection))
-    )
+    # Our COMMIT would end what somebody has begun past Django.
+    return not pace.goes_on and get_settings().NOTIFY and is_outside(connection)
 
 
 def notify_after_commit(name: str, connection: BaseDatabaseWrapper) -> None:
@@ -122,7 +116,8 @@ def notify_after_commit(name: str, connection: BaseDatabaseWrapper) -> None:
 
 
 def _after_commit(hook: Callable[[], None], connection: BaseDatabaseWrapper) -> None:
-    if not (get_settings().NOTIFY and (connection.autocommit or connection.in_atomic_block)):
+    # Of what was begun past Django nobody tells when it commits: workers poll.
+    if not (get_settings().NOTIFY and (connection.in_atomic_block or is_outside(connection))):
         return
     # A hook that still waits will do: a savepoint that rolls back takes its hooks along,
     # so the savepoints that this one was registered under are open around us or released.

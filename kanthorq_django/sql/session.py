@@ -116,6 +116,13 @@ def is_idle(raw: "psycopg.Connection[Any]") -> bool:
     return pgconn.transaction_status == TransactionStatus.IDLE and not pgconn.pipeline_status
 
 
+def is_outside(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether ``connection`` is in no transaction, by Django's means or past them."""
+    is_managed = connection.in_atomic_block or not connection.get_autocommit()
+    raw = connection.connection
+    return not is_managed and (raw is None or is_idle(raw))
+
+
 def is_direct(raw: "psycopg.Connection[Any]") -> bool:
     """Ask whether the connection leads to the server itself, and not to a pooler before it."""
     found = psycopg.ClientCursor(raw).execute("SELECT pg_backend_pid()").fetchone()

@@ -152,6 +152,17 @@ def test_a_transaction_managed_by_hand_publishes_and_leaves_waking_to_the_poll(e
     assert ear.heard() == []
 
 
+def test_a_transaction_begun_by_sql_publishes_and_leaves_waking_to_the_poll(ear: Ear) -> None:
+    """A NOTIFY in it would make commits wait for each other, and let none be prepared."""
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        publish("order.paid", stream="a")
+        publish("order.paid", stream="a")
+        cursor.execute("COMMIT")
+    assert Event.objects.count() == 2
+    assert ear.heard() == []
+
+
 def test_a_notification_that_fails_after_the_commit_is_logged_and_not_raised(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

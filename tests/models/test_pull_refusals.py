@@ -40,6 +40,16 @@ def test_a_pull_is_refused_inside_a_transaction_and_leaves_it_usable(consumer: C
     assert [task.event.subject for task in consumer.pull()] == ["a.b", "a.c"]
 
 
+def test_a_pull_is_refused_inside_a_transaction_begun_by_sql_and_ends_it_not(consumer: Consumer):
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        event = publish("a.c", stream="s")
+        with pytest.raises(PullInsideTransaction):
+            consumer.pull()
+        cursor.execute("ROLLBACK")
+    assert not Event.objects.filter(pk=event.pk).exists()
+
+
 def test_a_pull_is_refused_while_autocommit_is_off(consumer: Consumer):
     connection.set_autocommit(False)
     try:

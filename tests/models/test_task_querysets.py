@@ -275,3 +275,15 @@ def test_what_is_no_id_is_refused_before_anything_moves(consumer: Consumer, verb
         getattr(consumer, verb)([task.event_id, bad])
     task.refresh_from_db()
     assert task.state == S.AVAILABLE
+
+
+def test_consumers_can_be_told_apart_by_the_database_as_other_rows_are():
+    """A join to tasks repeats them, and PostgreSQL compares no snapshots."""
+    task = TaskFactory.create()
+    TaskFactory.create(consumer=task.consumer)
+    found = Consumer.objects.filter(tasks__state=task.state)
+    assert list(found.distinct()) == [task.consumer]
+    assert list(found.union(Consumer.objects.all())) == [task.consumer]
+    assert found.distinct().get().cursor == Consumer.objects.get().cursor == "1:1:"
+    assert Task.objects.select_related("consumer").distinct().count() == 2
+    assert len(Task.objects.select_related("consumer").order_by("pk").distinct()) == 2
