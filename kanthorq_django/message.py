@@ -76,6 +76,7 @@ class Message:
         # What the handler decided itself. A rolled-back verdict never becomes durable.
         self._has_verdict = False
         self._is_durable = False
+        self.failure: Failure | None = None  # what it gave to nack()
 
     def __repr__(self) -> str:
         return f"<Message: {self.event}, {self.task}, attempt {self.attempt}>"
@@ -145,6 +146,7 @@ class Message:
         check_delay("delay", wait)
         failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
         if lease.nack({self.lease: lease.Failed(failure, wait)}, using):
+            self.failure = failure
             self.decide(using)
             self._tell(signals.nacked, reason=reason)
         elif self._was_acked():

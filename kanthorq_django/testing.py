@@ -14,6 +14,7 @@ from psycopg.pq import TransactionStatus
 
 from kanthorq_django import sql
 from kanthorq_django.domain import subjects
+from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.models.leased import Leased, pulled_by
 from kanthorq_django.subscribers import find, sync
@@ -33,6 +34,7 @@ def drain(*consumers: str) -> int:
     Also what handlers publish meanwhile. A failing handler is nacked as in a worker, its
     error stands in ``task.attempted_errors``; what waits for a retry is left to wait.
     """
+    _check_names(consumers)
     using: str = router.db_for_write(Consumer)
     rows = sync(consumers or None, using=using)
     for row in rows:
@@ -48,6 +50,12 @@ def drain(*consumers: str) -> int:
                     acknowledger.write(endings)
             count += len(tasks)
     return count
+
+
+def _check_names(consumers: Iterable[object]) -> None:
+    for name in consumers:
+        if not isinstance(name, str):
+            raise TypeError(f"drain() takes names of consumers one by one, not {quoted(name)}.")
 
 
 async def adrain(*consumers: str) -> int:

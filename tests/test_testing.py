@@ -155,6 +155,12 @@ def test_a_coroutine_drains_by_its_twin_and_is_told_so():
 
 
 @pytest.mark.django_db
+def test_drain_says_how_to_name_consumers():
+    with pytest.raises(TypeError, match=r"names of consumers one by one, not \['kit'\]"):
+        drain(["kit"])  # type: ignore[arg-type]
+
+
+@pytest.mark.django_db
 def test_drain_sees_an_ack_inside_the_handlers_own_block(caplog: pytest.LogCaptureFixture):
     @subscribe("order.>", stream="kit", consumer="kit")
     def handle(message):

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kanthorq_django")
 
 LIMIT_MAX = 1_000_000  # tasks that one pull or claim leases
+DISCARDED_SHOWN = 20  # in a line of the log
 BEGINNING = "1:1:"  # the snapshot in which nothing has happened yet
 LEASE_RAN_OUT = (
     "The lease ran out before the task was settled: the worker died, hung or was too slow."
@@ -214,10 +215,23 @@ class Consumer(models.Model):
         while True:
             rows = self._claim_in_turn(limit, wanted, floor)
             leased = claimed_by(self, rows)
+            self._log_discarded(rows)
             if leased or rows[0].due_count == 0:
                 break
         self._tell(signals.claimed, leased)
         return leased
+
+    def _log_discarded(self, rows: sql.Result) -> None:
+        """Say which tasks ended in a claim; no signal tells, as there is no message of them."""
+        (discarded,) = rows.values(0, ("discarded",))
+        if discarded:
+            logger.warning(
+                "Consumer %s: %d tasks had no attempt left when they were due again, and are "
+                "discarded; events %s",
+                self.name,
+                len(discarded),
+                ", ".join(discarded[:DISCARDED_SHOWN]),
+            )
 
     def _tell(self, signal: Signal, leased: Iterable[Leased]) -> None:
         """Tell receivers what was leased, which has been committed, whatever goes wrong here."""

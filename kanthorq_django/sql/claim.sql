@@ -90,6 +90,7 @@ claimed AS (
 )
 SELECT
     (SELECT count(*) FROM due) AS due_count,
+    ARRAY(SELECT event_id::text FROM claimed WHERE state = -102 ORDER BY id) AS discarded,
     -- Named: the server keeps the statement, and its columns may not change meanwhile. Moments
     -- as microseconds since 1970: Python takes twenty times as long to read them as text.
     claimed.id,

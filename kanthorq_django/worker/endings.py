@@ -121,7 +121,7 @@ def after_error(flights: Sequence[Flight], error: BaseException) -> list[Ending]
 def after_return(flight: Flight, result: Any) -> Ending:
     message = flight.message
     if message.is_settled() or _is_settled_in_test(message):
-        _log(flight, logging.INFO, "handled and settled")
+        _log_settled(flight)
         return Ending(message)
     if message.has_verdict():
         # Fenced like any nack: if the verdict was committed after all, the row says so.
@@ -191,6 +191,7 @@ def _failed(flight: Flight, reason: BaseException | str, *, has_traceback: bool 
     error = reason if isinstance(reason, BaseException) else None
     note_refusal(error)
     told = repr(reason) if error is None else type(error).__name__
+    told += _last_word(flight)
     _log(flight, logging.WARNING, f"failed: {told}", error if has_traceback else None)
     return _nack(flight.message, reason)
 
@@ -234,6 +235,20 @@ def refuse_misuse(flight: Flight, result: Any) -> None:
         )
 
 
+def _log_settled(flight: Flight) -> None:
+    if failure := flight.message.failure:
+        told = f"failed, as its handler says: {failure.error}{_last_word(flight)}"
+        return _log(flight, logging.WARNING, told)
+    return _log(flight, logging.INFO, "handled and settled")
+
+
+def _last_word(flight: Flight) -> str:
+    """Return what to add to a failure after which there is no other attempt."""
+    subscription = flight.subscription
+    limits = (subscription.attempt_max, subscription.cancel_attempt_max)
+    return ", its last attempt" if flight.message.attempt >= limits[flight.is_cancellation] else ""
+
+
 def _log(flight: Flight, level: int, what: str, error: BaseException | None = None) -> None:
     if not logger.isEnabledFor(level):
         return
@@ -242,9 +257,10 @@ def _log(flight: Flight, level: int, what: str, error: BaseException | None = No
     elapsed_ms = round((time.monotonic() - started_at) * 1_000, 3)
     logger.log(
         level,
-        "%s %s: attempt %d of event %s %s (%.1f ms)",
+        "%s %s: %s %d of event %s %s (%.1f ms)",
         flight.subscription.consumer,
         subject,
+        "cleanup" if flight.is_cancellation else "attempt",
         message.attempt,
         event_id,
         what,
@@ -255,6 +271,7 @@ def _log(flight: Flight, level: int, what: str, error: BaseException | None = No
             "event_id": str(event_id),
             "subject": subject,
             "attempt": message.attempt,
+            "is_cancellation": flight.is_cancellation,
             "milliseconds": elapsed_ms,
         },
     )

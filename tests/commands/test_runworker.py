@@ -194,6 +194,11 @@ def test_without_subscribers_it_says_where_to_write_one(declared: Registry):
         run()
 
 
+def test_a_burst_that_would_never_end_is_refused():
+    with pytest.raises(CommandError, match="--reload waits for changes for ever"):
+        run("--reload", "--burst")
+
+
 def test_a_burst_that_leaves_a_refused_consumer_unread_fails():
     sync(["atomic"])
     Consumer.objects.update(cluster_id=1)

@@ -157,9 +157,15 @@ def test_only_a_lease_can_run_out(consumer: Consumer, state: TaskState):
     assert consumer.claim()[0].attempted_errors == []
 
 
-def test_a_stuck_task_without_attempts_left_is_discarded(consumer: Consumer):
+def test_a_stuck_task_without_attempts_left_is_discarded(
+    consumer: Consumer, caplog: pytest.LogCaptureFixture
+):
     poison = due(consumer, TaskState.RUNNING, attempt_count=3)
     assert consumer.claim() == []
+    (told,) = [record for record in caplog.records if record.name == "kanthorq_django"]
+    assert told.levelname == "WARNING"
+    assert f"Consumer {consumer.name}: 1 tasks had no attempt left" in told.getMessage()
+    assert str(poison.event_id) in told.getMessage()
     poison.refresh_from_db()
     assert (poison.state, poison.attempt_count) == (TaskState.DISCARDED, 3)
     assert poison.lease_epoch == 4

@@ -51,12 +51,15 @@ def test_a_second_run_finds_nothing_to_do(five_under_the_old_key: None):
     kanthorq("reencrypt", "--yes")
     before = stored()
     assert kanthorq("reencrypt", "--yes").lines == ["0 of 6 bodies stored anew"]
+    assert kanthorq("reencrypt", "--dry-run").status == 0
     assert stored() == before
 
 
 def test_a_dry_run_counts_and_changes_nothing(five_under_the_old_key: None):
     before = stored()
-    assert kanthorq("reencrypt", "--dry-run").lines == ["6 of 6 bodies would be stored anew"]
+    told = kanthorq("reencrypt", "--dry-run")
+    assert told.lines == ["6 of 6 bodies would be stored anew"]
+    assert told.status == 1, "a script would take the old key away"
     assert stored() == before
     assert not OperatorAction.objects.exists()
 

@@ -287,3 +287,29 @@ def test_an_outcome_is_logged_with_fields_to_search_for(
     assert record.event_id == str(task.event_id)
     assert (record.subject, record.attempt) == ("order.paid", 1)
     assert record.milliseconds >= 0
+    assert not record.is_cancellation
+
+
+@pytest.mark.parametrize(
+    ("attempt_max", "told"), [(1, "no luck, its last attempt ("), (2, "no luck (")]
+)
+def test_a_nack_is_logged_as_the_failure_it_is(
+    task: Task, caplog: pytest.LogCaptureFixture, attempt_max: int, told: str
+):
+    fly(task, lambda message: message.nack("no luck"), attempt_max=attempt_max)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"failed, as its handler says: {told}" in record.message
+
+
+@pytest.mark.parametrize(
+    ("attempt_max", "told"), [(1, "failed: Unlucky, its last attempt ("), (2, "failed: Unlucky (")]
+)
+def test_a_failure_says_whether_it_was_the_last(
+    task: Task, caplog: pytest.LogCaptureFixture, attempt_max: int, told: str
+):
+    def fail(message: Message) -> None:
+        raise Unlucky
+
+    fly(task, fail, attempt_max=attempt_max)
+    assert told in caplog.text

@@ -21,6 +21,7 @@ from kanthorq_django.worker.process import GRACE, run_process, stop_on_signals
 from kanthorq_django.worker.supervisor import Supervisor
 
 PROCESSES_LIMIT = 256
+MAX_TASKS_HELP = "exit after this many tasks; of several processes, each is replaced then"
 
 
 class Command(BaseCommand):
@@ -44,7 +45,7 @@ class Command(BaseCommand):
         add("--poll-interval", type=_seconds, metavar="SECONDS", help="between looks for work")
         add("--listen", action=argparse.BooleanOptionalAction, help="wait for notifications")
         add("--burst", action="store_true", help="work until nothing is due, then exit")
-        add("--max-tasks", type=int, metavar="N", help="exit after this many tasks")
+        add("--max-tasks", type=int, metavar="N", help=MAX_TASKS_HELP)
         add("--shutdown-timeout", type=_seconds, metavar="SECONDS", help="for running handlers")
         add("--pullers", type=_names, metavar="A,B", help=f"of {','.join(PULLERS)}; all by default")
         add("--reload", action="store_true", help="restart when code changes (development)")
@@ -52,6 +53,8 @@ class Command(BaseCommand):
     def handle(self, *, processes: int, reload: bool, **options: Any) -> None:
         if not 1 <= processes <= PROCESSES_LIMIT:
             raise CommandError(f"--processes must be 1 to {PROCESSES_LIMIT}, not {processes}.")
+        if reload and options["burst"]:
+            raise CommandError("--reload waits for changes for ever; leave out --burst.")
         given = {
             name: options[name]
             for name in WorkerOptions.__dataclass_fields__

@@ -51,7 +51,7 @@ class Reencrypt(Verb):
         finally:
             self.console.end_progress()
         self._tell(done, is_dry=dry_run)
-        if done.lost or done.left:
+        if done.lost or done.left or (dry_run and done.changed):
             sys.exit(1)
 
     def _ask(self, *, decrypt: bool) -> None:
