@@ -108,11 +108,13 @@ def check_routing(**_: Any) -> Iterator[CheckMessage]:
             id="kanthorq_django.E007",
         )
     elif (alias := _alias()) != DEFAULT_DB_ALIAS:
+        atomic = [each.consumer for each in registry.all() if each.atomic]
+        whose = f" Nor does the atomic=True of {', '.join(atomic)} cover others." if atomic else ""
         yield checks.Warning(
             f"The tasks are in the database {alias!r}, not in {DEFAULT_DB_ALIAS!r}.",
             hint=(
                 "Acknowledging and publishing join transactions of that database only: "
-                f"transaction.atomic(using={alias!r}). Silence this if it is intended."
+                f"transaction.atomic(using={alias!r}).{whose} Silence this if it is intended."
             ),
             id="kanthorq_django.W002",
         )

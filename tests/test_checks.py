@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -199,11 +200,15 @@ def test_a_lease_too_short_for_renewal_is_a_warning(
 
 
 def test_tasks_beside_the_default_database_are_a_warning():
+    @subscribe("order.paid", consumer="apart", atomic=True)
+    def book(message: Any) -> None: ...
+
     with override_settings(DATABASE_ROUTERS=["tests.test_checks.Elsewhere"]):
         messages = found()
 
     assert messages.keys() == {"W002"}
     assert "'other'" in messages["W002"].msg
+    assert re.search("atomic=True of .*apart cover others", str(messages["W002"].hint))
 
 
 def test_models_apart_from_each_other_are_an_error():
