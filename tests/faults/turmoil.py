@@ -98,6 +98,8 @@ class Turmoil:
             errand.join(HEALED_WITHIN * 2)
             if errand.is_alive():
                 self.wrong.append(f"stuck: {errand.name}")
+        # Who waits on a silent connection gives up after longer than its own end may take.
+        self.proxy.cut()
         for worker in self.doomed:  # whose point may still lie ahead of them
             worker.process.kill()
             worker.wait()
