@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,6 +291,26 @@ def test_reload_ends_a_worker_with_coroutines_without_a_traceback():
         touch_while_any_runs(worker, [first])
         wait_until(lambda: worker.workers() != [], PATIENCE)
     assert "Traceback" not in worker.text
+
+
+def test_reload_waits_for_code_that_can_be_imported(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from tests.settings import *\nINSTALLED_APPS = [*INSTALLED_APPS, 'draft']\n"
+    )
+    code = tmp_path / "draft" / "subscribers.py"
+    code.parent.mkdir()
+    code.write_text("def (\n")
+
+    def is_at_work_once_mended() -> bool:
+        # Again and again, as above, but not so often that no worker comes to its work.
+        if time.time() > code.stat().st_mtime + 5:
+            code.write_text("")
+        return worker.workers() != []
+
+    mine = {"PYTHONPATH": str(tmp_path), "DJANGO_SETTINGS_MODULE": "mine"}
+    with runworker("gated", "--reload", **mine) as worker:
+        worker.wait_for("SyntaxError")
+        wait_until(is_at_work_once_mended, PATIENCE)
 
 
 def test_reload_waits_for_code_that_can_be_run():

@@ -71,6 +71,7 @@ class Command(BaseCommand):
             self._work(processes, given)
 
     def _work_until_reload(self, processes: int, given: dict[str, Any]) -> None:
+        autoreload.raise_last_exception()  # of a subscriber's import
         try:
             self._work(processes, given)
         except CommandError as error:
