@@ -123,7 +123,9 @@ def check_that_it_still_works(worker: WorkerProcess) -> None:
     assert worker.wait(PATIENCE) == 0
 
 
-@pytest.mark.parametrize("consumer", ["gated-atomic", "gated-ack"])
+@pytest.mark.parametrize(
+    "consumer", [pytest.param("gated-atomic", marks=pytest.mark.slow), "gated-ack"]
+)
 def test_a_frozen_worker_commits_nothing_after_another_one_finished_its_task(
     start: Start, consumer: str
 ):
@@ -145,7 +147,9 @@ def test_a_frozen_worker_commits_nothing_after_another_one_finished_its_task(
     check_that_it_still_works(frozen)
 
 
-@pytest.mark.parametrize("consumer", ["gated-atomic", "gated-ack"])
+@pytest.mark.parametrize(
+    "consumer", ["gated-atomic", pytest.param("gated-ack", marks=pytest.mark.slow)]
+)
 def test_a_frozen_worker_that_wakes_beside_its_successor_commits_nothing(
     start: Start, consumer: str
 ):

@@ -134,7 +134,9 @@ def test_a_signal_wakes_a_worker_from_a_long_rest():
         assert worker.terminate() == 0
 
 
-@pytest.mark.parametrize("run", range(5))
+@pytest.mark.parametrize(
+    "run", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4))]
+)
 def test_a_signal_in_the_middle_of_work_loses_nothing(run: int):
     publish_many([Event(subject="entry.made") for _ in range(300)], stream="ledger")
     with runworker("atomic") as worker:
