@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
-from django.db import InterfaceError, InternalError, OperationalError, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from psycopg.errors import SerializationFailure
+from psycopg.pq import TransactionStatus
 
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
@@ -23,7 +25,6 @@ BATCH_SIZE = 100  # occurrences of one schedule published in one transaction
 # An occurrence is published a little after its time; later than this it counts as missed.
 MISSED_AFTER = timedelta(minutes=1)
 MOMENT = timedelta(microseconds=1)
-_OF_THE_DATABASE = (OperationalError, InterfaceError, InternalError)
 
 
 class Unpublished(Exception):
@@ -45,10 +46,19 @@ def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
         schedule.cancelled_at, schedule.next_at = now, None
         schedule.save(update_fields=["cancelled_at", "next_at"])
         return 0
-    except _OF_THE_DATABASE:
-        raise
     except (Exception, SystemExit) as error:
+        if _concerns_all(error, schedule._state.db):
+            raise
         raise Unpublished(f"{schedule.name}: {type(error).__name__}: {error}") from error
+
+
+def _concerns_all(error: BaseException, using: str | None) -> bool:
+    """Tell whether the transaction itself has failed, and not what one schedule did in it."""
+    connection = connections[using or DEFAULT_DB_ALIAS]
+    raw = connection.connection
+    is_open = raw is not None and raw.info.transaction_status == TransactionStatus.INTRANS
+    is_conflict = isinstance(error.__cause__, SerializationFailure)
+    return is_conflict or connection.needs_rollback or not is_open
 
 
 def _publish(schedule: "Schedule", now: datetime) -> int:

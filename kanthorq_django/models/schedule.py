@@ -112,7 +112,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         while True:
             made, new = unconflicted(self.db, partial(self._publish_due, tuple(failures)))
             count, failures = count + made, failures | new
-            if not new:
+            if not new and not (failures and made):
                 break
         if failures:
             raise ExceptionGroup("Schedules could not publish", list(failures.values()))

@@ -3,6 +3,7 @@
 import time
 
 from kanthorq_django.models import Schedule
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import Backoff
 
 LOOK_EVERY = 5.0  # seconds after which a schedule that was added meanwhile is noticed
@@ -16,6 +17,7 @@ class Scheduler:
         self._using = using
         self._next_look = time.monotonic()
         self._backoff = Backoff("scheduler", longest=LOOK_EVERY)
+        self._told: set[str] = set()  # what schedules have for trouble, each said once
 
     def turn(self) -> float:
         """Publish what is due; return in how many seconds to come back."""
@@ -28,6 +30,7 @@ class Scheduler:
             rest = LOOK_EVERY if seconds is None else min(max(seconds, 0.0), LOOK_EVERY)
             self._next_look = time.monotonic() + rest
             self._backoff.succeeded()
+            self._told.clear()
         return max(0.0, self._next_look - time.monotonic())
 
     def postpone(self, error: Exception) -> float:
@@ -35,6 +38,10 @@ class Scheduler:
 
         Returns in how many seconds.
         """
+        for each in error.exceptions if isinstance(error, ExceptionGroup) else ():
+            if str(each) not in self._told:
+                self._told.add(str(each))
+                logger.warning("A schedule could not publish; %s", each)
         seconds = self._backoff.failed(error)
         self._next_look = time.monotonic() + seconds
         return seconds
