@@ -59,9 +59,10 @@ def check_handler(handler: object) -> None:
         raise ConfigurationError(f"{name_of(handler)} is a generator, which would never run.")
     try:
         signature = inspect.signature(handler)
-        signature.bind(object())
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{name_of(handler)} cannot be a handler: {error}.") from error
+    try:
+        signature.bind(object())
     except TypeError as error:
         raise ConfigurationError(
             f"{name_of(handler)} must take one argument, the message, but is declared with "

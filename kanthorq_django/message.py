@@ -129,6 +129,7 @@ class Message:
         """
         using = self._check_database()
         if lease.ack({self.lease: encode_result(result)}, using):
+            self.failure = None  # of a nack() that was rolled back
             self.decide(using)
             self._tell(signals.acked)
         elif not self._was_acked():

@@ -10,6 +10,7 @@ Next, tasks that are due later are claimed: see task.py.
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("kanthorq_django")
 
 LIMIT_MAX = 1_000_000  # tasks that one pull or claim leases
-DISCARDED_SHOWN = 20  # in a line of the log
 BEGINNING = "1:1:"  # the snapshot in which nothing has happened yet
 LEASE_RAN_OUT = (
     "The lease ran out before the task was settled: the worker died, hung or was too slow."
@@ -130,7 +130,8 @@ class Consumer(models.Model):
 
         Raises InvalidFilter before anything is written.
         """
-        for name in {"subject_includes", "subject_excludes"} - self.get_deferred_fields():
+        written = self.__dict__.keys() if update_fields is None else set(update_fields)
+        for name in {"subject_includes", "subject_excludes"}.intersection(written):
             check_filters(getattr(self, name))
         if update_fields is None and not self._state.adding:
             columns = {field.attname for field in self._meta.concrete_fields} - {"id"}
@@ -223,14 +224,16 @@ class Consumer(models.Model):
 
     def _log_discarded(self, rows: sql.Result) -> None:
         """Say which tasks ended in a claim; no signal tells, as there is no message of them."""
-        (discarded,) = rows.values(0, ("discarded",))
-        if discarded:
+        count, events = rows.values(0, ("discarded_count", "discarded"))
+        if not count:
+            return
+        with suppress(Exception):  # a filter of the project's; the leases are given by now
             logger.warning(
                 "Consumer %s: %d tasks had no attempt left when they were due again, and are "
                 "discarded; events %s",
                 self.name,
-                len(discarded),
-                ", ".join(discarded[:DISCARDED_SHOWN]),
+                count,
+                ", ".join(events) + (" …" if count > len(events) else ""),
             )
 
     def _tell(self, signal: Signal, leased: Iterable[Leased]) -> None:

@@ -74,11 +74,15 @@ claimed AS (
                     ELSE task.cancel_attempt_count END,
                 'verb', CASE fate.was WHEN 2 THEN 'handle' ELSE 'cancel' END,
                 -- A nack that used up all attempts would have ended the task. If its last attempt
-                -- stands in the history, the consumer allows fewer meanwhile, and no lease ran out.
+                -- stands in the history, and is not one of an earlier cancellation, the consumer
+                -- allows fewer meanwhile, and no lease ran out.
                 'error', CASE
                     WHEN fate.was = 3 AND (task.attempted_errors -> -1) @> jsonb_build_object(
                         'verb', 'cancel', 'attempt', task.cancel_attempt_count
-                    ) THEN %(no_attempt_left)s::text
+                    ) THEN CASE
+                        WHEN (task.attempted_errors -> -1 ->> 'at')::timestamptz >= task.attempted_at
+                        THEN %(no_attempt_left)s::text ELSE %(lease_ran_out)s::text
+                    END
                     ELSE %(lease_ran_out)s::text
                 END,
                 'stack', ''
@@ -90,7 +94,8 @@ claimed AS (
 )
 SELECT
     (SELECT count(*) FROM due) AS due_count,
-    ARRAY(SELECT event_id::text FROM claimed WHERE state = -102 ORDER BY id) AS discarded,
+    (SELECT count(*) FROM claimed WHERE state = -102) AS discarded_count,
+    ARRAY(SELECT event_id::text FROM claimed WHERE state = -102 ORDER BY id LIMIT 20) AS discarded,
     -- Named: the server keeps the statement, and its columns may not change meanwhile. Moments
     -- as microseconds since 1970: Python takes twenty times as long to read them as text.
     claimed.id,

@@ -157,7 +157,9 @@ def _after_verdict(flight: Flight, verdict: Verdict) -> Ending:
             _log(flight, logging.INFO, "snoozed")
             return HandBack(flight.message, verdict.delay)
         case Retry():
-            _log(flight, logging.INFO, f"asked to be tried again in {verdict.after}")
+            last = _last_word(flight)
+            told = f"asked to be tried again in {verdict.after}{last}"
+            _log(flight, logging.WARNING if last else logging.INFO, told)
             return _nack(flight.message, verdict, delay=verdict.after)
         case Discard():
             reason = one_line(str(verdict.reason))

@@ -20,8 +20,8 @@ from kanthorq_django.worker.warden import Bounded
 UNAVAILABLE = (OperationalError, InterfaceError, InternalError)
 
 # Classes of errors that psycopg counts among these, though they are about what was asked for: a
-# routine of the project's, a limit such as that of an index's row, a page that is damaged.
-_ABOUT_THE_ASKED = ("38", "39", "54", "XX001", "XX002")
+# routine or trigger of the project's, a limit such as that of an index's row, a damaged page.
+_ABOUT_THE_ASKED = ("27", "2F", "38", "39", "54", "XX001", "XX002")
 
 # How the server, or a pooler, says that it has no connection left; there is no code before one is
 # made. In another language than English a worker only waits, as for a server that is away.

@@ -1,5 +1,6 @@
 """Which tasks a claim leases, which it ends, and what it leaves alone."""
 
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -278,6 +279,48 @@ def test_a_cancellation_that_failed_and_then_lost_its_lease_blames_the_lease(car
     task.refresh_from_db()
     assert [error["attempt"] for error in task.attempted_errors] == [1, 2]
     assert task.attempted_errors[-1]["error"].startswith("The lease ran out")
+
+
+def test_a_later_cancellation_that_lost_its_lease_blames_the_lease(careful: Consumer):
+    task = due(careful, TaskState.CANCELLING)
+    Consumer.objects.update(cancel_attempt_max=1)
+    fail_to_cancel(careful, attempts=1)
+    Task.objects.filter(pk=task.pk).resume()
+    Task.objects.filter(pk=task.pk).cancel()
+    (claimed,) = careful.claim()
+    assert claimed.cancel_attempt_count == 1
+    Task.objects.update(schedule_at=PAST)
+    assert careful.claim() == []
+    task.refresh_from_db()
+    assert task.attempted_errors[-1]["error"].startswith("The lease ran out")
+
+
+@pytest.mark.parametrize(("count", "shown"), [(20, 20), (21, 20)])
+def test_the_log_tells_of_many_discarded_tasks_and_names_some(
+    consumer: Consumer, caplog: pytest.LogCaptureFixture, count: int, shown: int
+):
+    for _ in range(count):
+        due(consumer, TaskState.RUNNING, attempt_count=3)
+    waiting = due(consumer)
+    assert [task.pk for task in consumer.claim()] == [waiting.pk]
+    text = caplog.text
+    assert f"{count} tasks had no attempt left" in text
+    assert sum(str(pk) in text for pk in Task.objects.values_list("event_id", flat=True)) == shown
+    assert text.rstrip().endswith("…") is (count > shown)
+
+
+def test_a_filter_of_the_log_that_raises_costs_no_lease(consumer: Consumer):
+    def refuse(record: Any) -> bool:
+        raise ValueError
+
+    due(consumer, TaskState.RUNNING, attempt_count=3)
+    waiting = due(consumer)
+    logger = logging.getLogger("kanthorq_django")
+    logger.addFilter(refuse)
+    try:
+        assert [task.pk for task in consumer.claim()] == [waiting.pk]
+    finally:
+        logger.removeFilter(refuse)
 
 
 def fail_to_cancel(consumer: Consumer, attempts: int) -> None:

@@ -4,11 +4,13 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
+from django.db import transaction
 
 from kanthorq_django import Discard, Fixed, Never, Retry, Snooze, signals
 from kanthorq_django.exceptions import TaskCancelled
@@ -300,6 +302,33 @@ def test_a_nack_is_logged_as_the_failure_it_is(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert f"failed, as its handler says: {told}" in record.message
+
+
+def test_an_ack_after_a_nack_that_was_rolled_back_is_no_failure(
+    task: Task, caplog: pytest.LogCaptureFixture
+):
+    def handle(message: Message) -> None:
+        with suppress(Unlucky), transaction.atomic():
+            message.nack("no luck")
+            raise Unlucky
+        message.ack()
+
+    with caplog.at_level(logging.INFO, logger="kanthorq_django.worker"):
+        fly(task, handle)
+    task.refresh_from_db()
+    assert task.state == TaskState.COMPLETED
+    assert "handled and settled" in caplog.text
+    assert "failed" not in caplog.text
+
+
+def test_the_last_retry_that_a_handler_asks_for_is_a_warning(
+    task: Task, caplog: pytest.LogCaptureFixture
+):
+    def handle(message: Message) -> None:
+        raise Retry(timedelta(seconds=5))
+
+    fly(task, handle, attempt_max=1)
+    assert "asked to be tried again in 0:00:05, its last attempt" in caplog.text
 
 
 @pytest.mark.parametrize(
