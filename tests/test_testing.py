@@ -5,6 +5,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, connection, transaction
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from kanthorq_django import publish, subscribe
@@ -85,7 +86,7 @@ def test_what_waits_for_its_retry_is_drained_once_a_test_makes_it_due():
     publish("order.paid", stream="kit")
     assert drain("kit") == 1
     for _ in range(2):
-        assert Task.objects.retryable().update(schedule_at=timezone.now()) == 1
+        assert Task.objects.retryable().update(schedule_at=Now()) == 1
         assert drain("kit") == 1
     assert Task.objects.get().state == TaskState.COMPLETED
 

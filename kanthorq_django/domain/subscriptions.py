@@ -50,7 +50,7 @@ class Subscription:
         """Tell whether this is ``former`` once more, from a module that was imported anew.
 
         A function that declares subscribers has one origin for all of them: those that select
-        something else are others.
+        something else are others. Of what selects the same nobody can tell.
         """
         return self.handler is not former.handler and _origin(self) == _origin(former)
 

@@ -65,7 +65,10 @@ class SnapshotField(_TextField):
         return "SnapshotField"
 
     def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
-        """Read it as text: PostgreSQL cannot compare snapshots, as DISTINCT and UNION have to."""
+        """Read it as text: PostgreSQL cannot compare snapshots, as DISTINCT and UNION have to.
+
+        In a subquery as well, where a snapshot has to be cast back.
+        """
         return f"{sql}::text", params
 
 

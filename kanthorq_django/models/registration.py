@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db import models, transaction
+from django.db import models
 
 from kanthorq_django import sql
 from kanthorq_django.domain.names import name_problem
@@ -87,7 +87,7 @@ def unread(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
     and that of their consumer.
     """
     stored = consumers.model._base_manager.using(consumers.db)
-    with transaction.atomic(using=consumers.db):
+    with together(consumers.db):
         among = stored.filter(pk__in=consumers.values("pk")).order_by("pk")
         list(among.select_for_update(no_key=True).values_list("pk"))
         yield
