@@ -36,7 +36,7 @@ from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.task import Task
-from kanthorq_django.sql.session import is_idle
+from kanthorq_django.sql.session import is_outside
 
 logger = logging.getLogger("kanthorq_django")
 
@@ -238,8 +238,7 @@ class Message:
         elif blocks:
             self._is_durable = True
         else:
-            connection = connections[using]
-            self._is_durable = connection.get_autocommit() and is_idle(connection.connection)
+            self._is_durable = is_outside(connections[using])
 
     def _tell(self, signal: Signal, **told: Any) -> None:
         # What a receiver raises must not have the handler fail after a verdict that lasts.

@@ -124,33 +124,30 @@ def test_drain_leaves_what_is_scheduled_for_later():
     assert Task.objects.get().state == TaskState.AVAILABLE
 
 
-@pytest.mark.django_db
-def test_drain_runs_coroutines():
-    seen = []
+@pytest.fixture
+def seen(db):
+    """What a coroutine has handled, of an event that waits for it."""
+    handled = []
 
     @subscribe("order.>", stream="kit", consumer="kit")
     async def handle(message):
-        seen.append(message.event.subject)
+        handled.append(message.event.subject)
 
     publish("order.paid", stream="kit")
+    return handled
+
+
+def test_drain_runs_coroutines(seen):
     assert drain("kit") == 1
     assert seen == ["order.paid"]
 
 
-@pytest.mark.django_db
-def test_a_coroutine_drains_by_its_twin_and_is_told_so():
-    seen = []
-
-    @subscribe("order.>", stream="kit", consumer="kit")
-    async def handle(message):
-        seen.append(message.event.subject)
-
+def test_a_coroutine_drains_by_its_twin_and_is_told_so(seen):
     async def check():
         with pytest.raises(SynchronousOnlyOperation, match=r"use `await adrain\(…\)`"):
             drain("kit")
         return await adrain("kit")
 
-    publish("order.paid", stream="kit")
     assert async_to_sync(check)() == 1
     assert seen == ["order.paid"]
 

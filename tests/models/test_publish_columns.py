@@ -65,6 +65,18 @@ def test_bad_filters_are_stored_by_nobody(filters: list[str], problem: str) -> N
     assert (consumer.subject_includes, consumer.subject_excludes) == ([">"], [])
 
 
+def test_a_row_with_an_old_bad_filter_is_saved_for_its_other_columns() -> None:
+    consumer = ConsumerFactory.create()
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE kanthorq_django_consumer SET subject_includes = '[5]'")
+    consumer.refresh_from_db()
+    consumer.attempt_max = 3
+    consumer.save(update_fields=["attempt_max"])
+    assert Consumer.objects.get().attempt_max == 3
+    with pytest.raises(InvalidFilter):
+        consumer.save()
+
+
 def test_valid_rows_pass_validation() -> None:
     stream = StreamFactory.create()
     Event(stream=stream, subject="order.paid", body=b"{}").full_clean()

@@ -12,6 +12,8 @@ from kanthorq_django import schedule, signals
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import InvalidBody, InvalidSchedule, InvalidSubject
 from kanthorq_django.models import Event, Schedule
+from kanthorq_django.models.occurrences import Unpublished
+from kanthorq_django.worker.scheduler import Scheduler
 
 DAY = timedelta(days=1)
 
@@ -234,6 +236,19 @@ def test_a_receiver_that_fails_keeps_only_its_schedule_from_publishing(
     assert Schedule.objects.publish_due() == 2
     assert Schedule.objects.publish_due() == 1
     assert Event.objects.count() == 12
+
+
+def test_each_schedule_that_fails_is_named_once_in_the_log(caplog: pytest.LogCaptureFixture):
+    scheduler, told = Scheduler("default"), []
+    for names in (["a"], ["a", "b"], ["a", "b"]):
+        scheduler.postpone(ExceptionGroup("no", [Unpublished(f"{name}: no") for name in names]))
+        told.append([text for text in caplog.messages if "A schedule could" in text])
+        caplog.clear()
+    assert told == [
+        ["A schedule could not publish; a: no"],
+        ["A schedule could not publish; b: no"],
+        [],
+    ]
 
 
 @pytest.mark.django_db(transaction=True)

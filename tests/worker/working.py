@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -73,28 +73,31 @@ def announce(count: int = 1, subject: str = "work.due", stream: str = "work") ->
 
 
 @contextmanager
-def forbidden(condition: str, table: str = "task") -> Iterator[None]:
+def altered(statement: str, undo: str) -> Iterator[None]:
+    """Let the database be another one while the block runs."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(undo)
+
+
+def forbidden(condition: str, table: str = "task") -> AbstractContextManager[None]:
     """Let PostgreSQL refuse rows of ``table`` that meet ``condition`` while the block runs."""
-    statement = f"ALTER TABLE kanthorq_django_{table}"
-    with connection.cursor() as cursor:
-        cursor.execute(f"{statement} ADD CONSTRAINT guard CHECK (NOT ({condition}))")
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute(f"{statement} DROP CONSTRAINT guard")
+    alter = f"ALTER TABLE kanthorq_django_{table}"
+    return altered(
+        f"{alter} ADD CONSTRAINT guard CHECK (NOT ({condition}))", f"{alter} DROP CONSTRAINT guard"
+    )
 
 
-@contextmanager
-def indexed(expression: str) -> Iterator[None]:
+def indexed(expression: str) -> AbstractContextManager[None]:
     """Let tasks have an index of the project's own while the block runs."""
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE INDEX kanthorq_own ON kanthorq_django_task ({expression})")
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("DROP INDEX kanthorq_own")
+    return altered(
+        f"CREATE INDEX kanthorq_own ON kanthorq_django_task ({expression})",
+        "DROP INDEX kanthorq_own",
+    )
 
 
 def has_state(state: int, count: int, **given: Any) -> bool:
