@@ -109,11 +109,11 @@ def _start(orders: Orders) -> int:
 
 def _detach(status: int) -> None:
     """Return in a child that belongs to nobody; here the caller's wait for this program ends."""
-    if os.fork():
-        os._exit(status)
-    # It ends by itself, and must not end before those it watches do.
+    # It ends by itself, and must not end before those it watches do: not even in its first moment.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if os.fork():
+        os._exit(status)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
