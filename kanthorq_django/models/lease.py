@@ -43,21 +43,21 @@ def ack(results: Mapping[Lease, str | None], using: str, *, skip_locked: bool = 
         ((lease, result),) = results.items()
         params = _one(lease) | {"result": result}
         return sql.ids(using, "ack_one", params)
-    params = _params(list(results)) | {"results": list(results.values())}
-    if not any(params["results"]):  # as for most handlers
-        params["results"] = _array([None] * len(results))
-    return sql.ids(using, "ack", params, skip_locked=skip_locked)
+    return sql.ids(using, "ack", _many(results), skip_locked=skip_locked)
 
 
-def ack_and_commit(lease: Lease, result: str | None, using: str) -> bool:
-    """End a task well and commit the open transaction, in one round trip.
+def ack_and_commit(results: Mapping[Lease, str | None], using: str) -> bool:
+    """End tasks well and commit the open transaction, in one round trip.
 
-    Returns False if the task was no longer ours: nothing is committed then, and the transaction
+    Returns False if any of them was no longer ours: nothing is committed then, and the transaction
     has to be rolled back.
     """
-    params = _one(lease) | {"result": result}
     try:
-        sql.commit_with(using, "ack_last", params)
+        if len(results) == 1:
+            ((lease, result),) = results.items()
+            sql.commit_with(using, "ack_last", _one(lease) | {"result": result})
+        else:
+            sql.commit_with(using, "ack_group", _many(results))
     except DataError as error:
         if sql.is_failed_cast(error, "leases held"):
             return False
@@ -118,6 +118,13 @@ def _by_lease(rows: Iterable[Any]) -> dict[Lease, Any]:
 
 def _one(lease: Lease) -> dict[str, Any]:
     return {"id": lease.task_id, "lease_epoch": lease.epoch, "since": lease.since}
+
+
+def _many(results: Mapping[Lease, str | None]) -> dict[str, Any]:
+    params = _params(list(results)) | {"results": list(results.values())}
+    if not any(params["results"]):  # as for most handlers
+        params["results"] = _array([None] * len(results))
+    return params
 
 
 def _params(leases: Sequence[Lease]) -> dict[str, Any]:

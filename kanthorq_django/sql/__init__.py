@@ -22,10 +22,20 @@ from psycopg.pq.abc import PGresult
 from kanthorq_django.sql.round_trip import Statement, first_of, rows_of, run
 from kanthorq_django.sql.session import Detached
 
-# What workers repeat all day, and publishers. Not what takes arrays: the plan that the server
+# What workers repeat all day, and publishers. Not what takes long arrays: the plan that the server
 # keeps expects ten elements, and is ten times slower with a thousand.
 REPEATED = frozenset(
-    {"ack_last", "ack_one", "claim", "lock_consumer", "notify_stream", "peek", "publish", "pull"}
+    {
+        "ack_group",
+        "ack_last",
+        "ack_one",
+        "claim",
+        "lock_consumer",
+        "notify_stream",
+        "peek",
+        "publish",
+        "pull",
+    }
 )
 
 # Stands in statements that lock tasks, where those that must not wait say so.

@@ -43,9 +43,9 @@ class Call:
         return subscription.atomic and subscription.batch == 1 and not flight.is_cancellation
 
     def may_join(self, other: "Call") -> bool:
-        """Whether both may be handled in one transaction: two tasks of one subscriber."""
+        """Whether it may be handled in the transaction of ``other``, which may share its own."""
         mine, theirs = self.rounds[0][0].subscription, other.rounds[0][0].subscription
-        return mine is theirs and self.may_share and other.may_share
+        return mine is theirs and self.may_share
 
 
 def calls(flights: Iterable[Flight], subscription: Subscription) -> list[Call]:

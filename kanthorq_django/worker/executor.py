@@ -9,13 +9,14 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
-from kanthorq_django.exceptions import KanthorqError
+from kanthorq_django.exceptions import KanthorqError, LeaseLost
 from kanthorq_django.message import Message, encode_result
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.hops import following
@@ -34,6 +35,7 @@ from kanthorq_django.worker.flight import Flight
 _UNCOUNTED = contextlib.nullcontext()
 REPLACED = "The handler replaced the connection on which its transaction was open."
 MARKED_FOR_ROLLBACK = "The handler left its transaction marked for rollback."
+SHARED_LOST = "One of the leases is over whose handlers shared a transaction."
 SHARED_SECONDS = 0.02  # after which a shared transaction begins no further handler
 CAREFUL_SECONDS = 60.0  # with savepoints, after a shared transaction that failed
 
@@ -65,9 +67,9 @@ def execute_together(flight: Flight, others: Iterator[Flight]) -> tuple[list[End
     begun: list[Flight] = []
     try:
         with transaction.atomic(using=using):
-            results, failed = run(_in_time(flight, others, begun), using)
-            _ack_each(results, using)
+            results, failed = run(_in_time(flight, others, begun), _Opened.by(using))
             _keep_hooks_apart(using)
+            _ack_and_commit(results, using)
     except BaseException as error:  # noqa: BLE001  # as in execute()
         if not begun:  # the transaction itself could not be begun
             return [HandBack(flight.message, lease.AT_ONCE)], []
@@ -84,28 +86,28 @@ def execute_together(flight: Flight, others: Iterator[Flight]) -> tuple[list[End
 
 
 def _run_in_one(
-    flights: Iterable[Flight], _using: str
+    flights: Iterable[Flight], opened: "_Opened"
 ) -> tuple[dict[Message, str | None], list[Ending]]:
     """Run flights; return what to ack."""
     results: dict[Message, str | None] = {}
     for flight in flights:
-        results |= _call_and_keep(flight)
+        results |= _call_and_keep(flight, opened)
     return results, []
 
 
 def _run_in_savepoints(
-    flights: Iterable[Flight], using: str
+    flights: Iterable[Flight], opened: "_Opened"
 ) -> tuple[dict[Message, str | None], list[Ending]]:
     """Do the same, so that one that fails is told of and undoes only itself."""
     results: dict[Message, str | None] = {}
     failed: list[Ending] = []
     for flight in flights:
         try:
-            with transaction.atomic(using=using):
-                kept = _call_and_keep(flight)
+            with transaction.atomic(using=opened.using):
+                kept = _call_and_keep(flight, opened)
             results |= kept
         except BaseException as error:  # as in execute()
-            if transaction.get_rollback(using):
+            if opened.wrapper.needs_rollback or not opened.is_kept:
                 raise  # a lost lease lets nothing commit, not even around its savepoint
             failed += after_error([flight], error)
     return results, failed
@@ -165,36 +167,46 @@ def _call_in_transaction(flights: Sequence[Flight]) -> Any:
 def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -> Any:
     """Run the handler in the open block, and end well what it has not ended: ``acked``."""
     messages = [flight.message for flight in flights]
-    with _same_connection(using):
-        result = _call(flights)
+    opened = _Opened.by(using)
+    result = _call(flights)
+    opened.refuse_another()
     refuse_misuse(flights[0], result)
     if any(message.has_verdict() and message.is_open() for message in messages):
         raise KanthorqError(VERDICT_ROLLED_BACK)
     unsaid = [message for message in messages if not message.has_verdict()]
     kept = kept_result(flights[0], result)
-    if len(unsaid) == 1:
-        _ack_and_commit(unsaid[0], kept, using)
-    else:
-        _ack_each(dict.fromkeys(unsaid, kept), using)
+    end = _ack_and_commit if len(unsaid) == 1 else _ack_each
+    end(dict.fromkeys(unsaid, kept), using)
     acked += unsaid
     return result
 
 
-@contextlib.contextmanager
-def _same_connection(using: str) -> Iterator[None]:
-    """Raise KanthorqError if the block puts another connection in the place of its own.
+class _Opened(NamedTuple):
+    """The connection on which a block was opened: Django's wrapper, and psycopg's in it."""
 
-    Be it Django's wrapper or psycopg's connection in it: what was written before is lost with
-    the old one, so the task must not be ended well.
-    """
-    wrapper = connections[using]
-    raw = wrapper.connection
-    yield
-    if connections[using] is wrapper and wrapper.connection is raw:
-        return
-    raw.close()  # or what it locked stays locked until somebody collects it
-    wrapper.close()
-    raise KanthorqError(REPLACED)
+    using: str
+    wrapper: BaseDatabaseWrapper
+    raw: Any
+
+    @classmethod
+    def by(cls, using: str) -> Self:
+        wrapper = connections[using]
+        return cls(using, wrapper, wrapper.connection)
+
+    @property
+    def is_kept(self) -> bool:
+        return connections[self.using] is self.wrapper and self.wrapper.connection is self.raw
+
+    def refuse_another(self) -> None:
+        """Raise KanthorqError if a handler has put another connection in its place.
+
+        What was written before is lost with the old one, so the task must not be ended well.
+        """
+        if self.is_kept:
+            return
+        self.raw.close()  # or what it locked stays locked until somebody collects it
+        self.wrapper.close()
+        raise KanthorqError(REPLACED)
 
 
 def _keep_hooks_apart(using: str) -> None:
@@ -203,13 +215,13 @@ def _keep_hooks_apart(using: str) -> None:
     hooks[:] = [(savepoints, hook, True) for savepoints, hook, _ in hooks]
 
 
-def _call_and_keep(flight: Flight) -> dict[Message, str | None]:
+def _call_and_keep(flight: Flight, opened: _Opened) -> dict[Message, str | None]:
     """Return the message with its result as JSON, or nothing if the handler ended it itself."""
     message = flight.message
-    with _same_connection(message.using):
-        result = _call([flight])
+    result = _call([flight])
+    opened.refuse_another()
     refuse_misuse(flight, result)
-    if transaction.get_rollback(message.using):  # of what it shares, if it has no savepoint
+    if opened.wrapper.needs_rollback:  # of what it shares, if it has no savepoint
         raise KanthorqError(MARKED_FOR_ROLLBACK)
     if not message.has_verdict():
         return {message: encode_result(result)}
@@ -218,16 +230,20 @@ def _call_and_keep(flight: Flight) -> dict[Message, str | None]:
     return {}
 
 
-def _ack_and_commit(message: Message, result: str | None, using: str) -> None:
-    """End a task well and commit the open block of ``using``, whose last act this has to be.
+def _ack_and_commit(results: Mapping[Message, str | None], using: str) -> None:
+    """End tasks well and commit the open block of ``using``, whose last act this has to be.
 
-    Raises LeaseLost unless the task was still ours.
+    Raises LeaseLost unless every one of them was still ours.
     """
-    if len(connections[using].atomic_blocks) > 1:  # a test drains inside its own transaction
-        return _ack_each({message: result}, using)
-    if not lease.ack_and_commit(message.lease, result, using):
-        raise message.lost()
-    return message.endure()
+    if not results or len(connections[using].atomic_blocks) > 1:  # a test drains inside its own
+        return _ack_each(results, using)
+    if not lease.ack_and_commit(_by_lease(results), using):
+        if len(results) > 1:
+            raise LeaseLost(SHARED_LOST)
+        raise next(iter(results)).lost()
+    for message in results:
+        message.endure()
+    return None
 
 
 def _ack_each(results: Mapping[Message, str | None], using: str) -> None:
@@ -237,13 +253,16 @@ def _ack_each(results: Mapping[Message, str | None], using: str) -> None:
     """
     if not results:
         return
-    encoded = {message.lease: result for message, result in results.items()}
-    settled = lease.ack(encoded, using)
+    settled = lease.ack(_by_lease(results), using)
     for message in results:
         if message.lease.task_id not in settled:
             raise message.lost()
     for message in results:
         message.decide(using)
+
+
+def _by_lease(results: Mapping[Message, str | None]) -> dict[lease.Lease, str | None]:
+    return {message.lease: result for message, result in results.items()}
 
 
 def _tell(acked: Iterable[Message]) -> None:

@@ -16,11 +16,13 @@ FENCE = [
     ["AND lease_epoch = %(lease_epoch)s", ""],
     [f"AND {SINCE} + %(since)s::bigint * interval '1 microsecond'", ""],
 ]
+FENCE_OF_MANY = [
+    ["USING (id, lease_epoch)", "USING (id)"],
+    [f"AND task.{SINCE} + verdict.since * interval '1 microsecond'", ""],
+]
 WITHOUT_A_FENCE = {
-    "ack": [
-        ["USING (id, lease_epoch)", "USING (id)"],
-        [f"AND task.{SINCE} + verdict.since * interval '1 microsecond'", ""],
-    ],
+    "ack": FENCE_OF_MANY,
+    "ack_group": FENCE_OF_MANY,
     "ack_one": FENCE,
     "ack_last": FENCE,
 }

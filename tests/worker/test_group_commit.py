@@ -56,6 +56,28 @@ def test_tasks_of_a_backlog_share_transactions_and_each_effect_is_there_once():
     assert max(transaction_ids().values()) == 20
 
 
+def test_the_ack_of_all_and_the_commit_are_one_round_trip():
+    """Between the two a worker that is frozen or cut off would keep all their rows locked."""
+    sent: list[str] = []
+
+    def listen(execute: Any, sql: str, *rest: Any) -> Any:
+        sent.append(sql)
+        return execute(sql, *rest)
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def handle(message: Message) -> None:
+        if listen not in connection.execute_wrappers:
+            connection.execute_wrappers.append(listen)
+        write(message)
+
+    announce(MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    commits = [sql for sql in sent if sql.endswith("COMMIT;")]
+    assert len(commits) == len(transaction_ids()) < MANY
+    assert all("lease_epoch" in sql for sql in commits)
+    assert Task.objects.completed().count() == MANY
+
+
 def test_a_transaction_that_lasts_is_shared_no_further(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(executor, "SHARED_SECONDS", 0)
     subscribe("work.>", stream="work", consumer="grouped", atomic=True)(write)
