@@ -278,6 +278,7 @@ def test_reload_starts_a_new_worker_when_code_changes():
     assert Task.objects.filter(result=first).count() == 1
 
 
+@pytest.mark.slow
 def test_reload_restarts_several_processes_too():
     with runworker("gated", "--reload", "--processes", 2) as worker:
         first = worker.wait_until_started(2)

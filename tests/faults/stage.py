@@ -10,13 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psycopg
-import pytest
 from django.conf import settings
 
 from project.postgres.launcher import Server
@@ -34,14 +33,6 @@ FIGURES = Path(os.environ.get("FAULTS_FIGURES", tempfile.gettempdir())) / "kanth
 LEASE_SECONDS = LEASE.total_seconds()
 CLONE_NEWNET = 0x40000000
 QUICK = ("--poll-interval", "0.1", "--concurrency", "4")
-
-
-def sooner(values: Iterable[Any], *chosen: Any) -> list[Any]:
-    """Return the values of a parameter, all but the chosen ones for the slow run only."""
-    return [
-        value if value in chosen else pytest.param(value, marks=pytest.mark.slow)
-        for value in values
-    ]
 
 
 def record(fault: str, **figures: float) -> None:

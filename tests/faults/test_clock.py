@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.stage import Stage, sooner
+from tests.faults.stage import Stage
+from tests.quick_run import sooner
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
@@ -53,6 +54,7 @@ def test_publishers_whose_clock_is_ten_minutes_wrong_lose_nothing(stage: Stage, 
     stage.check()
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_by_ten_minutes_and_back_ends_no_lease(stage: Stage):
     stage.is_undisturbed = True
     stage.consumers += ["slow", "ticks"]

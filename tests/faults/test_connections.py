@@ -11,7 +11,8 @@ import pytest
 
 from tests.faults.facts import DISCARDED
 from tests.faults.pooler import Pooler, pooler
-from tests.faults.stage import Stage, sooner
+from tests.faults.stage import Stage
+from tests.quick_run import sooner
 
 # How their last statements tell the connections of a worker apart.
 PARTS = {

@@ -9,7 +9,8 @@ import signal
 import pytest
 
 from tests.faults.invariants import Violation
-from tests.faults.stage import Stage, sooner
+from tests.faults.stage import Stage
+from tests.quick_run import sooner
 
 SINCE = "attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz"
 FENCE = [

@@ -11,8 +11,9 @@ import pytest
 
 from project.postgres.cluster import PORT
 from tests.faults.cable import network
-from tests.faults.stage import LEASE_SECONDS, Stage, sooner
+from tests.faults.stage import LEASE_SECONDS, Stage
 from tests.proxy import Proxy
+from tests.quick_run import sooner
 
 LOOPBACK = "127.0.0.1"
 HEALED_WITHIN = 60.0  # seconds in which a half-open connection is found out
@@ -123,6 +124,7 @@ def test_coroutines_whose_connections_fall_silent_are_found_out_too(stage: Stage
     stage.check()
 
 
+@pytest.mark.slow
 def test_connections_that_are_reset_in_mid_statement_lose_and_double_nothing(
     stage: Stage, proxy: Proxy
 ):

@@ -7,8 +7,9 @@ import time
 import pytest
 
 from tests.faults.facts import DISCARDED
-from tests.faults.stage import LEASE_SECONDS, PATIENCE, Stage, sooner
+from tests.faults.stage import LEASE_SECONDS, PATIENCE, Stage
 from tests.processes import RunningWorker
+from tests.quick_run import sooner
 
 HEALED_WITHIN = LEASE_SECONDS + 5.0  # seconds after which a dead worker's tasks run elsewhere
 FAMILIES = {
@@ -208,7 +209,7 @@ def test_a_publisher_killed_around_its_commit_leaves_all_or_nothing(stage: Stage
 
 @pytest.mark.parametrize(
     "poisons",
-    [("exit", "segfault"), pytest.param(("raise", "memory", "hog"), marks=pytest.mark.slow)],
+    sooner([("exit", "segfault"), ("raise", "memory", "hog")], ("exit", "segfault")),
 )
 def test_poison_is_discarded_and_harms_nothing_else(stage: Stage, poisons: tuple[str, ...]):
     stage.worker("--processes", "2")

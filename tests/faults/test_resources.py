@@ -12,7 +12,8 @@ import pytest
 from project.postgres.launcher import scratch_server
 from tests.faults.ground import Ground
 from tests.faults.small_disk import Disk, move_log, small_disk
-from tests.faults.stage import Stage, sooner
+from tests.faults.stage import Stage
+from tests.quick_run import sooner
 
 
 @pytest.fixture

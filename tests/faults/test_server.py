@@ -18,7 +18,8 @@ from kanthorq_django.models.registration import Registration
 from project.postgres.cluster import PORT
 from tests.faults.ground import Ground, View
 from tests.faults.mischief.registry import frozen
-from tests.faults.stage import LEASE_SECONDS, Client, Stage, sooner
+from tests.faults.stage import LEASE_SECONDS, Client, Stage
+from tests.quick_run import sooner
 
 PICKED_UP_WITHIN = 10.0  # seconds after a restart in which workers go on by themselves
 
@@ -74,6 +75,7 @@ def test_a_server_that_crashes_again_and_again_loses_and_doubles_nothing(stage: 
     stage.check()
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_killed_takes_all_others_along_and_loses_nothing(stage: Stage):
     stage.worker()
     client, other = stage.client(), stage.client()
@@ -155,7 +157,8 @@ def test_a_worker_stops_within_its_time_whatever_the_database_does(
     stage.check()
 
 
-@pytest.mark.parametrize("flush", sooner([1.0, 10.0], 1.0))
+@pytest.mark.slow
+@pytest.mark.parametrize("flush", [1.0, 10.0])
 def test_a_worker_stops_within_its_time_while_the_server_is_away(stage: Stage, flush: float):
     stage.consumers += ["slow"]
     worker = stage.worker("--shutdown-timeout", "1", FAULTS_SET=within("loop.FLUSH_SECONDS", flush))

@@ -5,7 +5,8 @@ import time
 import psycopg
 import pytest
 
-from tests.faults.stage import LEASE_SECONDS, Stage, sooner
+from tests.faults.stage import LEASE_SECONDS, Stage
+from tests.quick_run import sooner
 
 OPEN = {
     "a long write": ("BEGIN", "SELECT pg_current_xact_id()"),

@@ -270,7 +270,7 @@ def live(actors: tuple[Actor, Actor], *, lives: int, steps: int) -> None:
 
 
 def test_tasks_live_as_expected_whatever_happens_to_them(actors: tuple[Actor, Actor]):
-    live(actors, lives=40, steps=30)
+    live(actors, lives=25, steps=30)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from kanthorq_django.models import Consumer, Task, TaskState
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.ledger.subscribers import GATE
+from tests.quick_run import sooner
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -123,9 +124,7 @@ def check_that_it_still_works(worker: WorkerProcess) -> None:
     assert worker.wait(PATIENCE) == 0
 
 
-@pytest.mark.parametrize(
-    "consumer", [pytest.param("gated-atomic", marks=pytest.mark.slow), "gated-ack"]
-)
+@pytest.mark.parametrize("consumer", sooner(["gated-atomic", "gated-ack"], "gated-ack"))
 def test_a_frozen_worker_commits_nothing_after_another_one_finished_its_task(
     start: Start, consumer: str
 ):
@@ -147,9 +146,7 @@ def test_a_frozen_worker_commits_nothing_after_another_one_finished_its_task(
     check_that_it_still_works(frozen)
 
 
-@pytest.mark.parametrize(
-    "consumer", ["gated-atomic", pytest.param("gated-ack", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("consumer", sooner(["gated-atomic", "gated-ack"], "gated-atomic"))
 def test_a_frozen_worker_that_wakes_beside_its_successor_commits_nothing(
     start: Start, consumer: str
 ):

@@ -17,6 +17,7 @@ from kanthorq_django.models import Event, Task
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.processes import PATIENCE, RunningWorker, runworker
+from tests.quick_run import sooner
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -49,7 +50,7 @@ def are_all_final(count: int) -> bool:
     return Task.objects.count() == Task.objects.completed().count() == count
 
 
-@pytest.mark.parametrize("run", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("run", sooner([0, 1], 0))
 def test_every_row_is_there_exactly_once_whenever_workers_are_killed(run: int):
     seed = random.SystemRandom().randrange(2**32)
     sys.stdout.write(f"seed {seed}\n")  # pytest shows it when the story ends badly

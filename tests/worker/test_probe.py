@@ -10,6 +10,7 @@ from django.db import connection, transaction
 from kanthorq_django.worker import probe
 from tests.concurrency import begin_elsewhere
 from tests.processes import PATIENCE
+from tests.quick_run import sooner
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -40,7 +41,7 @@ def look_again_and_again(monkeypatch: pytest.MonkeyPatch, is_going_on: Callable[
 
 
 @pytest.mark.parametrize("setting", ["SELECT 1", "SET track_activities = off", "SET ROLE {role}"])
-@pytest.mark.parametrize("seconds", [SECONDS, SECONDS / 250])
+@pytest.mark.parametrize("seconds", sooner([SECONDS, SECONDS / 250], SECONDS / 250))
 def test_a_backend_at_work_is_left_alone_whatever_is_shown_of_it(
     monkeypatch: pytest.MonkeyPatch, role: str, setting: str, seconds: float
 ):

@@ -17,6 +17,7 @@ from kanthorq_django.models import Event, Task, TaskState, Worker
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.processes import PATIENCE, RunningWorker, environment, runworker
+from tests.quick_run import sooner
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -134,9 +135,7 @@ def test_a_signal_wakes_a_worker_from_a_long_rest():
         assert worker.terminate() == 0
 
 
-@pytest.mark.parametrize(
-    "run", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4))]
-)
+@pytest.mark.parametrize("run", sooner(range(5), 1))
 def test_a_signal_in_the_middle_of_work_loses_nothing(run: int):
     publish_many([Event(subject="entry.made") for _ in range(300)], stream="ledger")
     with runworker("atomic") as worker:

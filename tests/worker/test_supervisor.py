@@ -13,6 +13,7 @@ from kanthorq_django.subscribers import sync
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.processes import PATIENCE, is_alive, runworker
+from tests.quick_run import sooner
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -43,7 +44,7 @@ def test_processes_end_when_their_supervisor_was_killed():
     assert not Worker.objects.exists()  # in good order
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # Ctrl-C; service managers
+@pytest.mark.parametrize("number", sooner([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_a_signal_to_the_whole_group_ends_it_in_good_order(number: signal.Signals, tmp_path: Path):
     gate = tmp_path / "gate"
     publish("gated.closed", {"gate": str(gate)}, stream="ledger")
