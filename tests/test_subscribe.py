@@ -181,6 +181,13 @@ class GeneratesAsync:
         yield
 
 
+class Unreadable:
+    __signature__ = "(message)"
+
+    def __call__(self, message: Any) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("handler", "problem"),
     [
@@ -193,6 +200,7 @@ class GeneratesAsync:
         (generates_async, "generates_async is a generator"),
         (Generates(), "Generates object at .* is a generator"),
         (GeneratesAsync(), "GeneratesAsync object at .* is a generator"),
+        (Unreadable(), "Unreadable object at .* cannot be a handler: unexpected object"),
     ],
 )
 def test_what_cannot_handle_a_message_is_refused(handler: Any, problem: str) -> None:

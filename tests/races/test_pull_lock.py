@@ -1,15 +1,17 @@
 """A page is read under the lock of its consumer, by the filters that stand in its row."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import OperationalError, connection, transaction
 
 from kanthorq_django import publish
-from kanthorq_django.models import Consumer, Task
+from kanthorq_django.models import Consumer, Event, Task
 from kanthorq_django.models.registration import Registration
-from tests.concurrency import elsewhere
+from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, elsewhere, wait_until
 from tests.races.race import altered
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -116,3 +118,34 @@ def test_a_pull_makes_no_tasks_while_its_consumer_is_deleted(
     assert pulled == [[]]
     assert not Consumer.objects.exists()
     assert not Task.objects.exists()
+
+
+def test_a_deletion_waits_for_a_pull_where_the_project_prefers_repeatable_read(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    connection.ensure_connection()
+    own_pid = connection.connection.info.backend_pid
+    level = psycopg.IsolationLevel.REPEATABLE_READ
+    monkeypatch.setattr(connection.connection, "isolation_level", level)
+    is_locked = threading.Event()
+
+    def is_waited_for() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT cardinality(pg_blocking_pids(%s))", [own_pid])
+            return bool(cursor.fetchone()[0])
+
+    def pull() -> None:
+        with transaction.atomic():
+            lock(consumer, "default")
+            Consumer.objects.filter(pk=consumer.pk).update(position_xid=None)
+            Task.objects.create(consumer=consumer, event=Event.objects.get())
+            is_locked.set()
+            wait_until(is_waited_for)
+
+    pulling = begin_elsewhere(pull)
+    assert is_locked.wait(DEADLINE_SECONDS)
+    consumer.delete()
+
+    pulling.result()
+    assert not Task.objects.exists()
+    assert not Consumer.objects.exists()

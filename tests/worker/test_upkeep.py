@@ -6,11 +6,11 @@ import threading
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections
+from django.db import Error, OperationalError, connection, connections, transaction
 from django.db.backends.sqlite3.base import DatabaseWrapper
 
 from kanthorq_django.worker import upkeep
-from kanthorq_django.worker.upkeep import Backoff, expect_dead_hosts
+from kanthorq_django.worker.upkeep import Backoff, expect_dead_hosts, is_unavailable
 from tests.worker.working import default_database
 
 
@@ -86,3 +86,25 @@ def test_another_database_that_a_handler_leaves_in_a_transaction_is_closed(
     monkeypatch.setattr(upkeep._own, "connections", [left])
     upkeep.leave_connections()
     assert left.connection is None
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("code", "is_away"),
+    [
+        ("27000", False),  # a trigger's own
+        ("2F002", False),  # a routine's own
+        ("38000", False),
+        ("39000", False),
+        ("54000", False),  # a limit
+        ("XX001", False),  # a damaged page
+        ("53300", True),  # too many connections
+        ("57P01", True),  # an administrator's shutdown
+        ("23505", False),
+    ],
+)
+def test_what_an_error_is_about_tells_whether_to_try_again(code: str, is_away: bool):
+    raising = f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$"
+    with pytest.raises(Error) as caught, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(raising)
+    assert is_unavailable(caught.value) is is_away
