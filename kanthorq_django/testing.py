@@ -38,7 +38,7 @@ def drain(*consumers: str) -> int:
     using: str = router.db_for_write(Consumer)
     rows = sync(consumers or None, using=using)
     for row in rows:
-        row.group_size = find(row.name).group_size
+        row.turns.group_size = find(row.name).group_size
     acknowledger = Acknowledger(using, written=lambda leases: None)
     count = 0
     while leased := [(row, tasks) for row in rows if (tasks := list(_lease_due(row, using)))]:

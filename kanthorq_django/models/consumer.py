@@ -19,6 +19,7 @@ from asgiref.sync import sync_to_async
 from django.db import models, router
 from django.db.models.expressions import RawSQL
 from django.dispatch import Signal
+from django.utils.functional import cached_property
 
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
@@ -41,7 +42,7 @@ from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.leased import Leased, claimed_by
 from kanthorq_django.models.registration import ConsumerQuerySet, unread
 from kanthorq_django.models.stream import Stream
-from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
+from kanthorq_django.models.turns import Serialize, Turns, next_in_turn, turns_locked
 
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet
@@ -91,14 +92,6 @@ class Consumer(models.Model):
         db_default=RawSQL("(pg_control_system()).system_identifier", ()), editable=False
     )
     created_at = CreatedAtField()
-
-    # Of the consumer's keys, the one whose turn was last, as far as this process knows.
-    served_key = ""
-    claim_count = 0
-    # Whether the last claim gave every turn there was: other keys are taken, or wait for a retry.
-    has_given_turns = False
-    # How many tasks of one key are handled together.
-    group_size = 1
 
     objects = models.Manager.from_queryset(ConsumerQuerySet)()
 
@@ -150,6 +143,11 @@ class Consumer(models.Model):
     def using(self) -> str:
         """The database that this consumer reads and writes, whichever it was fetched from."""
         return router.db_for_write(Consumer, instance=self)
+
+    @cached_property
+    def turns(self) -> Turns:
+        """What this process remembers of the turns that it gave by this instance."""
+        return Turns()
 
     def selects(self, subject: str) -> bool:
         """Tell whether this consumer's filters select ``subject``."""
@@ -288,15 +286,16 @@ class Consumer(models.Model):
         with turns_locked(self) as is_ours:
             # A part stays free for what waits for no turn, as cancellations do; of a single
             # place, every other one.
-            self.claim_count += 1
-            self.has_given_turns = False
-            if limit == 1 and self.claim_count % 2:
+            turns = self.turns
+            turns.claim_count += 1
+            turns.were_all_given = False
+            if limit == 1 and turns.claim_count % 2:
                 rows = self._claim(limit, states, [], floor)
                 if rows[0].due_count:
                     return rows
             share = max(1, limit - max(1, limit // 4))
             in_turn = next_in_turn(self, share) if is_ours else []
-            self.has_given_turns = is_ours and len(in_turn) < share
+            turns.were_all_given = is_ours and len(in_turn) < share
             return self._claim(limit - len(in_turn), states, in_turn, floor)
 
     def _claim(

@@ -7,6 +7,7 @@ behind a pooler as well, and a lease that runs out frees its key by itself.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, models
@@ -28,6 +29,16 @@ class Serialize(models.TextChoices):
     STRICT = "strict", "one at a time, in order; later ones wait for a task's retry"
 
 
+@dataclass(slots=True)
+class Turns:
+    """What a process remembers of the turns that it gave for one consumer."""
+
+    group_size: int = 1  # tasks of one key that are handled together
+    served_key: str = ""  # whose turn was last; empty: the keys begin again
+    were_all_given: bool = False  # by the last claim; other keys are taken, or wait for a retry
+    claim_count: int = 0
+
+
 @contextmanager
 def turns_locked(consumer: "Consumer") -> Iterator[bool]:
     """Hold the right to give turns for the block; False when another worker has it."""
@@ -45,9 +56,9 @@ def next_in_turn(consumer: "Consumer", limit: int) -> list[int]:
 
     Goes on after the key that it served last, so that keys take turns as well.
     """
-    start = consumer.served_key
+    start = consumer.turns.served_key
     found = _walk(consumer, start, limit)
-    if start and len(found) < limit and not consumer.served_key:
+    if start and len(found) < limit and not consumer.turns.served_key:
         again = _walk(consumer, "", limit - len(found))
         found += [pk for pk in again if pk not in found]
     return found
@@ -73,8 +84,8 @@ def present_turn_key() -> Case:
 def _walk(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
     """Look behind ``after_key``, and on behind keys that are all busy, until the keys end."""
     found = _look(consumer, after_key, limit)
-    while not found and consumer.served_key:
-        found = _look(consumer, consumer.served_key, limit)
+    while not found and consumer.turns.served_key:
+        found = _look(consumer, consumer.turns.served_key, limit)
     return found
 
 
@@ -87,7 +98,7 @@ def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
             "consumer_id": consumer.pk,
             "after_key": after_key,
             "is_strict": consumer.serialize == Serialize.STRICT,
-            "per_key": consumer.group_size,
+            "per_key": consumer.turns.group_size,
             "keys_max": keys_max,
             "limit": limit,
         },
@@ -95,9 +106,9 @@ def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
     is_cut_short = bool(rows) and (len(rows) == limit or rows[-1].position == keys_max)
     served = dict.fromkeys(row.turn_key for row in rows if row.id is not None)
     # One group of a key is one call of the handler: no more of them than there is room for.
-    kept = list(served)[: max(1, limit // consumer.group_size)]
+    kept = list(served)[: max(1, limit // consumer.turns.group_size)]
     if len(kept) < len(served):
-        consumer.served_key = kept[-1]
+        consumer.turns.served_key = kept[-1]
     else:
-        consumer.served_key = rows[-1].turn_key if is_cut_short else ""
+        consumer.turns.served_key = rows[-1].turn_key if is_cut_short else ""
     return [row.id for row in rows if row.id is not None and row.turn_key in kept]

@@ -106,7 +106,7 @@ class WorkerLoop:
         self._warden = Warden(self._flights, tick)
         bounded = self._warden.bounded
         for consumer in consumers:
-            consumer.group_size = self._subscriptions[consumer.pk].group_size
+            consumer.turns.group_size = self._subscriptions[consumer.pk].group_size
         self._puller = Puller(consumers, self._options, self._using, bounded)
         self._row = self._sign_in(consumers)
         self._acknowledger = Acknowledger(self._using, self._written, bounded)

@@ -225,7 +225,7 @@ class Puller:
     def _claim(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
         freed_count = self._freed_count
         leased = consumer.lease_due(wanted.limit, wanted.states, self._floors[consumer.pk])
-        if consumer.has_given_turns and freed_count == self._freed_count:
+        if consumer.turns.were_all_given and freed_count == self._freed_count:
             # A burst does not wait for keys that others have, or whose first task waits itself.
             is_over = self._options.burst and self._is_quiet and not leased
             until = math.inf if is_over else time.monotonic() + TURNS_AGAIN

@@ -120,20 +120,20 @@ def test_a_ready_task_is_found_behind_many_busy_keys(consumer):
     while claimed(consumer):
         pass
     (ready,) = publish_keys(consumer, "ready")
-    consumer.served_key = ""
+    consumer.turns.served_key = ""
     assert events_of(claimed(consumer, 10)) == [ready.pk]
 
 
 def test_no_more_groups_are_leased_than_calls_are_wanted(consumer):
     publish_keys(consumer, *(f"key-{number}" for number in range(20)))
-    consumer.group_size = 10
+    consumer.turns.group_size = 10
     assert len(claimed(consumer, 40)) == 3
     assert len(claimed(consumer, 40)) == 3
 
 
 def test_a_group_is_all_of_one_key_in_order(consumer):
     events = publish_keys(consumer, "a", "b", "a", "b", "a")
-    consumer.group_size = 10
+    consumer.turns.group_size = 10
     tasks = claimed(consumer)
     by_key = {key: [t.event_id for t in tasks if t.resource_key == key] for key in "ab"}
     assert by_key["a"] == [events[0].pk, events[2].pk, events[4].pk]
@@ -295,5 +295,5 @@ def test_a_group_that_is_cut_short_begins_with_the_lease_that_ran_out():
     Task.objects.all().update(schedule_at=Now() - timedelta(seconds=1))
 
     consumer = Consumer.objects.get(pk=consumer.pk)
-    consumer.group_size = 2
+    consumer.turns.group_size = 2
     assert events_of(claimed(consumer, 1)) == [late.event_id]

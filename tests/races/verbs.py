@@ -49,5 +49,5 @@ def told(outcome: Outcome) -> tuple[list[Any], list[Any], list[Any]]:
 def stored(consumer: ExpectedConsumer, group: int) -> Consumer:
     """Return the row, to claim ``group`` tasks of a key at a time."""
     found = Consumer.objects.get(pk=consumer.pk)
-    found.group_size = group
+    found.turns.group_size = group
     return found
