@@ -182,7 +182,7 @@ class GeneratesAsync:
 
 
 class Unreadable:
-    __signature__ = "(message)"
+    __signature__ = 1
 
     def __call__(self, message: Any) -> None:
         pass
