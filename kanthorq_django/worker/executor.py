@@ -36,7 +36,9 @@ _UNCOUNTED = contextlib.nullcontext()
 REPLACED = "The handler replaced the connection on which its transaction was open."
 MARKED_FOR_ROLLBACK = "The handler left its transaction marked for rollback."
 SHARED_LOST = "One of the leases is over whose handlers shared a transaction."
-SHARED_SECONDS = 0.02  # after which a shared transaction begins no further handler
+# After which a shared transaction begins no further handler. By the clock: where ten threads share
+# a processor, each of them is slow, and a short time would leave transactions of two or three.
+SHARED_SECONDS = 0.25
 CAREFUL_SECONDS = 60.0  # with savepoints, after a shared transaction that failed
 
 _careful_until: dict[str, float] = {}  # by consumer
