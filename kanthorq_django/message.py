@@ -76,6 +76,7 @@ class Message:
         # What the handler decided itself. A rolled-back verdict never becomes durable.
         self._has_verdict = False
         self._is_durable = False
+        self._given_in: tuple[object, object] | None = None  # the transaction of its verdict
         self.failure: Failure | None = None  # what it gave to nack()
 
     def __repr__(self) -> str:
@@ -134,6 +135,8 @@ class Message:
             self._tell(signals.acked)
         elif not self._was_acked():
             raise AlreadyAcknowledged(f"{self.task} was ended with nack() before.")
+        else:
+            self._refuse_another_block(using)
 
     @async_unsafe(IN_COROUTINE.format("nack"))
     def nack(self, reason: BaseException | str, *, delay: timedelta | None = None) -> None:
@@ -152,6 +155,8 @@ class Message:
             self._tell(signals.nacked, reason=reason)
         elif self._was_acked():
             raise AlreadyAcknowledged(f"{self.task} was ended with ack() before.")
+        else:
+            self._refuse_another_block(using)
 
     async def aack(self, result: Any = None) -> None:
         """Do what ``ack()`` does, from a coroutine."""
@@ -209,7 +214,8 @@ class Message:
 
     def reopen(self) -> None:
         """Forget a verdict that was rolled back with a transaction which others shared."""
-        self._has_verdict = self._is_durable
+        self._has_verdict = False
+        self.failure = None
 
     def is_open(self) -> bool:
         """Ask the row whether the task can still be ended with this message."""
@@ -231,6 +237,7 @@ class Message:
     def decide(self, using: str) -> None:
         """Remember that the handler has spoken, and, once it is committed, that this lasts."""
         self._has_verdict = True
+        self._given_in = self._transaction(using)
         blocks = connections[using].atomic_blocks
         # A TestCase's own block never commits, and is no transaction of the application.
         if blocks and not getattr(blocks[-1], "_from_testcase", False):
@@ -239,6 +246,32 @@ class Message:
             self._is_durable = True
         else:
             self._is_durable = is_outside(connections[using])
+
+    def _refuse_another_block(self, using: str) -> None:
+        """Raise AlreadyAcknowledged in a block other than that of the verdict, if in doubt.
+
+        Its COMMIT got no answer, so the handler tries again; but it was carried out, and what this
+        block writes would be applied once more. Where the verdict is known to last it is a no-op.
+        """
+        open_now = self._transaction(using)
+        if open_now in {None, self._given_in} or self._is_durable:
+            return
+        self._doom_open_blocks()
+        raise AlreadyAcknowledged(
+            f"{self.task} was ended in an earlier block, whose commit got no answer but was "
+            "carried out. Nothing of this block may commit."
+        )
+
+    @staticmethod
+    def _transaction(using: str) -> tuple[object, object] | None:
+        """Return what tells the application's open transaction from others, None without one.
+
+        A function under ``@transaction.atomic`` has the same block each time.
+        """
+        connection = connections[using]
+        # A TestCase's own blocks are no transaction of the application.
+        own = [each for each in connection.atomic_blocks if not getattr(each, "_from_testcase", 0)]
+        return (own[0], connection.connection) if own else None
 
     def _tell(self, signal: Signal, **told: Any) -> None:
         # What a receiver raises must not have the handler fail after a verdict that lasts.
@@ -299,6 +332,15 @@ class Message:
     def lost(self) -> LeaseLost:
         """Return the error to raise, and let no open block commit even if it is swallowed."""
         self._stop.set(LEASE_OVER)
+        self._doom_open_blocks()
+        return LeaseLost(
+            f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
+            "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "
+            "may commit."
+        )
+
+    def _doom_open_blocks(self) -> None:
+        """Let no open block commit, even if the error that says why is swallowed."""
         connection = connections[self.using]
         # A TestCase's own blocks are no transaction of the application.
         own = [each for each in connection.atomic_blocks if not getattr(each, "_from_testcase", 0)]
@@ -307,11 +349,6 @@ class Message:
         if (inner := len(own) - 1) > 0:
             # A block that cannot roll back to a savepoint has the next one roll back.
             connection.savepoint_ids[-inner:] = [None] * inner  # type: ignore[list-item]  # Django's too
-        return LeaseLost(
-            f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
-            "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "
-            "may commit."
-        )
 
 
 def encode_result(result: Any) -> str | None:

@@ -194,6 +194,13 @@ class Event(SealableModel):
 )
 def publish_into(stream: str, events: Iterable[Event], using: str) -> list[Event]:
     """Do what the queryset's ``publish()`` does; to make a queryset takes as long as a check."""
+    stored = store_into(stream, events, using)
+    tell_of_new(stored, using)
+    return stored
+
+
+def store_into(stream: str, events: Iterable[Event], using: str) -> list[Event]:
+    """Do the same, without telling receivers."""
     check_stream_name(stream)
     given = gathered(events)
     connection = connections[using]
@@ -204,10 +211,15 @@ def publish_into(stream: str, events: Iterable[Event], using: str) -> list[Event
     _prepare(given, stream)
     if not given:
         return []
-    stored = insertion.insert(given, stream, connection)
+    return insertion.insert(given, stream, connection)
+
+
+def tell_of_new(stored: Iterable[Event], using: str) -> None:
+    """Tell receivers of ``published`` which of ``stored`` are new."""
+    if not signals.published.receivers:
+        return
     if created := [event for event in stored if event.created]:
-        signals.tell(signals.published, Event, connection, events=created)
-    return stored
+        signals.tell(signals.published, Event, connections[using], events=created)
 
 
 # What code gives to an event that it publishes, and what is left blank until then.

@@ -37,6 +37,18 @@ def brief(using: str) -> Iterator[None]:
 
 
 @contextmanager
+def patient(using: str) -> Iterator[None]:
+    """Let the client of a ``brief()`` transaction take its time for the block."""
+    name = "idle_in_transaction_session_timeout"
+    with connections[using].cursor() as cursor:
+        cursor.execute("SELECT current_setting(%s)", [name])
+        (before,) = cursor.fetchone()
+        cursor.execute(f"SET LOCAL {name} TO DEFAULT")
+        yield
+        cursor.execute("SELECT set_config(%s, %s, true)", [name, before])
+
+
+@contextmanager
 def together(using: str) -> Iterator[None]:
     """Run the block in the caller's transaction, else in one as ``read_committed()`` begins it."""
     connection = connections[using]

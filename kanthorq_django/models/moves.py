@@ -74,6 +74,8 @@ class MovableQuerySet(models.QuerySet[M]):
         stored, connection = self.model._base_manager.using(self.db), connections[self.db]
         askable = {TaskState.RUNNING} if request_running else set()
         locked = self._lock(chunk, move.sources | askable)
+        still = self._selected(task.pk for task in locked)
+        locked = [task for task in locked if task.pk in still]
         updated = {task.pk for task in locked if task.state in move.sources}
         requested = {task.pk for task in locked if task.state in askable and not task.is_asked}
         stored.filter(pk__in=updated, state__in=move.sources).update(**changes)
@@ -89,6 +91,10 @@ class MovableQuerySet(models.QuerySet[M]):
                 for told in (updated, requested, left)
             )
         )
+
+    def _selected(self, pks: Iterable[int]) -> set[int]:
+        """Return which of these the queryset selects now: they may have changed until the lock."""
+        return set(self.order_by().filter(pk__in=list(pks)).values_list("pk", flat=True))
 
     def _lock(self, pks: Iterable[int], states: Iterable[TaskState]) -> list[Any]:
         """Lock those in ``states``, in id order and all at once, so that verbs never deadlock.

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
@@ -10,11 +11,13 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from psycopg.errors import SerializationFailure
 from psycopg.pq import TransactionStatus
 
+from kanthorq_django import signals
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
 from kanthorq_django.models.definition import Catchup, occurrence_metadata
-from kanthorq_django.models.event import Event
+from kanthorq_django.models.event import Event, store_into, tell_of_new
+from kanthorq_django.models.isolation import patient
 
 if TYPE_CHECKING:
     from kanthorq_django.models.schedule import Schedule
@@ -38,43 +41,47 @@ def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
     stops the schedule, with an error in the log. Raises Unpublished for any other trouble that
     this schedule has for itself, such as a receiver of ``published`` that raises or exits.
     """
+    using, events = schedule._state.db or DEFAULT_DB_ALIAS, None
     try:
-        with transaction.atomic(using=schedule._state.db):
-            return _publish(schedule, now)
-    except (KanthorqError, RecurrenceProblem):
-        logger.exception("Schedule %s cannot go on and is cancelled.", schedule.name)
-        schedule.cancelled_at, schedule.next_at = now, None
-        schedule.save(update_fields=["cancelled_at", "next_at"])
-        return 0
+        with transaction.atomic(using=using):
+            events = _store(schedule, now, using)
+            with patient(using) if signals.published.has_listeners(Event) else nullcontext():
+                tell_of_new(events, using)
+            return sum(event.created for event in events)
     except (Exception, SystemExit) as error:
-        if _concerns_all(error, schedule._state.db):
+        if events is None and isinstance(error, KanthorqError | RecurrenceProblem):
+            logger.exception("Schedule %s cannot go on and is cancelled.", schedule.name)
+            schedule.cancelled_at, schedule.next_at = now, None
+            schedule.save(update_fields=["cancelled_at", "next_at"])
+            return 0
+        if _concerns_all(error, using):
             raise
         raise Unpublished(f"{schedule.name}: {type(error).__name__}: {error}") from error
 
 
-def _concerns_all(error: BaseException, using: str | None) -> bool:
+def _concerns_all(error: BaseException, using: str) -> bool:
     """Tell whether the transaction itself has failed, and not what one schedule did in it."""
-    connection = connections[using or DEFAULT_DB_ALIAS]
+    connection = connections[using]
     raw = connection.connection
     is_open = raw is not None and raw.info.transaction_status == TransactionStatus.INTRANS
     is_conflict = isinstance(error.__cause__, SerializationFailure)
     return is_conflict or connection.needs_rollback or not is_open
 
 
-def _publish(schedule: "Schedule", now: datetime) -> int:
+def _store(schedule: "Schedule", now: datetime, using: str) -> list[Event]:
+    """Store the events of what is due, and step on."""
     recurrence = schedule.recurrence()
     if not isinstance(schedule.metadata, dict):
         kind = type(schedule.metadata).__name__
         raise InvalidSchedule(f"Schedule {schedule.name!r}: metadata must be a dict, not {kind}.")
     moments = _due(schedule, recurrence, now)
-    events = Event.objects.using(schedule._state.db).publish(
-        [_event(schedule, moment) for moment in moments], stream=schedule.stream.name
-    )
+    due = [_event(schedule, moment) for moment in moments]
+    events = store_into(schedule.stream.name, due, using)
     passed = moments[-1] if moments and schedule.catchup == Catchup.ALL else now
     schedule.next_at = recurrence.after(passed)
     schedule.last_at = moments[-1] if moments else schedule.last_at
     schedule.save(update_fields=["next_at", "last_at"])
-    return sum(event.created for event in events)
+    return events
 
 
 def _due(schedule: "Schedule", recurrence: Recurrence, now: datetime) -> Sequence[datetime]:

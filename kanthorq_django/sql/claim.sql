@@ -20,7 +20,7 @@ due_freely AS MATERIALIZED (
     FOR NO KEY UPDATE SKIP LOCKED
 ),
 due_in_turn AS MATERIALIZED (
-    SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at
+    SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at, turn_key
     FROM kanthorq_django_task
     WHERE id = ANY(%(in_turn)s::bigint[])
         AND state + 0 = ANY(%(states)s::smallint[])
@@ -28,7 +28,16 @@ due_in_turn AS MATERIALIZED (
     FOR NO KEY UPDATE SKIP LOCKED
 ),
 due AS (
-    SELECT * FROM due_in_turn UNION ALL SELECT * FROM due_freely
+    SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at
+    FROM due_in_turn
+    -- One of its group whose lease ran out, but which is locked or not wanted here, may run yet: as
+    -- long as it is not fenced, nothing of the group is leased.
+    WHERE NOT EXISTS (
+        SELECT FROM kanthorq_django_task AS held
+        WHERE held.id = ANY(%(in_turn)s::bigint[]) AND held.turn_key = due_in_turn.turn_key
+            AND held.state + 0 = 2 AND held.id NOT IN (SELECT id FROM due_in_turn)
+    )
+    UNION ALL SELECT * FROM due_freely
 ),
 fate AS (
     SELECT

@@ -6,9 +6,10 @@ exceptions are turned into one by endings.py, which the acknowledger writes.
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from django.db import connections, transaction
@@ -16,6 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.exceptions import KanthorqError, LeaseLost
 from kanthorq_django.message import Message, encode_result
 from kanthorq_django.models import Task, lease
@@ -31,6 +33,7 @@ from kanthorq_django.worker.endings import (
     refuse_misuse,
 )
 from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.log import logger
 
 _UNCOUNTED = contextlib.nullcontext()
 REPLACED = "The handler replaced the connection on which its transaction was open."
@@ -75,8 +78,8 @@ def execute_together(flight: Flight, others: Iterator[Flight]) -> tuple[list[End
     except BaseException as error:  # noqa: BLE001  # as in execute()
         if not begun:  # the transaction itself could not be begun
             return [HandBack(flight.message, lease.AT_ONCE)], []
-        if len(begun) == 1:
-            return after_error(begun, error), []
+        if len(begun) == 1 or any(each.message.is_settled() for each in begun):
+            return after_error(begun, error), []  # what is committed is never run again
         _careful_until[subscription.consumer] = time.monotonic() + CAREFUL_SECONDS
         for spoiled in begun:  # each of them tells for itself when it is run again
             spoiled.message.reopen()
@@ -212,9 +215,21 @@ class _Opened(NamedTuple):
 
 
 def _keep_hooks_apart(using: str) -> None:
-    """Let a hook that raises not keep those of other tasks from running after the commit."""
+    """Let a hook that raises or exits not keep those of other tasks from running."""
     hooks: list[Any] = connections[using].run_on_commit
-    hooks[:] = [(savepoints, hook, True) for savepoints, hook, _ in hooks]
+    hooks[:] = [
+        (savepoints, functools.partial(_run_apart, hook), True) for savepoints, hook, _ in hooks
+    ]
+
+
+def _run_apart(hook: Callable[[], object]) -> None:
+    """Run a hook of ``transaction.on_commit()``; what is no Exception Django would let through."""
+    try:
+        hook()
+    except Exception:
+        raise  # which Django logs
+    except BaseException:
+        logger.exception("A hook of a committed transaction, %s, exited.", name_of(hook))
 
 
 def _call_and_keep(flight: Flight, opened: _Opened) -> dict[Message, str | None]:

@@ -135,7 +135,7 @@ def test_rows_are_found_by_an_index_whatever_is_finished(
 ):
     plan = list(nodes(plan_of(verb, is_kept=is_kept)))
     reads = [node for node in plan if node.get("Relation Name") == "kanthorq_django_task"]
-    reads = [node for node in reads if node["Node Type"] != "ModifyTable"]
+    reads = [node for node in reads if node["Node Type"] != "ModifyTable" and node["Actual Loops"]]
     assert {node["Node Type"] for node in reads} == {"Index Scan"}
     assert {node["Index Name"] for node in reads} <= INDEXES.get(verb, {PRIMARY_KEY})
     assert all(node["Actual Rows"] <= LEASED for node in plan if node["Node Type"] == "Sort")

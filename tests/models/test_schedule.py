@@ -10,7 +10,12 @@ from django.utils import timezone
 
 from kanthorq_django import schedule, signals
 from kanthorq_django.domain.outcome import Outcome
-from kanthorq_django.exceptions import InvalidBody, InvalidSchedule, InvalidSubject
+from kanthorq_django.exceptions import (
+    IdempotencyConflict,
+    InvalidBody,
+    InvalidSchedule,
+    InvalidSubject,
+)
 from kanthorq_django.models import Event, Schedule
 from kanthorq_django.models.occurrences import Unpublished
 from kanthorq_django.worker.scheduler import Scheduler
@@ -204,6 +209,7 @@ def swallow() -> None:
     [
         *map(raising, (ValueError("no"), SystemExit("no"), IntegrityError("no"))),
         raising(OperationalError("another database is away")),
+        raising(IdempotencyConflict("of what the receiver publishes")),
         swallow,
     ],
 )
@@ -236,6 +242,24 @@ def test_a_receiver_that_fails_keeps_only_its_schedule_from_publishing(
     assert Schedule.objects.publish_due() == 2
     assert Schedule.objects.publish_due() == 1
     assert Event.objects.count() == 12
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_receiver_may_take_longer_than_a_client_that_has_gone():
+    pass_time(daily(), timedelta(days=1))
+    seen: list[str] = []
+
+    def hear(**_: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW idle_in_transaction_session_timeout")
+            seen.append(cursor.fetchone()[0])
+
+    signals.published.connect(hear)
+    try:
+        assert Schedule.objects.publish_due() == 1
+    finally:
+        signals.published.disconnect(hear)
+    assert seen == ["0"]
 
 
 def test_each_schedule_that_fails_is_named_once_in_the_log(caplog: pytest.LogCaptureFixture):

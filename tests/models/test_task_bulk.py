@@ -105,3 +105,22 @@ def test_a_verb_meets_no_conflict_where_the_project_prefers_repeatable_read(
 
     monkeypatch.setattr(TaskQuerySet, "_move_chunk", after_another_one)
     assert len(tasks.cancel().updated) == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_verb_leaves_alone_what_its_queryset_does_not_select_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    consumer = fill(3)
+    lock = TaskQuerySet._lock
+
+    def after_another_one(self: TaskQuerySet, *args: Any) -> Any:
+        elsewhere(lambda: Task.objects.filter(pk=first.pk).update(resource_key="moved"))
+        return lock(self, *args)
+
+    first = Task.objects.earliest("pk")
+    monkeypatch.setattr(TaskQuerySet, "_lock", after_another_one)
+    outcome = Task.objects.filter(consumer=consumer, resource_key="").cancel()
+    assert (len(outcome.updated), outcome.noop) == (2, (first.event_id,))
+    first.refresh_from_db()
+    assert first.state == TaskState.AVAILABLE

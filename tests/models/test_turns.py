@@ -297,3 +297,31 @@ def test_a_group_that_is_cut_short_begins_with_the_lease_that_ran_out():
     consumer = Consumer.objects.get(pk=consumer.pk)
     consumer.turns.group_size = 2
     assert events_of(claimed(consumer, 1)) == [late.event_id]
+
+
+@pytest.fixture
+def stuck() -> Consumer:
+    """A consumer whose tasks are grouped; the lease of one ran out, another of its key is new."""
+    consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
+    consumer.turns.group_size = 10
+    publish_keys(consumer, "a")
+    assert len(claimed(consumer)) == 1
+    Task.objects.update(schedule_at=Now() - timedelta(seconds=1))
+    publish_keys(consumer, "a")
+    return consumer
+
+
+def test_nothing_of_a_group_is_leased_while_one_that_may_run_yet_is_locked(
+    stuck: Consumer,
+):
+    with transaction.atomic():
+        Task.objects.select_for_update().get(state=TaskState.RUNNING)
+        assert elsewhere(lambda: claimed(stuck)) == []
+    assert len(claimed(stuck)) == 2
+
+
+def test_nothing_of_a_group_is_leased_while_one_that_may_run_yet_is_not_wanted(
+    stuck: Consumer,
+):
+    assert stuck.claim(states=[TaskState.AVAILABLE]) == []
+    assert len(claimed(stuck)) == 2

@@ -1,10 +1,12 @@
 """Several tasks of one atomic subscriber in one transaction."""
 
 import math
+import sys
 import threading
 from collections import Counter
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import OperationalError, connection, transaction
@@ -339,3 +341,23 @@ def test_idle_threads_are_not_kept_from_a_small_backlog():
 
     announce(4)
     assert work_off("grouped", concurrency=4) == 4
+
+
+@pytest.mark.parametrize("is_explicit", [False, True])
+def test_a_hook_that_exits_after_the_commit_has_nothing_run_again(*, is_explicit: bool):
+    handled: list[UUID] = []
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True, retry=AT_ONCE)
+    def handle(message: Message) -> None:
+        handled.append(message.event.pk)
+        write(message)
+        if message.event.json() == MANY:
+            transaction.on_commit(sys.exit)
+        if is_explicit:
+            message.ack()
+
+    announce(2 * MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    assert max(transaction_ids().values()) > 1
+    assert len(handled) == len(set(handled)) == Entry.objects.count()
+    assert Task.objects.completed().filter(attempt_count=1).count() == 2 * MANY

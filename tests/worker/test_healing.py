@@ -18,7 +18,7 @@ from kanthorq_django.models import Task, TaskState, Worker
 from kanthorq_django.worker import listener, loop, renewer, warden
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
-from tests.proxy import Proxy
+from tests.proxy import Proxy, through_a_proxy
 from tests.quick_run import sooner
 from tests.worker.working import (
     PATIENCE,
@@ -419,3 +419,23 @@ def test_a_renewer_says_that_it_works_again_when_the_database_has_answered(
         wait_until(lambda: len(tried) >= 3, PATIENCE)
     assert caplog.text.count("renewer interrupted") == 1
     assert "renewer works again" not in caplog.text
+
+
+def test_a_block_is_not_written_twice_when_the_reply_to_its_commit_was_lost():
+    lost: list[threading.Event] = []
+
+    @subscribe("work.>", stream="work", consumer="tries", retry=Fixed(timedelta(hours=1)))
+    def handle(message: Message) -> None:
+        for _ in range(2):
+            with contextlib.suppress(OperationalError), transaction.atomic():
+                Entry.objects.create(event_id=message.event.pk)
+                message.ack()
+                lost[len(lost) :] = [] if lost else [proxy.lose_reply_to("COMMIT\x00")]
+
+    announce()
+    connection.ensure_connection()
+    with through_a_proxy() as proxy, default_database(HOST=proxy.host, PORT=str(proxy.port)):
+        work_off("tries", concurrency=1)
+    assert lost[0].is_set()
+    assert Task.objects.get().state == TaskState.COMPLETED
+    assert Entry.objects.count() == 1
