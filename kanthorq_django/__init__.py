@@ -6,6 +6,7 @@ Everything here can be imported before Django has loaded its apps.
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from asgiref.sync import sync_to_async
 from django.db import router
@@ -88,9 +89,28 @@ def publish_many(
     return Event.objects.using(using).publish(events, stream=stream)
 
 
-async def apublish(subject: str, body: Any = b"", **options: Any) -> "Event":
+async def apublish(
+    subject: str,
+    body: Any = b"",
+    *,
+    stream: str = "default",
+    metadata: Mapping[str, Any] | None = None,
+    resource_key: str = "",
+    idempotency_key: str | None = None,
+    schedule_at: datetime | None = None,
+    using: str | None = None,
+) -> "Event":
     """Do what ``publish()`` does, from a coroutine."""
-    return await sync_to_async(publish)(subject, body, **options)
+    return await sync_to_async(publish)(
+        subject,
+        body,
+        stream=stream,
+        metadata=metadata,
+        resource_key=resource_key,
+        idempotency_key=idempotency_key,
+        schedule_at=schedule_at,
+        using=using,
+    )
 
 
 async def apublish_many(
@@ -106,8 +126,8 @@ def schedule(  # noqa: PLR0913  # the columns of a schedule, by keyword only
     rrule: str,
     dtstart: datetime | str,
     subject: str,
-    timezone: str | None = None,
-    exdates: Iterable[datetime] = (),
+    timezone: str | ZoneInfo | None = None,
+    exdates: Iterable[datetime | str] = (),
     body: Any = b"",
     metadata: Mapping[str, Any] | None = None,
     stream: str = "default",
@@ -118,7 +138,7 @@ def schedule(  # noqa: PLR0913  # the columns of a schedule, by keyword only
     """Publish an event at each occurrence of the recurrence rule ``rrule`` (RFC 5545).
 
     Writes the row of the schedule ``name``: call it where the database may be used, as in a
-    migration or a command, as often as you like. ``dtstart`` is aware, or the ISO text of such
+    command, as often as you like. ``dtstart`` is aware, or the ISO text of such
     a moment; the rule follows the clocks of ``timezone`` (default: the project's), so local
     time stays local. ``exdates`` are left out. ``catchup`` says what becomes of occurrences
     that passed while no worker ran: ``"all"``, ``"last"`` or ``"none"``. Raises

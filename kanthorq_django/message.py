@@ -224,9 +224,9 @@ class Message:
     def _check_database(self) -> str:
         """Return the tasks' database. Raises CrossDatabaseAck if only another one is in a block."""
         using = self.using
-        if not connections[using].in_atomic_block:
+        if self._transaction(using) is None:
             for other in connections.all(initialized_only=True):
-                if other.in_atomic_block:
+                if self._transaction(other.alias):
                     raise CrossDatabaseAck(
                         f"The open transaction is in the database {other.alias!r}, the tasks are "
                         f"in {using!r}: they cannot commit together. Acknowledge outside of it, "

@@ -4,7 +4,7 @@ Nothing here touches the database until ``sync()``, so it can be imported at any
 """
 
 import difflib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
@@ -43,7 +43,7 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     *includes: str,
     stream: str = "default",
     consumer: str | None = None,
-    excludes: Collection[str] = (),
+    excludes: list[str] | tuple[str, ...] = (),
     attempt_max: int | None = None,
     visibility_timeout: timedelta = timedelta(seconds=60),
     timeout: timedelta | None = None,

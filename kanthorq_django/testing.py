@@ -12,7 +12,7 @@ from django.db import connections, router
 from django.utils.asyncio import async_unsafe
 from psycopg.pq import TransactionStatus
 
-from kanthorq_django import sql
+from kanthorq_django import signals, sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.models import Consumer, Task
@@ -83,7 +83,9 @@ def _pull_uncommitted(consumer: Consumer, using: str) -> list[Leased]:
         "excludes": subjects.to_regex(consumer.subject_excludes),
         "limit": BATCH_SIZE,
     }
-    return pulled_by(consumer, sql.result(using, "pull_uncommitted", params))
+    leased = pulled_by(consumer, sql.result(using, "pull_uncommitted", params))
+    consumer.tell(signals.pulled, leased)
+    return leased
 
 
 @contextmanager

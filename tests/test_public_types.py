@@ -1,11 +1,13 @@
 """What a type checker tells users of the public names; `assert_type` fails in mypy, not here."""
 
+from datetime import datetime
 from typing import assert_type
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from kanthorq_django import publish, publish_many, subscribe
+from kanthorq_django import apublish, publish, publish_many, schedule, subscribe
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task
@@ -39,3 +41,21 @@ def test_verbs_and_relations_keep_their_types() -> None:
     assert_type(consumer.reset([event.pk]), Outcome)
     assert event.tasks.available().get().event == event
     assert_type(refund(Message(event.tasks.get())), int)
+
+
+def test_moments_are_typed() -> None:
+    event = publish("order.cancelled")
+    assert_type(event.created_at, datetime)
+    assert_type(Task(event=event).created_at, datetime)
+    kept = schedule(
+        "report",
+        rrule="FREQ=DAILY",
+        dtstart=event.created_at,
+        subject="report.due",
+        timezone=ZoneInfo("Asia/Tokyo"),
+        exdates=["2030-01-01T00:00:00Z"],
+    )
+    assert_type(kept.dtstart, datetime)
+    assert assert_type(kept.next_at, datetime | None)
+    with pytest.raises(TypeError):
+        apublish("order.paid", streem="s")  # type: ignore[call-arg, unused-coroutine]

@@ -1,5 +1,6 @@
 import contextlib
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -8,7 +9,8 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from kanthorq_django import publish, subscribe
+from kanthorq_django import publish, signals, subscribe
+from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.testing import adrain, drain
 from tests.ledger.models import Entry
@@ -197,3 +199,39 @@ def test_drain_handles_what_is_serialized_by_key(options):
         publish("order.paid", stream="kit", resource_key="order-17")
     assert drain("kit") == len(seen) == 3
     assert Task.objects.completed().count() == 3
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_drain_refuses_an_ack_that_only_another_databases_block_would_cover():
+    """The test's own blocks, in both databases, cover nothing."""
+
+    @subscribe("work.>", stream="work", consumer="crosses")
+    def handle(message: Message) -> None:
+        with transaction.atomic(using="other"):
+            message.ack()
+
+    publish("work.due", stream="work")
+    drain("crosses")
+    task = Task.objects.get()
+    assert task.state == TaskState.RETRYABLE
+    assert "CrossDatabaseAck" in task.attempted_errors[-1]["error"]
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_drain_sends_the_signals_that_a_worker_would(*, is_committed: bool, request: Any):
+    request.getfixturevalue("transactional_db" if is_committed else "db")
+    heard: list[list[Task]] = []
+
+    def hear(tasks: list[Task], **_: Any) -> None:
+        heard.append(tasks)
+
+    @subscribe("work.>", stream="work", consumer="heard")
+    def handle(message: Message) -> None: ...
+
+    publish("work.due", stream="work")
+    signals.pulled.connect(hear)
+    try:
+        drain("heard")
+    finally:
+        signals.pulled.disconnect(hear)
+    assert [tasks for tasks in heard if tasks] == [[Task.objects.get()]]

@@ -183,7 +183,7 @@ class Consumer(models.Model):
             if not cursors.mend(self):
                 raise
             return Page([], is_idle=False)
-        self._tell(signals.pulled, page.leased)
+        self.tell(signals.pulled, page.leased)
         return page
 
     def claim(
@@ -217,7 +217,7 @@ class Consumer(models.Model):
             self._log_discarded(rows)
             if leased or rows[0].due_count == 0:
                 break
-        self._tell(signals.claimed, leased)
+        self.tell(signals.claimed, leased)
         return leased
 
     def _log_discarded(self, rows: sql.Result) -> None:
@@ -234,7 +234,7 @@ class Consumer(models.Model):
                 ", ".join(events) + (" …" if count > len(events) else ""),
             )
 
-    def _tell(self, signal: Signal, leased: Iterable[Leased]) -> None:
+    def tell(self, signal: Signal, leased: Iterable[Leased]) -> None:
         """Tell receivers what was leased, which has been committed, whatever goes wrong here."""
         if not signal.has_listeners(Consumer):
             return

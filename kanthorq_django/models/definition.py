@@ -39,7 +39,7 @@ class Catchup(models.TextChoices):
     NONE = "none", "leave them out"
 
 
-class MomentField(models.DateTimeField):  # type: ignore[type-arg]
+class _MomentField(models.DateTimeField):  # type: ignore[type-arg]
     """A moment of a schedule: aware whatever ``USE_TZ`` is, as rules count in moments.
 
     Written with its offset, too: without one, of a time that comes twice only one can be stored.
@@ -55,13 +55,17 @@ class MomentField(models.DateTimeField):  # type: ignore[type-arg]
         return None if value is None else aware(value, connection)
 
 
+# For type checkers, to which a null moment is something else than one that is always there.
+MomentField = models.DateTimeField if TYPE_CHECKING else _MomentField
+
+
 class Definition(NamedTuple):
     """What code says about a schedule."""
 
     rrule: str
     dtstart: datetime | str  # aware; ISO text of one is taken as well, as exdates are
-    timezone: str | None
-    exdates: Iterable[datetime]
+    timezone: str | ZoneInfo | None
+    exdates: Iterable[datetime | str]
     subject: str
     body: Any
     metadata: Mapping[str, Any] | None

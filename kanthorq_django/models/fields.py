@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     _TextField = models.Field[str | None, str | None]
     _CharField = models.CharField[str, str]
     _JSONField = models.JSONField[list[str], list[str]]
+    _DateTimeField = models.DateTimeField[datetime, datetime]
 else:
     _IntegerField = _TextField = models.Field
     _CharField = models.CharField
     _JSONField = models.JSONField
+    _DateTimeField = models.DateTimeField
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -118,7 +120,7 @@ def _filters_problem(value: object) -> str | None:
     return None
 
 
-class CreatedAtField(models.DateTimeField):  # type: ignore[type-arg]
+class CreatedAtField(_DateTimeField):
     """When the row was inserted, by the database's clock."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
