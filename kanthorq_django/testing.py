@@ -3,6 +3,7 @@
 Works inside Django's ``TestCase``, whose transaction never commits, as well as outside of one.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from kanthorq_django.models.leased import Leased, pulled_by
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Call, Round, calls
-from kanthorq_django.worker.endings import Ending
+from kanthorq_django.worker.endings import Ending, after_interrupt
 from kanthorq_django.worker.executor import aexecute, execute
 from kanthorq_django.worker.flight import Flight
 
@@ -111,4 +112,14 @@ def _kept_usable(using: str) -> Iterator[None]:
 def _handle(round_: Round) -> list[Ending]:
     for flight in round_:
         flight.start()
-    return async_to_sync(aexecute)(*round_) if round_[0].is_async else execute(*round_)
+    return async_to_sync(_ahandle)(round_) if round_[0].is_async else execute(*round_)
+
+
+async def _ahandle(round_: Round) -> list[Ending]:
+    try:
+        return await aexecute(*round_)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task and task.cancelling():
+            raise  # it is the test that is to end
+        return after_interrupt(error, *round_)

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 from datetime import timedelta
 from typing import Any
@@ -235,3 +236,19 @@ def test_drain_sends_the_signals_that_a_worker_would(*, is_committed: bool, requ
     finally:
         signals.pulled.disconnect(hear)
     assert [tasks for tasks in heard if tasks] == [[Task.objects.get()]]
+
+
+@pytest.mark.django_db
+def test_drain_nacks_a_coroutine_whose_own_task_was_cancelled():
+    @subscribe("work.>", stream="work", consumer="gives-up")
+    async def handle(message: Message) -> None:
+        inner = asyncio.ensure_future(asyncio.sleep(10))
+        await asyncio.sleep(0)
+        inner.cancel()
+        await inner
+
+    publish("work.due", stream="work")
+    assert drain("gives-up") == 1
+    task = Task.objects.get()
+    assert task.state == TaskState.RETRYABLE
+    assert "CancelledError" in task.attempted_errors[-1]["error"]

@@ -198,10 +198,10 @@ def _notifications(patient: _Patient) -> Verdict:
 
 def _transactions(patient: _Patient) -> Verdict:
     age = patient.server.oldest_transaction or timedelta(0)
-    return (
-        age <= patient.limits.transaction,
-        f"the oldest is open for {_rounded(age)}, {_rounded(patient.limits.transaction)} allowed",
-    )
+    told = f"the oldest is open for {_rounded(age)}, {_rounded(patient.limits.transaction)} allowed"
+    if not patient.server.sees_all_sessions:
+        told += "; others' are hidden from this role, which lacks pg_read_all_stats"
+    return age <= patient.limits.transaction, told
 
 
 def _prepared(patient: _Patient) -> Verdict:

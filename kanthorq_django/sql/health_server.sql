@@ -5,6 +5,7 @@ SELECT
     current_setting('server_version_num')::int / 10000 AS version,
     pg_is_in_recovery() AS is_standby,
     CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_notification_queue_usage() END AS queue_usage,
+    pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all_sessions,
     statement_timestamp() - least(
         (
             SELECT min(xact_start) FROM pg_stat_activity

@@ -108,6 +108,8 @@ class Puller:
                 floors, self._options.claims, self._using, horizon=self._options.poll_interval
             )
         self._floors.learn(rows)
+        for pk in self._consumers.keys() - {row.id for row in rows}:
+            self._forget(pk)
         looks = {
             row.id: Look(row.has_events and self._may_pull(row.id), self._due_in(row))
             for row in rows
@@ -117,6 +119,16 @@ class Puller:
             # What ends a burst has to be seen from the beginning.
             return looks if self._floors.forget() else self.look(is_quiet=is_quiet)
         return looks
+
+    def _forget(self, pk: int) -> None:
+        """Serve a consumer no more that was deleted, and say so once."""
+        consumer = self._consumers.pop(pk)
+        self._order.remove(pk)
+        logger.error(
+            "Consumer %s was deleted. If it was registered again, restart this worker to serve it.",
+            consumer.name,
+            extra={"consumer": consumer.name},
+        )
 
     def guess(self, *, is_told: bool) -> dict[int, Look]:
         """Return what is known without a look: by a notification, or as the last pull was full.

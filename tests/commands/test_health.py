@@ -175,6 +175,7 @@ def test_every_check_can_fail(monkeypatch: pytest.MonkeyPatch):
     class Server:
         version_name, version, is_standby = "14.9", 14, True
         queue_usage, oldest_transaction = 0.5, timedelta(hours=2)
+        sees_all_sessions = True
 
     patient: Any = type("Patient", (), {"server": Server, "limits": Limits()})
 

@@ -17,8 +17,9 @@ from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
+from tests.concurrency import wait_until
 from tests.ledger.models import Entry
-from tests.worker.working import PATIENCE, announce, wait_for_state, working
+from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -242,3 +243,20 @@ def test_an_event_that_was_deleted_fails_alone(options: dict[str, Any]):
     error = Task.objects.discarded().get().attempted_errors[-1]["error"]
     assert error == f"Event.DoesNotExist: Event {events[-1].pk} of consumer 'deleted' was deleted."
     assert {task.pk for task in told} == set(Task.objects.values_list("pk", flat=True))
+
+
+def test_a_deleted_consumer_is_told_of_once_and_keeps_no_other_from_work(
+    caplog: pytest.LogCaptureFixture,
+):
+    accept("kept")
+    accept("deleted")
+    with working("kept", "deleted"):
+        announce()
+        wait_until(lambda: Task.objects.completed().count() == 2)
+        Consumer.objects.get(name="deleted").delete()
+        sync(["deleted"])
+        announce()
+        wait_until(lambda: "Consumer deleted was deleted" in caplog.text)
+        announce()
+        wait_until(lambda: Task.objects.completed().filter(consumer__name="kept").count() == 3)
+    assert caplog.text.count("was deleted") == 1
