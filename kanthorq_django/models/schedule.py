@@ -266,6 +266,8 @@ class Schedule(SealableModel):
         now = database_now(using or self._state.db or router.db_for_write(Schedule))
         is_just_now = now - MISSED_AFTER <= self.dtstart <= now and self.last_at is None
         start = self.dtstart.replace(microsecond=0) if is_just_now else now
+        if self.last_at is not None and now <= self.last_at < now + MISSED_AFTER:
+            start = self.last_at + MOMENT  # the clock was set back a little
         self.next_at = None if self.cancelled_at else self.upcoming_from(start)
 
     def recurrence(self) -> Recurrence:

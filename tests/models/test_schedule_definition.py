@@ -253,3 +253,11 @@ def test_exdates_count_in_whole_seconds_as_dtstart_does():
     made = daily(dtstart=start, exdates=[start + timedelta(days=1)])
     first = start.replace(microsecond=0)
     assert made.upcoming(2) == [first, first + timedelta(days=2)]
+
+
+def test_what_was_published_does_not_come_again_when_the_clock_was_set_back_a_little():
+    kept = create(rrule="FREQ=MINUTELY;BYSECOND=0")
+    assert kept.next_at is not None
+    kept.last_at = published = kept.next_at
+    kept.settle()
+    assert kept.next_at == published + timedelta(minutes=1)
