@@ -254,7 +254,7 @@ class Message:
         block writes would be applied once more. Where the verdict is known to last it is a no-op.
         """
         open_now = self._transaction(using)
-        if open_now in {None, self._given_in} or self._is_durable:
+        if self._given_in is None or open_now in {None, self._given_in} or self._is_durable:
             return
         self._doom_open_blocks()
         raise AlreadyAcknowledged(
