@@ -220,3 +220,20 @@ def test_blocks_on_both_databases_let_the_tasks_one_cover_the_ack(message: Messa
 def test_extend_does_not_mind_a_block_on_another_database(message: Message):
     with transaction.atomic(using="other"):
         message.extend(timedelta(hours=1))
+
+
+@pytest.mark.django_db
+def test_in_a_test_case_the_same_verdict_in_another_block_is_a_no_op(message: Message):
+    """Its hooks never run, so no verdict is ever known to last; but no commit is in doubt."""
+    for _ in range(2):
+        with transaction.atomic():
+            message.ack()
+    assert Task.objects.get().state == TaskState.COMPLETED
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_same_verdict_in_another_block_is_a_no_op_once_it_is_known_to_last(message: Message):
+    for _ in range(2):
+        with transaction.atomic():
+            message.ack()
+    assert Task.objects.get().state == TaskState.COMPLETED
