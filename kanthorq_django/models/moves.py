@@ -94,6 +94,8 @@ class MovableQuerySet(models.QuerySet[M]):
 
     def _selected(self, pks: Iterable[int]) -> set[int]:
         """Return which of these the queryset selects now: they may have changed until the lock."""
+        if self.query.combinator:  # a union cannot be filtered any further
+            return set(self.order_by().values_list("pk", flat=True)).intersection(pks)
         return set(self.order_by().filter(pk__in=list(pks)).values_list("pk", flat=True))
 
     def _lock(self, pks: Iterable[int], states: Iterable[TaskState]) -> list[Any]:

@@ -14,7 +14,7 @@ from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.models.moves import CHUNK_SIZE
 from kanthorq_django.models.task import TaskQuerySet
 from tests.concurrency import elsewhere
-from tests.factories import ConsumerFactory
+from tests.factories import ConsumerFactory, TaskFactory
 
 MEMORY_BASE = 4 * 2**20  # bytes: one chunk of rows
 MEMORY_PER_TASK = 512  # bytes: its id, as it was given and as it is told, and no row
@@ -124,3 +124,11 @@ def test_a_verb_leaves_alone_what_its_queryset_does_not_select_any_more(
     assert (len(outcome.updated), outcome.noop) == (2, (first.event_id,))
     first.refresh_from_db()
     assert first.state == TaskState.AVAILABLE
+
+
+@pytest.mark.django_db
+def test_a_union_is_moved_as_a_whole():
+    first, second, other = TaskFactory.create_batch(3, state=TaskState.AVAILABLE)
+    both = Task.objects.filter(pk=first.pk).union(Task.objects.filter(pk=second.pk))
+    assert set(both.cancel().updated) == {first.event_id, second.event_id}
+    assert Task.objects.available().get() == other
