@@ -90,7 +90,7 @@ class Puller:
 
     def resume(self, name: str) -> None:
         """Look at once for turns of a consumer that serializes: a key of it has become free."""
-        for consumer in self._consumers.values():
+        for consumer in list(self._consumers.values()):  # another thread's, which may forget one
             if consumer.name == name:
                 self._freed_count += 1
                 self._pauses[consumer.pk].relent()
