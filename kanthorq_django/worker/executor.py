@@ -223,13 +223,11 @@ def _keep_hooks_apart(using: str) -> None:
 
 
 def _run_apart(hook: Callable[[], object]) -> None:
-    """Run a hook of ``transaction.on_commit()``; what is no Exception Django would let through."""
+    """Run a hook of ``transaction.on_commit()``; Django would let pass what is no Exception."""
     try:
         hook()
-    except Exception:
-        raise  # which Django logs
     except BaseException:
-        logger.exception("A hook of a committed transaction, %s, exited.", name_of(hook))
+        logger.exception("A hook of a committed transaction, %s, failed.", name_of(hook))
 
 
 def _call_and_keep(flight: Flight, opened: _Opened) -> dict[Message, str | None]:

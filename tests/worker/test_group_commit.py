@@ -1,9 +1,11 @@
 """Several tasks of one atomic subscriber in one transaction."""
 
+import functools
 import math
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -343,16 +345,25 @@ def test_idle_threads_are_not_kept_from_a_small_backlog():
     assert work_off("grouped", concurrency=4) == 4
 
 
+def fail() -> None:
+    raise ValueError("in a hook")
+
+
+@pytest.mark.parametrize("hook", [sys.exit, fail])
 @pytest.mark.parametrize("is_explicit", [False, True])
-def test_a_hook_that_exits_after_the_commit_has_nothing_run_again(*, is_explicit: bool):
+def test_a_hook_that_fails_after_the_commit_has_nothing_run_again(
+    *, is_explicit: bool, hook: Callable[[], None]
+):
     handled: list[UUID] = []
+    hooked: list[UUID] = []
 
     @subscribe("work.>", stream="work", consumer="grouped", atomic=True, retry=AT_ONCE)
     def handle(message: Message) -> None:
         handled.append(message.event.pk)
         write(message)
         if message.event.json() == MANY:
-            transaction.on_commit(sys.exit)
+            transaction.on_commit(hook)
+        transaction.on_commit(functools.partial(hooked.append, message.event.pk))
         if is_explicit:
             message.ack()
 
@@ -360,4 +371,5 @@ def test_a_hook_that_exits_after_the_commit_has_nothing_run_again(*, is_explicit
     work_off("grouped", concurrency=1, batch_size=MANY)
     assert max(transaction_ids().values()) > 1
     assert len(handled) == len(set(handled)) == Entry.objects.count()
+    assert sorted(hooked) == sorted(handled)
     assert Task.objects.completed().filter(attempt_count=1).count() == 2 * MANY
