@@ -237,16 +237,13 @@ class Message:
     def decide(self, using: str) -> None:
         """Remember that the handler has spoken, and, once it is committed, that this lasts."""
         self._has_verdict = True
-        blocks = connections[using].atomic_blocks
-        is_in_test = bool(blocks) and getattr(blocks[0], "_from_testcase", False)
+        connection, own = connections[using], _own_blocks(using)
+        is_in_test = len(own) < len(connection.atomic_blocks)
         self._given_in = None if is_in_test else self._transaction(using)  # no COMMIT, no doubt
-        # A TestCase's own block never commits, and is no transaction of the application.
-        if blocks and not getattr(blocks[-1], "_from_testcase", False):
+        if own:
             transaction.on_commit(self._endure_if_kept, using=using)
-        elif blocks:
-            self._is_durable = True
         else:
-            self._is_durable = is_outside(connections[using])
+            self._is_durable = is_in_test or is_outside(connection)
 
     def _refuse_another_block(self, using: str) -> None:
         """Raise AlreadyAcknowledged in a block other than that of the verdict, if in doubt.
@@ -269,10 +266,8 @@ class Message:
 
         A function under ``@transaction.atomic`` has the same block each time.
         """
-        connection = connections[using]
-        # A TestCase's own blocks are no transaction of the application.
-        own = [each for each in connection.atomic_blocks if not getattr(each, "_from_testcase", 0)]
-        return (own[0], connection.connection) if own else None
+        own = _own_blocks(using)
+        return (own[0], connections[using].connection) if own else None
 
     def _tell(self, signal: Signal, **told: Any) -> None:
         # What a receiver raises must not have the handler fail after a verdict that lasts.
@@ -342,14 +337,18 @@ class Message:
 
     def _doom_open_blocks(self) -> None:
         """Let no open block commit, even if the error that says why is swallowed."""
-        connection = connections[self.using]
-        # A TestCase's own blocks are no transaction of the application.
-        own = [each for each in connection.atomic_blocks if not getattr(each, "_from_testcase", 0)]
+        connection, own = connections[self.using], _own_blocks(self.using)
         if own:
             transaction.set_rollback(True, using=self.using)
         if (inner := len(own) - 1) > 0:
             # A block that cannot roll back to a savepoint has the next one roll back.
             connection.savepoint_ids[-inner:] = [None] * inner  # type: ignore[list-item]  # Django's too
+
+
+def _own_blocks(using: str) -> list[Any]:
+    """Return the application's open blocks; a TestCase's own never commit, and are none of it."""
+    blocks = connections[using].atomic_blocks
+    return [block for block in blocks if not getattr(block, "_from_testcase", False)]
 
 
 def encode_result(result: Any) -> str | None:
