@@ -95,24 +95,33 @@ def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple
 def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:
     plain = [event for event in events if event.idempotency_key is None]
     keyed = [event for event in events if event.idempotency_key is not None]
-    # A conflict of keys is found after rows were written: only a savepoint takes them back
-    # and leaves the caller's transaction usable.
-    with transaction.atomic(using=using, savepoint=bool(keyed)):
-        registered = Stream.objects.using(using).register(stream)
-        moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
-        _copy(plain, moment, using)
-        try:
-            known = _insert_keyed(keyed, registered, moment, using)
-        except IdempotencyConflict as error:
-            index = next(i for i, event in enumerate(events) if event.pk == error.event_id)
-            raise IdempotencyConflict(f"events[{index}]: {error}", error.event_id) from error
-    stored = _stored(moment, using)
-    if not known:
-        return [_noted(event, stored, using) for event in events]
-    return [known.get(event.pk) or _noted(event, stored, using) for event in events]
+    early = _Early(plain)
+    try:
+        # A conflict of keys is found after rows were written: only a savepoint takes them back
+        # and leaves the caller's transaction usable.
+        with transaction.atomic(using=using, savepoint=bool(keyed)):
+            registered = Stream.objects.using(using).register(stream)
+            moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
+            stored = _stored(moment, using)
+            _copy(plain, moment, using, meanwhile=lambda: early.note(stored, using))
+            try:
+                known = _insert_keyed(keyed, registered, moment, using)
+            except IdempotencyConflict as error:
+                index = next(i for i, event in enumerate(events) if event.pk == error.event_id)
+                raise IdempotencyConflict(f"events[{index}]: {error}", error.event_id) from error
+    except BaseException:
+        early.take_back()
+        raise
+    if not keyed:
+        return plain
+    created = {event.pk: _noted(event, stored, using) for event in keyed if event.pk not in known}
+    return [known.get(event.pk) or created.get(event.pk) or event for event in events]
 
 
-def _copy(events: Sequence["Event"], moment: Any, using: str) -> None:
+def _copy(
+    events: Sequence["Event"], moment: Any, using: str, meanwhile: Callable[[], None]
+) -> None:
+    """Store ``events``; ``meanwhile`` is called when all are sent, and most not stored yet."""
     if not events:
         return
     connection = connections[using]
@@ -124,6 +133,7 @@ def _copy(events: Sequence["Event"], moment: Any, using: str) -> None:
     ):
         for chunk in copied(events, moment, using):
             copy.write(chunk)
+        meanwhile()
 
 
 def _insert_keyed(
@@ -202,6 +212,31 @@ def _noted(event: "Event", stored: Mapping[str, Any], using: str) -> "Event":
     event.__dict__.update(stored)
     event._state.adding, event._state.db = False, using
     return event
+
+
+class _Early:
+    """Events noted as stored before they are committed, and what they were before that."""
+
+    def __init__(self, events: Sequence["Event"]) -> None:
+        self._events = events
+        # In flat lists: an object for each event would set off collections of all garbage.
+        self._names: tuple[str, ...] = ()
+        self._given: list[Any] = []
+        self._databases: list[str | None] = []
+
+    def note(self, stored: Mapping[str, Any], using: str) -> None:
+        self._names = tuple(stored)
+        self._given = [event.__dict__.get(name) for event in self._events for name in self._names]
+        self._databases = [event._state.db for event in self._events]
+        for event in self._events:
+            _noted(event, stored, using)
+
+    def take_back(self) -> None:
+        """Let the events be as they were given, so that they can be published again."""
+        given = iter(self._given)
+        for event, using in zip(self._events, self._databases, strict=False):
+            event.__dict__.update((name, next(given)) for name in self._names)
+            event._state.adding, event._state.db = True, using
 
 
 def _known(events: Sequence["Event"], stream: Stream, using: str) -> Mapping[UUID, "Event"]:

@@ -255,6 +255,23 @@ def test_errors_of_a_copy_are_those_of_django() -> None:
     assert Event.objects.get() == stored
 
 
+def test_events_of_a_copy_that_failed_are_as_they_were_given() -> None:
+    stored = publish("order.paid")
+    keyed = Event(subject="d", idempotency_key="d")
+    events = [Event(subject="a"), Event(subject="b", stream=stored.stream), keyed]
+    given = [_fields(event) for event in events]
+    with pytest.raises(DatabaseError, match="duplicate key"), transaction.atomic():
+        publish_many([*events, Event(pk=stored.pk, subject="c")])
+    assert [_fields(event) for event in events] == given
+    publish_many(events[:1], stream="another")
+    publish_many(events[1:])
+    assert Event.objects.filter(subject__in="abd").count() == len(events)
+
+
+def _fields(event: Event) -> dict[str, Any]:
+    return vars(event) | {"_state": (event._state.adding, event._state.db)}
+
+
 def test_events_whose_bodies_nobody_has_opened_yet_are_published_again(settings: Settings) -> None:
     settings.KANTHORQ = {"BODY_KEYS": [Fernet.generate_key().decode()]}
     publish_many([Event(subject="order.paid", body=b"%d" % number) for number in range(3)])
