@@ -238,7 +238,8 @@ class WorkerLoop:
 
     def _left(self) -> int:
         """Return how many more tasks this worker may start."""
-        limit = self._options.max_tasks or sys.maxsize
+        if (limit := self._options.max_tasks) is None:
+            return sys.maxsize  # nothing is counted: lanes hold thousands
         return limit - sum(lane.accepted_count for lane in self._lanes.values())
 
     def _hand_over(self, haul: Haul, subscription: Subscription) -> list[Call]:
