@@ -37,9 +37,9 @@ class Lane:
         self._settle = settle
         self._wake = wake
         self._bounded = bounded
-        lock = threading.Lock()
-        self._arrived = threading.Condition(lock)
-        self._emptied = threading.Condition(lock)
+        self._lock = threading.Lock()  # its conditions take longer to enter, in Python
+        self._arrived = threading.Condition(self._lock)
+        self._emptied = threading.Condition(self._lock)
         self._waiting: deque[_Waiting] = deque()
         self._remainders: set[_Remainder] = set()
         self._threads: list[threading.Thread] = []
@@ -55,7 +55,7 @@ class Lane:
     @property
     def accepted_count(self) -> int:
         """How many tasks have been started, or are still to be."""
-        with self._arrived:
+        with self._lock:
             return self.started_count + sum(waiting.call.size for waiting in self._waiting)
 
     @property
@@ -65,7 +65,7 @@ class Lane:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        with self._arrived:
+        with self._lock:
             return not self._waiting and not self._running
 
     @property
@@ -86,14 +86,14 @@ class Lane:
 
     def room(self) -> int:
         """Return how many more calls are wanted now; who gets 0 is woken when there is room."""
-        with self._arrived:
+        with self._lock:
             room = self._room()
             self._is_refusing = room == 0
             return room
 
     def submit(self, calls: list[Call]) -> None:
         """Queue calls to be started in order."""
-        with self._arrived:
+        with self._lock:
             now = time.monotonic()
             self._waiting.extend(_Waiting(call, now) for call in calls)
             self._arrived.notify(1 if self._usual.is_quick else len(calls))
@@ -101,7 +101,7 @@ class Lane:
     def surplus(self) -> list[Flight]:
         """Take back what waits for so long that others had better have it: handlers became slow."""
         found = []
-        with self._arrived:
+        with self._lock:
             latest = time.monotonic() - WAIT_LONGEST
             while self._waiting and self._waiting[0].since < latest:
                 found.append(self._waiting.popleft())
@@ -110,7 +110,7 @@ class Lane:
 
     def drain(self) -> list[Flight]:
         """Start nothing any more; return what was not started."""
-        with self._arrived:
+        with self._lock:
             self._is_closed = True
             unstarted = _flights(self._waiting)
             self._waiting.clear()
@@ -119,7 +119,7 @@ class Lane:
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Wait for running handlers to end; False when ``seconds`` were not enough."""
-        with self._emptied:
+        with self._lock:
             return self._emptied.wait_for(lambda: not self._running, seconds)
 
     def _target(self) -> int:
@@ -136,7 +136,7 @@ class Lane:
 
         ``relent`` is called now and then while there is none.
         """
-        with self._arrived:
+        with self._lock:
             while not self._waiting or (self._usual.is_quick and self._running):
                 if self._is_closed:
                     return None
@@ -152,7 +152,7 @@ class Lane:
 
     def _next_at_once(self) -> Call | None:
         """Count a call as running; None when nothing waits, or as many run as may."""
-        with self._arrived:
+        with self._lock:
             if not self._waiting or self._running >= self.concurrency:
                 return None
             self._running += 1
@@ -161,13 +161,13 @@ class Lane:
     def _rounds(self, call: Call) -> Iterator[Round]:
         """Note that a call runs; return its rounds as they begin, if they are not taken back."""
         remainder = _Remainder(deque(call.rounds))
-        with self._arrived:
+        with self._lock:
             self._remainders.add(remainder)
         return self._left_of(remainder)
 
     def _left_of(self, remainder: "_Remainder") -> Iterator[Round]:
         while True:
-            with self._arrived:
+            with self._lock:
                 if not remainder.left:
                     self._remainders.discard(remainder)
                     return
@@ -210,13 +210,13 @@ class Lane:
         """
         if self.group_size == 1 or not call.may_share:
             return 1
-        with self._arrived:
+        with self._lock:
             return min(self.group_size, len(self._waiting) // self.concurrency)
 
     def _joining(self, call: Call, count: int) -> Iterator[Flight]:
         """Take up to ``count`` more calls into the transaction of ``call``, each when it begins."""
         for _ in range(count):
-            with self._arrived:
+            with self._lock:
                 if not (self._waiting and self._waiting[0].call.may_join(call)):
                     return
                 other = self._take()
@@ -236,13 +236,13 @@ class Lane:
     def _hand_back(self, flights: Iterable[Flight]) -> None:
         """Take back the count of tasks whose handler must not run; others may run it."""
         for flight in flights:
-            with self._arrived:
+            with self._lock:
                 self.started_count -= 1
             self._settle([HandBack(flight.message, AT_ONCE)])
 
     def _ended(self, count: int = 1, seconds: float = 1.0) -> None:
         """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""
-        with self._emptied:
+        with self._lock:
             self._running -= 1
             if self._usual.has_slowed(seconds / count):
                 self._arrived.notify(len(self._waiting))
