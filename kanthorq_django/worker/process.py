@@ -26,7 +26,7 @@ RELOAD_GRACE = 5.0  # seconds that a code reloader may have to wait for running 
 REFUSED = 78  # status of a child that would refuse again; EX_CONFIG of sysexits.h
 
 COLLECT_EVERY = 60.0  # seconds
-COLLECT_AFTER = 10_000  # objects more than there were; Python's default is 700 or 2,000
+COLLECT_AFTER = 30_000  # objects more than there were; Python's default is 700 or 2,000
 SWITCH_EVERY = 0.001  # seconds; Python's default is 0.005
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
