@@ -6,7 +6,9 @@ lease's epoch, and the row, not an object in memory, says whether a task is sett
 that rolls back leaves the message as open as it was.
 """
 
+import functools
 import logging
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -131,7 +133,7 @@ class Message:
         using = self._check_database()
         if lease.ack({self.lease: encode_result(result)}, using):
             self.failure = None  # of a nack() that was rolled back
-            self.decide(using)
+            decide([self], using)
             self._tell(signals.acked)
         elif not self._was_acked():
             raise AlreadyAcknowledged(f"{self.task} was ended with nack() before.")
@@ -151,7 +153,7 @@ class Message:
         failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
         if lease.nack({self.lease: lease.Failed(failure, wait)}, using):
             self.failure = failure
-            self.decide(using)
+            decide([self], using)
             self._tell(signals.nacked, reason=reason)
         elif self._was_acked():
             raise AlreadyAcknowledged(f"{self.task} was ended with ack() before.")
@@ -224,9 +226,9 @@ class Message:
     def _check_database(self) -> str:
         """Return the tasks' database. Raises CrossDatabaseAck if only another one is in a block."""
         using = self.using
-        if self._transaction(using) is None:
+        if _transaction(using) is None:
             for other in connections.all(initialized_only=True):
-                if self._transaction(other.alias):
+                if _transaction(other.alias):
                     raise CrossDatabaseAck(
                         f"The open transaction is in the database {other.alias!r}, the tasks are "
                         f"in {using!r}: they cannot commit together. Acknowledge outside of it, "
@@ -234,24 +236,13 @@ class Message:
                     )
         return using
 
-    def decide(self, using: str) -> None:
-        """Remember that the handler has spoken, and, once it is committed, that this lasts."""
-        self._has_verdict = True
-        connection, own = connections[using], _own_blocks(using)
-        is_in_test = len(own) < len(connection.atomic_blocks)
-        self._given_in = None if is_in_test else self._transaction(using)  # no COMMIT, no doubt
-        if own:
-            transaction.on_commit(self._endure_if_kept, using=using)
-        else:
-            self._is_durable = is_in_test or is_outside(connection)
-
     def _refuse_another_block(self, using: str) -> None:
         """Raise AlreadyAcknowledged in a block other than that of the verdict, if in doubt.
 
         Its COMMIT got no answer, so the handler tries again; but it was carried out, and what this
         block writes would be applied once more. Where the verdict is known to last it is a no-op.
         """
-        open_now = self._transaction(using)
+        open_now = _transaction(using)
         if self._given_in is None or open_now in {None, self._given_in} or self._is_durable:
             return
         self._doom_open_blocks()
@@ -260,34 +251,10 @@ class Message:
             "carried out. Nothing of this block may commit."
         )
 
-    @staticmethod
-    def _transaction(using: str) -> tuple[object, object] | None:
-        """Return what tells the application's open transaction from others, None without one.
-
-        A function under ``@transaction.atomic`` has the same block each time.
-        """
-        own = _own_blocks(using)
-        return (own[0], connections[using].connection) if own else None
-
     def _tell(self, signal: Signal, **told: Any) -> None:
         # What a receiver raises must not have the handler fail after a verdict that lasts.
         send = signals.tell_of_what_lasts if self._is_durable else Signal.send
         send(signal, Task, message=self, **told)
-
-    def _endure_if_kept(self) -> None:
-        """Endure, after the commit, unless a savepoint has taken the verdict back.
-
-        Django takes hooks back with blocks of its own alone, not with
-        ``transaction.savepoint_rollback()``. While the row cannot be asked, that is unknown.
-        """
-        if connections[self.using].savepoint_state:  # the connection has had savepoints
-            try:
-                if self.is_open():
-                    return
-            except Error as error:
-                logger.info("Whether the verdict on %s lasts is unknown: %s", self.task, error)
-                return
-        self.endure()
 
     def endure(self) -> None:
         """Remember that the handler has spoken, and that this lasts."""
@@ -345,10 +312,54 @@ class Message:
             connection.savepoint_ids[-inner:] = [None] * inner  # type: ignore[list-item]  # Django's too
 
 
+def decide(messages: Collection[Message], using: str) -> None:
+    """Remember that the handler has spoken, and, once it is committed, that this lasts."""
+    connection, own = connections[using], _own_blocks(using)
+    is_in_test = len(own) < len(connection.atomic_blocks)
+    given_in = None if is_in_test else _transaction(using)  # no COMMIT, no doubt
+    for message in messages:
+        message._has_verdict, message._given_in = True, given_in
+    if own:
+        transaction.on_commit(functools.partial(_endure_if_kept, messages, using), using=using)
+    elif is_in_test or is_outside(connection):
+        for message in messages:
+            message.endure()
+
+
+def _endure_if_kept(messages: Iterable[Message], using: str) -> None:
+    """Let verdicts endure, after the commit, unless a savepoint has taken them back.
+
+    Django takes hooks back with blocks of its own alone, not with
+    ``transaction.savepoint_rollback()``.
+    """
+    has_had_savepoints = bool(connections[using].savepoint_state)
+    for message in messages:
+        if not has_had_savepoints or _is_kept(message):
+            message.endure()
+
+
+def _is_kept(message: Message) -> bool:
+    """Ask the row whether the verdict was kept; False also while it cannot be asked."""
+    try:
+        return not message.is_open()
+    except Error as error:
+        logger.info("Whether the verdict on %s lasts is unknown: %s", message.task, error)
+        return False
+
+
 def _own_blocks(using: str) -> list[Any]:
     """Return the application's open blocks; a TestCase's own never commit, and are none of it."""
     blocks = connections[using].atomic_blocks
     return [block for block in blocks if not getattr(block, "_from_testcase", False)]
+
+
+def _transaction(using: str) -> tuple[object, object] | None:
+    """Return what tells the application's open transaction from others, None without one.
+
+    A function under ``@transaction.atomic`` has the same block each time.
+    """
+    own = _own_blocks(using)
+    return (own[0], connections[using].connection) if own else None
 
 
 def encode_result(result: Any) -> str | None:

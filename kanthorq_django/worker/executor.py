@@ -19,7 +19,7 @@ from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.exceptions import KanthorqError, LeaseLost
-from kanthorq_django.message import Message, encode_result
+from kanthorq_django.message import Message, decide, encode_result
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.hops import following
 from kanthorq_django.worker.endings import (
@@ -272,8 +272,7 @@ def _ack_each(results: Mapping[Message, str | None], using: str) -> None:
     for message in results:
         if message.lease.task_id not in settled:
             raise message.lost()
-    for message in results:
-        message.decide(using)
+    decide(list(results), using)
 
 
 def _by_lease(results: Mapping[Message, str | None]) -> dict[lease.Lease, str | None]:
