@@ -50,13 +50,15 @@ ROLLBACK = Statement("ROLLBACK;")
 LEAVE_IDLE = Statement("SET LOCAL idle_in_transaction_session_timeout = 5000;")
 # The server may keep a plan that it made while a table was nearly empty, or had never been looked
 # at: no index seemed worth the while. Ours all read in the order of an index.
-BY_INDEX = Statement(
-    "SELECT set_config('enable_seqscan', 'off', true), "
-    "set_config('enable_bitmapscan', 'off', true);"
+_BY_INDEX = (
+    "set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)"
 )
-# PostgreSQL takes the plan of a look for dearer than it is, and would make a new one each time:
-# five times the time that the look itself takes.
-ONE_PLAN = Statement("SELECT set_config('plan_cache_mode', 'force_generic_plan', true);")
+BY_INDEX = Statement(f"SELECT {_BY_INDEX};")
+# PostgreSQL plans a kept statement anew for the first five times, which takes a pull longer than to
+# read, and a look each time, as it takes the plan that it could keep for dearer than it is.
+BY_ONE_PLAN = Statement(
+    f"SELECT {_BY_INDEX}, set_config('plan_cache_mode', 'force_generic_plan', true);"
+)
 
 _OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
@@ -89,7 +91,7 @@ def rows(
 def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[Any]:
     """Do what ``rows()`` does, by a plan that is made once; outside of any transaction."""
     connection = connections[using]
-    *_, result = run(connection, [BY_INDEX, ONE_PLAN, _statement(name)], params)
+    *_, result = run(connection, [BY_ONE_PLAN, _statement(name)], params, is_lasting=True)
     return _named(result, connection)
 
 
@@ -171,9 +173,9 @@ def transaction_of(
     The connection has to be in autocommit mode, outside of any transaction.
     """
     connection = connections[using]
-    statements = [BEGIN_READ_COMMITTED, BY_INDEX, _statement(name), _statement(then), COMMIT]
+    statements = [BEGIN_READ_COMMITTED, BY_ONE_PLAN, _statement(name), _statement(then), COMMIT]
     with _rolled_back_if_failed(connection):
-        _, _, first, second, _ = run(connection, statements, params)
+        _, _, first, second, _ = run(connection, statements, params, is_lasting=True)
     return _named(first, connection), Result(second, connection)
 
 

@@ -33,14 +33,18 @@ class Statement(NamedTuple):
 
 
 def run(
-    connection: BaseDatabaseWrapper, statements: Sequence[Statement], params: Mapping[str, Any]
+    connection: BaseDatabaseWrapper,
+    statements: Sequence[Statement],
+    params: Mapping[str, Any],
+    *,
+    is_lasting: bool = False,
 ) -> list[PGresult]:
     """Run ``statements`` in one round trip; return the result of each.
 
     Those that are repeated are bound by libpq's protocol, past the cursors of psycopg and Django:
     what these do for any statement takes longer than to publish. Where the server may keep
     nothing, or where the project's log or wrappers of statements are to see what is run, they go
-    as one text.
+    as one text; and the first few times, unless the connection ``is_lasting``.
     """
     connection.close_if_health_check_failed()
     connection.ensure_connection()  # refuses to block an event loop, and what tests forbid
@@ -49,7 +53,7 @@ def run(
     raw = connection.connection
     session = session_of(raw)
     is_any_repeated = any(statement.is_repeated for statement in statements)
-    if not (is_any_repeated and may_bind(connection, session)):
+    if not (is_any_repeated and may_bind(connection, session, is_lasting=is_lasting)):
         return _run_text(connection, statements, params)
     with connection.wrap_database_errors:
         return _run_bound(raw, session, statements, params)

@@ -71,16 +71,17 @@ def session_of(raw: "psycopg.Connection[Any]") -> Session:
     return session
 
 
-def may_bind(connection: BaseDatabaseWrapper, session: Session) -> bool:
+def may_bind(connection: BaseDatabaseWrapper, session: Session, *, is_lasting: bool) -> bool:
     """Tell whether statements may be bound to what the server keeps, on ``connection`` now.
 
-    Asks the server once whether it is the one that answers.
+    Asks the server once whether it is the one that answers, at once if the connection
+    ``is_lasting``.
     """
     raw = connection.connection
     if raw.closed or raw.pgconn.pipeline_status:
         return False
     if session.is_direct is None:
-        session.is_direct = _learnt(connection, session)
+        session.is_direct = _learnt(connection, session, is_lasting=is_lasting)
     return bool(
         session.is_direct
         and not connection.execute_wrappers
@@ -89,7 +90,7 @@ def may_bind(connection: BaseDatabaseWrapper, session: Session) -> bool:
     )
 
 
-def _learnt(connection: BaseDatabaseWrapper, session: Session) -> bool | None:
+def _learnt(connection: BaseDatabaseWrapper, session: Session, *, is_lasting: bool) -> bool | None:
     """Find out whether the server may keep statements; None until it is worth the question.
 
     It is done wherever the connection leads to the server itself: a pooler hands out process ids
@@ -104,7 +105,7 @@ def _learnt(connection: BaseDatabaseWrapper, session: Session) -> bool | None:
     if "prepare_threshold" in options or is_reset or not (is_ordinary and _HAS_PIPELINES):
         return False
     session.use_count += 1
-    if session.use_count < USES_BEFORE:
+    if session.use_count < USES_BEFORE and not is_lasting:
         return None
     with connection.wrap_database_errors:
         return is_direct(raw)

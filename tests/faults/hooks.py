@@ -102,9 +102,11 @@ class _Watch:
         def execute(cursor: CursorWrapper, text: str, params: Any = None) -> Any:
             return watch.run(cursor.db, [text], lambda: django_execute(cursor, text, params))
 
-        def run_ours(connection: BaseDatabaseWrapper, statements: Any, params: Any) -> Any:
+        def run_ours(
+            connection: BaseDatabaseWrapper, statements: Any, params: Any, **how: Any
+        ) -> Any:
             texts = [statement.text for statement in statements]
-            return watch.run(connection, texts, lambda: run(connection, statements, params))
+            return watch.run(connection, texts, lambda: run(connection, statements, params, **how))
 
         BaseDatabaseWrapper.commit = commit  # type: ignore[assignment,method-assign]  # as any patch
         CursorWrapper.execute = execute  # type: ignore[method-assign,assignment]
