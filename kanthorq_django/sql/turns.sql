@@ -1,13 +1,24 @@
 -- Whose turn is it among the tasks of a consumer that serializes by key? The caller holds the
 -- consumer's lock, so nobody else starts one meanwhile. Jumps from key to key through the
--- index, starting after the key that was served last, so that no key is passed over for long.
+-- index, starting after the key that was served last, so that no key is passed over for long. Where
+-- few tasks are due it takes their keys alone: those of tasks for later may be hundreds of thousands.
 -- A key is busy while one of its tasks has a live lease. Otherwise its first due task is next;
 -- strictly, a task that waits for its retry keeps the ones behind it waiting as well.
-WITH RECURSIVE keys (turn_key, position) AS (
+WITH RECURSIVE due AS MATERIALIZED (
+    SELECT turn_key
+    FROM kanthorq_django_task
+    WHERE consumer_id = %(consumer_id)s
+        AND turn_key IS NOT NULL AND state IN (1, 2, 102)
+        AND schedule_at <= statement_timestamp()
+    ORDER BY schedule_at
+    LIMIT %(keys_max)s
+),
+walked (turn_key, position) AS (
     (
         SELECT turn_key, 1
         FROM kanthorq_django_task
         WHERE consumer_id = %(consumer_id)s AND turn_key > %(after_key)s AND state IN (1, 2, 102)
+            AND (SELECT count(*) FROM due) = %(keys_max)s
         ORDER BY turn_key
         LIMIT 1
     )
@@ -17,14 +28,21 @@ WITH RECURSIVE keys (turn_key, position) AS (
             SELECT task.turn_key
             FROM kanthorq_django_task AS task
             WHERE task.consumer_id = %(consumer_id)s
-                AND task.turn_key > keys.turn_key
+                AND task.turn_key > walked.turn_key
                 AND task.state IN (1, 2, 102)
             ORDER BY task.turn_key
             LIMIT 1
         ),
-        keys.position + 1
-    FROM keys
-    WHERE keys.turn_key IS NOT NULL AND keys.position < %(keys_max)s
+        walked.position + 1
+    FROM walked
+    WHERE walked.turn_key IS NOT NULL AND walked.position < %(keys_max)s
+),
+keys (turn_key, position) AS (
+    SELECT turn_key, position FROM walked WHERE turn_key IS NOT NULL
+    UNION ALL
+    SELECT turn_key, row_number() OVER (ORDER BY turn_key)
+    FROM (SELECT DISTINCT turn_key FROM due WHERE turn_key > %(after_key)s) AS few
+    WHERE (SELECT count(*) FROM due) < %(keys_max)s
 ),
 next AS (
     SELECT keys.turn_key, keys.position, head.place, head.id, head.is_ready
@@ -72,7 +90,6 @@ next AS (
         )
         WINDOW so_far AS (ORDER BY task.place, task.id)
     ) AS head ON head.is_ready
-    WHERE keys.turn_key IS NOT NULL
 )
 SELECT id, turn_key, position
 FROM next

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish_many
 from kanthorq_django.domain.failures import Failure
@@ -115,13 +116,25 @@ def test_keys_take_turns_when_there_is_little_room(consumer):
     assert served == list("abcabcabc")
 
 
-def test_a_ready_task_is_found_behind_many_busy_keys(consumer):
-    publish_keys(consumer, *(f"busy-{number:03}" for number in range(150)))
+@pytest.mark.parametrize("tasks_per_key", [1, 2], ids=["few are due", "many are due"])
+def test_a_ready_task_is_found_behind_many_busy_keys(consumer, tasks_per_key):
+    publish_keys(consumer, *[f"busy-{number:03}" for number in range(150)] * tasks_per_key)
     while claimed(consumer):
         pass
     (ready,) = publish_keys(consumer, "ready")
     consumer.turns.served_key = ""
     assert events_of(claimed(consumer, 10)) == [ready.pk]
+
+
+def test_the_keys_of_tasks_for_later_are_not_gone_through(consumer):
+    ready, *_ = publish_keys(consumer, "ready", *(f"later-{number:03}" for number in range(450)))
+    later = Task.objects.exclude(event=ready)
+    later.update(schedule_at=Now() + timedelta(days=1))
+    with CaptureQueriesContext(connections["default"]) as captured:
+        assert events_of(claimed(consumer, 10)) == [ready.pk]
+        assert claimed(consumer, 10) == []
+    looks = [query for query in captured if "Whose turn is it" in query["sql"]]
+    assert len(looks) == 2
 
 
 def test_no_more_groups_are_leased_than_calls_are_wanted(consumer):
