@@ -252,3 +252,29 @@ def test_drain_nacks_a_coroutine_whose_own_task_was_cancelled():
     task = Task.objects.get()
     assert task.state == TaskState.RETRYABLE
     assert "CancelledError" in task.attempted_errors[-1]["error"]
+
+
+@pytest.mark.django_db
+def test_drain_handles_an_event_once_even_if_its_task_is_deleted():
+    handled = []
+
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message):
+        handled.append(message.event.pk)
+        assert len(handled) < 5, "again and again"
+        message.task.delete()
+
+    events = [publish("order.paid", stream="kit") for _ in range(2)]
+    assert drain("kit") == 2
+    assert handled == [event.pk for event in events]
+
+
+@pytest.mark.django_db
+def test_drain_ends_when_the_test_is_interrupted():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message):
+        raise KeyboardInterrupt
+
+    publish("order.paid", stream="kit")
+    with pytest.raises(KeyboardInterrupt):
+        drain("kit")

@@ -5,7 +5,7 @@ key made of schedule and occurrence, and the step to the next occurrence are one
 so crashes and many workers neither skip an occurrence nor publish it twice.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -72,6 +72,16 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
             if not is_new:
                 kept.redefine(columns)
         return kept
+
+    def bulk_create(self, objs: Iterable["Schedule"], *args: Any, **options: Any) -> Any:
+        """Insert schedules that occur from now on.
+
+        Raises InvalidSchedule or InvalidEvent, before any is written, if one cannot be kept.
+        """
+        made = list(objs)
+        for schedule in made:
+            schedule.prepare(self.db)
+        return super().bulk_create(made, *args, **options)
 
     @bulk_verb
     def cancel(self) -> Outcome:
@@ -205,10 +215,17 @@ class Schedule(SealableModel):
         Raises InvalidSchedule or InvalidEvent if a new one cannot be kept.
         """
         if self._state.adding:
-            self.check_definition()
-            if self.next_at is None:
-                self.settle(options.get("using"))
+            self.prepare(options.get("using"))
         super().save(*args, **options)
+
+    def prepare(self, using: str | None) -> None:
+        """Check a new schedule, and set when it occurs first.
+
+        Raises InvalidSchedule or InvalidEvent if it cannot be kept.
+        """
+        self.check_definition()
+        if self.next_at is None:
+            self.settle(using)
 
     @property
     def life(self) -> str:

@@ -27,6 +27,7 @@ pulled AS (
         -- What was there before a consumer that starts "new" is of the same transaction: only the
         -- clock tells. Any other one begins with an empty cursor.
         AND (consumer."cursor"::text = '1:1:' OR event.created_at >= consumer.created_at)
+        AND event.id NOT IN (SELECT unnest(%(handled)s::uuid[]))
         AND NOT EXISTS (
             SELECT FROM kanthorq_django_task AS task
             WHERE task.event_id = event.id AND task.consumer_id = consumer.id

@@ -47,11 +47,16 @@ CAREFUL_SECONDS = 60.0  # with savepoints, after a shared transaction that faile
 _careful_until: dict[str, float] = {}  # by consumer
 
 
-def execute(*flights: Flight) -> list[Ending]:
-    """Run a plain handler once; every exception becomes endings, so the worker lives on."""
+def execute(*flights: Flight, let_out: tuple[type[BaseException], ...] = ()) -> list[Ending]:
+    """Run a plain handler once; every exception becomes endings, so the worker lives on.
+
+    Those of ``let_out`` are raised.
+    """
     try:
         call = _call_in_transaction if flights[0].subscription.atomic else _call
         result = call(flights)
+    except let_out:
+        raise
     except BaseException as error:  # noqa: BLE001  # sys.exit() in a handler is its failure, not ours
         return after_error(flights, error)
     return concluded(after_return, flights, result)

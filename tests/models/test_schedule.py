@@ -16,7 +16,7 @@ from kanthorq_django.exceptions import (
     InvalidSchedule,
     InvalidSubject,
 )
-from kanthorq_django.models import Event, Schedule
+from kanthorq_django.models import Event, Schedule, Stream
 from kanthorq_django.models.occurrences import Unpublished
 from kanthorq_django.worker.scheduler import Scheduler
 
@@ -301,3 +301,18 @@ def test_many_workers_publish_each_occurrence_once():
 def test_a_start_of_just_now_is_the_first_occurrence():
     daily(rrule="FREQ=DAILY;COUNT=3", dtstart=timezone.now())
     assert Schedule.objects.publish_due() == 1
+
+
+@pytest.mark.django_db
+def test_schedules_that_are_created_in_bulk_occur():
+    stream = Stream.objects.create(name="reports")
+    kinds = {"rrule": "FREQ=DAILY", "dtstart": timezone.now(), "timezone": "UTC", "stream": stream}
+    made = Schedule.objects.bulk_create(
+        Schedule(name=f"report-{number}", subject="report.due", **kinds) for number in range(2)
+    )
+    assert Schedule.objects.publish_due() == len(made)
+
+    wrong = Schedule(name="wrong", subject="report.due", **(kinds | {"rrule": "FREQ=NEVER"}))
+    with pytest.raises(InvalidSchedule, match="NEVER"):
+        Schedule.objects.bulk_create([Schedule(name="right", subject="report.due", **kinds), wrong])
+    assert Schedule.objects.count() == len(made)
