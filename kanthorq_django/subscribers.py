@@ -20,14 +20,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Subscriber", "registry", "subscribe", "sync"]
 
+# What a handler takes, a message or a list of them, and what it returns.
+M = TypeVar("M")
+R = TypeVar("R")
+M_contra = TypeVar("M_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-class Subscriber(Protocol[R_co]):
+class Subscriber(Protocol[M_contra, R_co]):
     """A handler as ``@subscribe`` leaves it: the same callable, with one attribute more."""
 
-    def __call__(self, message: Any) -> R_co: ...
+    __name__: str
+
+    def __call__(self, message: M_contra, /) -> R_co: ...
 
     def on_cancel(
         self, *, retry: RetryPolicy | None = None, timeout: timedelta | None = None
@@ -54,7 +60,7 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     serialize: bool | Literal["strict"] = False,
     batch: int = 1,
     grouped: bool = False,
-) -> Callable[[Callable[[Any], R_co]], Subscriber[R_co]]:
+) -> Callable[[Callable[[M], R]], Subscriber[M, R]]:
     """Let the decorated function handle each event of ``stream`` that ``includes`` select.
 
     It is called with a ``Message`` and stays a plain callable; it may be ``async def``.
@@ -71,7 +77,7 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     policy = Polynomial() if retry is None else retry
     declarations.check_spelling(includes, excludes)
 
-    def register(handler: Callable[[Any], R_co]) -> Subscriber[R_co]:
+    def register(handler: Callable[[M], R]) -> Subscriber[M, R]:
         declarations.check_handler(handler)
         name = declarations.default_name(handler) if consumer is None else consumer
         declarations.check_retry(name, policy)
@@ -118,7 +124,7 @@ def sync(consumers: Iterable[str] | None = None, *, using: str | None = None) ->
     ]
 
 
-def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) -> Subscriber[R_co]:
+def _with_on_cancel(handler: Callable[[M], R], subscription: Subscription) -> Subscriber[M, R]:
     def on_cancel(
         *bare: object, retry: RetryPolicy | None = None, timeout: timedelta | None = None
     ) -> Callable[[C], C]:
@@ -140,7 +146,7 @@ def _with_on_cancel(handler: Callable[[Any], R_co], subscription: Subscription) 
         raise ConfigurationError(
             f"{name_of(handler)} cannot be a handler, as it takes no attribute; use a function."
         ) from error
-    return cast("Subscriber[R_co]", handler)
+    return cast("Subscriber[M, R]", handler)
 
 
 def _note_cancel_handler(

@@ -41,6 +41,9 @@ def test_verbs_and_relations_keep_their_types() -> None:
     assert_type(consumer.reset([event.pk]), Outcome)
     assert event.tasks.available().get().event == event
     assert_type(refund(Message(event.tasks.get())), int)
+    assert_type(refund.__name__, str)
+    with pytest.raises(AttributeError):
+        refund("no message")  # type: ignore[arg-type]  # a checker refuses it too
 
 
 def test_moments_are_typed() -> None:

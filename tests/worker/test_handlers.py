@@ -371,7 +371,10 @@ def test_objects_and_marked_functions_are_awaited_as_coroutines_are():
 
     subscribe("work.object", stream="work", consumer="object")(Handler())
     subscribe("work.marked", stream="work", consumer="marked")(markcoroutinefunction(hand_on))
-    plain = subscribe("work.plain", stream="work", consumer="plain", parked=True)(lambda _: None)
+
+    @subscribe("work.plain", stream="work", consumer="plain", parked=True)
+    def plain(message: Message) -> None: ...
+
     plain.on_cancel()(Handler())
     for subject in ("work.object", "work.marked", "work.plain"):
         announce(subject=subject)
