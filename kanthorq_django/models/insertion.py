@@ -27,6 +27,7 @@ logger = logging.getLogger("kanthorq_django")
 
 STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
 STATEMENT_ROWS_MAX = 1_000
+_ABSENT = object()
 TRIES = 3  # to insert: the event whose key was met may be pruned before we look at it
 
 
@@ -219,24 +220,43 @@ class _Early:
 
     def __init__(self, events: Sequence["Event"]) -> None:
         self._events = events
+        self._stored: Mapping[str, Any] = {}
         # In flat lists: an object for each event would set off collections of all garbage.
-        self._names: tuple[str, ...] = ()
         self._given: list[Any] = []
+        self._were_adding: list[bool] = []
         self._databases: list[str | None] = []
 
     def note(self, stored: Mapping[str, Any], using: str) -> None:
-        self._names = tuple(stored)
-        self._given = [event.__dict__.get(name) for event in self._events for name in self._names]
+        self._stored = stored
+        self._given = [
+            event.__dict__.get(name, _ABSENT) for event in self._events for name in stored
+        ]
+        self._were_adding = [event._state.adding for event in self._events]
         self._databases = [event._state.db for event in self._events]
         for event in self._events:
             _noted(event, stored, using)
 
     def take_back(self) -> None:
-        """Let the events be as they were given, so that they can be published again."""
-        given = iter(self._given)
-        for event, using in zip(self._events, self._databases, strict=False):
-            event.__dict__.update((name, next(given)) for name in self._names)
-            event._state.adding, event._state.db = True, using
+        """Let the events be as they were given, so that they can be published again.
+
+        But for those that another thread has published, and noted, meanwhile.
+        """
+        given, xid = iter(self._given), self._stored.get("xid")
+        states = zip(self._events, self._were_adding, self._databases, strict=False)
+        for event, was_adding, using in states:
+            before = dict(zip(self._stored, given, strict=False))
+            if event.__dict__.get("xid") == xid:
+                for name, value in before.items():
+                    _put_back(event, name, value)
+                event._state.adding, event._state.db = was_adding, using
+
+
+def _put_back(event: "Event", name: str, value: Any) -> None:
+    """Set a field to what it held, which is nothing where it was deferred."""
+    if value is _ABSENT:
+        event.__dict__.pop(name, None)
+    else:
+        event.__dict__[name] = value
 
 
 def _known(events: Sequence["Event"], stream: Stream, using: str) -> Mapping[UUID, "Event"]:

@@ -268,6 +268,26 @@ def test_events_of_a_copy_that_failed_are_as_they_were_given() -> None:
     assert Event.objects.filter(subject__in="abd").count() == len(events)
 
 
+def test_a_copy_that_failed_leaves_what_was_deferred_deferred() -> None:
+    stored = publish("order.paid")
+    clone = Event.objects.defer("created_at", "xid").get()
+    clone._state.adding = True
+    with pytest.raises(DatabaseError, match="duplicate key"), transaction.atomic():
+        publish_many([clone, Event(subject="order.paid")])
+    assert clone.get_deferred_fields() == {"created_at", "xid"}
+    assert clone == stored
+
+
+def test_a_copy_that_failed_leaves_what_another_thread_published_meanwhile() -> None:
+    events = [Event(subject="a"), Event(subject="b")]
+    publish_many(events)
+    published = [_fields(event) for event in events]
+    # As by a thread that had checked the same events before.
+    with pytest.raises(DatabaseError, match="duplicate key"), transaction.atomic():
+        insertion.insert(events, "default", connection)
+    assert [_fields(event) for event in events] == published
+
+
 def _fields(event: Event) -> dict[str, Any]:
     return vars(event) | {"_state": (event._state.adding, event._state.db)}
 
