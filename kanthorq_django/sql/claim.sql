@@ -27,16 +27,18 @@ due_in_turn AS MATERIALIZED (
         AND schedule_at <= statement_timestamp()
     FOR NO KEY UPDATE SKIP LOCKED
 ),
+-- One of its group whose lease ran out, but which is locked or not wanted here, may run yet: as long
+-- as it is not fenced, nothing of the group is leased. Looked for once, not for each task.
+unfenced AS MATERIALIZED (
+    SELECT turn_key
+    FROM kanthorq_django_task
+    WHERE id = ANY(%(in_turn)s::bigint[])
+        AND state + 0 = 2 AND id NOT IN (SELECT id FROM due_in_turn)
+),
 due AS (
     SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at
     FROM due_in_turn
-    -- One of its group whose lease ran out, but which is locked or not wanted here, may run yet: as
-    -- long as it is not fenced, nothing of the group is leased.
-    WHERE NOT EXISTS (
-        SELECT FROM kanthorq_django_task AS held
-        WHERE held.id = ANY(%(in_turn)s::bigint[]) AND held.turn_key = due_in_turn.turn_key
-            AND held.state + 0 = 2 AND held.id NOT IN (SELECT id FROM due_in_turn)
-    )
+    WHERE NOT EXISTS (SELECT FROM unfenced WHERE unfenced.turn_key = due_in_turn.turn_key)
     UNION ALL SELECT * FROM due_freely
 ),
 fate AS (
