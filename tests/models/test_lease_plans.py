@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.models import CharField
+from django.db.models.functions import Cast
 
 from kanthorq_django import publish_many
 from kanthorq_django.domain.failures import Failure
@@ -139,3 +141,17 @@ def test_rows_are_found_by_an_index_whatever_is_finished(
     assert {node["Node Type"] for node in reads} == {"Index Scan"}
     assert {node["Index Name"] for node in reads} <= INDEXES.get(verb, {PRIMARY_KEY})
     assert all(node["Actual Rows"] <= LEASED for node in plan if node["Node Type"] == "Sort")
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "made"])
+def test_a_claim_by_turns_looks_once_at_each_task(is_kept: bool, consumer: Consumer):
+    Consumer.objects.update(serialize="on")
+    Task.objects.available().update(turn_key=Cast("id", CharField()))
+    plan = list(nodes(plan_of(claim, is_kept=is_kept)))
+    reads = [node for node in plan if node.get("Relation Name") == "kanthorq_django_task"]
+    read = [
+        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+        for node in reads
+    ]
+    assert read
+    assert max(read) <= LEASED
