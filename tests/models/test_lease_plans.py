@@ -138,8 +138,12 @@ def test_rows_are_found_by_an_index_whatever_is_finished(
     plan = list(nodes(plan_of(verb, is_kept=is_kept)))
     reads = [node for node in plan if node.get("Relation Name") == "kanthorq_django_task"]
     reads = [node for node in reads if node["Node Type"] != "ModifyTable" and node["Actual Loops"]]
-    assert {node["Node Type"] for node in reads} == {"Index Scan"}
-    assert {node["Index Name"] for node in reads} <= INDEXES.get(verb, {PRIMARY_KEY})
+    # By a bitmap where statistics say so: it is an index that is read as well.
+    assert {node["Node Type"] for node in reads} <= {"Index Scan", "Bitmap Heap Scan"}
+    names = {node.get("Index Name", "") for node in plan if node["Actual Loops"]}
+    names = {name for name in names if name.startswith(("kanthorq_task", "kanthorq_django_task"))}
+    assert names
+    assert names <= INDEXES.get(verb, {PRIMARY_KEY})
     assert all(node["Actual Rows"] <= LEASED for node in plan if node["Node Type"] == "Sort")
 
 
