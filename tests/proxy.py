@@ -215,8 +215,12 @@ class _Link:
     def _break(self, fault: Fault, sent: bytes) -> None:
         self.is_frozen = fault.is_silent
         if fault.is_carried_out:
-            self._server.sendall(sent)
-            self._server.recv(CHUNK_BYTES)
+            # The server answers when it has all of it; a long statement comes in pieces.
+            while sent:
+                self._server.sendall(sent)
+                if self._server in select.select([self._client, self._server], [], [])[0]:
+                    break
+                sent = self._client.recv(CHUNK_BYTES)
         fault.has_happened.set()
 
 
