@@ -177,7 +177,7 @@ def transaction_of(
     connection = connections[using]
     statements = [BEGIN_READ_COMMITTED, BY_ONE_PLAN, _statement(name), _statement(then), COMMIT]
     with _rolled_back_if_failed(connection):
-        _, _, first, second, _ = run(connection, statements, params)
+        _, _, first, second, _ = run(connection, statements, params, is_lasting=True)
     return _named(first, connection), Result(second, connection)
 
 
