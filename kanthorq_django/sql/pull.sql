@@ -188,5 +188,9 @@ SELECT
     (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
 FROM progress
 LEFT JOIN pulled ON pulled.state = 2
-LEFT JOIN kanthorq_django_event AS event ON event.id = pulled.event_id
+-- One by one: a plan that the server made while there was hardly any event, and keeps, would go
+-- through all of them for each.
+LEFT JOIN LATERAL (
+    SELECT * FROM kanthorq_django_event WHERE id = pulled.event_id LIMIT 1
+) AS event ON true
 ORDER BY pulled.id;

@@ -11,10 +11,10 @@ from django.db import IntegrityError, connection, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.test.utils import CaptureQueriesContext
 
-from kanthorq_django import publish
+from kanthorq_django import publish, sql
 from kanthorq_django.models import Event, Stream, notifications
 from kanthorq_django.sql import BY_INDEX, BY_ONE_PLAN, round_trip
-from kanthorq_django.sql.session import USES_BEFORE
+from kanthorq_django.sql.session import USES_BEFORE, session_of
 from tests.announcements import forget_notifications
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -246,6 +246,34 @@ def test_a_pull_is_kept_and_planned_once_from_the_first_on():
             "WHERE statement LIKE '%Turn a page%'"
         )
         assert asked.fetchall() == [(2, 0)]
+
+
+def test_a_pull_that_is_kept_since_there_was_one_event_reads_events_by_their_keys(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from kanthorq_django.models import Consumer
+    from kanthorq_django.models.registration import Registration
+
+    reader = Consumer.objects.register("reader", Registration("default", includes=[">"]))
+    publish("order.created")
+    given: dict[str, Any] = {}
+    pull = sql.transaction_of
+    monkeypatch.setattr(
+        sql, "transaction_of", lambda *names: given.update(names[-1]) or pull(*names)
+    )
+    with connection.cursor() as asked:
+        asked.execute("ANALYZE kanthorq_django_event")  # from now on it is known for tiny
+    reader.pull_page(1_000)
+    pulled = session_of(connection.connection).prepared[sql.load("pull")]
+    values = ", ".join(["%s"] * len(pulled.params))
+    with transaction.atomic(), connection.cursor() as asked:
+        asked.execute(BY_ONE_PLAN.text)
+        asked.execute(
+            f"EXPLAIN EXECUTE {pulled.name.decode()} ({values})",
+            [given[name] for name in pulled.params],
+        )
+        plan = "\n".join(line for (line,) in asked.fetchall())
+    assert "Index Cond: (id = pulled.event_id)" in plan
 
 
 def test_what_pulls_is_not_compiled():
