@@ -27,8 +27,9 @@ logger = logging.getLogger("kanthorq_django")
 
 STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
 STATEMENT_ROWS_MAX = 1_000
-_ABSENT = object()
 TRIES = 3  # to insert: the event whose key was met may be pruned before we look at it
+
+_ABSENT = object()  # what a deferred field holds
 
 
 def insert(
@@ -96,7 +97,7 @@ def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple
 def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:
     plain = [event for event in events if event.idempotency_key is None]
     keyed = [event for event in events if event.idempotency_key is not None]
-    early = _Early(plain)
+    early = _EarlyNotes(plain)
     try:
         # A conflict of keys is found after rows were written: only a savepoint takes them back
         # and leaves the caller's transaction usable.
@@ -215,7 +216,7 @@ def _noted(event: "Event", stored: Mapping[str, Any], using: str) -> "Event":
     return event
 
 
-class _Early:
+class _EarlyNotes:
     """Events noted as stored before they are committed, and what they were before that."""
 
     def __init__(self, events: Sequence["Event"]) -> None:
