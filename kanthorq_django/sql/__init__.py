@@ -19,7 +19,7 @@ from psycopg.errors import InvalidTextRepresentation
 from psycopg.pq import Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from kanthorq_django.sql.round_trip import Statement, first_of, rows_of, run
+from kanthorq_django.sql.round_trip import BY_INDEX, Statement, first_of, rows_of, run
 from kanthorq_django.sql.session import Detached
 
 # What workers repeat all day, and publishers. Not what takes long arrays: the plan that the server
@@ -38,6 +38,10 @@ REPEATED = frozenset(
     }
 )
 
+# Those of them that a plan which the server made at a bad moment would make slow. Pulls and looks
+# bring their own settings.
+_BY_INDEX_ALONE = frozenset({"ack_group", "ack_last", "ack_one", "claim"})
+
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
 
@@ -48,18 +52,10 @@ ROLLBACK = Statement("ROLLBACK;")
 # What our own transactions lock, all workers wait for: one whose client is frozen, or gone without
 # a word, must not hold it for longer. In milliseconds.
 LEAVE_IDLE = Statement("SET LOCAL idle_in_transaction_session_timeout = 5000;")
-# The server may keep a plan that it made while a table was nearly empty, or had never been looked
-# at: no index seemed worth the while. Ours all read in the order of an index. And as it knows of no
-# LIMIT, it takes a look into a long stream for work that is worth a compiler's time, each time.
-_BY_INDEX = (
-    "set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), "
-    "set_config('jit', 'off', true)"
-)
-BY_INDEX = Statement(f"SELECT {_BY_INDEX};")
 # PostgreSQL plans a kept statement anew for the first five times, which takes a pull longer than to
 # read, and a look each time, as it takes the plan that it could keep for dearer than it is.
 BY_ONE_PLAN = Statement(
-    f"SELECT {_BY_INDEX}, set_config('plan_cache_mode', 'force_generic_plan', true);"
+    f"{BY_INDEX.text[:-1]}, set_config('plan_cache_mode', 'force_generic_plan', true);"
 )
 
 _OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
@@ -75,7 +71,8 @@ def load(name: str, *, skip_locked: bool = False) -> str:
 
 
 def _statement(name: str, *, skip_locked: bool = False) -> Statement:
-    return Statement(load(name, skip_locked=skip_locked), name in REPEATED)
+    text = load(name, skip_locked=skip_locked)
+    return Statement(text, name in REPEATED, name in _BY_INDEX_ALONE)
 
 
 def rows(

@@ -135,5 +135,10 @@ SELECT
     (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
 FROM (SELECT) AS always
 LEFT JOIN claimed ON claimed.state IN (2, 3)
-LEFT JOIN kanthorq_django_event AS event ON event.id = claimed.event_id
+LEFT JOIN LATERAL (  -- as in pull.sql
+    SELECT * FROM kanthorq_django_event
+    WHERE id >= claimed.event_id AND id <= claimed.event_id
+    ORDER BY id
+    LIMIT 1
+) AS event ON true
 ORDER BY claimed.id;

@@ -188,9 +188,12 @@ SELECT
     (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
 FROM progress
 LEFT JOIN pulled ON pulled.state = 2
--- One by one: a plan that the server made while there was hardly any event, and keeps, would go
--- through all of them for each.
+-- One by one, and in the order of the primary key: a plan that the server made while there was hardly
+-- any event, and keeps, would go through all of them for each, in the table or in another index.
 LEFT JOIN LATERAL (
-    SELECT * FROM kanthorq_django_event WHERE id = pulled.event_id LIMIT 1
+    SELECT * FROM kanthorq_django_event
+    WHERE id >= pulled.event_id AND id <= pulled.event_id
+    ORDER BY id
+    LIMIT 1
 ) AS event ON true
 ORDER BY pulled.id;

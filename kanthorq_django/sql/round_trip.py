@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -25,11 +25,31 @@ _PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
 class Statement(NamedTuple):
     """SQL with named parameters, and whether it is run so often that its plan is to be kept.
 
-    What travels with such a one is kept along with it.
+    What travels with such a one is kept along with it. One that reads ``by_index`` does so by
+    whatever plan the server keeps; the settings that it takes for it are as before afterwards.
     """
 
     text: str
     is_repeated: bool = False
+    by_index: bool = False
+
+
+# The server may keep a plan that it made while a table was nearly empty, or had never been looked
+# at: no index seemed worth the while, or one as good as another. Ours all read in the order of an
+# index; where rows have to be sorted it is the wrong one. And as it knows of no LIMIT, it takes a
+# look into a long stream for work that is worth a compiler's time, each time.
+_SETTINGS = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "jit")
+
+
+def _for_each_setting(text: str) -> Statement:
+    return Statement(f"SELECT {', '.join(text.format(name) for name in _SETTINGS)};")
+
+
+_NOTED = "set_config('kanthorq.{0}', current_setting('{0}'), true)"
+_OFF = "set_config('{0}', 'off', true)"
+BY_INDEX = _for_each_setting(_OFF)
+_BY_INDEX_FROM_HERE = _for_each_setting(f"{_NOTED}, {_OFF}")
+_AS_BEFORE = _for_each_setting("set_config('{0}', current_setting('kanthorq.{0}'), true)")
 
 
 def run(
@@ -84,17 +104,29 @@ def _run_bound(
     """Bind ``statements``, after a BEGIN where psycopg would send one by itself."""
     was_outside = raw.pgconn.transaction_status == _IDLE
     begin = [_begin(raw)] if was_outside and not raw.autocommit else []
-    results = bind(raw, session, [*begin, *statements], params)
+    sent = [*begin, *_with_settings(statements)]
+    results = bind(raw, session, sent, params)
     if (failed := _failed(results)) and failed.error_field(_SQLSTATE) in _FORGOTTEN:
         session.prepared.clear()
         if was_outside and not any(result.command_status == b"COMMIT" for result in results):
             if raw.pgconn.transaction_status != _IDLE:
                 psycopg.ClientCursor(raw).execute("ROLLBACK")
-            results = bind(raw, session, [*begin, *statements], params)
+            results = bind(raw, session, sent, params)
             failed = _failed(results)
     if failed:
         raise error_from_result(failed, encoding=raw.info.encoding)
-    return results[len(begin) :]
+    if len(sent) == len(statements):
+        return results
+    ours = (*begin, _BY_INDEX_FROM_HERE, _AS_BEFORE)
+    return [each for statement, each in zip(sent, results, strict=True) if statement not in ours]
+
+
+def _with_settings(statements: Sequence[Statement]) -> Iterator[Statement]:
+    for statement in statements:
+        if statement.by_index:
+            yield from (_BY_INDEX_FROM_HERE, statement, _AS_BEFORE)
+        else:
+            yield statement
 
 
 def _begin(raw: "psycopg.Connection[Any]") -> Statement:

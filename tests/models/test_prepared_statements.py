@@ -11,10 +11,10 @@ from django.db import IntegrityError, connection, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.test.utils import CaptureQueriesContext
 
-from kanthorq_django import publish, sql
+from kanthorq_django import publish
 from kanthorq_django.models import Event, Stream, notifications
-from kanthorq_django.sql import BY_INDEX, BY_ONE_PLAN, round_trip
-from kanthorq_django.sql.session import USES_BEFORE, session_of
+from kanthorq_django.sql import BY_ONE_PLAN, round_trip
+from kanthorq_django.sql.session import USES_BEFORE
 from tests.announcements import forget_notifications
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -248,59 +248,8 @@ def test_a_pull_is_kept_and_planned_once_from_the_first_on():
         assert asked.fetchall() == [(2, 0)]
 
 
-def test_a_pull_that_is_kept_since_there_was_one_event_reads_events_by_their_keys(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    from kanthorq_django.models import Consumer
-    from kanthorq_django.models.registration import Registration
-
-    reader = Consumer.objects.register("reader", Registration("default", includes=[">"]))
-    publish("order.created")
-    given: dict[str, Any] = {}
-    pull = sql.transaction_of
-    monkeypatch.setattr(
-        sql, "transaction_of", lambda *names: given.update(names[-1]) or pull(*names)
-    )
-    with connection.cursor() as asked:
-        asked.execute("ANALYZE kanthorq_django_event")  # from now on it is known for tiny
-    reader.pull_page(1_000)
-    pulled = session_of(connection.connection).prepared[sql.load("pull")]
-    values = ", ".join(["%s"] * len(pulled.params))
-    with transaction.atomic(), connection.cursor() as asked:
-        asked.execute(BY_ONE_PLAN.text)
-        asked.execute(
-            f"EXPLAIN EXECUTE {pulled.name.decode()} ({values})",
-            [given[name] for name in pulled.params],
-        )
-        plan = "\n".join(line for (line,) in asked.fetchall())
-    assert "Index Cond: (id = pulled.event_id)" in plan
-
-
 def test_what_pulls_is_not_compiled():
     with transaction.atomic(), connection.cursor() as asked:
         asked.execute(BY_ONE_PLAN.text)
         asked.execute("SHOW jit")
         assert asked.fetchone() == ("off",)
-
-
-def test_a_look_that_is_kept_since_the_tables_were_empty_reads_by_their_indexes():
-    from kanthorq_django.models import Consumer, cursor
-    from kanthorq_django.models.registration import Registration
-
-    reader = Consumer.objects.register("reader", Registration("s", includes=[">"]))
-    with connection.cursor() as asked:
-        # What was looked at and is empty, the planner takes for worth no index.
-        asked.execute("VACUUM ANALYZE kanthorq_django_task, kanthorq_django_event")
-    for _ in range(USES_BEFORE + 2):
-        cursor.has_unread(reader)
-
-    with transaction.atomic(), connection.cursor() as asked:
-        # As each look does: autovacuum may have the server make the plan anew at any moment.
-        asked.execute(BY_INDEX.text)
-        asked.execute("SELECT name FROM pg_prepared_statements WHERE statement LIKE '%One cheap%'")
-        (name,) = asked.fetchone()
-        asked.execute("SET plan_cache_mode = force_generic_plan")  # the plan that is kept
-        asked.execute(f"EXPLAIN EXECUTE {name} ('{{1}}', '1 s', '{{{reader.pk}}}', '{{0}}')")
-        plan = "\n".join(line for (line,) in asked.fetchall())
-    assert "Index Scan using kanthorq_task_due" in plan
-    assert "Seq Scan" not in plan
