@@ -77,10 +77,15 @@ def test_a_page_that_is_left_to_others_writes_nothing(consumer: Consumer, second
 
     with transaction.atomic(using=second):
         lock(consumer, second)
-        before = next_transaction()
-        for _ in range(50):
-            consumer.pull_page(10)
-        assert next_transaction() - before < 25  # others may be at work in this server
+
+        def ids_taken() -> int:
+            before = next_transaction()
+            for _ in range(50):
+                consumer.pull_page(10)
+            return next_transaction() - before
+
+        # Others may be at work in this server; what would take fifty itself, always does.
+        assert any(ids_taken() < 25 for _ in range(20))
 
 
 def test_filters_that_were_changed_meanwhile_are_those_of_the_row(consumer: Consumer):
