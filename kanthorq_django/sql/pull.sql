@@ -3,88 +3,81 @@
 -- visible in the window that is being read. It counts events read, not matched, so a consumer
 -- that selects one event in a million advances too; and it stops at the match that fills the
 -- room of the puller, so nothing is leased that cannot be started.
-WITH consumer AS MATERIALIZED (
+WITH reader AS MATERIALIZED (
     -- As lock_consumer.sql left it. Without its lock, or with filters that were changed since
     -- the caller knew them, nothing is read at all: everything below is NULL or empty then.
     SELECT
-        *,
-        coalesce(position_xid, '0') AS start_xid,
-        coalesce(position_id, '00000000-0000-0000-0000-000000000000') AS start_id
-    FROM kanthorq_django_consumer
+        consumer.*,
+        -- The open window, or a new one up to now. A snapshot leaves out the caller's own
+        -- transaction, which then looks finished as soon as any later one is: add it back.
+        coalesce(
+            "window",
+            CASE WHEN pg_visible_in_snapshot(pg_current_xact_id(), latest) THEN
+                format(
+                    '%%s:%%s:%%s', pg_snapshot_xmin(latest), pg_snapshot_xmax(latest),
+                    (SELECT string_agg(xid::text, ',' ORDER BY xid)
+                     FROM (SELECT pg_snapshot_xip(latest) UNION SELECT pg_current_xact_id()) AS open (xid))
+                )::pg_snapshot
+            ELSE latest END
+        ) AS horizon,
+        -- Where fresh events begin: behind the cursor, or where the last page ended.
+        greatest(position_xid, pg_snapshot_xmax("cursor")) AS fresh_xid,
+        CASE WHEN position_xid >= pg_snapshot_xmax("cursor") THEN position_id
+            ELSE '00000000-0000-0000-0000-000000000000' END AS fresh_id
+    FROM kanthorq_django_consumer AS consumer, pg_current_snapshot() AS latest
     WHERE id = %(consumer_id)s
         AND current_setting('kanthorq.locked', true) = id::text
         AND subject_includes = %(subject_includes)s::jsonb
         AND subject_excludes = %(subject_excludes)s::jsonb
 ),
-horizon AS MATERIALIZED (
-    -- The open window, or a new one up to now. A snapshot leaves out the caller's own
-    -- transaction, which then looks finished as soon as any later one is: add it back.
-    SELECT coalesce(
-        (SELECT "window" FROM consumer),
-        CASE WHEN pg_visible_in_snapshot(pg_current_xact_id(), latest) THEN
-            format(
-                '%%s:%%s:%%s', pg_snapshot_xmin(latest), pg_snapshot_xmax(latest),
-                (SELECT string_agg(xid::text, ',' ORDER BY xid)
-                 FROM (SELECT pg_snapshot_xip(latest) UNION SELECT pg_current_xact_id()) AS open (xid))
-            )::pg_snapshot
-        ELSE latest END
-    ) AS snapshot
-    FROM pg_current_snapshot() AS latest
-    WHERE EXISTS (SELECT FROM consumer)  -- else the transaction would get an id, and write
-),
 page AS MATERIALIZED (
-    SELECT * FROM (
-        -- Late: transactions that were open in the cursor. One index probe each, however
-        -- many rows others wrote meanwhile; LATERAL, because = ANY would sort every page. A range
-        -- of one xid, because the planner would take the order of the primary key for xid = open.xid
-        -- and read all of the table, where one transaction published all that it knows of.
-        (
-            SELECT late.*
-            FROM horizon,
-                pg_snapshot_xip((SELECT "cursor" FROM consumer)) AS open (xid),
-                LATERAL (
-                    SELECT xid, id, subject, schedule_at, resource_key, created_at
-                    FROM kanthorq_django_event
-                    WHERE stream_id = (SELECT stream_id FROM consumer)
-                        AND xid >= open.xid AND xid <= open.xid
-                        AND id > CASE WHEN open.xid = (SELECT start_xid FROM consumer)
-                            THEN (SELECT start_id FROM consumer)
-                            ELSE '00000000-0000-0000-0000-000000000000'::uuid END
-                    ORDER BY xid, id
-                    LIMIT %(page_size)s
-                ) AS late
-            WHERE pg_visible_in_snapshot(open.xid, horizon.snapshot)
-                AND open.xid >= (SELECT start_xid FROM consumer)
-            ORDER BY late.xid, late.id
-            LIMIT %(page_size)s
-        )
-        UNION ALL
-        -- Fresh: transactions that began after the cursor. One folded row comparison: with two
-        -- conditions the index scan would start at the smaller and wade through all between.
-        (
-            SELECT xid, id, subject, schedule_at, resource_key, created_at
-            FROM kanthorq_django_event
-            WHERE stream_id = (SELECT stream_id FROM consumer)
-                AND (xid, id) > (
-                    (SELECT greatest(start_xid, pg_snapshot_xmax("cursor")) FROM consumer),
-                    (SELECT CASE WHEN start_xid >= pg_snapshot_xmax("cursor") THEN start_id
-                        ELSE '00000000-0000-0000-0000-000000000000'::uuid END FROM consumer)
-                )
-                AND xid < (SELECT pg_snapshot_xmax(snapshot) FROM horizon)
-                AND pg_visible_in_snapshot(xid, (SELECT snapshot FROM horizon))
-            ORDER BY xid, id
-            LIMIT %(page_size)s
-        )
-    ) AS unread
+    -- Late: transactions that were open in the cursor. One index probe each, however
+    -- many rows others wrote meanwhile; LATERAL, because = ANY would sort every page. A range
+    -- of one xid, because the planner would take the order of the primary key for xid = open.xid
+    -- and read all of the table, where one transaction published all that it knows of.
+    (
+        SELECT late.*
+        FROM reader,
+            pg_snapshot_xip(reader."cursor") AS open (xid),
+            LATERAL (
+                SELECT xid, id, subject, schedule_at, resource_key, created_at
+                FROM kanthorq_django_event
+                WHERE stream_id = reader.stream_id
+                    AND xid >= open.xid AND xid <= open.xid
+                    AND id > CASE WHEN open.xid = reader.position_xid THEN reader.position_id
+                        ELSE '00000000-0000-0000-0000-000000000000' END
+                ORDER BY xid, id
+                LIMIT %(page_size)s
+            ) AS late
+        WHERE pg_visible_in_snapshot(open.xid, reader.horizon)
+            AND open.xid >= coalesce(reader.position_xid, '0')
+    )
+    UNION ALL
+    -- Fresh: transactions that began after the cursor. One folded row comparison: with two
+    -- conditions the index scan would start at the smaller and wade through all between.
+    (
+        SELECT fresh.*
+        FROM reader,
+            LATERAL (
+                SELECT xid, id, subject, schedule_at, resource_key, created_at
+                FROM kanthorq_django_event
+                WHERE stream_id = reader.stream_id
+                    AND (xid, id) > (reader.fresh_xid, reader.fresh_id)
+                    AND xid < pg_snapshot_xmax(reader.horizon)
+                    AND pg_visible_in_snapshot(xid, reader.horizon)
+                ORDER BY xid, id
+                LIMIT %(page_size)s
+            ) AS fresh
+    )
     ORDER BY xid, id
     LIMIT %(page_size)s
 ),
 matching AS MATERIALIZED (
     SELECT page.*
-    FROM page, consumer
+    FROM page, reader
     WHERE page.subject ~ %(includes)s
         AND page.subject !~ %(excludes)s
-        AND (consumer.deliver_from IS NULL OR page.created_at >= consumer.deliver_from)
+        AND (reader.deliver_from IS NULL OR page.created_at >= reader.deliver_from)
     ORDER BY page.xid, page.id
     LIMIT %(limit)s
 ),
@@ -94,16 +87,16 @@ pulled AS (
         attempt_count, lease_epoch, attempted_at
     )
     SELECT
-        consumer.id, matching.id, matching.resource_key, turn.key,
-        CASE WHEN consumer.parked THEN 0 WHEN leased THEN 2 ELSE 1 END,
+        reader.id, matching.id, matching.resource_key, turn.key,
+        CASE WHEN reader.parked THEN 0 WHEN leased THEN 2 ELSE 1 END,
         CASE WHEN leased THEN statement_timestamp() + %(visibility_timeout)s::interval
             ELSE coalesce(matching.schedule_at, statement_timestamp()) END,
         leased::int, leased::int, CASE WHEN leased THEN statement_timestamp() END
-    FROM matching, consumer,
+    FROM matching, reader,
         -- What is serialized by key waits for its turn, which only a claim can tell.
-        LATERAL (SELECT CASE WHEN consumer.serialize <> '' AND matching.resource_key <> ''
+        LATERAL (SELECT CASE WHEN reader.serialize <> '' AND matching.resource_key <> ''
             THEN matching.resource_key END) AS turn (key),
-        LATERAL (SELECT NOT consumer.parked AND turn.key IS NULL
+        LATERAL (SELECT NOT reader.parked AND turn.key IS NULL
             AND coalesce(matching.schedule_at <= statement_timestamp(), true)) AS due (leased)
     ORDER BY matching.xid, matching.id
     -- Never met while the cursor is right; the second line of defence.
@@ -111,49 +104,48 @@ pulled AS (
     RETURNING *
 ),
 progress AS MATERIALIZED (
-    SELECT is_full, read_count, is_full OR read_count = %(page_size)s AS has_more
-    FROM (
-        SELECT
-            is_full,
-            -- Not counted behind a full room: the page is then read no further than its last match.
-            CASE WHEN is_full THEN %(limit)s ELSE (SELECT count(*) FROM page) END AS read_count
-        FROM (SELECT (SELECT count(*) FROM matching) = %(limit)s AS is_full) AS matched
-    ) AS counts
-),
-last_read AS (
     -- A full room stops at its last match; what follows it is read again by the next pull.
-    (SELECT xid, id FROM matching, progress WHERE is_full ORDER BY xid DESC, id DESC LIMIT 1)
-    UNION ALL
-    (SELECT xid, id FROM page, progress WHERE NOT is_full ORDER BY xid DESC, id DESC LIMIT 1)
+    -- Not counted behind it: the page is then read no further than that.
+    SELECT
+        reader.*,
+        matched.is_full,
+        CASE WHEN is_full THEN %(limit)s ELSE (SELECT count(*) FROM page) END AS read_count
+    FROM reader, (SELECT (SELECT count(*) FROM matching) = %(limit)s AS is_full) AS matched
 ),
 advanced AS (
     UPDATE kanthorq_django_consumer AS consumer
     SET
-        "cursor" = CASE WHEN has_more THEN consumer."cursor" ELSE horizon.snapshot END,
-        "window" = CASE WHEN has_more THEN horizon.snapshot END,
-        position_xid = CASE WHEN has_more THEN (SELECT xid FROM last_read) END,
-        position_id = CASE WHEN has_more THEN (SELECT id FROM last_read) END
-    FROM progress, horizon
+        "cursor" = CASE WHEN has_more THEN consumer."cursor" ELSE progress.horizon END,
+        "window" = CASE WHEN has_more THEN progress.horizon END,
+        (position_xid, position_id) = (
+            SELECT xid, id FROM (
+                SELECT xid, id FROM matching WHERE progress.is_full
+                UNION ALL
+                SELECT xid, id FROM page WHERE NOT progress.is_full
+            ) AS read
+            WHERE has_more
+            ORDER BY xid DESC, id DESC
+            LIMIT 1
+        )
+    FROM progress, LATERAL (SELECT is_full OR read_count = %(page_size)s) AS more (has_more)
     WHERE consumer.id = %(consumer_id)s
         -- An idle look writes nothing; an empty page that closes a window does.
-        AND (progress.read_count > 0 OR (SELECT "window" FROM consumer) IS NOT NULL)
+        AND (progress.read_count > 0 OR progress."window" IS NOT NULL)
 )
 SELECT
-    EXISTS (SELECT FROM consumer) AS is_read,
+    progress.id IS NOT NULL AS is_read,
     -- Nothing was read and no window was open: the consumer has caught up.
-    progress.read_count = 0 AND (SELECT "window" FROM consumer) IS NULL AS is_idle,
+    progress.read_count = 0 AND progress."window" IS NULL AS is_idle,
     -- A cursor that is ahead of this cluster, or an event that is, came from another one; or a
     -- transaction is open that a cursor saw ended: see mend_cursor.sql. A cast
     -- that fails is how plain SQL raises an error, before the COMMIT that is sent along.
-    CASE WHEN NOT EXISTS (SELECT FROM consumer) OR (
-        (SELECT
-            pg_snapshot_xmax("cursor") <= pg_snapshot_xmax(pg_current_snapshot())
-            AND greatest(pg_snapshot_xmin("cursor"), pg_snapshot_xmin("window"))
-                <= pg_snapshot_xmin(pg_current_snapshot())
-        FROM consumer)
+    CASE WHEN progress.id IS NULL OR (
+        pg_snapshot_xmax(progress."cursor") <= pg_snapshot_xmax(pg_current_snapshot())
+        AND greatest(pg_snapshot_xmin(progress."cursor"), pg_snapshot_xmin(progress."window"))
+            <= pg_snapshot_xmin(pg_current_snapshot())
         AND (
             SELECT id FROM kanthorq_django_event
-            WHERE stream_id = (SELECT stream_id FROM consumer)
+            WHERE stream_id = progress.stream_id
                 AND xid >= pg_snapshot_xmax(pg_current_snapshot())
                 AND xid <> pg_current_xact_id()
             ORDER BY xid, id LIMIT 1  -- keeps the planner on the index
@@ -186,7 +178,8 @@ SELECT
     event.xid::text::bigint AS event_xid,
     (extract(epoch FROM event.schedule_at) * 1000000)::bigint AS event_schedule_at,
     (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
-FROM progress
+FROM (SELECT) AS always
+LEFT JOIN progress ON true
 LEFT JOIN pulled ON pulled.state = 2
 -- One by one, and in the order of the primary key: a plan that the server made while there was hardly
 -- any event, and keeps, would go through all of them for each, in the table or in another index.

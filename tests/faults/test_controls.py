@@ -35,7 +35,7 @@ LAST_READ = """coalesce(
 )"""
 BY_POSITION = {
     "pull": [
-        ["WHERE pg_visible_in_snapshot(open.xid, horizon.snapshot)", "WHERE false"],
+        ["WHERE pg_visible_in_snapshot(open.xid, reader.horizon)", "WHERE false"],
         ["AND (xid, id) > (", f"AND id > {LAST_READ} AND ('9223372036854775807'::xid8, id) > ("],
     ]
 }

@@ -134,7 +134,8 @@ def test_it_reads_by_the_same_indexes_whenever_it_was_made(
 ):
     made(reader)
     plan = plan_of(name, monkeypatch, lambda: used(reader))
-    assert re.findall(r" using (\w+) on kanthorq_django_(?:task|event)", plan) == indexes
+    reads = re.findall(r" using (\w+) on kanthorq_django_(?:task|event)", plan)
+    assert sorted(reads) == sorted(indexes)
     assert not re.search(r"Scan on kanthorq_django_(?:task|event)", plan)
 
 

@@ -62,7 +62,7 @@ def test_the_same_race_shows_what_a_position_loses(consumer: Consumer):
 def test_the_same_race_shows_what_is_lost_without_a_look_at_late_transactions(
     consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ):
-    look = "WHERE pg_visible_in_snapshot(open.xid, horizon.snapshot)"
+    look = "WHERE pg_visible_in_snapshot(open.xid, reader.horizon)"
     with altered(monkeypatch, "pull", (look, "WHERE false")):
         race = Race(consumer, seed=0)
         race.run()
