@@ -8,6 +8,8 @@ Polling goes on all the time, so nothing here is needed for correctness.
 """
 
 import contextlib
+import selectors
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +25,7 @@ from kanthorq_django.worker.warden import Bounded
 
 CALL_EVERY = 30.0  # seconds between two calls to ourselves
 ANSWER_WITHIN = 5.0  # seconds after which an unanswered call means deafness
-SLICE = 0.2  # seconds after which a quiet wait looks whether it is to stop
+SLICE = 1.0  # seconds after which a quiet wait looks whether connections have become scarce
 RETRY_LONGEST = 60.0  # seconds: a pooler that keeps us deaf will not let us hear soon
 
 
@@ -42,6 +44,7 @@ class Listener:
         self._calls = dict.fromkeys(map(channel, stream_ids), wake) | {CANCEL_CHANNEL: on_cancel}
         self._bounded = bounded
         self._stop = threading.Event()
+        self._bell, self._ringer = socket.socketpair()  # ends a wait for the server
         self._backoff = Backoff("listener", longest=RETRY_LONGEST)
         self._own_channel = f"kanthorq_call_{id(self)}_{time.time_ns()}"
         self._thread = threading.Thread(target=self._run, name="kanthorq-listener", daemon=True)
@@ -51,9 +54,14 @@ class Listener:
 
     def finish(self, seconds: float) -> None:
         self._stop.set()
+        self._ringer.close()
         self._thread.join(seconds)
 
     def _run(self) -> None:
+        with self._bell:
+            self._keep_listening()
+
+    def _keep_listening(self) -> None:
         while not self._stop.is_set():
             try:
                 with self._connected() as connection:
@@ -77,16 +85,26 @@ class Listener:
         for call_out in self._calls.values():
             call_out()  # for what happened before we listened
         call = _Call()
-        while not self._stop.is_set():
-            if call.is_due():
-                self._call_ourselves(connection, is_pooled=is_pooled)
-                call.made()
-            for heard in connection.connection.notifies(timeout=SLICE, stop_after=1):
-                if heard.channel == self._own_channel:
-                    call.answered()
-                    self._backoff.succeeded()
-                else:
-                    self._calls[heard.channel]()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._bell, selectors.EVENT_READ)
+            selector.register(connection.connection.fileno(), selectors.EVENT_READ)
+            while not self._stop.is_set():
+                if call.is_due():
+                    self._call_ourselves(connection, is_pooled=is_pooled)
+                    call.made()
+                self._hear(connection, call)
+                # Not by psycopg, which takes the interpreter's lock ten times a second to wait, and
+                # at length after each notification, while those who were woken wait for it.
+                selector.select(min(SLICE, CALL_EVERY))
+
+    def _hear(self, connection: BaseDatabaseWrapper, call: "_Call") -> None:
+        """Pass on what has arrived."""
+        for heard in connection.connection.notifies(timeout=0):
+            if heard.channel == self._own_channel:
+                call.answered()
+                self._backoff.succeeded()
+            else:
+                self._calls[heard.channel]()
 
     def _subscribe(self, connection: BaseDatabaseWrapper) -> bool:
         """Ask for our notifications; return whether a pooler stands between."""

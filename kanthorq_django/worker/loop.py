@@ -190,6 +190,8 @@ class WorkerLoop:
     def _publish_scheduled(self) -> float:
         if not self._options.pulls:
             return math.inf
+        if seconds := self._scheduler.seconds:
+            return seconds
         try:
             with self._warden.bounded(connections[self._using]):
                 return self._scheduler.turn()

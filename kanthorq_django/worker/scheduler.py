@@ -19,19 +19,23 @@ class Scheduler:
         self._backoff = Backoff("scheduler", longest=LOOK_EVERY)
         self._told: set[str] = set()  # what schedules have for trouble, each said once
 
+    @property
+    def seconds(self) -> float:
+        """In how many seconds its next turn is due."""
+        return max(0.0, self._next_look - time.monotonic())
+
     def turn(self) -> float:
         """Publish what is due; return in how many seconds to come back."""
-        if time.monotonic() >= self._next_look:
-            schedules = Schedule.objects.using(self._using)
-            count = schedules.publish_due()
-            seconds = schedules.seconds_to_next()
-            if seconds is not None and seconds <= 0 and not count:
-                seconds = OTHERS_AT_IT
-            rest = LOOK_EVERY if seconds is None else min(max(seconds, 0.0), LOOK_EVERY)
-            self._next_look = time.monotonic() + rest
-            self._backoff.succeeded()
-            self._told.clear()
-        return max(0.0, self._next_look - time.monotonic())
+        schedules = Schedule.objects.using(self._using)
+        count = schedules.publish_due()
+        seconds = schedules.seconds_to_next()
+        if seconds is not None and seconds <= 0 and not count:
+            seconds = OTHERS_AT_IT
+        rest = LOOK_EVERY if seconds is None else min(max(seconds, 0.0), LOOK_EVERY)
+        self._next_look = time.monotonic() + rest
+        self._backoff.succeeded()
+        self._told.clear()
+        return self.seconds
 
     def postpone(self, error: Exception) -> float:
         """Come back later after ``error``, which must not keep events from their consumers.
