@@ -38,9 +38,9 @@ REPEATED = frozenset(
     }
 )
 
-# Those of them that a plan which the server made at a bad moment would make slow. Pulls and looks
-# bring their own settings.
-_BY_INDEX_ALONE = frozenset({"ack_group", "ack_last", "ack_one", "claim"})
+# Those of them that a plan which the server made at a bad moment would make slow, and that run also
+# in the application's transactions; pulls and looks have transactions of their own for it.
+_BY_INDEX = frozenset({"ack_group", "ack_last", "ack_one", "claim"})
 
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
@@ -72,7 +72,7 @@ def load(name: str, *, skip_locked: bool = False) -> str:
 
 def _statement(name: str, *, skip_locked: bool = False) -> Statement:
     text = load(name, skip_locked=skip_locked)
-    return Statement(text, name in REPEATED, name in _BY_INDEX_ALONE)
+    return Statement(text, name in REPEATED, name in _BY_INDEX)
 
 
 def rows(

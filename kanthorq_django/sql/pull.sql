@@ -51,23 +51,23 @@ page AS MATERIALIZED (
             ) AS late
         WHERE pg_visible_in_snapshot(open.xid, reader.horizon)
             AND open.xid >= coalesce(reader.position_xid, '0')
+        ORDER BY late.xid, late.id
+        LIMIT %(page_size)s
     )
     UNION ALL
     -- Fresh: transactions that began after the cursor. One folded row comparison: with two
-    -- conditions the index scan would start at the smaller and wade through all between.
+    -- conditions the index scan would start at the smaller and wade through all between. Scalar
+    -- subqueries, so that it has an order, and ends where late ones fill the page: what is invisible
+    -- yet may be long.
     (
-        SELECT fresh.*
-        FROM reader,
-            LATERAL (
-                SELECT xid, id, subject, schedule_at, resource_key, created_at
-                FROM kanthorq_django_event
-                WHERE stream_id = reader.stream_id
-                    AND (xid, id) > (reader.fresh_xid, reader.fresh_id)
-                    AND xid < pg_snapshot_xmax(reader.horizon)
-                    AND pg_visible_in_snapshot(xid, reader.horizon)
-                ORDER BY xid, id
-                LIMIT %(page_size)s
-            ) AS fresh
+        SELECT xid, id, subject, schedule_at, resource_key, created_at
+        FROM kanthorq_django_event
+        WHERE stream_id = (SELECT stream_id FROM reader)
+            AND (xid, id) > ((SELECT fresh_xid FROM reader), (SELECT fresh_id FROM reader))
+            AND xid < (SELECT pg_snapshot_xmax(horizon) FROM reader)
+            AND pg_visible_in_snapshot(xid, (SELECT horizon FROM reader))
+        ORDER BY xid, id
+        LIMIT %(page_size)s
     )
     ORDER BY xid, id
     LIMIT %(page_size)s
@@ -105,7 +105,6 @@ pulled AS (
 ),
 progress AS MATERIALIZED (
     -- A full room stops at its last match; what follows it is read again by the next pull.
-    -- Not counted behind it: the page is then read no further than that.
     SELECT
         reader.*,
         matched.is_full,
@@ -144,11 +143,14 @@ SELECT
         AND greatest(pg_snapshot_xmin(progress."cursor"), pg_snapshot_xmin(progress."window"))
             <= pg_snapshot_xmin(pg_current_snapshot())
         AND (
+            -- Once: beside a publisher it reads all that is not committed. With progress.stream_id
+            -- it would do so for each task. The order keeps the planner on the index.
             SELECT id FROM kanthorq_django_event
-            WHERE stream_id = progress.stream_id
+            WHERE stream_id = (SELECT stream_id FROM reader)
                 AND xid >= pg_snapshot_xmax(pg_current_snapshot())
                 AND xid <> pg_current_xact_id()
-            ORDER BY xid, id LIMIT 1  -- keeps the planner on the index
+            ORDER BY xid, id
+            LIMIT 1
         ) IS NULL
     ) THEN true ELSE ('another cluster, beyond ' || pg_current_snapshot()::text)::boolean END
         AS is_sane,

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -104,7 +104,7 @@ def _run_bound(
     """Bind ``statements``, after a BEGIN where psycopg would send one by itself."""
     was_outside = raw.pgconn.transaction_status == _IDLE
     begin = [_begin(raw)] if was_outside and not raw.autocommit else []
-    sent = [*begin, *_with_settings(statements)]
+    sent, places = _with_settings(begin, statements)
     results = bind(raw, session, sent, params)
     if (failed := _failed(results)) and failed.error_field(_SQLSTATE) in _FORGOTTEN:
         session.prepared.clear()
@@ -115,18 +115,22 @@ def _run_bound(
             failed = _failed(results)
     if failed:
         raise error_from_result(failed, encoding=raw.info.encoding)
-    if len(sent) == len(statements):
-        return results
-    ours = (*begin, _BY_INDEX_FROM_HERE, _AS_BEFORE)
-    return [each for statement, each in zip(sent, results, strict=True) if statement not in ours]
+    return [results[place] for place in places]
 
 
-def _with_settings(statements: Sequence[Statement]) -> Iterator[Statement]:
+def _with_settings(
+    begin: Sequence[Statement], statements: Sequence[Statement]
+) -> tuple[list[Statement], list[int]]:
+    """Return what to send, and at which places of it ``statements`` are."""
+    sent, places = [*begin], []
     for statement in statements:
         if statement.by_index:
-            yield from (_BY_INDEX_FROM_HERE, statement, _AS_BEFORE)
-        else:
-            yield statement
+            sent.append(_BY_INDEX_FROM_HERE)
+        places.append(len(sent))
+        sent.append(statement)
+        if statement.by_index:
+            sent.append(_AS_BEFORE)
+    return sent, places
 
 
 def _begin(raw: "psycopg.Connection[Any]") -> Statement:

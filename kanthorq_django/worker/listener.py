@@ -25,7 +25,7 @@ from kanthorq_django.worker.warden import Bounded
 
 CALL_EVERY = 30.0  # seconds between two calls to ourselves
 ANSWER_WITHIN = 5.0  # seconds after which an unanswered call means deafness
-SLICE = 1.0  # seconds after which a quiet wait looks whether connections have become scarce
+SLICE = 1.0  # seconds after which a quiet wait looks for calls, and whether connections are scarce
 RETRY_LONGEST = 60.0  # seconds: a pooler that keeps us deaf will not let us hear soon
 
 
@@ -44,17 +44,18 @@ class Listener:
         self._calls = dict.fromkeys(map(channel, stream_ids), wake) | {CANCEL_CHANNEL: on_cancel}
         self._bounded = bounded
         self._stop = threading.Event()
-        self._bell, self._ringer = socket.socketpair()  # ends a wait for the server
         self._backoff = Backoff("listener", longest=RETRY_LONGEST)
         self._own_channel = f"kanthorq_call_{id(self)}_{time.time_ns()}"
         self._thread = threading.Thread(target=self._run, name="kanthorq-listener", daemon=True)
 
     def start(self) -> None:
+        self._bell, self._ringer = socket.socketpair()  # ends a wait for the server
         self._thread.start()
 
     def finish(self, seconds: float) -> None:
         self._stop.set()
-        self._ringer.close()
+        with self._ringer, contextlib.suppress(OSError):  # it has ended by itself
+            self._ringer.shutdown(socket.SHUT_RDWR)  # also where a child of a handler has it too
         self._thread.join(seconds)
 
     def _run(self) -> None:
@@ -95,7 +96,7 @@ class Listener:
                 self._hear(connection, call)
                 # Not by psycopg, which takes the interpreter's lock ten times a second to wait, and
                 # at length after each notification, while those who were woken wait for it.
-                selector.select(min(SLICE, CALL_EVERY))
+                selector.select(SLICE)
 
     def _hear(self, connection: BaseDatabaseWrapper, call: "_Call") -> None:
         """Pass on what has arrived."""

@@ -2,7 +2,6 @@ import json
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import pytest
 from django.db import connection, transaction
@@ -13,6 +12,7 @@ from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer, Stream
 from kanthorq_django.models.cursor import ALWAYS
 from kanthorq_django.models.registration import Registration
+from tests.announcements import raw_connection
 
 EVENT_COUNT = 200_000
 EVENTS_PER_TRANSACTION = 1_000
@@ -96,14 +96,16 @@ def scan_of(node: dict[str, Any]) -> Scan:
     )
 
 
-def pull_scans(consumer: Consumer, statement: str | None = None) -> list[Scan]:
+def pull_scans(
+    consumer: Consumer, statement: str | None = None, *, includes: str = "nothing"
+) -> list[Scan]:
     """Return how the next pull of ``consumer`` would read events, without its final join."""
     sql.rows("default", "lock_consumer", {"consumer_id": consumer.pk})
     params = {
         "consumer_id": consumer.pk,
         "subject_includes": json.dumps(consumer.subject_includes),
         "subject_excludes": json.dumps(consumer.subject_excludes),
-        "includes": subjects.to_regex(["nothing"]),
+        "includes": subjects.to_regex([includes]),
         "excludes": subjects.to_regex([]),
         "limit": 100,
         "visibility_timeout": consumer.visibility_timeout,
@@ -167,10 +169,11 @@ def test_two_conditions_instead_of_the_folded_one_would_wade_through_what_was_re
 ):
     """The planner trap: the index scan starts at the lower of them, which is no position."""
     place(reader, BEHIND, row=EVENT_COUNT - 1)
-    folded = "AND (xid, id) > (reader.fresh_xid, reader.fresh_id)"
+    folded = "> ((SELECT fresh_xid FROM reader), (SELECT fresh_id FROM reader))"
     unfolded = (
-        'AND xid >= pg_snapshot_xmax(reader."cursor") AND (xid, id) > '
-        f"(coalesce(position_xid, '0'), coalesce(position_id, '{UUID(int=0)}'))"
+        "> ((SELECT coalesce(position_xid, '0') FROM reader), "
+        "(SELECT coalesce(position_id, '00000000-0000-0000-0000-000000000000') FROM reader)) "
+        'AND xid >= (SELECT pg_snapshot_xmax("cursor") FROM reader)'
     )
     text = sql.load("pull")
     assert folded in text
@@ -196,6 +199,30 @@ def test_a_transaction_that_was_open_costs_one_index_probe(reader: Consumer):
 
     assert_bounded(scans)
     assert sum(scan.rows for scan in scans) == PAGE_SIZE
+
+
+def test_late_events_that_fill_a_page_leave_fresh_ones_unread(reader: Consumer):
+    after = "event.xid::text::bigint + 1"
+    place(reader, f"format('%s:%s:%s', {LOWEST}, {after}, event.xid)::pg_snapshot")
+
+    assert_bounded(pull_scans(reader), rows=PAGE_SIZE + 1)
+
+
+def test_what_is_not_committed_is_looked_through_once_however_much_is_pulled(reader: Consumer):
+    with raw_connection() as publisher:
+        publisher.autocommit = False
+        publisher.execute(
+            """
+            INSERT INTO kanthorq_django_event (id, stream_id, subject, body, metadata, resource_key)
+            SELECT gen_random_uuid(), %s, 'a.b', '', '{}', '' FROM generate_series(1, %s)
+            """,
+            [reader.stream_id, PAGE_SIZE],
+        )
+        scans = pull_scans(reader, includes=">")
+        publisher.rollback()
+
+    assert sum(scan.rows + scan.rows_removed for scan in scans) <= PAGE_SIZE
+    assert sum(scan.blocks for scan in scans) <= 2 * PAGE_SIZE  # each in a page of its own
 
 
 def test_an_idle_look_probes_the_end_of_the_index(reader: Consumer):

@@ -25,6 +25,7 @@ from django.db.transaction import TransactionManagementError
 
 from kanthorq_django import publish, sql
 from kanthorq_django.models import Event, Stream, notifications
+from kanthorq_django.sql import round_trip
 from kanthorq_django.sql.session import USES_BEFORE
 from tests.announcements import forget_notifications, raw_connection
 from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, elsewhere, wait_until
@@ -51,6 +52,13 @@ def setting(name: str) -> str:
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_setting(%s)", [name])
         return str(cursor.fetchone()[0])
+
+
+def test_a_begin_of_ours_is_not_taken_for_the_one_that_psycopg_would_send():
+    connection.connection.autocommit = False  # past Django
+    asked = round_trip.Statement("SELECT 7;", is_repeated=True)
+    _, seven, _ = round_trip.run(connection, [sql.BEGIN, asked, sql.COMMIT], {})
+    assert round_trip.rows_of(seven, connection) == [(7,)]
 
 
 def test_a_transaction_that_begins_with_an_event_is_as_the_project_wants_it():
