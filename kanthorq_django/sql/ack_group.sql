@@ -7,8 +7,7 @@ WITH ours AS MATERIALIZED (
         LATERAL (SELECT array_position(%(ids)s::bigint[], task.id)) AS given (place)
     WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)
         AND task.lease_epoch = (%(epochs)s::bigint[])[place]
-        AND task.attempted_at IS NOT DISTINCT FROM
-            'epoch'::timestamptz + (%(since)s::bigint[])[place] * interval '1 microsecond'
+        AND task.attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz + (%(since)s::bigint[])[place] * interval '1 microsecond'
     ORDER BY task.id
     FOR NO KEY UPDATE OF task
 ),

@@ -21,9 +21,13 @@ FENCE_OF_MANY = [
     ["USING (id, lease_epoch)", "USING (id)"],
     [f"AND task.{SINCE} + verdict.since * interval '1 microsecond'", ""],
 ]
+FENCE_OF_A_GROUP = [
+    ["AND task.lease_epoch = (%(epochs)s::bigint[])[place]", ""],
+    [f"AND task.{SINCE} + (%(since)s::bigint[])[place] * interval '1 microsecond'", ""],
+]
 WITHOUT_A_FENCE = {
     "ack": FENCE_OF_MANY,
-    "ack_group": FENCE_OF_MANY,
+    "ack_group": FENCE_OF_A_GROUP,
     "ack_one": FENCE,
     "ack_last": FENCE,
 }
