@@ -23,7 +23,8 @@ from kanthorq_django.sql.round_trip import BY_INDEX, Statement, first_of, rows_o
 from kanthorq_django.sql.session import Detached
 
 # What workers repeat all day, and publishers. Not what takes long arrays: the plan that the server
-# keeps expects ten elements, and is ten times slower with a thousand.
+# keeps expects ten elements, and is ten times slower with a thousand. (Those of ack_group are as
+# long as GROUP_COMMIT says; it is written to bear hundreds.)
 REPEATED = frozenset(
     {
         "ack_group",
@@ -40,7 +41,7 @@ REPEATED = frozenset(
 
 # Those of them that a plan which the server made at a bad moment would make slow, and that run also
 # in the application's transactions; pulls and looks have transactions of their own for it.
-_BY_INDEX = frozenset({"ack_group", "ack_last", "ack_one", "claim"})
+_READ_BY_INDEX = frozenset({"ack_group", "ack_last", "ack_one", "claim"})
 
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
@@ -72,7 +73,7 @@ def load(name: str, *, skip_locked: bool = False) -> str:
 
 def _statement(name: str, *, skip_locked: bool = False) -> Statement:
     text = load(name, skip_locked=skip_locked)
-    return Statement(text, name in REPEATED, name in _BY_INDEX)
+    return Statement(text, name in REPEATED, name in _READ_BY_INDEX)
 
 
 def rows(

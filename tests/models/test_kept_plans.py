@@ -86,6 +86,7 @@ def claim(consumer: Consumer) -> None:
 def plan_of(name: str, monkeypatch: pytest.MonkeyPatch, used: Callable[[], None]) -> str:
     """Return the plan that the server keeps of ``<name>.sql`` after its first uses."""
     given: dict[str, Any] = {}
+    settings: list[round_trip.Statement] = []
     bind = round_trip.bind
 
     def noted(raw: Any, session: Any, statements: Any, params: Any) -> Any:
@@ -93,7 +94,6 @@ def plan_of(name: str, monkeypatch: pytest.MonkeyPatch, used: Callable[[], None]
         settings.extend(each for each in statements if "enable_seqscan" in each.text)
         return bind(raw, session, statements, params)
 
-    settings: list[Any] = []
     for _ in range(USES_BEFORE + 2):
         used()
     with monkeypatch.context() as patch:
@@ -162,9 +162,8 @@ def test_verdicts_read_no_tasks_but_their_own_when_many_came_since_the_first(
         with transaction.atomic():
             end(Task.objects.running().order_by("id")[0])
     add_tasks(reader, LATER, 2)
-    monkeypatch.setattr(
-        sql, "COMMIT", round_trip.Statement("SELECT;")
-    )  # what is read is counted till then
+    # What a transaction has read is counted until it ends.
+    monkeypatch.setattr(sql, "COMMIT", round_trip.Statement("SELECT;"))
     task = Task.objects.running().order_by("id")[0]
     with transaction.atomic():
         before = rows_read()
