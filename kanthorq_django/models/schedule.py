@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
@@ -50,6 +50,9 @@ from kanthorq_django.models.occurrences import (
 from kanthorq_django.models.stream import Stream
 
 TURN_SIZE = 20  # schedules published in one transaction
+
+# What turns move, and cancel() and resume(), and what nobody else means to.
+PROGRESS = frozenset({"next_at", "last_at", "cancelled_at"})
 
 _Change = Callable[["Schedule", datetime], tuple[datetime | None, datetime | None]]
 
@@ -190,6 +193,9 @@ class Schedule(SealableModel):
     cancelled_at = MomentField(null=True, blank=True, editable=False)
     created_at = CreatedAtField()
 
+    # As they were read, to tell what is set here from what has moved meanwhile.
+    _progress: Mapping[str, Any] = {}
+
     objects = models.Manager.from_queryset(ScheduleQuerySet)()
 
     class Meta:
@@ -209,14 +215,62 @@ class Schedule(SealableModel):
     def __str__(self) -> str:
         return self.name
 
-    def save(self, *args: Any, **options: Any) -> None:
-        """Insert or update this row; a new one is checked, and occurs from now on.
+    @classmethod
+    def from_db(cls, *args: Any, **kwargs: Any) -> Self:
+        schedule = super().from_db(*args, **kwargs)
+        schedule._note_progress()
+        return schedule
 
-        Raises InvalidSchedule or InvalidEvent if a new one cannot be kept.
+    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
+        super().refresh_from_db(*args, **kwargs)
+        self._note_progress()
+
+    def _note_progress(self) -> None:
+        self._progress = {name: self.__dict__.get(name) for name in PROGRESS}
+
+    def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
+        """Insert or update this row; a rule that is new or changed counts from now on.
+
+        What workers and operators have moved meanwhile, where it occurs next and last and whether
+        it is cancelled, stays as they left it, unless it was set here, or ``update_fields`` names
+        it. Raises InvalidSchedule or InvalidEvent if it cannot be kept.
         """
-        if self._state.adding:
+        if self._state.adding or options.get("force_insert"):
             self.prepare(options.get("using"))
-        super().save(*args, **options)
+            super().save(update_fields=update_fields, **options)
+        else:
+            columns = self._written() if update_fields is None else set(update_fields)
+            self._save_stored(columns, **options)
+        self._note_progress()
+
+    def _written(self) -> set[str]:
+        """Return what ``save()`` writes: not what may have moved, unless it was set here."""
+        columns = {field.attname for field in self._meta.concrete_fields} - {"id"}
+        held = self.__dict__
+        moved = {name for name in PROGRESS if held.get(name) == self._progress.get(name)}
+        return columns - moved - self.get_deferred_fields()
+
+    def _save_stored(self, columns: set[str], **options: Any) -> None:
+        if columns <= PROGRESS:
+            super().save(update_fields=columns, **options)
+            return
+        self.check_definition(columns)
+        using = options.get("using") or router.db_for_write(type(self), instance=self)
+        with together(using):
+            super().save(update_fields=self._caught_up(columns, using), **options)
+
+    def _caught_up(self, columns: set[str], using: str) -> set[str]:
+        """Lock the stored row and learn how far it is; return ``columns`` and what a rule moves."""
+        rows = Schedule._base_manager.using(using).select_for_update(of=("self",), no_key=True)
+        if (stored := rows.filter(pk=self.pk).first()) is None:
+            return columns
+        for name in PROGRESS - columns:
+            setattr(self, name, getattr(stored, name))
+        timing = {name: getattr(self, name) for name in TIMING if name in columns}
+        if self.next_at != stored.next_at or not stored.differs_from(timing):
+            return columns
+        self.settle(using)
+        return columns | {"next_at"}
 
     def prepare(self, using: str | None) -> None:
         """Check a new schedule, and set when it occurs first.
@@ -244,10 +298,14 @@ class Schedule(SealableModel):
         if told:
             raise ValidationError(told)
 
-    def check_definition(self) -> None:
-        """Raise InvalidSchedule or InvalidEvent unless this schedule can be kept."""
-        for _column, problem in problems(self):
-            raise problem
+    def check_definition(self, columns: Collection[str] | None = None) -> None:
+        """Raise InvalidSchedule or InvalidEvent unless this schedule can be kept.
+
+        For the sake of what is wrong in ``columns`` alone, if they are given.
+        """
+        for column, problem in problems(self):
+            if columns is None or column in columns:
+                raise problem
 
     def differs_from(self, columns: Mapping[str, Any]) -> bool:
         """Tell whether any of ``columns`` has another value here."""
@@ -261,19 +319,11 @@ class Schedule(SealableModel):
             return error
 
     def redefine(self, columns: Mapping[str, Any]) -> None:
-        """Take over and save ``columns``; a changed rule counts from now on.
-
-        The caller holds the lock on this row.
-        """
-        timing = {name: columns[name] for name in TIMING if name in columns}
-        is_retimed = self.differs_from(timing)
-        if not self.differs_from(columns):
-            return
-        for name, value in columns.items():
-            setattr(self, name, value)
-        if is_retimed:
-            self.settle()
-        self.save(update_fields=[*columns, "next_at"])
+        """Take over and save ``columns``, if any of them differs."""
+        if self.differs_from(columns):
+            for name, value in columns.items():
+                setattr(self, name, value)
+            self.save(update_fields=columns)
 
     def settle(self, using: str | None = None) -> None:
         """Set, but do not save, when it occurs next: from now on by the database's clock.

@@ -261,3 +261,73 @@ def test_what_was_published_does_not_come_again_when_the_clock_was_set_back_a_li
     kept.last_at = published = kept.next_at
     kept.settle()
     assert kept.next_at == published + timedelta(minutes=1)
+
+
+def test_an_old_instance_that_is_saved_keeps_what_moved_meanwhile():
+    old = create(catchup="all")
+    miss(old)
+    assert Schedule.objects.publish_due() == 3
+    Schedule.objects.filter(pk=old.pk).cancel()
+    moved = Schedule.objects.get()
+
+    old.body = b"new"
+    old.save()
+
+    assert (old.next_at, old.last_at, old.cancelled_at) == (None, moved.last_at, moved.cancelled_at)
+    stored = Schedule.objects.get()
+    assert (stored.last_at, stored.life) == (moved.last_at, "cancelled")
+    assert bytes(stored.body) == b"new"
+    assert Schedule.objects.all().resume() == Outcome((old.pk,))
+    assert Schedule.objects.publish_due() == 0
+
+
+@pytest.mark.parametrize("update_fields", [None, ["rrule"]])
+def test_another_rule_that_is_saved_counts_from_now_on(update_fields: list[str] | None):
+    kept = create(catchup="all")
+    miss(kept)
+
+    kept.rrule = "FREQ=YEARLY"
+    kept.save(update_fields=update_fields)
+
+    upcoming = kept.upcoming()[0]
+    assert kept.next_at == upcoming == Schedule.objects.get().next_at
+    assert upcoming > timezone.now()
+
+
+def test_what_update_or_create_changes_counts_from_now_on():
+    miss(create(catchup="all"))
+    Schedule.objects.update_or_create(name="report", defaults={"rrule": "FREQ=DAILY;BYHOUR=10"})
+    assert Schedule.objects.publish_due() == 0
+
+
+def test_what_is_set_on_an_instance_is_saved_and_as_it_was_read_after_a_refresh():
+    kept = create()
+    kept.next_at = START
+    kept.save()
+    assert Schedule.objects.get().next_at == START
+
+    Schedule.objects.update(next_at=START - LATE)
+    kept.refresh_from_db()
+    Schedule.objects.update(next_at=START + LATE)
+    kept.save()
+    assert Schedule.objects.get().next_at == kept.next_at == START + LATE
+
+
+def test_what_cannot_be_kept_is_refused_where_it_is_written():
+    kept = create()
+    kept.rrule = "FREQ=NEVER"
+    with pytest.raises(InvalidSchedule, match="FREQ must be one of"):
+        kept.save()
+    assert Schedule.objects.get().rrule == "FREQ=DAILY"
+
+    kept.save(update_fields=["resource_key"])  # what is wrong elsewhere does not keep it
+
+
+def test_columns_that_were_not_loaded_are_not_written():
+    create()
+    kept = Schedule.objects.only("name").get()
+    Schedule.objects.update(resource_key="r")
+    kept.name = "other"
+    kept.save()
+    stored = Schedule.objects.get()
+    assert (stored.name, stored.resource_key) == ("other", "r")
