@@ -16,6 +16,7 @@ from tests.faults.ground import Ground, View
 from tests.faults.stage import Stage
 
 REPLAYED = "SELECT pg_last_wal_replay_lsn() >= %s"
+CANCELLED = "SELECT EXISTS (SELECT FROM kanthorq_django_task WHERE state = -101)"
 
 
 def test_workers_and_publishers_whose_reads_go_to_a_stale_standby_work_on_the_primary(
@@ -27,7 +28,12 @@ def test_workers_and_publishers_whose_reads_go_to_a_stale_standby_work_on_the_pr
     workers = [stage.worker(FAULTS_REPLICA=replica), stage.worker(FAULTS_REPLICA=replica)]
     client = stage.client(FAULTS_REPLICA=replica)
     stage.wait_until_started()
-    client.do("both 20")
+
+    def has_cancelled_some() -> bool:
+        client.do("both 20")
+        return bool(stage.view.value(CANCELLED))
+
+    stage.wait_until(has_cancelled_some)
     written = stage.view.value("SELECT pg_current_wal_lsn()")
     stage.wait_until(lambda: stale.value(REPLAYED, written))
     stale.value("SELECT pg_wal_replay_pause() IS NULL")
