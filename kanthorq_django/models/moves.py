@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
 from django.db import connections, models
@@ -46,6 +46,37 @@ def bulk_verb(
     return cast("Callable[Concatenate[QS, P], Outcome]", refuse_parts)
 
 
+class RowVersion(models.Expression):
+    """The ``xmin`` of the rows that a queryset is about: another one after each update."""
+
+    def __init__(self) -> None:
+        super().__init__(output_field=models.BigIntegerField())
+        self._alias = ""
+
+    def resolve_expression(self, query: Any = None, *_: Any, **__: Any) -> Self:
+        resolved = self.copy()
+        resolved._alias = query.get_initial_alias()
+        return resolved
+
+    def relabeled_clone(self, change_map: Any) -> Self:
+        clone = self.copy()
+        clone._alias = change_map.get(self._alias, self._alias)
+        return clone
+
+    def as_sql(self, compiler: Any, connection: Any) -> Any:
+        return f"{compiler.quote_name_unless_alias(self._alias)}.xmin::text::bigint", []
+
+
+class _Found(NamedTuple):
+    """What is known of a task when it is found, by its id."""
+
+    event_id: UUID
+    version: int
+
+
+_Chunk = dict[int, _Found]
+
+
 class MovableQuerySet(models.QuerySet[M]):
     def _move(
         self, move: Move, signal: Signal, *, request_running: bool = False, **changes: Any
@@ -59,23 +90,33 @@ class MovableQuerySet(models.QuerySet[M]):
         tell(signal, self.model, connections[self.db], outcome=outcome)
         return outcome
 
-    def _chunks(self) -> Iterator[dict[int, UUID]]:
-        ordered = self.order_by("pk")
+    def _chunks(self) -> Iterator[_Chunk]:
+        ordered = self._plain().order_by("pk").annotate(row_version=RowVersion())
         ordered.query.standard_ordering = True  # reverse() holds for whatever order is given
-        found = ordered.values_list("pk", "event_id").iterator(CHUNK_SIZE)
+        found = ordered.values_list("pk", "event_id", "row_version").iterator(CHUNK_SIZE)
         # A join may repeat a task; sorted, the copies stand together.
-        unique = (row for row, _ in itertools.groupby(found))
+        unique = ((pk, _Found(*told)) for (pk, *told), _ in itertools.groupby(found))
         while chunk := dict(itertools.islice(unique, CHUNK_SIZE)):
             yield chunk
 
+    def _plain(self) -> models.QuerySet[M]:
+        """Return a queryset of the same tasks that can be filtered further, as no union can."""
+        if not self.query.combinator:
+            return self
+        chosen = self.order_by().values("pk")
+        return self.model._base_manager.using(self.db).filter(pk__in=chosen)
+
     def _move_chunk(
-        self, chunk: dict[int, UUID], move: Move, changes: dict[str, Any], *, request_running: bool
+        self,
+        chunk: dict[int, _Found],
+        move: Move,
+        changes: dict[str, Any],
+        *,
+        request_running: bool,
     ) -> Outcome:
         stored, connection = self.model._base_manager.using(self.db), connections[self.db]
         askable = {TaskState.RUNNING} if request_running else set()
-        locked = self._lock(chunk, move.sources | askable)
-        still = self._selected(task.pk for task in locked)
-        locked = [task for task in locked if task.pk in still]
+        locked = self._still_selected(self._lock(chunk, move.sources | askable), chunk)
         updated = {task.pk for task in locked if task.state in move.sources}
         requested = {task.pk for task in locked if task.state in askable and not task.is_asked}
         stored.filter(pk__in=updated, state__in=move.sources).update(**changes)
@@ -87,16 +128,23 @@ class MovableQuerySet(models.QuerySet[M]):
         left = chunk.keys() - updated - requested
         return Outcome(
             *(
-                tuple(event_id for pk, event_id in chunk.items() if pk in told)
+                tuple(task.event_id for pk, task in chunk.items() if pk in told)
                 for told in (updated, requested, left)
             )
         )
 
-    def _selected(self, pks: Iterable[int]) -> set[int]:
-        """Return which of these the queryset selects now: they may have changed until the lock."""
-        if self.query.combinator:  # a union cannot be filtered any further
-            return set(self.order_by().values_list("pk", flat=True)).intersection(pks)
-        return set(self.order_by().filter(pk__in=list(pks)).values_list("pk", flat=True))
+    def _still_selected(self, locked: list[Any], chunk: _Chunk) -> list[Any]:
+        """Leave out what somebody changed before it was locked, and the queryset selects no more.
+
+        Only what was changed is looked at again, as PostgreSQL itself does: what a window or a
+        subquery says of the others is what it said when they were found.
+        """
+        changed = [task.pk for task in locked if task.row_version != chunk[task.pk].version]
+        if not changed:
+            return locked
+        again = self._plain().order_by().filter(pk__in=changed).values_list("pk", flat=True)
+        gone = set(changed).difference(again)
+        return [task for task in locked if task.pk not in gone]
 
     def _lock(self, pks: Iterable[int], states: Iterable[TaskState]) -> list[Any]:
         """Lock those in ``states``, in id order and all at once, so that verbs never deadlock.
@@ -108,6 +156,10 @@ class MovableQuerySet(models.QuerySet[M]):
             .select_for_update(of=("self",), no_key=True)
             .filter(pk__in=list(pks), state__in=states)
             .order_by("pk")
-            .annotate(stream=F("consumer__stream"), is_asked=Q(cancel_requested_at__isnull=False))
-            .values_list("pk", "state", "stream", "is_asked", named=True)
+            .annotate(
+                stream=F("consumer__stream"),
+                is_asked=Q(cancel_requested_at__isnull=False),
+                row_version=RowVersion(),
+            )
+            .values_list("pk", "state", "stream", "is_asked", "row_version", named=True)
         )

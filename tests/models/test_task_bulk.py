@@ -7,10 +7,12 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import connection
+from django.db.models import Count, F, Window
+from django.db.models.functions import Now, RowNumber
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django.domain.outcome import Outcome
-from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.models import Consumer, Task, TaskState, moves
 from kanthorq_django.models.moves import CHUNK_SIZE
 from kanthorq_django.models.task import TaskQuerySet
 from tests.concurrency import elsewhere
@@ -132,3 +134,53 @@ def test_a_union_is_moved_as_a_whole():
     both = Task.objects.filter(pk=first.pk).union(Task.objects.filter(pk=second.pk))
     assert set(both.cancel().updated) == {first.event_id, second.event_id}
     assert Task.objects.available().get() == other
+
+
+def ranked(order: Any) -> Window:
+    return Window(RowNumber(), partition_by="consumer", order_by=order)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("size", [2, 100])
+def test_what_a_window_selects_is_moved_whatever_else_is_locked(
+    monkeypatch: pytest.MonkeyPatch, size: int
+):
+    monkeypatch.setattr(moves, "CHUNK_SIZE", size)
+    consumer = fill(5)
+    newest = Task.objects.latest("pk")
+    older = Task.objects.annotate(rank=ranked(F("pk").desc())).filter(rank__gt=1)
+    assert len(older.cancel().updated) == 4
+    assert Task.objects.available().get() == newest
+
+    many = Task.objects.annotate(count=Window(Count("pk"), partition_by="consumer"))
+    assert len(many.filter(count=5, consumer=consumer).resume().updated) == 4
+
+
+@pytest.mark.django_db
+def test_what_a_verb_has_done_so_far_does_not_change_what_its_queryset_selects(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(moves, "CHUNK_SIZE", 1)
+    fill(3)
+    first = Task.objects.earliest("pk")
+    Task.objects.update(state=TaskState.CANCELLED, finalized_at=Now())
+    Task.objects.filter(pk=first.pk).update(state=TaskState.DISCARDED)
+    failed = Consumer.objects.filter(tasks__state=TaskState.DISCARDED)
+    assert len(Task.objects.filter(consumer__in=failed).resume().updated) == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_was_changed_and_what_a_verb_has_done_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    fill(3)
+    lock = TaskQuerySet._lock
+
+    def after_another_one(self: TaskQuerySet, *args: Any) -> Any:
+        elsewhere(lambda: Task.objects.filter(pk=first.pk).update(resource_key="moved"))
+        return lock(self, *args)
+
+    first = Task.objects.earliest("pk")
+    monkeypatch.setattr(TaskQuerySet, "_lock", after_another_one)
+    left, right = Task.objects.filter(resource_key=""), Task.objects.filter(resource_key="other")
+    assert left.union(right).cancel().noop == (first.event_id,)
