@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 SECONDS_MAX = 10.0  # that one request may work; proxies give up on longer ones
 
+COUNTS = ("updated", "requested", "noop")
+
+# Where a list says as what it took a search, so that the confirmation means the same.
+MEANING = "meaning"
+
 
 class _Kind(NamedTuple):
     """Tasks that a forecast counts together; sorted, those that are left alone come last."""
@@ -41,6 +46,7 @@ class ProgressForm(forms.Form):
     updated = forms.IntegerField(min_value=0, initial=0, widget=forms.HiddenInput)
     requested = forms.IntegerField(min_value=0, initial=0, widget=forms.HiddenInput)
     noop = forms.IntegerField(min_value=0, initial=0, widget=forms.HiddenInput)
+    meaning = forms.CharField(required=False, widget=forms.HiddenInput)
 
 
 def operate(
@@ -52,36 +58,41 @@ def operate(
     """
     if "confirmed" not in request.POST:
         newest = tasks.order_by("-pk").values_list("pk", flat=True).first()
-        form = ProgressForm(initial={"through": newest or 0})
+        form = ProgressForm(initial={"through": newest or 0} | _meaning(request))
         return _page(operation, model_admin, request, form=form, **_forecast(operation, tasks))
     given = ProgressForm(request.POST)
     if not given.is_valid():
         raise BadRequest("The confirmation is not valid.")
     order = order_on_list(request)
-    so_far, is_done = _go_on(operation, tasks, order, **given.cleaned_data)
+    so_far, is_done = _go_on(operation, tasks, order, given.cleaned_data)
     if is_done:
         model_admin.tell(request, operation, so_far)
         return None
-    initial = {name: getattr(so_far, name) for name in ("updated", "requested", "noop")}
+    initial = {name: getattr(so_far, name) for name in COUNTS}
     form = ProgressForm(
-        initial=initial | {"after": so_far.last, "through": given.cleaned_data["through"]}
+        initial=initial
+        | {"after": so_far.last, "through": given.cleaned_data["through"]}
+        | _meaning(request)
     )
     return _page(operation, model_admin, request, form=form, so_far=so_far)
 
 
+def _meaning(request: HttpRequest) -> dict[str, str]:
+    return {MEANING: request.META.get(MEANING, "")}
+
+
 def _go_on(
-    operation: Operation,
-    tasks: TaskQuerySet,
-    order: Order,
-    *,
-    through: int,
-    after: int,
-    **told: Any,
+    operation: Operation, tasks: TaskQuerySet, order: Order, given: dict[str, Any]
 ) -> tuple[Report, bool]:
+    before = Report(**{name: given[name] for name in COUNTS})
     report, is_done = carry_out(
-        operation, tasks.filter(pk__lte=through), order, after=after, seconds_max=SECONDS_MAX
+        operation,
+        tasks.filter(pk__lte=given["through"]),
+        order,
+        after=given["after"],
+        seconds_max=SECONDS_MAX,
     )
-    return Report(**told) + report, is_done
+    return before + report, is_done
 
 
 def _forecast(operation: Operation, tasks: TaskQuerySet) -> dict[str, Any]:

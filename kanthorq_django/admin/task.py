@@ -28,12 +28,15 @@ from kanthorq_django.admin.display import (
 from kanthorq_django.admin.due import due_text, task_badge, with_is_due
 from kanthorq_django.admin.operating import OperatingAdmin
 from kanthorq_django.admin.readonly import RelatedFilter
+from kanthorq_django.admin.select_all import MEANING
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
 from kanthorq_django.models import Task
 
 ERROR_SHOWN = 160  # characters of the newest error in the list
 
+# What a search may mean that is no event id.
+BY_KEY, BY_SUBJECT = MEANINGS = ("resource_key", "event__subject__startswith")
 
 # True for every task, and yet it halves the question: PostgreSQL proves of each half that one of
 # the indexes of unfinished tasks holds the answer, which it cannot prove of the whole.
@@ -121,7 +124,8 @@ class TaskAdmin(OperatingAdmin):
     ) -> tuple[QuerySet[Any], bool]:
         """Take the first meaning that fits: an index, or statistics, lead to each of them.
 
-        Nothing leads to their union: every task would be read, with its event.
+        Nothing leads to their union: every task would be read, with its event. A confirmation
+        keeps to the meaning that its page told of, whatever has become of the key meanwhile.
         """
         term = search_term.strip()
         if not term:
@@ -130,9 +134,11 @@ class TaskAdmin(OperatingAdmin):
             return queryset.filter(event_id=event_id), False
         if len(term) > SUBJECT_SIZE_MAX:
             return queryset.none(), False
-        if Task.objects.using(queryset.db).filter(resource_key=term).exists():
-            return queryset.filter(resource_key=term), False
-        return queryset.filter(event__subject__startswith=term), False
+        if (meaning := request.POST.get(MEANING)) not in MEANINGS:
+            keyed = Task.objects.using(queryset.db).filter(resource_key=term)
+            meaning = BY_KEY if keyed.exists() else BY_SUBJECT
+        request.META[MEANING] = meaning
+        return queryset.filter((meaning, term)), False
 
     @admin.display(description=_("state"))
     def badge(self, task: Task) -> str:

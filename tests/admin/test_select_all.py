@@ -167,3 +167,37 @@ def test_ticked_tasks_are_not_asked_for(operator: Client, consumer: Consumer):
     task = TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
     assert tick(operator, "release", [task], select_across="0").status_code == 302
     assert Task.objects.available().count() == 1
+
+
+def test_a_search_means_at_the_answer_what_it_meant_at_the_question(operator: Client):
+    others = TaskFactory.create_batch(
+        2, state=TaskState.COMPLETED, finalized_at=timezone.now(), event__subject="order.paid"
+    )
+    keyed = TaskFactory.create(
+        state=TaskState.COMPLETED, finalized_at=timezone.now(), resource_key="order"
+    )
+    query = "?q=order"
+    asked = _ask(operator, "reset", query)
+    assert "1 task matches" in text_of(asked)
+
+    keyed.delete()
+    answered = _answer(operator, asked, query)
+
+    assert "0 tasks updated" in str(told(answered))
+    assert Task.objects.completed().count() == len(others)
+
+
+def test_a_search_keeps_its_meaning_through_all_requests(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+):
+    TaskFactory.create_batch(3, state=TaskState.AVAILABLE, event__subject="order.paid")
+    monkeypatch.setattr(operations, "BATCH_SIZE", 1)
+    monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
+    query = "?q=order"
+
+    response = _ask(operator, "cancel", query)
+    TaskFactory.create(state=TaskState.AVAILABLE, resource_key="order")
+    while response.status_code == 200:
+        response = _answer(operator, response, query)
+
+    assert Task.objects.cancelled().count() == 3
