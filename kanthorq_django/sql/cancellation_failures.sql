@@ -14,7 +14,10 @@ WITH failing AS (
                 ORDER BY id DESC
                 LIMIT %(limit)s
             ) AS cancelled
-            WHERE cancel_attempt_count > 1
+            -- One that succeeded at once has nothing to tell, but one may have failed for good: its
+            -- handler was taken out of the code.
+            WHERE (cancel_attempt_count > 1 OR (attempted_errors -> -1) @> '{"verb": "cancel"}')
+                AND cancel_attempt_count > 0
                 AND finalized_at > statement_timestamp() - %(lately)s::interval
             ORDER BY id DESC
             LIMIT %(histories)s

@@ -4,7 +4,10 @@
 SELECT
     asked.consumer_id,
     count(*) FILTER (WHERE newest.state = -101) AS cancelled,
-    count(*) FILTER (WHERE newest.state = -101 AND newest.cancel_attempt_count > 0) AS succeeded,
+    -- Its handler may have failed, and have been taken out of the code since.
+    count(*) FILTER (
+        WHERE newest.state = -101 AND newest.cancel_attempt_count > 0 AND newest.has_failed IS NOT TRUE
+    ) AS succeeded,
     count(*) FILTER (WHERE newest.state = -102) AS failed,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY newest.finalized_at - newest.cancel_requested_at)
         AS median,
@@ -15,7 +18,11 @@ CROSS JOIN LATERAL (
     (
         SELECT *, count(*) OVER () AS read_count
         FROM (
-            SELECT state, cancel_attempt_count, cancel_requested_at, finalized_at
+            SELECT
+                state, cancel_attempt_count, cancel_requested_at, finalized_at,
+                CASE WHEN (attempted_errors -> -1) @> jsonb_build_object(
+                    'verb', 'cancel', 'attempt', cancel_attempt_count
+                ) THEN (attempted_errors -> -1 ->> 'at')::timestamptz >= attempted_at END AS has_failed
             FROM kanthorq_django_task
             WHERE consumer_id = asked.consumer_id AND state = -101
             ORDER BY id DESC
@@ -26,7 +33,7 @@ CROSS JOIN LATERAL (
     (
         SELECT *, count(*) OVER () AS read_count
         FROM (
-            SELECT state, cancel_attempt_count, cancel_requested_at, finalized_at
+            SELECT state, cancel_attempt_count, cancel_requested_at, finalized_at, NULL::boolean
             FROM kanthorq_django_task
             WHERE consumer_id = asked.consumer_id AND state = -102
             ORDER BY id DESC

@@ -5,7 +5,9 @@ WITH consumer AS (
     SELECT * FROM kanthorq_django_consumer WHERE id = %(consumer_id)s
 ),
 due_freely AS MATERIALIZED (
-    SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at
+    SELECT
+        id, state, attempt_count, cancel_attempt_count, cancel_requested_at, attempted_at,
+        CASE state WHEN 3 THEN attempted_errors END AS attempted_errors
     FROM kanthorq_django_task
     WHERE consumer_id = %(consumer_id)s
         -- Spelt out as in the partial index, so that it is provably enough.
@@ -20,7 +22,9 @@ due_freely AS MATERIALIZED (
     FOR NO KEY UPDATE SKIP LOCKED
 ),
 due_in_turn AS MATERIALIZED (
-    SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at, turn_key
+    SELECT
+        id, state, attempt_count, cancel_attempt_count, cancel_requested_at, attempted_at,
+        CASE state WHEN 3 THEN attempted_errors END AS attempted_errors, turn_key
     FROM kanthorq_django_task
     WHERE id = ANY(%(in_turn)s::bigint[])
         AND state + 0 = ANY(%(states)s::smallint[])
@@ -36,7 +40,9 @@ unfenced AS MATERIALIZED (
         AND state + 0 = 2 AND id NOT IN (SELECT id FROM due_in_turn)
 ),
 due AS (
-    SELECT id, state, attempt_count, cancel_attempt_count, cancel_requested_at
+    SELECT
+        id, state, attempt_count, cancel_attempt_count, cancel_requested_at, attempted_at,
+        attempted_errors
     FROM due_in_turn
     WHERE NOT EXISTS (SELECT FROM unfenced WHERE unfenced.turn_key = due_in_turn.turn_key)
     UNION ALL SELECT * FROM due_freely
@@ -54,6 +60,12 @@ fate AS (
             WHEN due.state = 2 AND due.attempt_count >= consumer.attempt_max THEN -102
             ELSE 2
         END AS becomes,
+        -- The last attempt of a cleanup, and not one of an earlier cancellation, stands in the history.
+        CASE WHEN (due.attempted_errors -> -1) @> jsonb_build_object(
+            'verb', 'cancel', 'attempt', due.cancel_attempt_count
+        ) THEN (due.attempted_errors -> -1 ->> 'at')::timestamptz >= due.attempted_at END AS is_told,
+        -- It has no moment if it was handed back.
+        due.state = 3 AND due.cancel_attempt_count > 0 AND due.attempted_at IS NOT NULL AS was_tried,
         %(visibility_timeout)s::interval AS visibility_timeout
     FROM due, consumer
 ),
@@ -72,10 +84,9 @@ claimed AS (
         schedule_at = CASE WHEN fate.becomes > 0
             THEN statement_timestamp() + fate.visibility_timeout ELSE task.schedule_at END,
         finalized_at = CASE WHEN fate.becomes < 0 THEN statement_timestamp() END,
-        -- A cancelling task that goes on may have waited for its back-off: then no lease ran out.
-        attempted_errors = CASE WHEN fate.was <> 2 AND fate.becomes <> -102
-            THEN task.attempted_errors ELSE
-            jsonb_path_query_array(
+        attempted_errors = CASE
+            WHEN fate.was = 2 OR fate.becomes = -102 OR fate.was_tried AND fate.is_told IS NOT TRUE
+            THEN jsonb_path_query_array(
                 task.attempted_errors, '$[last - $before to last]',
                 jsonb_build_object('before', %(errors_max)s - 2)
             )
@@ -84,20 +95,13 @@ claimed AS (
                 'attempt', CASE fate.was WHEN 2 THEN task.attempt_count
                     ELSE task.cancel_attempt_count END,
                 'verb', CASE fate.was WHEN 2 THEN 'handle' ELSE 'cancel' END,
-                -- A nack that used up all attempts would have ended the task. If its last attempt
-                -- stands in the history, and is not one of an earlier cancellation, the consumer
-                -- allows fewer meanwhile, and no lease ran out.
-                'error', CASE
-                    WHEN fate.was = 3 AND (task.attempted_errors -> -1) @> jsonb_build_object(
-                        'verb', 'cancel', 'attempt', task.cancel_attempt_count
-                    ) THEN CASE
-                        WHEN (task.attempted_errors -> -1 ->> 'at')::timestamptz >= task.attempted_at
-                        THEN %(no_attempt_left)s::text ELSE %(lease_ran_out)s::text
-                    END
-                    ELSE %(lease_ran_out)s::text
-                END,
+                -- A nack that used up all attempts would have ended the task: the consumer allows
+                -- fewer of them meanwhile.
+                'error', CASE WHEN fate.is_told THEN %(no_attempt_left)s::text
+                    ELSE %(lease_ran_out)s::text END,
                 'stack', ''
             ))
+            ELSE task.attempted_errors
         END
     FROM fate
     WHERE task.id = fate.id

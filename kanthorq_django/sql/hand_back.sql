@@ -32,6 +32,8 @@ SET
         + CASE WHEN ours.was = 2 AND ours.becomes = 3 THEN interval '0' ELSE %(delay)s::interval END,
     attempt_count = task.attempt_count - (ours.was = 2)::int,
     cancel_attempt_count = CASE ours.was WHEN 3 THEN task.cancel_attempt_count - 1 ELSE 0 END,
+    -- Else a claim would take it for a cleanup whose lease ran out.
+    attempted_at = CASE WHEN ours.was <> 3 THEN task.attempted_at END,
     finalized_at = CASE WHEN ours.becomes < 0 THEN statement_timestamp() END
 FROM ours
 WHERE task.id = ours.id

@@ -75,6 +75,19 @@ def test_a_handler_that_uses_up_its_attempts_has_failed(consumer: Consumer):
     assert found.longest is not None
 
 
+def test_a_handler_that_failed_and_was_taken_out_of_the_code_has_not_succeeded(consumer: Consumer):
+    task = TaskFactory.create(consumer=consumer)
+    Task.objects.filter(pk=task.pk).cancel()
+    Message(*consumer.claim()).nack("E 1", delay=timedelta(0))
+    Consumer.objects.update(has_cancel_handler=False)
+    consumer.claim()
+
+    found = told(consumer)
+
+    assert (found.cancelled, found.succeeded, found.failed) == (1, 0, 0)
+    assert found.failures == [("E 1", 1)]
+
+
 def test_what_ended_earlier_or_at_other_consumers_is_left_out(consumer: Consumer):
     old = ended(consumer, TaskState.CANCELLED)
     Task.objects.filter(pk=old.pk).update(finalized_at=Now() - timedelta(days=2))

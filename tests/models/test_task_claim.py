@@ -12,7 +12,8 @@ from kanthorq_django import publish, signals
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
-from kanthorq_django.models.consumer import NO_ATTEMPT_LEFT
+from kanthorq_django.models.consumer import LEASE_RAN_OUT, NO_ATTEMPT_LEFT
+from kanthorq_django.models.lease import hand_back
 from tests.clock import now
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
@@ -279,6 +280,30 @@ def test_a_cancellation_that_failed_and_then_lost_its_lease_blames_the_lease(car
     task.refresh_from_db()
     assert [error["attempt"] for error in task.attempted_errors] == [1, 2]
     assert task.attempted_errors[-1]["error"].startswith("The lease ran out")
+
+
+def test_each_cleanup_whose_lease_ran_out_leaves_a_reason(careful: Consumer):
+    task = due(careful, TaskState.CANCELLING)
+    Consumer.objects.update(cancel_attempt_max=9)
+    for _ in range(2):
+        assert careful.claim()
+        Task.objects.update(schedule_at=PAST)
+    fail_to_cancel(careful, attempts=1)
+    Message(*careful.claim()).ack()
+    task.refresh_from_db()
+    told = [(error["attempt"], error["error"]) for error in task.attempted_errors]
+    assert told == [(1, LEASE_RAN_OUT), (2, LEASE_RAN_OUT), (3, "boom")]
+
+
+def test_a_cleanup_that_was_handed_back_blames_no_lease(careful: Consumer):
+    task = due(careful, TaskState.CANCELLING)
+    fail_to_cancel(careful, attempts=1)
+    (claimed,) = careful.claim()
+    assert hand_back([Message(claimed).lease], "default")
+    Task.objects.update(schedule_at=PAST)
+    assert careful.claim()
+    task.refresh_from_db()
+    assert [error["error"] for error in task.attempted_errors] == ["boom"]
 
 
 def test_a_later_cancellation_that_lost_its_lease_blames_the_lease(careful: Consumer):

@@ -47,6 +47,7 @@ class ExpectedTask:
     attempts: int = 0
     cancel_attempts: int = 0
     is_asked: bool = False
+    is_cleaning: bool = False  # the lease of a cleanup is out, or has run out
     errors: int = 0
     # As the database has it: only for the order of claims.
     schedule_at: datetime = datetime.min  # noqa: DTZ901  # replaced before it is compared
@@ -91,8 +92,9 @@ class ExpectedTask:
             self.attempts += 1
         if self.state == S.CANCELLING:
             self.cancel_attempts = self.cancel_attempts + 1 if was == S.CANCELLING else 1
-        if was == S.RUNNING or self.state == S.DISCARDED:
+        if was == S.RUNNING or self.state == S.DISCARDED or self.is_cleaning:
             self._note_error()
+        self.is_cleaning = self.state == S.CANCELLING
         if self.state in LEASED:
             self.is_due = False
 
@@ -110,6 +112,7 @@ class ExpectedTask:
         return S.RUNNING
 
     def ack(self) -> None:
+        self.is_cleaning = False
         self.become("ack", S.COMPLETED if self.state == S.RUNNING else S.CANCELLED)
 
     def nack(self, *, is_delayed: bool) -> None:
@@ -138,6 +141,7 @@ class ExpectedTask:
         self._wait(was, is_delayed=is_delayed)
 
     def _wait(self, was: TaskState, *, is_delayed: bool) -> None:
+        self.is_cleaning = False
         begins_cancelling = was == S.RUNNING and self.state == S.CANCELLING
         self.is_due = begins_cancelling or not is_delayed
         self.epoch += self.state == S.CANCELLING
