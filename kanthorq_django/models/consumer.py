@@ -38,7 +38,6 @@ from kanthorq_django.models.fields import (
     XidField,
     check_filters,
 )
-from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.leased import Leased, claimed_by
 from kanthorq_django.models.registration import ConsumerQuerySet, unread
 from kanthorq_django.models.stream import Stream
@@ -282,7 +281,7 @@ class Consumer(models.Model):
 
     def _claim_in_turn(self, limit: int, states: list[TaskState], floor: int) -> sql.Result:
         if self.serialize == Serialize.OFF:
-            return unconflicted(self.using, lambda: self._claim(limit, states, [], floor))
+            return self._claim(limit, states, [], floor)
         with turns_locked(self) as is_ours:
             # A part stays free for what waits for no turn, as cancellations do; of a single
             # place, every other one.
@@ -301,7 +300,7 @@ class Consumer(models.Model):
     def _claim(
         self, limit: int, states: list[TaskState], in_turn: list[int], floor: int = ALWAYS
     ) -> sql.Result:
-        return sql.result(
+        return sql.result_alone(
             self.using,
             "claim",
             {

@@ -5,6 +5,7 @@ Next, a consumer turns them into tasks: see consumer.py.
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -39,6 +40,7 @@ from kanthorq_django.models.envelope import (
 )
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.hops import count_hops
+from kanthorq_django.models.registration import unread
 from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql import Result
 
@@ -64,9 +66,19 @@ class EventQuerySet(models.QuerySet["Event"]):
 
     bulk_update = update
 
+    def delete(self) -> tuple[int, dict[str, int]]:
+        """Delete these events; pulls of their streams are waited for.
+
+        Raises ProtectedError while there are tasks of them.
+        """
+        self._for_write = True
+        with _undelivered(self.order_by().values("stream"), self.db):
+            return super().delete()
+
     _verb: Any
-    for _verb in (publish, bulk_create, update):
+    for _verb in (publish, bulk_create, update, delete):
         _verb.alters_data = True
+    delete.queryset_only = True  # type: ignore[attr-defined]
     del _verb
 
 
@@ -149,6 +161,14 @@ class Event(SealableModel):
         if stored is not self:
             self.__dict__.update(stored.__dict__)
 
+    def delete(
+        self, using: str | None = None, keep_parents: bool = False
+    ) -> tuple[int, dict[str, int]]:
+        """Delete this event as the queryset's ``delete()`` does."""
+        alias = using or router.db_for_write(type(self), instance=self)
+        with _undelivered([self.stream_id], alias):
+            return super().delete(using=alias, keep_parents=keep_parents)
+
     @classmethod
     def from_row(cls, rows: Result, index: int, consumer: "Consumer") -> Self:
         """Return the event of a pull's or a claim's row. Raises DoesNotExist if it was deleted."""
@@ -186,6 +206,13 @@ class Event(SealableModel):
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise UndecodableEvent(f"The body of event {self.pk} is not JSON: {error}") from error
+
+
+def _undelivered(streams: Any, using: str) -> AbstractContextManager[None]:
+    """Return a block in which no pull makes tasks of events of ``streams``, which it may delete."""
+    from kanthorq_django.models.consumer import Consumer
+
+    return unread(Consumer._base_manager.using(using).filter(stream__in=streams))
 
 
 @async_unsafe(

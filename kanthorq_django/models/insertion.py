@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from kanthorq_django.models import notifications
 from kanthorq_django.models.copying import copied
 from kanthorq_django.models.encryption import seal
 from kanthorq_django.models.fields import moment_of
+from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.privileges import may_read_bodies
 from kanthorq_django.models.stream import Stream
 
@@ -39,6 +41,12 @@ def insert(
 
     Workers of the stream are woken once they are committed. Raises IdempotencyConflict.
     """
+    return unconflicted(connection.alias, partial(_insert, events, stream, connection))
+
+
+def _insert(
+    events: Sequence["Event"], stream: str, connection: BaseDatabaseWrapper
+) -> list["Event"]:
     using, pace = connection.alias, notifications.pace(connection.alias, stream)
     pace.begin()
     if len(events) == 1 and notifications.goes_along(pace, connection):

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from django.db import OperationalError, connections, transaction
-from psycopg.errors import SerializationFailure
+from django.db import IntegrityError, OperationalError, connections, transaction
+from psycopg.errors import SerializationFailure, UniqueViolation
 
 from kanthorq_django.sql import LEAVE_IDLE
 
@@ -65,8 +65,9 @@ def unconflicted(using: str, run: Callable[[], T]) -> T:
     """
     try:
         return run()
-    except OperationalError as error:
-        is_conflict = isinstance(error.__cause__, SerializationFailure)
+    except (OperationalError, IntegrityError) as error:
+        # A row that was inserted meanwhile is not seen there, and cannot be inserted either.
+        is_conflict = isinstance(error.__cause__, SerializationFailure | UniqueViolation)
         if not is_conflict or connections[using].in_atomic_block:
             raise
     with read_committed(using):

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple, Self
 
-from django.db import connections, router, transaction
+from django.db import connections, router
 from django.db.models import Exists, OuterRef
 from django.db.models.expressions import RawSQL
+from django.db.transaction import TransactionManagementError
 
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
@@ -20,6 +21,7 @@ from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.models.audit import OperatorAction, Order
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.event import Event
+from kanthorq_django.models.isolation import together
 from kanthorq_django.models.stream import Stream
 
 BATCH = 1_000  # events that one transaction looks at
@@ -53,7 +55,8 @@ def prune(
     transaction of its own, unless one is open; after it ``on_batch`` gets the sum so far. What
     an operator's ``order`` deletes is recorded in the same transactions. At the end, rows of the
     audit that are older than ``AUDIT_RETENTION`` go as well, if this role may delete them.
-    Raises ForeignCluster when a cursor of these streams cannot be trusted.
+    Raises ForeignCluster when a cursor of these streams cannot be trusted, and
+    TransactionManagementError in an open transaction that is not READ COMMITTED.
     """
     total = Pruned()
     for reader in _readers(older_than, streams, batch, using):
@@ -119,6 +122,18 @@ def _check_cursors(streams: Iterable[Stream], using: str) -> None:
         )
 
 
+def _check_isolation(using: str) -> None:
+    """Raise TransactionManagementError where a snapshot would predate the lock of a stream."""
+    with connections[using].cursor() as cursor:
+        cursor.execute("SELECT current_setting('transaction_isolation')")
+        (level,) = cursor.fetchone()
+    if level != "read committed":
+        raise TransactionManagementError(
+            f"prune() cannot join a transaction that is {level.upper()}: it would not see a "
+            "consumer that was registered meanwhile. Call it outside, or in a READ COMMITTED one."
+        )
+
+
 class _Reader(NamedTuple):
     """Goes through one stream, oldest transaction first, page by page."""
 
@@ -148,10 +163,8 @@ class _Reader(NamedTuple):
         return page, Pruned(len(counts), sum(counts))
 
     def _prune(self, after: tuple[Any, Any]) -> tuple[list[Any], Pruned]:
-        with transaction.atomic(using=self.using):
-            # Whatever the project's default is: a repeatable snapshot would predate the lock.
-            with connections[self.using].cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        with together(self.using):
+            _check_isolation(self.using)
             sql.rows(self.using, "lock_stream", {"stream_id": self.stream.pk})
             page = self._page(after)
             ids = [event.id for event in page if event.is_prunable]

@@ -7,7 +7,7 @@ Every deciding time in them is ``statement_timestamp()``, which Django's ``Now()
 import functools
 import threading
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import Any
@@ -20,7 +20,7 @@ from psycopg.pq import Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from kanthorq_django.sql.round_trip import BY_INDEX, Statement, first_of, rows_of, run
-from kanthorq_django.sql.session import Detached
+from kanthorq_django.sql.session import Detached, is_outside
 
 # What workers repeat all day, and publishers. Not what takes long arrays: the plan that the server
 # keeps expects ten elements, and is ten times slower with a thousand. (Those of ack_group are as
@@ -89,10 +89,13 @@ def rows(
 
 
 def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[Any]:
-    """Do what ``rows()`` does, by a plan that is made once; outside of any transaction."""
+    """Do what ``rows()`` does, by a plan that is made once, as ``result_alone()`` does."""
     connection = connections[using]
-    *_, result = run(connection, [BY_ONE_PLAN, _statement(name)], params, is_lasting=True)
-    return _named(result, connection)
+    if not is_outside(connection):
+        _, found = run(connection, [BY_ONE_PLAN, _statement(name)], params, is_lasting=True)
+    else:
+        found = _alone(connection, [BY_ONE_PLAN, _statement(name)], params)[-1]
+    return _named(found, connection)
 
 
 def values(
@@ -163,6 +166,18 @@ def result(using: str, name: str, params: Mapping[str, Any]) -> Result:
     return Result(found, connection)
 
 
+def result_alone(using: str, name: str, params: Mapping[str, Any]) -> Result:
+    """Do what ``result()`` does, in a READ COMMITTED transaction where none is open.
+
+    A stricter one would meet conflicts, and have publishers fail for what it has read.
+    """
+    connection = connections[using]
+    if not is_outside(connection):
+        return result(using, name, params)
+    (found,) = _alone(connection, [_statement(name)], params)
+    return Result(found, connection)
+
+
 def transaction_of(
     using: str, name: str, then: str, params: Mapping[str, Any]
 ) -> tuple[list[Any], Result]:
@@ -173,10 +188,18 @@ def transaction_of(
     The connection has to be in autocommit mode, outside of any transaction.
     """
     connection = connections[using]
-    statements = [BEGIN_READ_COMMITTED, BY_ONE_PLAN, _statement(name), _statement(then), COMMIT]
-    with _rolled_back_if_failed(connection):
-        _, _, first, second, _ = run(connection, statements, params, is_lasting=True)
+    statements = [BY_ONE_PLAN, _statement(name), _statement(then)]
+    _, first, second = _alone(connection, statements, params)
     return _named(first, connection), Result(second, connection)
+
+
+def _alone(
+    connection: BaseDatabaseWrapper, statements: Sequence[Statement], params: Mapping[str, Any]
+) -> list[PGresult]:
+    """Run ``statements`` in a READ COMMITTED transaction of their own, in one round trip."""
+    all_of_it = [BEGIN_READ_COMMITTED, *statements, COMMIT]
+    with _rolled_back_if_failed(connection):
+        return run(connection, all_of_it, params, is_lasting=True)[1:-1]
 
 
 @contextmanager

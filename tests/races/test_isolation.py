@@ -1,0 +1,153 @@
+"""Projects whose transactions are stricter than READ COMMITTED by default."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.db.models.signals import pre_delete
+from django.db.transaction import TransactionManagementError
+
+from kanthorq_django import publish, publish_many
+from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
+from kanthorq_django.models.retention import Pruned, prune
+from tests.concurrency import begin_elsewhere, elsewhere, wait_until
+from tests.factories import ConsumerFactory, TaskFactory
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+StricterDefault = Callable[[str, str], None]
+
+IS_WAITED_FOR = """
+    SELECT EXISTS (
+        SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'
+    )
+"""
+
+
+def is_waited_for() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
+        cursor.execute(IS_WAITED_FOR)
+        return bool(cursor.fetchone()[0])
+
+
+@pytest.fixture
+def consumer(transactional_db: None) -> Consumer:
+    return ConsumerFactory.create()
+
+
+def look(consumer: Consumer) -> object:
+    assert consumer.pull() == []
+    return True
+
+
+def claim(consumer: Consumer) -> object:
+    return consumer.claim()
+
+
+@pytest.mark.parametrize("set_by", ["settings", "server"])
+@pytest.mark.parametrize("work", [look, claim])
+def test_what_a_worker_reads_has_no_serializable_publisher_fail(
+    consumer: Consumer,
+    stricter_default: StricterDefault,
+    set_by: str,
+    work: Callable[[Consumer], object],
+):
+    if work is claim:
+        TaskFactory.create(
+            consumer=consumer, event__stream=consumer.stream, state=TaskState.AVAILABLE
+        )
+    while consumer.pull():
+        pass
+    stricter_default(set_by, "serializable")
+    name = consumer.stream.name
+    with transaction.atomic():
+        # Who has read what another one wrote, and writes what a third one read, is refused.
+        assert Stream.objects.filter(created_at__isnull=False).exists()
+        elsewhere(lambda: Stream.objects.filter(name=name).update(created_at="2020-01-01T00:00Z"))
+        assert elsewhere(lambda: work(Consumer.objects.get(pk=consumer.pk)))
+        published = publish("order.paid", stream=name)
+    assert Event.objects.filter(pk=published.pk).exists()
+
+
+def keyed() -> Event:
+    return publish("order.paid", "3", stream="orders", idempotency_key="k")
+
+
+def keyed_among_others() -> Event:
+    first, _other = publish_many(
+        [Event(subject="order.paid", body="3", idempotency_key="k"), Event(subject="order.sent")],
+        stream="orders",
+    )
+    return first
+
+
+@pytest.mark.parametrize("again", [keyed, keyed_among_others])
+@pytest.mark.parametrize("is_registered", [True, False])
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_the_second_publisher_of_a_key_gets_the_event_of_the_first(
+    stricter_default: StricterDefault, level: str, again: Callable[[], Event], is_registered: bool
+):
+    if is_registered:
+        Stream.objects.register("orders")
+    stricter_default("server", level)
+    with transaction.atomic():
+        first = keyed()
+        second = begin_elsewhere(again)
+        wait_until(is_waited_for)
+    assert second.result() == first
+    assert not second.result().created
+
+
+def test_two_publishers_begin_a_stream(stricter_default: StricterDefault):
+    def many() -> Any:
+        return publish_many([Event(subject="a"), Event(subject="b")], stream="new")
+
+    stricter_default("settings", "repeatable read")
+    with transaction.atomic():
+        many()
+        second = begin_elsewhere(many)
+        wait_until(is_waited_for)
+    assert len(second.result()) == 2
+    assert Event.objects.filter(stream__name="new").count() == 4
+
+
+def test_events_are_pruned_inside_transactions_that_see_who_reads_them(
+    consumer: Consumer, stricter_default: StricterDefault
+):
+    publish("order.paid", stream=consumer.stream.name)
+    Consumer.objects.filter(pk=consumer.pk).update(subject_includes=["nothing"])
+    while Consumer.objects.get(pk=consumer.pk).pull():
+        pass
+    with transaction.atomic():
+        assert Event.objects.count() == 1
+        assert prune(timedelta(0)) == Pruned(1)
+        transaction.set_rollback(True)
+
+    stricter_default("server", "repeatable read")
+    with transaction.atomic():
+        assert Event.objects.count() == 1
+        with pytest.raises(TransactionManagementError, match="REPEATABLE READ"):
+            prune(timedelta(0))
+    assert prune(timedelta(0)) == Pruned(1)
+
+
+@pytest.mark.parametrize(
+    "delete", [lambda event: event.delete(), lambda _: Event.objects.all().delete()]
+)
+def test_no_pull_makes_a_task_of_an_event_that_is_being_deleted(
+    consumer: Consumer, delete: Callable[[Event], object]
+):
+    def pull_meanwhile(**_: Any) -> None:
+        pre_delete.disconnect(pull_meanwhile, sender=Event)
+        elsewhere(lambda: Consumer.objects.get(pk=consumer.pk).pull())
+
+    event = publish("order.paid", stream=consumer.stream.name)
+    pre_delete.connect(pull_meanwhile, sender=Event)
+    delete(event)
+    assert not Event.objects.exists()
+    assert not Task.objects.exists()
+    assert consumer.pull() == []
