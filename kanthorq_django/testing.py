@@ -5,12 +5,14 @@ Works inside Django's ``TestCase``, whose transaction never commits, as well as 
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 from uuid import UUID
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.asyncio import async_unsafe
 from psycopg.pq import TransactionStatus
 
@@ -50,9 +52,10 @@ def drain(*consumers: str) -> int:
             handled[row.pk] += [task.event_id for task in tasks]
             for call in _calls(row, tasks):
                 for round_ in call.rounds:
-                    with _kept_usable(using):
+                    with _committing():
                         endings = _handle(round_)
-                    acknowledger.write(endings)
+                    with _committing():
+                        acknowledger.write(endings)
     return sum(map(len, handled.values()))
 
 
@@ -94,23 +97,78 @@ def _pull_uncommitted(consumer: Consumer, using: str, handled: Sequence[UUID]) -
 
 
 @contextmanager
-def _kept_usable(using: str) -> Iterator[None]:
-    """Let a handler that breaks the transaction of a test lose its own writes only.
+def _committing() -> Iterator[None]:
+    """Let each statement outside of a handler's own blocks last, or undo only itself.
 
-    In a worker it has a connection of its own.
+    For a worker it is committed at once. Here it is in the transaction of a test.
     """
-    connection = connections[using]
-    savepoint = connection.savepoint() if connection.in_atomic_block else None
-    yield
-    if savepoint is None:
-        return
-    raw = connection.connection
-    is_broken = raw is not None and raw.info.transaction_status == TransactionStatus.INERROR
-    if is_broken or connection.needs_rollback:
-        connection.needs_rollback = False
-        connection.savepoint_rollback(savepoint)
-    else:
-        connection.savepoint_commit(savepoint)
+    open_now = [each for each in connections.all(initialized_only=True) if each.in_atomic_block]
+    with ExitStack() as stack:
+        for connection in open_now:
+            stack.enter_context(_Committer(connection))
+        yield
+
+
+class _Committer:
+    """Stands in for the commits of one connection: a savepoint that is renewed by each."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = connection
+        self._depth = len(connection.atomic_blocks)
+
+    def __enter__(self) -> None:
+        self._run("SAVEPOINT")
+        self._connection.execute_wrappers.append(self._execute)
+
+    def __exit__(self, *raised: object) -> None:
+        self._connection.execute_wrappers.remove(self._execute)
+        self._take_back_what_failed()
+        self._run("RELEASE SAVEPOINT")
+
+    def _execute(
+        self, execute: Callable[..., Any], statement: Any, params: Any, many: bool, context: Any
+    ) -> Any:
+        """Run a statement; Django's own ones for a block are run just outside of it."""
+        if len(self._connection.atomic_blocks) > self._depth:
+            return execute(statement, params, many, context)
+        if _begins_with(statement, "ROLLBACK TO SAVEPOINT"):
+            return execute(statement, params, many, context)  # its RELEASE follows
+        if _begins_with(statement, "RELEASE SAVEPOINT"):
+            found = execute(statement, params, many, context)
+            self._commit()
+            return found
+        self._commit()  # a block without a savepoint, or a COPY, has told nothing of its end
+        if _begins_with(statement, "SAVEPOINT"):
+            return execute(statement, params, many, context)
+        try:
+            return execute(statement, params, many, context)
+        finally:
+            self._commit()
+
+    def _commit(self) -> None:
+        self._take_back_what_failed()
+        self._run("RELEASE SAVEPOINT")
+        self._run("SAVEPOINT")
+
+    def _take_back_what_failed(self) -> None:
+        connection = self._connection
+        raw = connection.connection
+        is_aborted = (
+            connection.vendor == "postgresql"
+            and raw.info.transaction_status == TransactionStatus.INERROR
+        )
+        if is_aborted or connection.needs_rollback:
+            connection.needs_rollback = False
+            self._run("ROLLBACK TO SAVEPOINT")
+
+    def _run(self, verb: str) -> None:
+        """Run a statement of ours past wrappers, and past the log of queries."""
+        with self._connection.cursor() as cursor:
+            cursor.cursor.execute(f"{verb} kanthorq_drain")
+
+
+def _begins_with(statement: object, verb: str) -> bool:
+    return isinstance(statement, str) and statement.startswith(verb)
 
 
 def _handle(round_: Round) -> list[Ending]:

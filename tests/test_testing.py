@@ -1,16 +1,18 @@
 import asyncio
 import contextlib
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from kanthorq_django import publish, signals, subscribe
+from kanthorq_django import Fixed, publish, signals, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.testing import adrain, drain
@@ -29,6 +31,18 @@ def declare(**options):
     return handle
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(False, marks=pytest.mark.django_db),
+        pytest.param(True, marks=pytest.mark.django_db(transaction=True)),
+    ]
+)
+def is_committed(request: pytest.FixtureRequest) -> bool:
+    """Run a test in a transaction that never commits, and once more in none."""
+    assert connection.in_atomic_block is not request.param
+    return bool(request.param)
+
+
 @pytest.mark.django_db
 def test_drain_handles_what_the_open_transaction_published():
     declare()
@@ -41,15 +55,8 @@ def test_drain_handles_what_the_open_transaction_published():
     assert drain("kit") == 0
 
 
-@pytest.mark.parametrize(
-    "is_committed",
-    [
-        pytest.param(False, marks=pytest.mark.django_db),
-        pytest.param(True, marks=pytest.mark.django_db(transaction=True)),
-    ],
-)
-def test_a_consumer_that_starts_new_leaves_what_was_there(is_committed: bool):
-    assert connection.in_atomic_block is not is_committed
+@pytest.mark.usefixtures("is_committed")
+def test_a_consumer_that_starts_new_leaves_what_was_there():
     declare(deliver="new")
     publish("order.paid", stream="kit")
     assert drain("kit") == 0
@@ -94,28 +101,200 @@ def test_what_waits_for_its_retry_is_drained_once_a_test_makes_it_due():
     assert Task.objects.get().state == TaskState.COMPLETED
 
 
-@pytest.mark.django_db
-def test_drain_lets_a_handler_that_breaks_the_tests_transaction_lose_its_own_writes_only():
+def break_transaction(using: str = "default") -> None:
+    with connections[using].cursor() as cursor:
+        cursor.execute("SELECT 1/0")
+
+
+def break_copy() -> None:
+    """Fail where Django sees no statement."""
+    with connection.cursor() as cursor, cursor.copy("COPY ledger_entry FROM STDIN") as copy:
+        copy.write("nonsense")
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_drain_lets_a_handler_that_breaks_a_transaction_break_nothing_else():
     @subscribe("order.>", stream="kit", consumer="kit")
     def handle(message):
         Entry.objects.create(event_id=message.event.pk)
         if message.event.subject == "order.bad":
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1/0")
+            break_transaction()
 
     @subscribe("order.>", stream="kit", consumer="swallows")
     def swallow(message):
-        with contextlib.suppress(DatabaseError), connection.cursor() as cursor:
-            cursor.execute("SELECT 1/0")
+        with contextlib.suppress(DatabaseError):
+            break_transaction()
+        Entry.objects.create(event_id=message.event.pk, note="swallowed")
 
     publish("order.bad", stream="kit")
-    good = publish("order.good", stream="kit")
+    publish("order.good", stream="kit")
     assert drain("kit", "swallows") == 4
     failed = Task.objects.retryable().get()
     assert failed.event.subject == "order.bad"
     assert "division by zero" in failed.attempted_errors[-1]["error"]
-    assert Entry.objects.get().event_id == good.pk
+    assert Entry.objects.filter(note="").count() == 2  # what is not in a block lasts at once
+    assert Entry.objects.filter(note="swallowed").count() == 2
     assert Task.objects.completed().count() == 3
+
+
+def ack(message: Message) -> None:
+    Entry.objects.create(event_id=message.event.pk)
+    message.ack({"kept": True})
+
+
+def ack_in_a_block(message: Message) -> None:
+    with transaction.atomic():
+        ack(message)
+
+
+def ack_in_a_block_without_a_savepoint(message: Message) -> None:
+    with transaction.atomic(savepoint=False):
+        ack(message)
+
+
+def nack(message: Message) -> None:
+    Entry.objects.create(event_id=message.event.pk)
+    message.nack("not yet")
+
+
+@pytest.mark.usefixtures("is_committed")
+@pytest.mark.parametrize(
+    ("settle", "break_it"),
+    [
+        (ack, break_transaction),
+        (ack, break_copy),
+        (ack_in_a_block, break_transaction),
+        (ack_in_a_block, break_copy),
+        (ack_in_a_block_without_a_savepoint, break_transaction),
+        (nack, break_transaction),
+    ],
+)
+def test_drain_keeps_what_a_handler_settled_before_an_error_of_the_database(
+    settle: Callable[[Message], None], break_it: Callable[[], None]
+):
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        settle(message)
+        break_it()
+
+    event = publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    task = Task.objects.get()
+    if settle is nack:
+        assert task.state == TaskState.RETRYABLE
+        assert [failed["error"] for failed in task.attempted_errors] == ["not yet"]
+    else:
+        assert (task.state, task.result) == (TaskState.COMPLETED, {"kept": True})
+    assert Entry.objects.get().event_id == event.pk
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_drain_keeps_what_a_coroutine_settled_before_an_error_of_the_database():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    async def handle(message: Message) -> None:
+        await message.aack()
+        await sync_to_async(break_transaction)()
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    assert Task.objects.get().state == TaskState.COMPLETED
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_drain_keeps_a_cancellation_that_was_settled_before_an_error_of_the_database():
+    handle = declare(retry=Fixed(timedelta(hours=1)))
+
+    @handle.on_cancel()
+    def undo(message):
+        message.ack()
+        break_transaction()
+
+    publish("order.bad", stream="kit")
+    drain("kit")
+    Task.objects.all().cancel()
+    assert drain("kit") == 1
+    assert Task.objects.get().state == TaskState.CANCELLED
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_drain_keeps_those_of_a_batch_that_were_settled_before_an_error_of_the_database():
+    @subscribe("order.>", stream="kit", consumer="kit", batch=3)
+    def handle(messages: list[Message]) -> None:
+        for message in messages[:2]:
+            ack_in_a_block(message)
+        break_transaction()
+
+    for _ in range(3):
+        publish("order.paid", stream="kit")
+    assert drain("kit") == 3
+    assert Task.objects.completed().count() == Entry.objects.count() == 2
+    assert "division by zero" in Task.objects.retryable().get().attempted_errors[-1]["error"]
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_drain_takes_back_what_a_block_of_a_handler_rolls_back():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        Entry.objects.create(event_id=message.event.pk, note="outside")
+        with contextlib.suppress(DatabaseError), transaction.atomic():
+            ack(message)
+            break_transaction()
+        with contextlib.suppress(ValueError), transaction.atomic(savepoint=False):
+            ack(message)
+            raise ValueError
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    task = Task.objects.get()
+    assert task.state == TaskState.RETRYABLE
+    assert "rolled back" in task.attempted_errors[-1]["error"]
+    assert Entry.objects.get().note == "outside"
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_drain_lets_a_handler_break_the_transaction_of_another_database():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        if message.event.subject == "order.bad":
+            break_transaction("other")
+        Entry.objects.using("other").create(event_id=message.event.pk)
+
+    publish("order.bad", stream="kit")
+    good = publish("order.good", stream="kit")
+    assert drain("kit") == 2
+    assert Task.objects.completed().get().event_id == good.pk
+    assert Entry.objects.using("other").get().event_id == good.pk
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_drain_lets_a_receiver_break_the_transaction_of_a_test():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None: ...
+
+    def hear(**_: Any) -> None:
+        break_transaction()
+
+    for _ in range(2):
+        publish("order.paid", stream="kit")
+    signals.acked.connect(hear)
+    try:
+        assert drain("kit") == 2
+    finally:
+        signals.acked.disconnect(hear)
+    assert Task.objects.completed().count() == 2
+
+
+@pytest.mark.django_db
+def test_what_stands_in_for_commits_is_not_among_the_queries_of_a_test():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        with CaptureQueriesContext(connection) as captured:
+            Entry.objects.create(event_id=message.event.pk)
+        assert len(captured) == 1
+
+    publish("order.paid", stream="kit")
+    drain("kit")
+    assert Task.objects.get().state == TaskState.COMPLETED
 
 
 @pytest.mark.django_db
@@ -218,9 +397,8 @@ def test_drain_refuses_an_ack_that_only_another_databases_block_would_cover():
     assert "CrossDatabaseAck" in task.attempted_errors[-1]["error"]
 
 
-@pytest.mark.parametrize("is_committed", [False, True])
-def test_drain_sends_the_signals_that_a_worker_would(*, is_committed: bool, request: Any):
-    request.getfixturevalue("transactional_db" if is_committed else "db")
+@pytest.mark.usefixtures("is_committed")
+def test_drain_sends_the_signals_that_a_worker_would():
     heard: list[list[Task]] = []
 
     def hear(tasks: list[Task], **_: Any) -> None:
