@@ -89,7 +89,6 @@ def _pull_uncommitted(consumer: Consumer, using: str, handled: Sequence[UUID]) -
         "consumer_id": consumer.pk,
         "includes": subjects.to_regex(consumer.subject_includes),
         "excludes": subjects.to_regex(consumer.subject_excludes),
-        "limit": BATCH_SIZE,
     }
     leased = pulled_by(consumer, sql.result(using, "pull_uncommitted", params))
     consumer.tell(signals.pulled, leased)

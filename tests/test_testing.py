@@ -12,10 +12,10 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from kanthorq_django import Fixed, publish, signals, subscribe
+from kanthorq_django import Fixed, publish, publish_many, signals, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Task, TaskState
-from kanthorq_django.testing import adrain, drain
+from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.testing import BATCH_SIZE, adrain, drain
 from tests.ledger.models import Entry
 
 
@@ -304,6 +304,23 @@ def test_drain_leaves_what_is_scheduled_for_later():
 
     assert drain("kit") == 0
     assert Task.objects.get().state == TaskState.AVAILABLE
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_drain_finds_what_is_due_behind_any_number_of_events_that_are_not():
+    declare()
+
+    @subscribe("order.>", stream="kit", consumer="parks", parked=True)
+    def park(message: Message) -> None: ...
+
+    later = timezone.now() + timedelta(hours=1)
+    waiting = [Event(subject="order.paid", schedule_at=later) for _ in range(BATCH_SIZE)]
+    publish_many(waiting, stream="kit")
+    due = publish("order.paid", stream="kit")
+    assert drain("kit", "parks") == 1
+    assert Entry.objects.get().event_id == due.pk
+    assert Task.objects.available().count() == BATCH_SIZE
+    assert Task.objects.pending().count() == BATCH_SIZE + 1
 
 
 @pytest.fixture
