@@ -5,7 +5,7 @@ Works inside Django's ``TestCase``, whose transaction never commits, as well as 
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import UUID
@@ -19,16 +19,19 @@ from psycopg.pq import TransactionStatus
 from kanthorq_django import signals, sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.quoting import quoted
-from kanthorq_django.models import Consumer, Task
+from kanthorq_django.message import Message
+from kanthorq_django.models import Consumer, Task, lease
 from kanthorq_django.models.leased import Leased, pulled_by
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
-from kanthorq_django.worker.call import Call, Round, calls
-from kanthorq_django.worker.endings import Ending, after_interrupt
+from kanthorq_django.worker.call import Round, calls
+from kanthorq_django.worker.endings import Ending, HandBack, after_interrupt
 from kanthorq_django.worker.executor import aexecute, execute
 from kanthorq_django.worker.flight import Flight
 
 BATCH_SIZE = 1_000
+
+_Run = tuple[int, bool]  # of a task by its id: whether by its cancellation handler
 
 
 @async_unsafe("drain() cannot be called from an async context; use `await adrain(…)`.")
@@ -36,7 +39,8 @@ def drain(*consumers: str) -> int:
     """Handle all that is due for ``consumers`` (none named: for all); return how many tasks.
 
     Also what handlers publish meanwhile. A failing handler is nacked as in a worker, its
-    error stands in ``task.attempted_errors``; what waits for a retry is left to wait.
+    error stands in ``task.attempted_errors``; what waits for a retry is left to wait. So is what
+    snoozed, even if it is due again at once: until the next call.
     """
     _check_names(consumers)
     using: str = router.db_for_write(Consumer)
@@ -45,17 +49,17 @@ def drain(*consumers: str) -> int:
         row.turns.group_size = find(row.name).group_size
     acknowledger = Acknowledger(using, written=lambda leases: None)
     handled: dict[int, list[UUID]] = {row.pk: [] for row in rows}
-    while leased := [
-        (row, tasks) for row in rows if (tasks := list(_lease_due(row, using, handled[row.pk])))
+    snoozed: set[_Run] = set()
+    while due := [
+        (row, flights)
+        for row in rows
+        if (flights := _awake(_lease_due(row, using, handled[row.pk]), snoozed, using))
     ]:
-        for row, tasks in leased:
-            handled[row.pk] += [task.event_id for task in tasks]
-            for call in _calls(row, tasks):
+        for row, flights in due:
+            handled[row.pk] += [flight.leased.event_id for flight in flights]
+            for call in calls(flights, find(row.name)):
                 for round_ in call.rounds:
-                    with _committing():
-                        endings = _handle(round_)
-                    with _committing():
-                        acknowledger.write(endings)
+                    snoozed |= _snoozed(_settled(round_, acknowledger))
     return sum(map(len, handled.values()))
 
 
@@ -70,17 +74,15 @@ async def adrain(*consumers: str) -> int:
     return await sync_to_async(drain)(*consumers)
 
 
-def _calls(consumer: Consumer, tasks: Sequence[Task | Leased]) -> list[Call]:
-    subscription = find(consumer.name)
-    return calls([Flight(task, subscription, time.monotonic()) for task in tasks], subscription)
-
-
-def _lease_due(consumer: Consumer, using: str, handled: Sequence[UUID]) -> Iterable[Task | Leased]:
+def _lease_due(consumer: Consumer, using: str, handled: Sequence[UUID]) -> list[Flight]:
+    leased: list[Task | Leased] = []
     if connections[using].in_atomic_block:
-        yield from _pull_uncommitted(consumer, using, handled)
+        leased += _pull_uncommitted(consumer, using, handled)
     else:
-        yield from consumer.pull(BATCH_SIZE)
-    yield from consumer.claim(BATCH_SIZE)  # also of what was just pulled and waits for its turn
+        leased += consumer.pull(BATCH_SIZE)
+    leased += consumer.claim(BATCH_SIZE)  # also of what was just pulled and waits for its turn
+    subscription = find(consumer.name)
+    return [Flight(each, subscription, time.monotonic()) for each in leased]
 
 
 def _pull_uncommitted(consumer: Consumer, using: str, handled: Sequence[UUID]) -> list[Leased]:
@@ -93,6 +95,35 @@ def _pull_uncommitted(consumer: Consumer, using: str, handled: Sequence[UUID]) -
     leased = pulled_by(consumer, sql.result(using, "pull_uncommitted", params))
     consumer.tell(signals.pulled, leased)
     return leased
+
+
+def _awake(flights: Sequence[Flight], snoozed: Container[_Run], using: str) -> list[Flight]:
+    """Return what has not snoozed; hand back the rest, which a claim takes whenever it is due."""
+    asleep = {flight.lease for flight in flights if _run_of(flight.message) in snoozed}
+    if asleep:
+        lease.hand_back(list(asleep), using)
+    return [flight for flight in flights if flight.lease not in asleep]
+
+
+def _snoozed(endings: Iterable[Ending]) -> set[_Run]:
+    return {
+        _run_of(ending.message)
+        for ending in endings
+        if isinstance(ending, HandBack) and ending.is_snooze
+    }
+
+
+def _run_of(message: Message) -> _Run:
+    return message.lease.task_id, message.is_cancellation
+
+
+def _settled(round_: Round, acknowledger: Acknowledger) -> list[Ending]:
+    """Handle a round and write how it ends; return that."""
+    with _committing():
+        endings = _handle(round_)
+    with _committing():
+        acknowledger.write(endings)
+    return endings
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from kanthorq_django import Fixed, publish, publish_many, signals, subscribe
+from kanthorq_django import Fixed, Snooze, publish, publish_many, signals, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Task, TaskState
 from kanthorq_django.testing import BATCH_SIZE, adrain, drain
@@ -321,6 +321,58 @@ def test_drain_finds_what_is_due_behind_any_number_of_events_that_are_not():
     assert Entry.objects.get().event_id == due.pk
     assert Task.objects.available().count() == BATCH_SIZE
     assert Task.objects.pending().count() == BATCH_SIZE + 1
+
+
+AT_ONCE = timedelta(0)
+
+
+@pytest.mark.usefixtures("is_committed")
+@pytest.mark.parametrize("delay", [AT_ONCE, timedelta(microseconds=1), timedelta(hours=1)])
+def test_drain_leaves_what_snoozed_until_it_is_called_again(delay: timedelta):
+    handled: list[str] = []
+
+    @subscribe("order.>", stream="kit", consumer="kit", batch=2)
+    def handle(messages: list[Message]) -> None:
+        handled.extend(message.event.subject for message in messages)
+        assert len(handled) < 9, "again and again"
+        if any(message.event.subject == "order.early" for message in messages):
+            publish("order.next", stream="kit")
+            raise Snooze(delay)
+
+    publish("order.early", stream="kit")
+    assert drain("kit") == 2
+    assert handled == ["order.early", "order.next"]
+    task = Task.objects.available().get()
+    assert (task.event.subject, task.attempt_count) == ("order.early", 0)
+    Task.objects.available().update(schedule_at=Now())
+    assert drain("kit") == 2
+    assert handled == ["order.early", "order.next"] * 2
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_drain_leaves_a_cancellation_that_snoozed_but_not_that_of_a_handler_which_did():
+    cancelled: list[Message] = []
+
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        raise Snooze(AT_ONCE)
+
+    @handle.on_cancel()
+    def undo(message: Message) -> None:
+        cancelled.append(message)
+        assert len(cancelled) < 5, "again and again"
+        raise Snooze(AT_ONCE)
+
+    @subscribe("order.>", stream="kit", consumer="cancels")
+    def cancel(message: Message) -> None:
+        Task.objects.available().cancel()
+
+    publish("order.paid", stream="kit")
+    assert drain("kit", "cancels") == 3
+    assert Task.objects.cancelling().get().cancel_attempt_count == 0
+    assert len(cancelled) == 1
+    assert drain("kit") == 1
+    assert len(cancelled) == 2
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ class HandBack(Ending):
     """The task runs again after ``delay``, and this attempt is not counted."""
 
     delay: timedelta
+    is_snooze: bool = False  # its handler asked for it
 
 
 def concluded(
@@ -155,7 +156,7 @@ def _after_verdict(flight: Flight, verdict: Verdict) -> Ending:
     match verdict:
         case Snooze():
             _log(flight, logging.INFO, "snoozed")
-            return HandBack(flight.message, verdict.delay)
+            return HandBack(flight.message, verdict.delay, is_snooze=True)
         case Retry():
             last = _last_word(flight)
             told = f"asked to be tried again in {verdict.after}{last}"
