@@ -163,6 +163,17 @@ def problems(schedule: "Schedule") -> Iterator[tuple[str, KanthorqError]]:
         yield from _recurrence_problems(schedule)
 
 
+def stored_forms(schedule: "Schedule") -> Iterator[tuple[str, object]]:
+    """Yield columns of a schedule without problems that may have been given in other forms.
+
+    Those are the forms that ``schedule()`` takes.
+    """
+    yield "dtstart", _moment("dtstart", schedule.dtstart)
+    yield "exdates", stored_exdates(schedule.exdates)
+    if "body" not in schedule.get_deferred_fields():
+        yield "body", _encoded_body(schedule)
+
+
 def _recurrence_problems(schedule: "Schedule") -> Iterator[tuple[str, KanthorqError]]:
     try:
         recurrence_of(schedule)
@@ -181,6 +192,10 @@ def _check_catchup(schedule: "Schedule") -> None:
         raise InvalidSchedule(
             f"catchup must be one of {', '.join(Catchup.values)}, not {quoted(schedule.catchup)}."
         )
+
+
+def _encoded_body(schedule: "Schedule") -> bytes:
+    return encode_body(schedule.body, size_max=get_settings().BODY_SIZE_MAX)
 
 
 def _check_metadata(schedule: "Schedule") -> None:
@@ -203,9 +218,7 @@ def _check_list(exdates: object) -> None:
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "name": _check_name,
     "subject": lambda schedule: check_subject(schedule.subject),
-    "body": lambda schedule: encode_body(
-        bytes(schedule.body), size_max=get_settings().BODY_SIZE_MAX
-    ),
+    "body": _encoded_body,
     "metadata": _check_metadata,
     "resource_key": lambda schedule: check_key("resource_key", schedule.resource_key, size_min=0),
     "catchup": _check_catchup,

@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 from kanthorq_django import signals
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
-from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
+from kanthorq_django.exceptions import IdempotencyConflict, InvalidSchedule, KanthorqError
 from kanthorq_django.models.definition import Catchup, occurrence_metadata
 from kanthorq_django.models.event import Event, store_into, tell_of_new
 from kanthorq_django.models.isolation import patient
@@ -76,12 +76,23 @@ def _store(schedule: "Schedule", now: datetime, using: str) -> list[Event]:
         raise InvalidSchedule(f"Schedule {schedule.name!r}: metadata must be a dict, not {kind}.")
     moments = _due(schedule, recurrence, now)
     due = [_event(schedule, moment) for moment in moments]
-    events = store_into(schedule.stream.name, due, using)
+    try:
+        events = store_into(schedule.stream.name, due, using)
+    except IdempotencyConflict:
+        # Published before, of another definition: somebody has set back when it occurs next.
+        events = store_into(schedule.stream.name, _unpublished(due, schedule, using), using)
     passed = moments[-1] if moments and schedule.catchup == Catchup.ALL else now
     schedule.next_at = recurrence.after(passed)
     schedule.last_at = moments[-1] if moments else schedule.last_at
     schedule.save(update_fields=["next_at", "last_at"])
     return events
+
+
+def _unpublished(due: Sequence[Event], schedule: "Schedule", using: str) -> list[Event]:
+    keys = [event.idempotency_key for event in due]
+    stored = Event.objects.using(using).filter(stream=schedule.stream, idempotency_key__in=keys)
+    known = set(stored.values_list("idempotency_key", flat=True))
+    return [event for event in due if event.idempotency_key not in known]
 
 
 def _due(schedule: "Schedule", recurrence: Recurrence, now: datetime) -> Sequence[datetime]:

@@ -34,6 +34,7 @@ from kanthorq_django.models.definition import (
     aware,
     problems,
     recurrence_of,
+    stored_forms,
     zone_of,
 )
 from kanthorq_django.models.encryption import BodyField, SealableModel
@@ -245,10 +246,12 @@ class Schedule(SealableModel):
 
     def _written(self) -> set[str]:
         """Return what ``save()`` writes: not what may have moved, unless it was set here."""
-        columns = {field.attname for field in self._meta.concrete_fields} - {"id"}
+        columns = {field.attname for field in self._meta.concrete_fields} - {"id"} - PROGRESS
+        return columns - self.get_deferred_fields() | self._set_here()
+
+    def _set_here(self) -> set[str]:
         held = self.__dict__
-        moved = {name for name in PROGRESS if held.get(name) == self._progress.get(name)}
-        return columns - moved - self.get_deferred_fields()
+        return {name for name in PROGRESS if held.get(name) != self._progress.get(name)}
 
     def _save_stored(self, columns: set[str], **options: Any) -> None:
         if columns <= PROGRESS:
@@ -273,11 +276,14 @@ class Schedule(SealableModel):
         return columns | {"next_at"}
 
     def prepare(self, using: str | None) -> None:
-        """Check a new schedule, and set when it occurs first.
+        """Check a new schedule, and set when it occurs first, unless that was set here.
 
-        Raises InvalidSchedule or InvalidEvent if it cannot be kept.
+        A copy of another one has not occurred yet, whenever that did. Raises InvalidSchedule or
+        InvalidEvent if it cannot be kept.
         """
         self.check_definition()
+        for name in {"next_at", "last_at"} - self._set_here():
+            setattr(self, name, None)
         if self.next_at is None:
             self.settle(using)
 
@@ -299,13 +305,16 @@ class Schedule(SealableModel):
             raise ValidationError(told)
 
     def check_definition(self, columns: Collection[str] | None = None) -> None:
-        """Raise InvalidSchedule or InvalidEvent unless this schedule can be kept.
+        """Bring ``columns``, or all, into the form in which they are stored.
 
-        For the sake of what is wrong in ``columns`` alone, if they are given.
+        Raises InvalidSchedule or InvalidEvent if what stands there cannot be kept.
         """
         for column, problem in problems(self):
             if columns is None or column in columns:
                 raise problem
+        for column, value in stored_forms(self):
+            if columns is None or column in columns:
+                setattr(self, column, value)
 
     def differs_from(self, columns: Mapping[str, Any]) -> bool:
         """Tell whether any of ``columns`` has another value here."""

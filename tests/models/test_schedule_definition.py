@@ -8,6 +8,7 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from kanthorq_django import publish_many, schedule
+from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import InvalidSchedule
 from kanthorq_django.models import Event, Schedule
@@ -331,3 +332,38 @@ def test_columns_that_were_not_loaded_are_not_written():
     kept.save()
     stored = Schedule.objects.get()
     assert (stored.name, stored.resource_key) == ("other", "r")
+
+
+def test_a_copy_occurs_by_its_own_rule_and_has_not_occurred_yet():
+    kept = create()
+    miss(kept)
+    Schedule.objects.publish_due()
+    copy = Schedule.objects.get()
+    copy.pk, copy._state.adding = uuid7(), True
+    copy.name, copy.rrule = "copy", "FREQ=YEARLY"
+    copy.save()
+    assert copy.next_at == copy.upcoming()[0] == Schedule.objects.get(name="copy").next_at
+    assert copy.last_at is None
+
+
+def test_an_occurrence_that_was_published_is_left_out_when_its_schedule_is_set_back():
+    kept = create(catchup="all")
+    missed = miss(kept)
+    assert Schedule.objects.publish_due() == 3
+    Schedule.objects.update(next_at=missed - timedelta(days=1), body=b"new")
+    assert Schedule.objects.publish_due() == 1
+    assert Schedule.objects.get().life == "active"
+    assert Event.objects.filter(body=b"new").count() == 1
+
+
+def test_a_schedule_that_django_creates_takes_what_a_declared_one_takes():
+    given = {
+        "dtstart": "2027-01-01T09:00+01:00",
+        "exdates": [datetime(2027, 1, 2, 8, tzinfo=UTC)],
+        "body": {"kind": "daily"},
+    }
+    made, declared = create(name="made", **given), daily(timezone="UTC", **given)
+    for kept in (made, Schedule.objects.get(name="made")):
+        assert (kept.dtstart, kept.exdates) == (declared.dtstart, declared.exdates)
+        assert bytes(kept.body) == declared.body
+        assert kept.upcoming() == declared.upcoming()
