@@ -60,7 +60,9 @@ def _days(parts: Mapping[str, str]) -> str:
 
 def _dates(parts: Mapping[str, str], dtstart: datetime) -> str:
     if "BYMONTHDAY" in parts:
-        return f"on {_list([_date(int(day)) for day in parts['BYMONTHDAY'].split(',')])}"
+        days = _list([_date(int(day)) for day in parts["BYMONTHDAY"].split(",")])
+        is_monthly = parts["FREQ"] == "YEARLY" and "BYMONTH" not in parts
+        return f"on {days} of each month" if is_monthly else f"on {days}"
     if parts.keys() & {"BYDAY", "BYYEARDAY", "BYWEEKNO"}:
         return ""
     if parts["FREQ"] == "MONTHLY":
@@ -87,15 +89,28 @@ def _rest(parts: Mapping[str, str]) -> str:
 
 
 def _times(parts: Mapping[str, str], dtstart: datetime) -> str:
+    second = int(parts.get("BYSECOND", dtstart.second))
     if parts["FREQ"] not in _TIMED:
-        limits = {"BYHOUR": "hour", "BYMINUTE": "minute"}
-        return " ".join(
-            f"at {text} {parts[name]}" for name, text in limits.items() if name in parts
-        )
-    hours = parts.get("BYHOUR", str(dtstart.hour)).split(",")
-    minutes = parts.get("BYMINUTE", str(dtstart.minute)).split(",")
-    times = [f"{int(hour):02}:{int(minute):02}" for hour in hours for minute in minutes]
+        return _moments_of_the_hour(parts, dtstart, second)
+    hours = _numbers(parts.get("BYHOUR", str(dtstart.hour)))
+    minutes = _numbers(parts.get("BYMINUTE", str(dtstart.minute)))
+    seconds = f":{second:02}" if second else ""
+    times = [f"{hour:02}:{minute:02}{seconds}" for hour in hours for minute in minutes]
     return f"at {_list(times)}"
+
+
+def _moments_of_the_hour(parts: Mapping[str, str], dtstart: datetime, second: int) -> str:
+    numbers = {"hour": parts.get("BYHOUR"), "minute": parts.get("BYMINUTE")}
+    if parts["FREQ"] == "HOURLY" and numbers["minute"] is None:
+        numbers["minute"] = str(dtstart.minute)
+    if second:
+        numbers["second"] = str(second)
+    told = {unit: _numbers(given) for unit, given in numbers.items() if given is not None}
+    return " ".join(f"at {unit} {','.join(map(str, found))}" for unit, found in told.items())
+
+
+def _numbers(given: str) -> list[int]:
+    return sorted(map(int, given.split(",")))
 
 
 def _end(parts: Mapping[str, str]) -> str:
