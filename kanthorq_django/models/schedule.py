@@ -347,11 +347,13 @@ class Schedule(SealableModel):
         self.next_at = None if self.cancelled_at else self.upcoming_from(start)
 
     def recurrence(self) -> Recurrence:
-        """Return the rule, ready to be asked. Raises InvalidSchedule naming what is wrong."""
+        """Return the rule, ready to be asked. Raises InvalidSchedule naming it and the fault."""
         try:
             return recurrence_of(self)
         except RecurrenceProblem as error:
             raise InvalidSchedule(f"Schedule {quoted(self.name)}: {error}.") from error
+        except InvalidSchedule as error:
+            raise InvalidSchedule(f"Schedule {quoted(self.name)}: {error}") from error
 
     def upcoming_from(self, moment: datetime) -> datetime | None:
         """Return the first occurrence at or after ``moment``; None if there is none."""

@@ -172,13 +172,23 @@ class TestMoving:
             kanthorq("schedules", "cancel", "weekly-report", "monthly", "--yes")
         assert lives() == {"weekly-report": "active"}
 
-    def test_what_cannot_be_resumed_is_one_sentence(self):
-        weekly()
+    @pytest.mark.parametrize(
+        ("broken", "told"),
+        [
+            ({"timezone": "Gone/Zone"}, r"'Gone/Zone' is not the name of a time zone\."),
+            ({"rrule": "FREQ=FORTNIGHTLY"}, "FREQ must be one of"),
+            ({"exdates": {}}, r"exdates must be a list, not dict\."),
+        ],
+    )
+    def test_what_cannot_be_resumed_is_one_sentence_that_names_it(
+        self, broken: dict[str, Any], told: str
+    ):
+        weekly("daily"), weekly()
         Schedule.objects.all().cancel()
-        Schedule.objects.update(timezone="Gone/Zone")
-        with pytest.raises(CommandError, match="'Gone/Zone' is not the name of a time zone"):
-            kanthorq("schedules", "resume", "weekly-report", "--yes")
-        assert lives() == {"weekly-report": "cancelled"}
+        Schedule.objects.filter(name="weekly-report").update(**broken)
+        with pytest.raises(CommandError, match=f"^Schedule 'weekly-report': {told}"):
+            kanthorq("schedules", "resume", "--all", "--yes")
+        assert set(lives().values()) == {"cancelled"}
 
 
 @pytest.mark.django_db(transaction=True)
