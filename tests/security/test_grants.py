@@ -250,7 +250,12 @@ def test_one_database_role_may_be_several_of_ours(roles: None):
 
 @pytest.mark.parametrize(
     ("given", "told"),
-    [("admin", "is no role"), ("worker=" + "x" * 64, "1 to 63 bytes"), ("worker=a\nb", "printab")],
+    [
+        ("admin", "is no role"),
+        ("worker=" + "x" * 64, "1 to 63 bytes"),
+        ("worker=a\nb", "printab"),
+        ("worker=", "'' must be a name of 1 to 63 bytes"),  # as of an empty shell variable
+    ],
 )
 def test_what_is_no_role_is_refused_in_a_sentence(given: str, told: str):
     with pytest.raises(CommandError, match=told):

@@ -61,10 +61,10 @@ class Grants(Verb):
 
 def grantee(text: str) -> Grantee:
     """Return the role that ``worker`` or ``worker=shop_worker`` means."""
-    role, _, given = text.partition("=")
+    role, equals, given = text.partition("=")
     if role not in ROLES:
         raise ArgumentTypeError(f"{quoted(role)} is no role; use one of {', '.join(ROLES)}.")
-    return Grantee(role, name(given or f"kanthorq_{role}"))
+    return Grantee(role, name(given if equals else f"kanthorq_{role}"))
 
 
 def name(text: str) -> str:
