@@ -29,6 +29,7 @@ from kanthorq_django.admin.due import due_text, task_badge, with_is_due
 from kanthorq_django.admin.operating import OperatingAdmin
 from kanthorq_django.admin.readonly import RelatedFilter
 from kanthorq_django.admin.select_all import MEANING
+from kanthorq_django.domain.failures import recorded
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
 from kanthorq_django.models import Task
@@ -203,9 +204,9 @@ class TaskAdmin(OperatingAdmin):
     @admin.display(description=_("errors"))
     def errors(self, task: Task) -> str:
         """Newest first: what is read when something has just gone wrong."""
-        if not task.attempted_errors:
+        failures = [_failure(entry) for entry in reversed(recorded(task.attempted_errors))]
+        if not failures:
             return NOTHING
-        failures = [_failure(entry) for entry in reversed(task.attempted_errors)]
         return render_to_string("admin/kanthorq_django/task/errors.html", {"failures": failures})
 
 
@@ -216,15 +217,14 @@ def _uuid(text: str) -> UUID | None:
         return None
 
 
-def _failure(entry: Any) -> dict[str, Any]:
-    """Return one of ``attempted_errors`` for the template, whatever was stored."""
-    told = entry if isinstance(entry, dict) else {"error": entry}
+def _failure(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return one of the recorded failures for the template."""
     return {
-        "attempt": told.get("attempt", "?"),
-        "is_cancellation": told.get("verb") == "cancel",
-        "at": exact_moment(_parsed(told.get("at"))),
-        "error": redacted_error(str(told.get("error", ""))),
-        "stack": redacted_error(str(told.get("stack", ""))),
+        "attempt": entry.get("attempt", "?"),
+        "is_cancellation": entry.get("verb") == "cancel",
+        "at": exact_moment(_parsed(entry.get("at"))),
+        "error": redacted_error(entry["error"]),
+        "stack": redacted_error(entry["stack"]),
     }
 
 

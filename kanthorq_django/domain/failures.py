@@ -1,9 +1,10 @@
 """What is kept of a failed attempt: text that any database, log and page can take."""
 
+import json
 import re
 import traceback
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 ERROR_SIZE_MAX = 2_000  # characters of the one-line error
 # Control characters but tab and newline, halves of surrogate pairs, and what turns the
@@ -31,9 +32,29 @@ class Failure:
         return cls(one_line(f"{name}: {text}" if text else name), _cleansed(stack))
 
 
+def recorded(history: object) -> list[dict[str, Any]]:
+    """Return the failures in ``attempted_errors``, the oldest first, whatever was stored there.
+
+    Each has an ``error`` and a ``stack``, which are text, and what else was stored with them.
+    Without an error of its own, the error is all that was stored, as JSON.
+    """
+    entries = history if isinstance(history, list) else [history] if history else []
+    return [_recorded(entry) for entry in entries]
+
+
 def one_line(text: str, size_max: int = ERROR_SIZE_MAX) -> str:
     """Return ``text`` as one line of at most ``size_max`` characters, safe to store and to log."""
     return _cleansed(" ".join(_head(text, size_max).split()))
+
+
+def _recorded(entry: object) -> dict[str, Any]:
+    told = entry if isinstance(entry, dict) else {}
+    error, stack = told.get("error", entry), told.get("stack") or ""
+    return told | {"error": _spelled(error), "stack": _spelled(stack)}
+
+
+def _spelled(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _text(reason: object) -> str:

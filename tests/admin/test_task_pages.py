@@ -126,10 +126,14 @@ def test_errors_are_shown_newest_first_escaped_each_with_its_traceback(viewer: C
 
 
 @pytest.mark.parametrize(
-    "entry", ["text", 7, None, {}, {"at": "2030-99-99T00:00:00", "attempt": {}, "stack": ["x"]}]
+    "stored",
+    [
+        *(["text"], [7], [None], [{}], "text", 7, {"error": "x"}),
+        [{"at": "2030-99-99T00:00:00", "attempt": {}, "stack": ["x"]}],
+    ],
 )
-def test_errors_of_any_shape_make_a_page(viewer: Client, entry: object):
-    task = TaskFactory.create(state=TaskState.DISCARDED, attempted_errors=[entry])
+def test_errors_of_any_shape_make_a_page(viewer: Client, stored: object):
+    task = TaskFactory.create(state=TaskState.DISCARDED, attempted_errors=stored)
     assert viewer.get(page("task_change", task.pk)).status_code == 200
     assert viewer.get(page("task_changelist")).status_code == 200
 

@@ -150,6 +150,31 @@ class TestShow:
         assert "\x1b" not in out
         assert "ff ff …" in out
 
+    @pytest.mark.parametrize(
+        ("stored", "errors"),
+        [
+            (["text", 7, None, {}], ["text", "7", "null", "{}"]),
+            ([{"error": "ValueError: no"}], ["ValueError: no"]),
+            ([{"error": {"a": 1}, "stack": None, "at": 5, "attempt": []}], ['{"a": 1}']),
+            ([{"attempt": 1, "password": "s3cret"}], ['{"attempt": 1, "password": "[redacted]"}']),
+            ({"error": "none", "attempt": {"password": "s3cret"}}, ["none"]),
+            ("text", ["text"]),
+            (7, ["7"]),
+        ],
+    )
+    def test_a_history_of_another_shape_is_shown(
+        self, stored: object, errors: list[str], refunds: Consumer
+    ):
+        task = TaskFactory.create(consumer=refunds, attempted_errors=stored)
+
+        ran = kanthorq("tasks", "show", task.event_id)
+        as_json = kanthorq("tasks", "show", task.event_id, "--json")
+
+        assert [line.split("  ")[-1] for line in ran.lines[-len(errors) :]] == errors
+        (told,) = as_json.json
+        assert [entry["error"] for entry in told["attempted_errors"]] == errors
+        assert "s3cret" not in ran.out + as_json.out
+
     def test_it_wants_to_know_which_tasks(self):
         with pytest.raises(CommandError, match="Say which tasks"):
             kanthorq("tasks", "show")

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from kanthorq_django.domain.failures import ERROR_SIZE_MAX, Failure
+from kanthorq_django.domain.failures import ERROR_SIZE_MAX, Failure, recorded
 
 SIZE_MAX = 16_384
 
@@ -138,3 +138,27 @@ def test_an_exception_whose_traceback_cannot_be_read_is_still_told() -> None:
 
 def test_an_interrupt_is_described_like_any_exception() -> None:
     assert failure_of(caught(SystemExit(3))).error == "SystemExit: 3"
+
+
+@pytest.mark.parametrize(
+    ("stored", "failures"),
+    [
+        ([], []),
+        (None, []),
+        ([{"error": "E", "stack": "S", "attempt": 1}], [("E", "S")]),
+        (["text", 7, None], [("text", ""), ("7", ""), ("null", "")]),
+        ([{"error": {"a": "ü"}, "stack": ["x"]}], [('{"a": "ü"}', '["x"]')]),
+        ([{"stack": None}], [('{"stack": null}', "")]),
+        ({"error": "E"}, [("E", "")]),
+    ],
+)
+def test_what_was_recorded_reads_as_failures_whatever_it_is(
+    stored: object, failures: list[tuple[str, str]]
+) -> None:
+    assert [(entry["error"], entry["stack"]) for entry in recorded(stored)] == failures
+
+
+def test_what_was_recorded_with_an_error_is_kept() -> None:
+    assert recorded([{"error": "E", "attempt": 1, "verb": "handle"}]) == [
+        {"error": "E", "attempt": 1, "verb": "handle", "stack": ""}
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.failures import recorded
 from kanthorq_django.domain.redaction import REPLACEMENT, redact
 from kanthorq_django.domain.secret_keys import first_mention
 from kanthorq_django.domain.states import TaskState
@@ -22,6 +23,7 @@ from kanthorq_django.models import Event, Task
 LIMIT = 10
 TEXT_MAX = 2_000  # characters of a body that are printed
 BYTES_MAX = 64  # of a body that is no text
+TEXTS = ("error", "stack")  # of a failure
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -64,9 +66,8 @@ class Show(Verb):
         for name, value in _facts(task):
             self.console.line(f"  {name:<16} {value}")
         for error in _errors(task):
-            self.console.line(
-                f"  {error['verb']} {error['attempt']:<9} {error['at']}  {error['error']}"
-            )
+            verb, attempt, at = (str(error.get(name, "-")) for name in ("verb", "attempt", "at"))
+            self.console.line(f"  {verb} {attempt:<9} {at}  {error['error']}")
             for line in error["stack"].splitlines():
                 self.console.line(f"    {line}")
 
@@ -124,10 +125,12 @@ def _as_json(task: Task) -> dict[str, Any]:
 
 
 def _errors(task: Task) -> Iterator[dict[str, Any]]:
+    """Yield the failures, the oldest first, whatever was stored; without secret values."""
     keys = get_settings().REDACTED_KEYS
-    for entry in task.attempted_errors:
-        texts = {name: redact(entry[name], keys, is_error=True) for name in ("error", "stack")}
-        yield entry | texts
+    for entry in recorded(task.attempted_errors):
+        others = {name: value for name, value in entry.items() if name not in TEXTS}
+        texts = {name: redact(entry[name], keys, is_error=True) for name in TEXTS}
+        yield entry | jsons.loads(_told(others)) | texts
 
 
 def _told(value: Any) -> str:
