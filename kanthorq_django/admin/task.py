@@ -117,8 +117,8 @@ class TaskAdmin(OperatingAdmin):
         return TaskList
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        tasks = super().get_queryset(request).select_related("consumer", "event")
-        return with_is_due(tasks.defer("event__body", "event__metadata"))
+        tasks: Any = super().get_queryset(request).select_related("consumer")
+        return with_is_due(tasks.with_events(without=("body", "metadata")))
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
@@ -147,8 +147,7 @@ class TaskAdmin(OperatingAdmin):
 
     @admin.display(description=_("subject"))
     def subject(self, task: Any) -> str:
-        url = page_url(self.admin_site.name, "event_change", task.event_id)
-        parts = [link(url, visible(task.event.subject))]
+        parts = [self._subject_link(task)]
         if task.resource_key:
             parts.append(format_html("<code>{}</code>", visible(task.resource_key)))
         if task.newest_error:
@@ -158,9 +157,7 @@ class TaskAdmin(OperatingAdmin):
 
     @admin.display(description=_("event"))
     def event_link(self, task: Task) -> str:
-        url = page_url(self.admin_site.name, "event_change", task.event_id)
-        told = link(url, visible(task.event.subject))
-        return format_html("{} <code>{}</code>", told, task.event_id)
+        return format_html("{} <code>{}</code>", self._subject_link(task), task.event_id)
 
     @admin.display(description=_("consumer"))
     def consumer_link(self, task: Task) -> str:
@@ -208,6 +205,13 @@ class TaskAdmin(OperatingAdmin):
         if not failures:
             return NOTHING
         return render_to_string("admin/kanthorq_django/task/errors.html", {"failures": failures})
+
+    def _subject_link(self, task: Task) -> str:
+        event = task.known_event
+        if event is None:
+            return gettext("the event was deleted")
+        url = page_url(self.admin_site.name, "event_change", event.pk)
+        return link(url, visible(event.subject))
 
 
 def _uuid(text: str) -> UUID | None:

@@ -7,8 +7,8 @@ from django.utils import timezone
 
 from kanthorq_django.admin.display import link, page_url
 from kanthorq_django.domain.failures import Failure
-from kanthorq_django.models import Task, TaskState
-from tests.admin.pages import page, text_of
+from kanthorq_django.models import Event, Task, TaskState
+from tests.admin.pages import page, press, text_of
 from tests.factories import TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -155,6 +155,24 @@ def test_a_page_leads_to_the_event_and_the_consumer(viewer: Client):
     html = viewer.get(page("task_change", task.pk)).content.decode()
     assert page("event_change", task.event_id) in html
     assert page("consumer_change", task.consumer_id) in html
+
+
+def test_a_task_whose_event_was_deleted_by_sql_is_shown_and_moved(operator: Client):
+    task = TaskFactory.create(state=TaskState.DISCARDED, event__resource_key="order-17")
+    Event.objects.filter(pk=task.event_id)._raw_delete("default")
+
+    for lookup in ("", f"?q={task.event_id}", f"?event__id__exact={task.event_id}"):
+        response = operator.get(page("task_changelist") + lookup)
+        assert list(response.context["cl"].result_list) == [task]
+        assert "the event was deleted order-17" in text_of(response)
+    html = operator.get(page("task_change", task.pk)).content.decode()
+    assert f"the event was deleted <code>{task.event_id}</code>" in html
+    assert page("event_change", task.event_id) not in html
+    assert operator.get(page("task_history", task.pk)).status_code == 200
+
+    press(operator, "resume", task)
+    task.refresh_from_db()
+    assert task.state == TaskState.AVAILABLE
 
 
 def test_a_page_that_the_project_does_not_have_is_not_linked_to(

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django.domain import states
 from kanthorq_django.management.verbs.tasks import moving
-from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.models import Consumer, Event, Task, TaskState
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 
@@ -93,6 +93,22 @@ class TestList:
             "--consumer", "refunds", "--consumer", "shipping", "--state", "discarded"
         ) == {other.event_id}
 
+    def test_a_task_whose_event_was_deleted_by_sql_is_listed(self, refunds: Consumer):
+        kept, task = TaskFactory.create_batch(2, consumer=refunds, event__subject="order.paid")
+        Event.objects.filter(pk=task.event_id)._raw_delete("default")
+
+        _, *lines = kanthorq("tasks", "list").lines
+
+        assert [line.split("  ")[-1] for line in lines] == [
+            "order.paid",
+            "(the event was deleted)",
+        ]
+        told = kanthorq("tasks", "list", "--json").json
+        assert [(each["event"], each["subject"]) for each in told] == [
+            (str(kept.event_id), "order.paid"),
+            (str(task.event_id), None),
+        ]
+
     def test_stuck_is_running_with_a_lease_that_ran_out(self, refunds: Consumer):
         TaskFactory.create(consumer=refunds, state=TaskState.RUNNING)
         stuck = TaskFactory.create(
@@ -174,6 +190,29 @@ class TestShow:
         (told,) = as_json.json
         assert [entry["error"] for entry in told["attempted_errors"]] == errors
         assert "s3cret" not in ran.out + as_json.out
+
+    def test_a_task_whose_event_was_deleted_by_sql_is_shown(self, refunds: Consumer):
+        task = TaskFactory.create(consumer=refunds, event__subject="order.paid")
+        Event.objects.filter(pk=task.event_id)._raw_delete("default")
+
+        out = kanthorq("tasks", "show", task.event_id).out
+        (told,) = kanthorq("tasks", "show", task.event_id, "--json").json
+
+        assert f"refunds: task {task.pk}" in out
+        assert f"event            {task.event_id}" in out
+        assert "subject          (the event was deleted)" in out
+        assert "attempts         0 of 16" in out
+        assert told["event"] == {
+            "id": str(task.event_id),
+            "stream": "orders",
+            "subject": None,
+            "metadata": None,
+            "body": None,
+            "body_encoding": "deleted",
+            "idempotency_key": None,
+            "schedule_at": None,
+            "created_at": None,
+        }
 
     def test_it_wants_to_know_which_tasks(self):
         with pytest.raises(CommandError, match="Say which tasks"):

@@ -10,6 +10,7 @@ from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Task
 
 LIMIT = 50
+EVENT_DELETED = "(the event was deleted)"
 HEADERS = ("EVENT", "CONSUMER", "STATE", "ATTEMPTS", "DUE OR ENDED", "RESOURCE KEY", "SUBJECT")
 
 
@@ -35,8 +36,9 @@ class List(Verb):
         selection = selection_of(options)
         chosen = (
             selection.tasks(self.database)
-            .select_related("consumer__stream", "event")
-            .defer("attempted_errors", "result", "event__body", "event__metadata")
+            .select_related("consumer__stream")
+            .with_events(without=("body", "metadata"))
+            .defer("attempted_errors", "result")
         )
         limit = selection.limit or LIMIT
         tasks = list(chosen[: limit + 1])
@@ -49,6 +51,7 @@ class List(Verb):
 
 
 def _row(task: Task) -> tuple[str, ...]:
+    event = task.known_event
     return (
         str(task.event_id),
         task.consumer.name,
@@ -56,16 +59,17 @@ def _row(task: Task) -> tuple[str, ...]:
         f"{task.attempt_count}/{task.consumer.attempt_max}",
         format_moment(task.finalized_at or task.schedule_at),
         task.resource_key,
-        task.event.subject,
+        EVENT_DELETED if event is None else event.subject,
     )
 
 
 def _as_json(task: Task) -> dict[str, Any]:
+    event = task.known_event
     return {
         "event": task.event_id,
         "consumer": task.consumer.name,
         "stream": task.consumer.stream.name,
-        "subject": task.event.subject,
+        "subject": None if event is None else event.subject,
         "resource_key": task.resource_key,
         "state": TaskState(task.state).name.lower(),
         "attempt_count": task.attempt_count,

@@ -16,6 +16,7 @@ from kanthorq_django.domain.secret_keys import first_mention
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.management.times import format_moment
+from kanthorq_django.management.verbs.tasks.listing import EVENT_DELETED
 from kanthorq_django.management.verbs.tasks.selection import add_filters, selection_of
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Event, Task
@@ -49,8 +50,8 @@ class Show(Verb):
         selection = selection_of(options)
         if not selection:
             raise CommandError("Say which tasks: give event ids or another filter.")
-        chosen = selection.tasks(self.database).select_related("consumer__stream", "event")
-        tasks = list(chosen[: selection.limit])
+        chosen = selection.tasks(self.database).select_related("consumer__stream")
+        tasks = list(chosen.with_events()[: selection.limit])
         if json:
             self.console.json([_as_json(task) for task in tasks])
             return
@@ -73,14 +74,15 @@ class Show(Verb):
 
 
 def _facts(task: Task) -> Iterator[tuple[str, str]]:
-    event = task.event
-    yield "event", str(event.pk)
-    yield "subject", event.subject
+    event = task.known_event
+    yield "event", str(task.event_id)
+    yield "subject", EVENT_DELETED if event is None else event.subject
     yield "stream", task.consumer.stream.name
-    yield "published", format_moment(event.created_at)
     yield "resource key", task.resource_key or "-"
-    yield "metadata", _told(event.metadata)
-    yield "body", _body_text(event)
+    if event is not None:
+        yield "published", format_moment(event.created_at)
+        yield "metadata", _told(event.metadata)
+        yield "body", _body_text(event)
     yield "state", TaskState(task.state).name.lower()
     yield "attempts", f"{task.attempt_count} of {task.consumer.attempt_max}"
     yield "due", format_moment(task.schedule_at)
@@ -93,20 +95,9 @@ def _facts(task: Task) -> Iterator[tuple[str, str]]:
 
 
 def _as_json(task: Task) -> dict[str, Any]:
-    event = task.event
-    body, encoding = _portable(event)
+    known = {"id": task.event_id, "stream": task.consumer.stream.name}
     return {
-        "event": {
-            "id": event.pk,
-            "stream": task.consumer.stream.name,
-            "subject": event.subject,
-            "metadata": jsons.loads(_told(event.metadata)),
-            "body": body,
-            "body_encoding": encoding,
-            "idempotency_key": event.idempotency_key,
-            "schedule_at": event.schedule_at,
-            "created_at": event.created_at,
-        },
+        "event": known | _event_json(task.known_event),
         "consumer": task.consumer.name,
         "resource_key": task.resource_key,
         "state": TaskState(task.state).name.lower(),
@@ -121,6 +112,20 @@ def _as_json(task: Task) -> dict[str, Any]:
         "result": jsons.loads(_told(task.result)),
         "finalized_at": task.finalized_at,
         "created_at": task.created_at,
+    }
+
+
+def _event_json(event: Event | None) -> dict[str, Any]:
+    """Return what an event tells; of one that was deleted the same, without values."""
+    body, encoding = (None, "deleted") if event is None else _portable(event)
+    return {
+        "subject": getattr(event, "subject", None),
+        "metadata": jsons.loads(_told(getattr(event, "metadata", None))),
+        "body": body,
+        "body_encoding": encoding,
+        "idempotency_key": getattr(event, "idempotency_key", None),
+        "schedule_at": getattr(event, "schedule_at", None),
+        "created_at": getattr(event, "created_at", None),
     }
 
 
