@@ -1,7 +1,7 @@
 """What a verb prints: data on stdout, everything said about it on stderr.
 
 So a pipe gets the data alone, whether a person is watching or not. Whatever is in the data, a
-line stays one line, and nothing in it steers a terminal.
+line stays one line, and nothing in it steers a terminal. What cannot be printed stops no verb.
 """
 
 import json
@@ -13,6 +13,8 @@ from django.core.management.base import CommandError, OutputWrapper
 from django.core.management.color import Style
 from django.core.serializers.json import DjangoJSONEncoder
 
+from kanthorq_django.management.output import Output
+
 GAP = "  "
 BAR_WIDTH = 30
 
@@ -21,30 +23,21 @@ class Console:
     """Where a verb prints and asks; colours and the progress bar are for terminals only."""
 
     def __init__(self, stdout: OutputWrapper, stderr: OutputWrapper, style: Style) -> None:
-        self._stdout = stdout
-        self._stderr = stderr
+        self._stdout = Output(stdout)
+        self._stderr = Output(stderr)
         self._style = style
-        self._has_reader = True
 
     def line(self, text: str, *, painted: str = "") -> None:
         """Print one line of data, behind what ``paint()`` has made of its beginning."""
         self._stdout.write(painted + _fit(text, self._stdout))
 
-    def report(self, text: str) -> None:
-        """Print one line about work that goes on even if the reader of the pipe leaves."""
-        if self._has_reader:
-            try:
-                self.line(text)
-            except BrokenPipeError:
-                self._has_reader = False
-
     def note(self, text: str) -> None:
         """Say something about the data, on stderr."""
-        self._stderr.write(_fit(text, self._stderr), _plain)
+        self._stderr.write(_fit(text, self._stderr))
 
     def warn(self, text: str) -> None:
         """Say something that needs attention, on stderr."""
-        self._stderr.write(self.paint("WARNING", text, self._stderr), _plain)
+        self._stderr.write(self.paint("WARNING", text, self._stderr))
 
     def json(self, value: Any) -> None:
         """Print ``value`` as JSON, in ASCII, so that any encoding of stdout can take it."""
@@ -72,9 +65,14 @@ class Console:
     def heading(self, text: str) -> None:
         self._stdout.write(self.paint("MIGRATE_HEADING", text))
 
-    def paint(self, role: str, text: str, stream: OutputWrapper | None = None) -> str:
+    def finish(self) -> OSError | None:
+        """Write out all data; return what kept any of it from being written."""
+        self._stdout.flush()
+        return self._stdout.loss
+
+    def paint(self, role: str, text: str, output: Output | None = None) -> str:
         """Return ``text`` in the colour of ``role``, or as it is when nobody would see it."""
-        target = stream or self._stdout
+        target = output or self._stdout
         fitting = _fit(text, target)
         return str(getattr(self._style, role)(fitting)) if target.isatty() else fitting
 
@@ -84,9 +82,11 @@ class Console:
         Without a terminal nobody can answer, so that is an error too.
         """
         self.require_answers()
-        self._stderr.write(f"{question} [y/N] ", _plain, ending="")
+        self._stderr.write(f"{question} [y/N] ", ending="")
         self._stderr.flush()
-        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        # A question that nobody saw is not answered.
+        answer = "" if self._stderr.loss else sys.stdin.readline()
+        if answer.strip().lower() not in {"y", "yes"}:
             raise CommandError("Nothing was changed.")
 
     def require_answers(self) -> None:
@@ -99,12 +99,12 @@ class Console:
         if not self._stderr.isatty():
             return
         bar = "" if total is None else _bar(done / total if total else 1)
-        self._stderr.write(f"\r{bar}{text}", _plain, ending="")
+        self._stderr.write(f"\r{bar}{text}", ending="")
         self._stderr.flush()
 
     def end_progress(self) -> None:
         if self._stderr.isatty():
-            self._stderr.write("\n", _plain, ending="")
+            self._stderr.write("")
 
 
 def is_interactive() -> bool:
@@ -117,19 +117,13 @@ def _bar(share: float) -> str:
     return f"[{filled:<{BAR_WIDTH}}] {min(share, 1):4.0%} "
 
 
-def _plain(text: str) -> str:
-    """Django paints all of stderr as errors; a note is none."""
-    return text
-
-
 def _pad(cell: str, width: int, *, is_number: bool) -> str:
     return cell.rjust(width) if is_number else cell.ljust(width)
 
 
-def _fit(text: str, stream: OutputWrapper) -> str:
-    """Escape also what the stream's encoding lacks, so that a subject never breaks the output."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return _printable(text).encode(encoding, "backslashreplace").decode(encoding)
+def _fit(text: str, output: Output) -> str:
+    """Escape also what the encoding lacks, so that a subject never breaks the output."""
+    return _printable(text).encode(output.encoding, "backslashreplace").decode(output.encoding)
 
 
 def _printable(text: str) -> str:

@@ -1,16 +1,35 @@
+import errno
 import sys
 from io import StringIO
+from pathlib import Path
 
 import pytest
+from django.core.management import call_command
 from django.core.management.base import CommandError, OutputWrapper
 from django.core.management.color import make_style
 
 from kanthorq_django.management.console import Console
+from kanthorq_django.management.output import Output
 
 
 class Terminal(StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class Broken(Terminal):
+    """Fails with ``error`` at the second line."""
+
+    error = OSError(errno.ENOSPC, "No space left on device")
+
+    def write(self, text: str) -> int:
+        if self.getvalue():
+            raise self.error
+        return super().write(text)
+
+
+class Leaving(Broken):
+    error = BrokenPipeError()
 
 
 class Printed(Console):
@@ -104,3 +123,52 @@ def test_without_a_terminal_nobody_is_asked(
         piped.confirm("Sure?")
 
     assert piped.err.getvalue() == ""
+
+
+def test_what_cannot_be_printed_stops_nothing():
+    broken = Printed(Broken)
+
+    for text in "first", "second", "third":
+        broken.line(text)
+        broken.note(text)
+        broken.warn(text)
+
+    assert broken.out.getvalue() == broken.err.getvalue() == "first\n"
+    assert broken.finish() is Broken.error
+
+
+def test_what_was_left_in_the_buffer_is_not_written_again_at_the_end():
+    with Path("/dev/full").open("w") as full:
+        output = Output(OutputWrapper(full))
+        output.write("text")
+        output.flush()
+        assert output.loss is not None
+        assert output.loss.errno == errno.ENOSPC
+
+
+def test_a_question_that_nobody_saw_is_not_answered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", Terminal("yes"))
+    broken = Printed(Broken)
+    broken.note("text")
+
+    with pytest.raises(CommandError, match=r"Nothing was changed\."):
+        broken.confirm("Sure?")
+
+
+@pytest.mark.django_db
+def test_output_that_was_lost_is_told_once_the_verb_has_ended():
+    with pytest.raises(CommandError, match=r"^Stdout could not be written: No space left on"):
+        call_command("kanthorq", "stats", stdout=Broken())
+    with pytest.raises(SystemExit) as left:
+        call_command("kanthorq", "stats", stdout=Leaving())
+    assert left.value.code == 1
+
+
+@pytest.mark.django_db
+def test_output_that_was_lost_is_told_beside_why_the_verb_failed():
+    said = StringIO()
+
+    with pytest.raises(SystemExit):
+        call_command("kanthorq", "health", stdout=Broken(), stderr=said)
+
+    assert said.getvalue() == "Stdout could not be written: No space left on device.\n"

@@ -172,6 +172,79 @@ def test_a_closed_pipe_does_not_stop_what_was_asked_for_halfway():
     assert Task.objects.cancelled().count() == 3_000
 
 
+def redirected(target: str, *args: object) -> tuple[int, list[str]]:
+    """Run it with its stdout to ``target`` of a shell; return its status and lines on stderr."""
+    process = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {target}', "sh", *command(*args)],
+        env=environment(),
+        cwd=settings.BASE_DIR,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    return process.returncode, process.stderr.decode().splitlines()
+
+
+UNWRITABLE = pytest.mark.parametrize(
+    ("target", "reason"),
+    [(">/dev/full", "No space left on device"), (">&-", "it is closed")],
+)
+
+
+@UNWRITABLE
+def test_stdout_that_takes_nothing_does_not_stop_what_was_asked_for(target: str, reason: str):
+    many_tasks(2_500)
+
+    status, said = redirected(target, "tasks", "cancel", "--all", "--yes")
+
+    assert Task.objects.cancelled().count() == 2_500
+    assert status == 1
+    assert said == [
+        "2,500 updated, 0 requested, 0 noop.",
+        f"CommandError: What was asked for was done, but stdout could not be written: {reason}.",
+    ]
+
+
+@UNWRITABLE
+def test_the_id_of_an_event_is_told_when_stdout_takes_nothing(target: str, reason: str):
+    status, said = redirected(target, "publish", "order.paid")
+
+    told = f"The event {Event.objects.get().pk} was published, but stdout could not be written"
+    assert (status, said) == (1, [f"CommandError: {told}: {reason}."])
+
+
+@UNWRITABLE
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tasks", "list", "--json"),
+        ("stats",),
+        ("grants",),
+        ("tasks", "cancel", "--all", "--dry-run", "--json"),
+    ],
+    ids=" ".join,
+)
+def test_a_listing_that_cannot_be_written_is_one_sentence(
+    arguments: tuple[str, ...], target: str, reason: str
+):
+    told = f"CommandError: Stdout could not be written: {reason}."
+
+    assert redirected(target, *arguments) == (1, [told])
+
+
+def test_what_went_wrong_is_told_beside_what_could_not_be_written():
+    status, said = redirected(">/dev/full", "health", "--skip", "lag")
+
+    assert (status, said) == (1, ["Stdout could not be written: No space left on device."])
+
+
+def test_what_nobody_can_be_told_on_stderr_stops_no_work_either():
+    TaskFactory.create()
+
+    assert redirected(">/dev/null 2>/dev/full", "tasks", "cancel", "--all", "--yes") == (0, [])
+    assert redirected(">/dev/null 2>&-", "tasks", "reset", "--all", "--yes") == (0, [])
+    assert Task.objects.available().count() == 1
+
+
 def test_a_subject_that_the_encoding_of_stdout_lacks_is_escaped():
     TaskFactory.create(event__subject="order.bezahlt.größe")
 

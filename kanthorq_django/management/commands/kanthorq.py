@@ -1,7 +1,6 @@
 """``manage.py kanthorq <verb>``: publish, look, act on tasks, and keep the house."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -48,11 +47,33 @@ class Command(BaseCommand):
         """Run ``verb``; ``options`` are its own."""
         alias = database or router.db_for_write(Task)
         console = Console(self.stdout, self.stderr, self.style)
-        with _stopped_quietly(), one_sentence(alias):
+        with _interrupted_quietly(), one_sentence(alias):
             if connections[alias].vendor != "postgresql":
                 raise CommandError(f"The database {alias!r} is not PostgreSQL.")
-            verb(console, alias, options.pop("reason", None) or "").run(**options)
-            self.stdout.flush()
+            _run(verb(console, alias, options.pop("reason", None) or ""), **options)
+
+
+def _run(verb: Verb, **options: Any) -> None:
+    """Run ``verb``. Raises CommandError, or exits, if not all that it printed could be written."""
+    try:
+        verb.run(**options)
+    except BaseException:
+        if problem := _unwritten(verb.console):
+            verb.console.note(f"Stdout {problem}")
+        raise
+    if problem := _unwritten(verb.console):
+        is_done = verb.changes and not options.get("dry_run")
+        raise CommandError(f"{verb.done}, but stdout {problem}" if is_done else f"Stdout {problem}")
+    if verb.console.finish():
+        sys.exit(1)
+
+
+def _unwritten(console: Console) -> str:
+    """Return the end of a sentence about lost output; empty if the reader just closed the pipe."""
+    loss = console.finish()
+    if loss is None or isinstance(loss, BrokenPipeError):
+        return ""
+    return f"could not be written: {loss.strerror or loss}."
 
 
 def _add_verbs(parser: argparse.ArgumentParser, tree: VerbTree, metavar: str) -> None:
@@ -123,13 +144,9 @@ def _without_default(action: argparse.Action) -> argparse.Action:
 
 
 @contextmanager
-def _stopped_quietly() -> Iterator[None]:
-    """Let Ctrl-C, and a reader that closed the pipe, end the command without a traceback."""
+def _interrupted_quietly() -> Iterator[None]:
+    """Let Ctrl-C end the command without a traceback."""
     try:
         yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The interpreter flushes stdout once more on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

@@ -88,6 +88,7 @@ class Publish(Verb):
             counts = {"published": int(event.created)}
             order = self.order(subject=subject, stream=stream, resource_key=resource_key)
             order.record("events.publish", using=self.database, counts=counts, ids=[event.pk])
+        self.done = f"The event {event.pk} was published"
         self._report(event.pk, is_new=event.created)
         if known and stream not in known:
             near = near_names(stream, sorted(known))

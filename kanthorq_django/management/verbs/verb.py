@@ -16,6 +16,7 @@ class Verb(ABC):
     description: ClassVar[str]
     examples: ClassVar[tuple[str, ...]]
     changes: ClassVar[bool] = False  # something, which the audit is told, with --reason
+    done: str = "What was asked for was done"  # told if the output cannot tell it
 
     def __init__(self, console: Console, database: str, reason: str = "") -> None:
         self.console = console

@@ -125,7 +125,7 @@ class Moving(Verb):
         for line in lines:
             counts[line.outcome] += 1
             word = DRY_WORDS[line.outcome] if is_dry else line.outcome
-            self.console.report(f"{word:<13} {line.event}  {line.consumer}")
+            self.console.line(f"{word:<13} {line.event}  {line.consumer}")
         told = ", ".join(f"{count:,} {word}" for word, count in counts.items())
         self.console.note(f"{'Dry run, nothing was changed: ' if is_dry else ''}{told}.")
 
