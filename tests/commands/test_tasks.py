@@ -1,14 +1,19 @@
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.db import OperationalError
 from django.db.models.functions import Now
 
 from kanthorq_django.domain import states
+from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.management.verbs.tasks import moving
 from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.models.task import TaskQuerySet
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 
@@ -304,6 +309,41 @@ class TestMoving:
         ran = kanthorq("tasks", "cancel", "--state", "available", *bounds, "--yes")
 
         assert len(ran.lines) == Task.objects.cancelled().count() == (limit or 7)
+
+    @pytest.mark.parametrize(
+        ("failure", "ending"),
+        [(OperationalError("gone"), CommandError), (KeyboardInterrupt(), SystemExit)],
+    )
+    def test_json_tells_what_was_done_before_a_batch_failed(
+        self,
+        failure: BaseException,
+        ending: type[BaseException],
+        refunds: Consumer,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ):
+        monkeypatch.setattr(moving, "BATCH", 2)
+        done = TaskFactory.create_batch(2, consumer=refunds)
+        refused = TaskFactory.create(consumer=refunds)
+        move: Callable[..., Outcome] = moving.Cancel.move
+
+        def fail_later(self: moving.Cancel, tasks: TaskQuerySet, *, running: bool) -> Outcome:
+            if refused in tasks:
+                raise failure
+            return move(self, tasks, running=running)
+
+        monkeypatch.setattr(moving.Cancel, "move", fail_later)
+
+        with pytest.raises(ending):
+            call_command("kanthorq", "tasks", "cancel", "--all", "--yes", "--json")
+
+        assert json.loads(capsys.readouterr().out) == {
+            "verb": "cancel",
+            "dry_run": False,
+            "updated": [{"event": str(task.event_id), "consumer": "refunds"} for task in done],
+            "requested": [],
+            "noop": [],
+        }
 
     @pytest.mark.parametrize("verb", VERBS)
     @pytest.mark.parametrize("arguments", [(), ("--yes",), ("--all",), ("--limit", 5, "--yes")])

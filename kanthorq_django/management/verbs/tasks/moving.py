@@ -130,10 +130,13 @@ class Moving(Verb):
         self.console.note(f"{'Dry run, nothing was changed: ' if is_dry else ''}{told}.")
 
     def _print_json(self, lines: Iterable[Line], *, is_dry: bool) -> None:
+        """Print one object, also when a later batch fails: those before it are done."""
         told: dict[str, list[dict[str, Any]]] = {word: [] for word in DRY_WORDS}
-        for line in lines:
-            told[line.outcome].append({"event": line.event, "consumer": line.consumer})
-        self.console.json({"verb": self.name, "dry_run": is_dry, **told})
+        try:
+            for line in lines:
+                told[line.outcome].append({"event": line.event, "consumer": line.consumer})
+        finally:
+            self.console.json({"verb": self.name, "dry_run": is_dry, **told})
 
 
 class Cancel(Moving):
