@@ -7,14 +7,16 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import connection
 from django.db.models.functions import Now
+from django.utils import timezone
 from pytest_django import Settings
 
+from kanthorq_django import publish
 from kanthorq_django.exceptions import (
     AlreadyAcknowledged,
     LeaseLost,
 )
 from kanthorq_django.message import Message
-from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models import Event, Task, TaskState
 from tests.clock import now
 from tests.factories import ConsumerFactory, TaskFactory
 
@@ -158,3 +160,21 @@ def test_a_lease_is_told_apart_in_the_hour_that_occurs_twice(settings: Settings,
         message.ack()  # the same verdict again asks the row
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Caracas"])
+def test_an_activated_zone_moves_no_moment_where_times_have_no_zone(settings: Settings, zone: str):
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Berlin"
+    connection.close()  # a new one has that zone
+    try:
+        consumer = ConsumerFactory.create()
+        with timezone.override(zone):  # as for a visitor; what Django reads, it leaves alone
+            event = publish("order.created", stream=consumer.stream.name)
+            (task,) = consumer.pull()
+            stored = Task.objects.get()
+            assert event.created_at == task.event.created_at == Event.objects.get().created_at
+            assert (task.attempted_at, task.lease) == (stored.attempted_at, stored.lease)
+            Message(stored).ack()
+    finally:
+        connection.close()
+    assert Task.objects.get().state == TaskState.COMPLETED

@@ -8,7 +8,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.conf import settings
 from django.db import models
-from django.utils import timezone
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.names import name_problem
@@ -18,6 +17,7 @@ from kanthorq_django.domain.rules import RecurrenceProblem
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
 from kanthorq_django.models.body import encode_body, encode_metadata
 from kanthorq_django.models.envelope import check_key, check_subject
+from kanthorq_django.models.fields import aware
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -90,16 +90,6 @@ class Definition(NamedTuple):
                 {} if self.metadata is None else self.metadata, size_max=limits.METADATA_SIZE_MAX
             ),
         }
-
-
-def aware(moment: datetime, connection: "BaseDatabaseWrapper") -> datetime:
-    """Return a moment that ``connection`` read; where ``USE_TZ`` is off, it comes without a zone.
-
-    The second of two equal times comes with its fold, so this loses nothing.
-    """
-    if timezone.is_aware(moment):
-        return moment
-    return moment.replace(tzinfo=ZoneInfo(connection.timezone_name)).astimezone(UTC)
 
 
 def stored_exdates(moments: object) -> list[str]:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -134,11 +135,25 @@ def moment_of(microseconds: int, using: str | None) -> datetime:
     moment = EPOCH + timedelta(0, 0, microseconds)
     if settings.USE_TZ:
         return moment
-    return timezone.make_naive(moment, connections[using or DEFAULT_DB_ALIAS].timezone)
+    return moment.astimezone(_zone(connections[using or DEFAULT_DB_ALIAS])).replace(tzinfo=None)
 
 
 def microseconds_of(moment: datetime, using: str | None) -> int:
     """Return how many microseconds after 1970 a moment is that Django read from ``using``."""
-    if timezone.is_naive(moment):
-        moment = timezone.make_aware(moment, connections[using or DEFAULT_DB_ALIAS].timezone)
-    return (moment - EPOCH) // timedelta(microseconds=1)
+    read = aware(moment, connections[using or DEFAULT_DB_ALIAS])
+    return (read - EPOCH) // timedelta(microseconds=1)
+
+
+def aware(moment: datetime, connection: "BaseDatabaseWrapper") -> datetime:
+    """Return a moment that ``connection`` read; where ``USE_TZ`` is off, it comes without a zone.
+
+    The second of two equal times comes with its fold, so this loses nothing.
+    """
+    if timezone.is_aware(moment):
+        return moment
+    return moment.replace(tzinfo=_zone(connection)).astimezone(UTC)
+
+
+def _zone(connection: "BaseDatabaseWrapper") -> ZoneInfo:
+    """Return the zone of the server's times; where ``USE_TZ`` is off, no visitor's changes it."""
+    return ZoneInfo(connection.timezone_name)

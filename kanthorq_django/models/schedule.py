@@ -31,7 +31,6 @@ from kanthorq_django.models.definition import (
     Catchup,
     Definition,
     MomentField,
-    aware,
     problems,
     recurrence_of,
     stored_forms,
@@ -39,7 +38,7 @@ from kanthorq_django.models.definition import (
 )
 from kanthorq_django.models.encryption import BodyField, SealableModel
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
-from kanthorq_django.models.fields import CreatedAtField, SubjectField
+from kanthorq_django.models.fields import CreatedAtField, SubjectField, aware
 from kanthorq_django.models.isolation import brief, together, unconflicted
 from kanthorq_django.models.moves import bulk_verb
 from kanthorq_django.models.occurrences import (
