@@ -214,7 +214,9 @@ def _columns(event: "Event") -> dict[str, Any]:
 def _stored(moment: tuple[Any, ...], using: str) -> dict[str, Any]:
     """Return what an event only gets when it is stored, from a row of publish.sql and its like."""
     stream_id, xid, microseconds = moment
-    return {"stream_id": stream_id, "xid": xid, "created_at": moment_of(microseconds, using)}
+    created_at = moment_of(microseconds, using)
+    # A copy of an event that was found by its key says otherwise.
+    return {"stream_id": stream_id, "xid": xid, "created_at": created_at, "created": True}
 
 
 def _noted(event: "Event", stored: Mapping[str, Any], using: str) -> "Event":

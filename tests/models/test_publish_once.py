@@ -10,6 +10,7 @@ from django.db import DatabaseError, connection, transaction
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
 from kanthorq_django.models import Event, Task, insertion
+from tests.announcements import Ear
 from tests.factories import StreamFactory
 from tests.ledger.models import Entry
 
@@ -194,6 +195,42 @@ def test_a_copy_in_djangos_way_is_a_new_event() -> None:
     assert copy.pk not in (None, original.pk)
     assert {event.json()["total"] for event in Event.objects.all()} == {3}
     assert Event.objects.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_copy_of_an_event_that_was_found_by_its_key_is_new_and_announced(
+    ear: Ear, count: int
+) -> None:
+    publish("order.paid", stream="a", idempotency_key="k")
+    copies = [publish("order.paid", stream="a", idempotency_key="k") for _ in range(count)]
+    heard: list[Event] = []
+    ear.heard()
+
+    def hear(events: list[Event], **_: object) -> None:
+        heard.extend(events)
+
+    for copy in copies:
+        copy.pk, copy.idempotency_key, copy._state.adding = None, None, True
+    signals.published.connect(hear)
+    try:
+        with transaction.atomic():  # where an event is announced only if it is new
+            publish_many(copies, stream="a")
+    finally:
+        signals.published.disconnect(hear)
+    assert heard == copies
+    assert [copy.created for copy in copies] == [True] * count
+    assert ear.heard() == ["a"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_copy_that_was_not_stored_after_all_is_as_before() -> None:
+    first = publish("order.paid", idempotency_key="k")
+    copy = publish("order.paid", idempotency_key="k")
+    copy.idempotency_key, copy._state.adding = None, True  # its id is taken
+    with pytest.raises(DatabaseError):
+        publish_many([copy, Event(subject="order.sent")])
+    assert (copy.pk, copy.created, copy._state.adding) == (first.pk, False, True)
 
 
 def test_an_id_that_is_stored_already_is_refused_by_the_database() -> None:
