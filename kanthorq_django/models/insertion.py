@@ -92,11 +92,12 @@ def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple
     try:
         stored = sql.values_committed(using, "publish", "notify_stream", given)
     except sql.TransactionEnded as error:
-        committed = sql.values(connection, "published", params)
-        if committed is None and error.__cause__:
-            raise error.__cause__ from None
-        logger.warning("Nobody was notified of event %s: %s", params["id"], error)
-        return committed
+        # Nothing is stored where there was nothing to insert, as its key is known or its stream is
+        # not, or where the commit was refused: to insert once more, and no more, tells which.
+        stored = sql.values(connection, "published", params) or _plainly(connection, params)
+        if stored:
+            logger.warning("Nobody was notified of event %s: %s", params["id"], error)
+        return stored
     if stored:
         notifications.herald(using, stored[0]).spare(began_at)
     return stored

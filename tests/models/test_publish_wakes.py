@@ -9,6 +9,7 @@ from psycopg.pq import TransactionStatus
 from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many
+from kanthorq_django.exceptions import IdempotencyConflict
 from kanthorq_django.models import Event, notifications
 from tests.announcements import Ear, forget_notifications, let_notifications_fail, raw_connection
 
@@ -216,6 +217,29 @@ def test_an_event_that_comes_alone_is_published_though_nobody_can_be_notified(
     assert "Nobody was notified" in caplog.text
     with transaction.atomic():
         assert Event.objects.count() == 2
+
+
+@pytest.mark.usefixtures("lone", "ear")
+def test_a_known_key_names_its_event_though_nobody_can_be_notified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = publish("order.paid", stream="a", idempotency_key="k")
+    let_notifications_fail(monkeypatch)
+    again = publish("order.paid", stream="a", idempotency_key="k")
+    assert (again.pk, again.created) == (first.pk, False)
+    with pytest.raises(IdempotencyConflict):
+        publish("order.sent", stream="a", idempotency_key="k")
+    assert Event.objects.get() == first
+
+
+@pytest.mark.usefixtures("lone", "ear")
+def test_the_first_event_of_a_stream_registers_it_though_nobody_can_be_notified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let_notifications_fail(monkeypatch)
+    event = publish("order.paid", stream="novel")
+    assert Event.objects.get() == event
+    assert event.stream.name == "novel"
 
 
 @pytest.mark.usefixtures("lone", "ear")
