@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
-from kanthorq_django.domain.moments import YEAR_MAX, YEAR_MIN, is_storable
+from kanthorq_django.domain.moments import moment_problem
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import ATTEMPT_LIMIT, RetryPolicy
@@ -181,13 +181,11 @@ def _check_switches(subscription: Subscription) -> None:
 
 
 def _check_deliver(consumer: str, deliver: object) -> None:
-    if isinstance(deliver, datetime) and timezone.is_aware(deliver):
-        if not is_storable(deliver):
-            raise ConfigurationError(
-                f"Consumer {consumer!r}: deliver {deliver} must be in the years {YEAR_MIN} to "
-                f"{YEAR_MAX}."
-            )
-        return
+    if isinstance(deliver, datetime):
+        if problem := moment_problem(deliver):
+            raise ConfigurationError(f"Consumer {consumer!r}: deliver {problem}.")
+        if timezone.is_aware(deliver):
+            return
     if deliver not in STARTS:
         raise ConfigurationError(
             f"Consumer {consumer!r}: deliver must be 'all', 'new' or an aware datetime, not "

@@ -1,6 +1,6 @@
-"""The database's clock, the only one that decides."""
+"""The database's clock, the only one that decides, and a time zone that is broken."""
 
-from datetime import datetime
+from datetime import datetime, timedelta, tzinfo
 
 from django.db import connection
 
@@ -11,3 +11,13 @@ def now() -> datetime:
         cursor.execute("SELECT clock_timestamp()")
         moment: datetime = cursor.fetchone()[0]
     return moment
+
+
+class BrokenZone(tzinfo):
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        raise RuntimeError("no offset\nfor this")
+
+    dst = utcoffset
+
+    def tzname(self, _: datetime | None) -> str:
+        return "broken"

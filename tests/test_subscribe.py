@@ -12,6 +12,7 @@ from kanthorq_django import Exponential, Fixed, Never, Polynomial, subscribe
 from kanthorq_django.domain.subscriptions import Registry, Subscription
 from kanthorq_django.exceptions import ConfigurationError, InvalidFilter
 from kanthorq_django.subscribers import find
+from tests.clock import BrokenZone
 
 SECOND = timedelta(seconds=1)
 
@@ -260,6 +261,8 @@ def test_what_has_no_name_needs_one() -> None:
         ({"deliver": None}, "deliver must be"),
         ({"deliver": datetime(2026, 11, 20)}, "deliver must be"),  # noqa: DTZ001  # so it is
         ({"deliver": 0}, "deliver must be"),
+        ({"deliver": datetime.max.replace(tzinfo=UTC)}, "deliver .*in the years 2 to 9998"),
+        ({"deliver": datetime(2026, 1, 1, tzinfo=BrokenZone())}, "deliver has a time zone that"),
         ({"batch": 0}, "batch must be 1 to 10000, not 0"),
         ({"batch": 10_001}, "batch must be"),
         ({"batch": True}, "batch must be"),

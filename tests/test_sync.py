@@ -1,6 +1,6 @@
 """What ``sync()`` makes of what code declares, and what a consumer then gets."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -214,6 +214,13 @@ def test_a_consumer_may_start_at_a_moment() -> None:
     consumer = synced(deliver=second.created_at)
     publish("order.three")
     assert pulled(consumer) == ["order.two", "order.three"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("offset", [timedelta(hours=16), -timedelta(microseconds=1)], ids=str)
+def test_a_moment_to_start_at_is_stored_whatever_its_offset(offset: timedelta) -> None:
+    moment = datetime(2026, 1, 1, 12, tzinfo=timezone(offset))
+    assert synced(deliver=moment).deliver_from == moment
 
 
 @pytest.mark.django_db(transaction=True)

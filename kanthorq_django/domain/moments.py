@@ -1,15 +1,38 @@
 """Moments that PostgreSQL stores, Python reads back and every time zone can tell."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+
+from kanthorq_django.domain.quoting import quoted
 
 # PostgreSQL stores moments that Python cannot read back; a day of room for time zones.
 YEAR_MIN, YEAR_MAX = 2, 9998
 
+# PostgreSQL reads no offset beyond it, nor one with a fraction of a second.
+OFFSET_MAX = timedelta(hours=15, minutes=59, seconds=59)
 
-def is_storable(moment: datetime) -> bool:
-    """Tell whether ``moment``, in UTC unless it is naive, is in the years 2 to 9998."""
+
+def moment_problem(moment: datetime) -> str | None:
+    """Return what is wrong with ``moment``, as the end of a sentence, or None if it can be stored.
+
+    It is in UTC unless it is naive.
+    """
     try:
         year = moment.year if moment.utcoffset() is None else moment.astimezone(UTC).year
     except OverflowError:
-        return False
-    return YEAR_MIN <= year <= YEAR_MAX
+        year = 0
+    except Exception as error:  # noqa: BLE001  # a time zone may be foreign code
+        return f"has a time zone that cannot tell its offset: {quoted(error)}"
+    if YEAR_MIN <= year <= YEAR_MAX:
+        return None
+    return f"{moment} must be in the years {YEAR_MIN} to {YEAR_MAX}"
+
+
+def readable(moment: datetime) -> datetime:
+    """Return a moment that can be stored, in UTC if PostgreSQL could not read its offset.
+
+    In no other case: in the hour that comes twice, no moment equals itself in another zone.
+    """
+    offset = moment.utcoffset()
+    if offset is None or (abs(offset) <= OFFSET_MAX and not offset.microseconds):
+        return moment
+    return moment.astimezone(UTC)

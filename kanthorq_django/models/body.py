@@ -30,7 +30,10 @@ def encode_body(body: object, *, size_max: int) -> bytes:
     Raises InvalidBody, naming the offending place (``$.lines[3].price``) or the size.
     """
     if isinstance(body, _BYTES):
-        encoded = bytes(body)
+        try:
+            encoded = bytes(body)
+        except ValueError as error:  # of a view that was released
+            raise InvalidBody(f"The body cannot be read: {error}.") from error
     elif isinstance(body, str):
         encoded = _utf8(body, "$")
     else:

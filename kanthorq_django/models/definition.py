@@ -238,6 +238,6 @@ def _moment(name: str, given: object) -> datetime:
         moment = datetime.fromisoformat(given) if isinstance(given, str) else given
         if isinstance(moment, datetime) and moment.tzinfo is not None:
             return moment.astimezone(UTC)
-    except (ValueError, OverflowError):
+    except Exception:  # noqa: BLE001, S110  # no moment, or one of a zone that is foreign code
         pass
     raise InvalidSchedule(f"{name} takes aware datetimes, not {quoted(given)}.")

@@ -16,7 +16,7 @@ from django.utils import timezone
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.identifiers import uuid7
-from kanthorq_django.domain.moments import YEAR_MAX, YEAR_MIN, is_storable
+from kanthorq_django.domain.moments import moment_problem, readable
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import InvalidEvent, InvalidSubject
 
@@ -73,15 +73,19 @@ def check_key(name: str, key: object, *, size_min: int) -> None:
         raise InvalidEvent(f"{name} {quoted(key)} holds a character that is not printable.")
 
 
-def check_schedule_at(moment: object) -> None:
-    """Raise InvalidEvent unless ``moment`` is None or a moment that can be stored and read back."""
+def settle_schedule_at(moment: object) -> datetime | None:
+    """Return ``moment``, None or such that it equals the one given and PostgreSQL can read it.
+
+    Raises InvalidEvent unless it can be stored and read back.
+    """
     if moment is None:
-        return
+        return None
     if not isinstance(moment, datetime):
         raise InvalidEvent(f"schedule_at must be a datetime, not {type(moment).__name__}.")
+    if problem := moment_problem(moment):
+        raise InvalidEvent(f"schedule_at {problem}.")
     if django_settings.USE_TZ and timezone.is_naive(moment):
         raise InvalidEvent(
             f"schedule_at {moment} is naive; use an aware datetime, as USE_TZ is on."
         )
-    if not is_storable(moment):
-        raise InvalidEvent(f"schedule_at {moment} must be in the years {YEAR_MIN} to {YEAR_MAX}.")
+    return readable(moment)

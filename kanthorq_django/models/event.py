@@ -33,10 +33,10 @@ from kanthorq_django.models.envelope import (
     UUID_VERSION_7,
     VERSION_BITS,
     check_key,
-    check_schedule_at,
     check_subject,
     gathered,
     settle_id,
+    settle_schedule_at,
 )
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.hops import count_hops
@@ -346,4 +346,4 @@ def _check(event: Any, stream: str, ids: set[int], limits: Settings) -> None:
         check_key("resource_key", event.resource_key, size_min=0)
     if event.idempotency_key is not None:
         check_key("idempotency_key", event.idempotency_key, size_min=1)
-    check_schedule_at(event.schedule_at)
+    event.schedule_at = settle_schedule_at(event.schedule_at)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django.db import models
 
 from kanthorq_django import sql
+from kanthorq_django.domain.moments import readable
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
@@ -52,7 +53,9 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             "subject_includes": json.dumps(list(given.includes)),
             "subject_excludes": json.dumps(list(given.excludes)),
             "from_now": given.deliver == "new",
-            "deliver_from": given.deliver if isinstance(given.deliver, datetime) else None,
+            "deliver_from": (
+                readable(given.deliver) if isinstance(given.deliver, datetime) else None
+            ),
         }
         with together(self.db):
             stream = Stream.objects.using(self.db).register(given.stream)

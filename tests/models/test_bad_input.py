@@ -22,6 +22,7 @@ from kanthorq_django.exceptions import (
     KanthorqError,
 )
 from kanthorq_django.models import Event, Stream, Task
+from tests.clock import BrokenZone
 from tests.ledger.models import Entry
 
 pytestmark = pytest.mark.django_db
@@ -166,6 +167,13 @@ def test_half_a_surrogate_pair_in_a_text_is_refused() -> None:
         publish("order.paid", "a\ud800b")
 
 
+def test_a_view_of_memory_that_was_released_is_refused() -> None:
+    released = memoryview(b"bytes")
+    released.release()
+    with refusal(InvalidBody, "^The body .*released memoryview"):
+        publish("order.paid", released)
+
+
 @pytest.mark.parametrize("body", [b"x" * 262_145, "x" * 262_145, "ä" * 131_073, ["x" * 262_141]])
 def test_a_body_above_the_limit_is_refused_with_its_size(body: Any) -> None:
     with refusal(
@@ -230,6 +238,7 @@ EAST, WEST = timezone(timedelta(hours=14)), timezone(-timedelta(hours=12))
         (datetime.max.replace(tzinfo=WEST), "must be in the years 2 to 9998"),
         (datetime.min.replace(tzinfo=UTC), "must be in the years 2 to 9998"),
         (datetime.min.replace(tzinfo=EAST), "must be in the years 2 to 9998"),
+        (datetime(2026, 1, 1, tzinfo=BrokenZone()), r"zone .*RuntimeError\('no offset\\nfor"),
     ],
 )
 def test_a_bad_moment_is_refused(moment: Any, problem: str) -> None:

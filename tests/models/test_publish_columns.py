@@ -1,12 +1,13 @@
 """The column types of our own, as forms, filters and validation use them."""
 
 import re
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 
-from kanthorq_django import publish
+from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import InvalidFilter
 from kanthorq_django.models import Consumer, Event, Stream
 from tests.factories import ConsumerFactory, StreamFactory
@@ -103,6 +104,31 @@ def test_a_transaction_id_beyond_32_bits_is_one_number() -> None:
     )
     consumer.refresh_from_db()
     assert (consumer.position_xid, consumer.window) == (huge, f"{huge}:{huge}:")
+
+
+# PostgreSQL reads none of these offsets, and reads those of all zones that there are.
+@pytest.mark.parametrize(
+    "offset",
+    [
+        timedelta(hours=16),
+        timedelta(hours=23, minutes=59),
+        -timedelta(hours=23, minutes=59),
+        timedelta(microseconds=5),
+        -timedelta(microseconds=1),
+        timedelta(hours=15, minutes=59, seconds=59),
+        -timedelta(hours=15, minutes=59, seconds=59),
+    ],
+    ids=str,
+)
+def test_a_moment_is_stored_whatever_its_offset(offset: timedelta) -> None:
+    moment = datetime(2030, 1, 1, 12, 0, 0, 7, tzinfo=timezone(offset))
+    alone = publish("order.due", schedule_at=moment)
+    copied = publish_many([Event(subject="order.due", schedule_at=moment) for _ in range(2)])
+    keyed = publish_many(
+        [Event(subject="order.due", schedule_at=moment, idempotency_key=key) for key in "ab"]
+    )
+    for event in (alone, *copied, *keyed):
+        assert event.schedule_at == Event.objects.get(pk=event.pk).schedule_at == moment
 
 
 def test_a_stream_is_called_by_its_name() -> None:

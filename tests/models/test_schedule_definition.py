@@ -12,6 +12,7 @@ from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import InvalidSchedule
 from kanthorq_django.models import Event, Schedule
+from tests.clock import BrokenZone
 from tests.factories import StreamFactory
 
 pytestmark = pytest.mark.django_db
@@ -119,6 +120,7 @@ def test_a_schedule_that_django_creates_occurs_as_a_declared_one_does():
         ({"rrule": "FREQ=NEVER"}, "FREQ must be one of .*, not 'NEVER'"),
         ({"timezone": ""}, "'' is not the name of a time zone"),
         ({"dtstart": None}, "dtstart takes aware datetimes"),
+        ({"dtstart": datetime(2027, 1, 1, tzinfo=BrokenZone())}, "dtstart takes aware datetimes"),
     ],
 )
 def test_a_schedule_that_could_never_occur_is_not_created(wrong: dict[str, Any], problem: str):

@@ -6,7 +6,12 @@ import unicodedata
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.exceptions import ConfigurationError, InvalidEvent, InvalidSubject
-from kanthorq_django.models.envelope import check_key, check_schedule_at, check_subject, settle_id
+from kanthorq_django.models.envelope import (
+    check_key,
+    check_subject,
+    settle_id,
+    settle_schedule_at,
+)
 from kanthorq_django.models.stream import check_stream_name
 from tests.fuzz.oracle import refusals
 from tests.fuzz.reader import Reader
@@ -50,7 +55,7 @@ def envelope(reader: Reader) -> None:
     with refusals(InvalidEvent):
         check_key("resource_key", given, size_min=reader.below(2))
     with refusals(InvalidEvent):
-        check_schedule_at(given)
+        assert settle_schedule_at(given) == given
     with refusals(InvalidEvent):
         settle_id(given, set())
     with refusals(InvalidSubject):
