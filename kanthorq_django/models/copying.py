@@ -2,6 +2,7 @@
 
 https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format": each field is preceded by
 its length, -1 for NULL; jsonb begins with its version; moments are microseconds since 2000.
+Text is in the encoding of the connection: the option ENCODING is for the other formats alone.
 """
 
 import json
@@ -35,7 +36,7 @@ _EMPTY, _NO_METADATA = _length(0), _length(3) + b"\x01{}"
 _PLAIN = _NO_METADATA + _EMPTY + _NULL
 
 
-def copied(events: Sequence["Event"], moment: Any, using: str) -> Iterator[bytes]:
+def copied(events: Sequence["Event"], moment: Any, using: str, encoding: str) -> Iterator[bytes]:
     """Yield what COPY FROM STDIN takes for checked events, published at ``moment``."""
     stream = _integer(8, moment.stream_id)
     created_at = _integer(8, moment.microseconds - _MICROSECONDS_TO_2000)
@@ -48,7 +49,7 @@ def copied(events: Sequence["Event"], moment: Any, using: str) -> Iterator[bytes
         if is_sealed:
             body = seal(event.id, body)
         if subject not in subjects:
-            subjects[subject] = stream + _field(subject.encode())
+            subjects[subject] = stream + _field(subject.encode(encoding))
         is_plain = not event.metadata and not event.resource_key and event.schedule_at is None
         parts += (
             _HEAD,
@@ -56,7 +57,7 @@ def copied(events: Sequence["Event"], moment: Any, using: str) -> Iterator[bytes
             subjects[subject],
             _length(len(body)),
             body,
-            plain if is_plain else _rest(event, using) + created_at,
+            plain if is_plain else _rest(event, encoding, using) + created_at,
         )
         size += len(body)
         if size >= CHUNK_SIZE or len(parts) >= CHUNK_SIZE // 32:
@@ -66,10 +67,10 @@ def copied(events: Sequence["Event"], moment: Any, using: str) -> Iterator[bytes
     yield b"".join(parts)
 
 
-def _rest(event: "Event", using: str) -> bytes:
+def _rest(event: "Event", encoding: str, using: str) -> bytes:
     return (
         (_metadata(event.metadata) if event.metadata else _NO_METADATA)
-        + _field(event.resource_key.encode())
+        + _field(event.resource_key.encode(encoding))
         + _moment(event.schedule_at, using)
     )
 
@@ -79,7 +80,7 @@ def _field(content: bytes) -> bytes:
 
 
 def _metadata(metadata: dict[str, Any]) -> bytes:
-    return _field(b"\x01" + json.dumps(metadata).encode())
+    return _field(b"\x01" + json.dumps(metadata).encode())  # in ASCII
 
 
 def _moment(moment: datetime | None, using: str) -> bytes:

@@ -21,6 +21,7 @@ from kanthorq_django.models.fields import moment_of
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.privileges import may_read_bodies
 from kanthorq_django.models.stream import Stream
+from kanthorq_django.sql.session import encoding_of, is_utf8
 
 if TYPE_CHECKING:
     from kanthorq_django.models.event import Event
@@ -108,9 +109,9 @@ def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Ev
     keyed = [event for event in events if event.idempotency_key is not None]
     early = _EarlyNotes(plain)
     try:
-        # A conflict of keys is found after rows were written: only a savepoint takes them back
-        # and leaves the caller's transaction usable.
-        with transaction.atomic(using=using, savepoint=bool(keyed)):
+        # A conflict of keys, and text that the connection cannot encode, are found after rows were
+        # written: only a savepoint takes them back and leaves the caller's transaction usable.
+        with transaction.atomic(using=using, savepoint=bool(keyed) or _is_converted(using)):
             registered = Stream.objects.using(using).register(stream)
             moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
             stored = _stored(moment, using)
@@ -129,6 +130,12 @@ def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Ev
     return [known.get(event.pk) or created.get(event.pk) or event for event in events]
 
 
+def _is_converted(using: str) -> bool:
+    """Tell whether text does not travel as UTF-8, so that there may be some that cannot."""
+    raw = connections[using].connection
+    return raw is not None and not is_utf8(raw)
+
+
 def _copy(
     events: Sequence["Event"], moment: Any, using: str, meanwhile: Callable[[], None]
 ) -> None:
@@ -142,7 +149,7 @@ def _copy(
         connection.cursor() as cursor,
         cursor.copy(sql.load("publish_many")) as copy,
     ):
-        for chunk in copied(events, moment, using):
+        for chunk in copied(events, moment, using, encoding_of(connection.connection)):
             copy.write(chunk)
         meanwhile()
 

@@ -20,7 +20,7 @@ from psycopg.pq import Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from kanthorq_django.sql.round_trip import BY_INDEX, Statement, first_of, rows_of, run
-from kanthorq_django.sql.session import Detached, is_outside
+from kanthorq_django.sql.session import detached, is_outside
 
 # What workers repeat all day, and publishers. Not what takes long arrays: the plan that the server
 # keeps expects ten elements, and is ten times slower with a thousand. (Those of ack_group are as
@@ -119,7 +119,7 @@ class Result:
     def __init__(self, result: PGresult, connection: BaseDatabaseWrapper) -> None:
         """Take a result of ``connection``; its rows live on the client."""
         self._result = result
-        self._adaptation = Transformer(Detached(connection.connection.adapters))
+        self._adaptation = Transformer(detached(connection.connection))
         names = _columns(result)
         self._columns = {name: place for place, name in enumerate(names)}
         self._row = _row_type(names)

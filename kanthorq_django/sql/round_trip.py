@@ -16,7 +16,7 @@ from psycopg.generators import execute, fetch, send
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from kanthorq_django.sql.session import Prepared, Session, may_bind, session_of
+from kanthorq_django.sql.session import Prepared, Session, adaptation_of, may_bind, session_of
 
 _IDLE = TransactionStatus.IDLE  # outside of any transaction
 _PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
@@ -268,7 +268,7 @@ def rows_of(
     result: PGresult, connection: BaseDatabaseWrapper, make: Callable[[Sequence[Any]], Any] = tuple
 ) -> list[Any]:
     """Return the rows of a result that ``connection`` has got, each as ``make`` makes it."""
-    adaptation = session_of(connection.connection).adaptation
+    adaptation = adaptation_of(connection.connection)
     adaptation.set_pgresult(result)
     rows: list[Any] = adaptation.load_rows(0, result.ntuples, make)
     return rows
@@ -276,6 +276,6 @@ def rows_of(
 
 def first_of(result: PGresult, connection: BaseDatabaseWrapper) -> tuple[Any, ...] | None:
     """Return the first row of a result that ``connection`` has got, None when there is none."""
-    adaptation = session_of(connection.connection).adaptation
+    adaptation = adaptation_of(connection.connection)
     adaptation.set_pgresult(result)
     return adaptation.load_row(0, tuple) if result.ntuples else None

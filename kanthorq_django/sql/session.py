@@ -4,6 +4,7 @@ Django prepares nothing, so that it works behind poolers. But to plan a pull tak
 run it.
 """
 
+import functools
 import itertools
 import threading
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.abc import Buffer
+from psycopg.adapt import AdaptersMap, Loader, Transformer
 from psycopg.pq import TransactionStatus
 
 # So often a connection has to be used before it is worth a look; requests often have a new one.
@@ -29,6 +31,45 @@ class Detached(NamedTuple):
 
     adapters: AdaptersMap
     connection: None = None
+
+
+# What text is to PostgreSQL; Django reads jsonb as text, too.
+_TEXTS = ("text", "varchar", "bpchar", "name", "jsonb")
+
+
+def is_utf8(raw: "psycopg.Connection[Any]") -> bool:
+    """Tell whether text travels on ``raw`` as UTF-8, as it does unless the project has it else."""
+    try:
+        return raw.pgconn.parameter_status(b"client_encoding") == b"UTF8"
+    except psycopg.OperationalError:  # it is closed, and nobody can tell
+        return True
+
+
+def encoding_of(raw: "psycopg.Connection[Any]") -> str:
+    """Return the name of Python's codec for text that travels on ``raw``."""
+    encoding = raw.info.encoding
+    return "utf-8" if encoding == "ascii" else encoding  # the server converts nothing
+
+
+def detached(raw: "psycopg.Connection[Any]") -> Detached:
+    """Return what values that ``raw`` has just got are adapted by, also once it is closed."""
+    if is_utf8(raw):
+        return Detached(raw.adapters)
+    adapters, loader = AdaptersMap(raw.adapters), _text_loader(encoding_of(raw))
+    for name in _TEXTS:
+        adapters.register_loader(name, loader)
+    return Detached(adapters)
+
+
+@functools.cache
+def _text_loader(encoding: str) -> type[Loader]:
+    """Return what decodes text; psycopg's own would have to ask the connection how."""
+
+    class TextLoader(Loader):
+        def load(self, data: Buffer) -> str:
+            return str(data, encoding)
+
+    return TextLoader
 
 
 class Prepared(NamedTuple):
@@ -71,6 +112,11 @@ def session_of(raw: "psycopg.Connection[Any]") -> Session:
     return session
 
 
+def adaptation_of(raw: "psycopg.Connection[Any]") -> Any:
+    """Return what decodes what ``raw`` has just got; its encoding may be another one later."""
+    return session_of(raw).adaptation if is_utf8(raw) else Transformer(detached(raw))
+
+
 def may_bind(connection: BaseDatabaseWrapper, session: Session, *, is_lasting: bool) -> bool:
     """Tell whether statements may be bound to what the server keeps, on ``connection`` now.
 
@@ -86,7 +132,7 @@ def may_bind(connection: BaseDatabaseWrapper, session: Session, *, is_lasting: b
         session.is_direct
         and not connection.execute_wrappers
         and not connection.queries_logged
-        and raw.pgconn.parameter_status(b"client_encoding") == b"UTF8"  # else as psycopg does it
+        and is_utf8(raw)  # else as psycopg does it
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,14 +21,18 @@ from django.db import (
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
+from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 
-from kanthorq_django import publish, sql
-from kanthorq_django.models import Event, Stream, notifications
+from kanthorq_django import publish, publish_many, sql, subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Event, Stream, Task, TaskState, notifications
 from kanthorq_django.sql import round_trip
 from kanthorq_django.sql.session import USES_BEFORE
+from kanthorq_django.testing import drain
 from tests.announcements import forget_notifications, raw_connection
 from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, elsewhere, wait_until
+from tests.factories import ConsumerFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -286,18 +290,87 @@ def test_threads_that_share_a_connection_get_their_own_answers():
         assert (event.xid, event.created_at) == (stored[event.pk].xid, stored[event.pk].created_at)
 
 
-@pytest.mark.parametrize("encoding", ["LATIN1", "UTF8"])
-def test_text_is_stored_as_it_is_whatever_the_connections_encoding(encoding: str):
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT set_config('client_encoding', %s, false)", [encoding])
-    event = publish("order.größe", metadata={"ä": "ü"}, resource_key="ö")
+ENCODINGS = pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "SQL_ASCII", "UTF8"])
+GIVEN: dict[str, Any] = {"metadata": {"ä": "ü"}, "resource_key": "ö", "body": "é"}
+
+
+@contextlib.contextmanager
+def client_encoding(encoding: str) -> Iterator[None]:
+    """Let connections have ``encoding``, as a receiver of the project's may."""
+
+    def set_encoding(connection: BaseDatabaseWrapper, **_: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('client_encoding', %s, false)", [encoding])
+
+    connection_created.connect(set_encoding)
     connection.close()
-    stored = Event.objects.get(pk=event.pk)
-    assert (stored.subject, stored.metadata, stored.resource_key) == (
-        "order.größe",
-        {"ä": "ü"},
-        "ö",
-    )
+    try:
+        yield
+    finally:
+        connection_created.disconnect(set_encoding)
+        connection.close()
+
+
+@ENCODINGS
+@pytest.mark.parametrize(
+    "publish_some",
+    [
+        lambda subject: [publish(subject, **GIVEN, idempotency_key="ß")],
+        lambda subject: publish_many([Event(subject=subject, **GIVEN) for _ in range(2)]),
+        lambda subject: publish_many(
+            [Event(subject=subject, **GIVEN, idempotency_key=key) for key in "äß"]
+        ),
+    ],
+    ids=["alone", "copied", "keyed"],
+)
+def test_text_is_stored_as_it_is_whatever_the_connections_encoding(
+    encoding: str, publish_some: Callable[[str], list[Event]]
+):
+    with client_encoding(encoding):
+        published = publish_some("order.größe")
+    for event in published:
+        stored = Event.objects.get(pk=event.pk)
+        assert (stored.subject, stored.metadata) == ("order.größe", {"ä": "ü"})
+        assert (stored.resource_key, bytes(stored.body)) == ("ö", "é".encode())
+        assert stored.idempotency_key == event.idempotency_key
+
+
+@ENCODINGS
+def test_text_is_read_as_it_is_whatever_the_connections_encoding(encoding: str):
+    consumer = ConsumerFactory.create(subject_includes=["größe.>"])
+    publish("größe.ü", **GIVEN, stream=consumer.stream.name, idempotency_key="ß")
+    with client_encoding(encoding):
+        (leased,) = consumer.pull_page(10).leased
+    event = leased.event  # its connection is closed by now
+    assert (event.subject, event.metadata, event.idempotency_key) == ("größe.ü", {"ä": "ü"}, "ß")
+    assert (event.resource_key, leased.resource_key, leased.task.resource_key) == ("ö", "ö", "ö")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "UTF8"])  # Django reads all but ASCII
+@pytest.mark.parametrize("is_open", [False, True])
+def test_handlers_get_text_as_it_is_whatever_the_connections_encoding(encoding: str, is_open: bool):
+    handled: list[tuple[str, str]] = []
+
+    @subscribe("größe.>", consumer="reader")
+    def note(message: Message) -> dict[str, str]:
+        handled.append((message.event.subject, message.event.resource_key))
+        return {"ä": "ü"}
+
+    publish("größe.ü", **GIVEN)
+    with client_encoding(encoding), transaction.atomic() if is_open else contextlib.nullcontext():
+        assert drain("reader") == 1
+    assert handled == [("größe.ü", "ö")]
+    task = Task.objects.get()
+    assert (task.state, task.result) == (TaskState.COMPLETED, {"ä": "ü"})
+
+
+def test_text_that_the_connection_cannot_send_leaves_the_transaction_usable():
+    with client_encoding("LATIN1"), transaction.atomic():
+        for events in ([Event(subject="日本")], [Event(subject="a"), Event(subject="日本")]):
+            with pytest.raises(UnicodeEncodeError):
+                publish_many(events)
+        publish("order.created")
+    assert Event.objects.count() == USES_BEFORE + 3
 
 
 @pytest.mark.parametrize("use", range(USES_BEFORE + 1))
