@@ -131,6 +131,10 @@ def _check_filters(consumer: str, kind: str, patterns: tuple[str, ...]) -> None:
                 f"Consumer {consumer!r}: the {kind} filter {quoted(pattern)} is not valid: "
                 f"{problem}."
             )
+    if problem := subjects.filters_problem(patterns):
+        raise InvalidFilter(
+            f"Consumer {consumer!r}: the {kind} filters are too much for PostgreSQL: {problem}."
+        )
 
 
 def _check_limits(subscription: Subscription) -> None:

@@ -145,6 +145,15 @@ def test_the_project_sets_the_number_of_filters(settings: Settings) -> None:
         declare("a", "b", "c")
 
 
+def test_filters_that_are_too_much_for_postgresql_are_refused(settings: Settings) -> None:
+    settings.KANTHORQ = {"FILTERS_MAX": 1_000}
+    patterns = [f"{number}.{'x' * 240}" for number in range(300)]
+    with pytest.raises(InvalidFilter, match=r"'repayments': the include filters .*limit is 50,000"):
+        declare(*patterns)
+    with pytest.raises(InvalidFilter, match=r"'repayments': the exclude filters .*limit is 50,000"):
+        declare(">", excludes=patterns)
+
+
 def test_a_subscriber_without_a_filter_is_refused() -> None:
     with pytest.raises(InvalidFilter, match="has no subject filter; use '>'"):
         subscribe(consumer="repayments")(handle)

@@ -118,6 +118,8 @@ def _filters_problem(value: object) -> str | None:
     for pattern in value:
         if problem := subjects.filter_problem(pattern):
             return f"{quoted(pattern)} is not a filter: {problem}."
+    if problem := subjects.filters_problem(value):
+        return f"The subject filters are too much for PostgreSQL: {problem}."
     return None
 
 

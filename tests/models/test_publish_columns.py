@@ -39,6 +39,7 @@ BAD_FILTERS = pytest.mark.parametrize(
         ([5], "5 is not a filter: it must be a str"),
         ("order.>", "Subject filters are a list"),
         ({"order": 1}, "Subject filters are a list"),
+        (["x" * 250] * 201, "too much for PostgreSQL: they have 50,250 characters in all"),
     ],
 )
 

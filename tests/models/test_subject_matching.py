@@ -1,5 +1,6 @@
 """Three matchers of subjects agree: Python's, PostgreSQL's, and a naive one written here."""
 
+import re
 import unicodedata
 
 import pytest
@@ -11,6 +12,7 @@ from kanthorq_django import publish_many
 from kanthorq_django.domain.subjects import (
     SUBJECT_SIZE_MAX,
     filter_problem,
+    filters_problem,
     selects,
     subject_problem,
     to_regex,
@@ -147,6 +149,50 @@ def test_the_most_and_widest_filters_are_not_too_much_for_postgresql() -> None:
     given_subjects += [f"{'a.' * 61}x59.b", f"{'a.' * 100}y10"]
     assert_all_agree(wide, deep, given_subjects)
     assert_all_agree(deep, wide, given_subjects)
+
+
+def ideographs(count: int) -> str:
+    return "".join(chr(0x4E00 + number) for number in range(count))
+
+
+# Nearly as many as may be, of several kinds.
+FULL = {
+    "long": [f"{number:03}{'x' * 247}" for number in range(200)],
+    "deep": [f"{'*.' * 110}x{number:03}.>" for number in range(114)],
+    "many": [f"tenant-{number:04}.region-{number:04}.*.order.paid.>" for number in range(1_000)],
+    "deep in other letters": [f"{'*.' * 20}{ideographs(400)[i * 40 :][:40]}" for i in range(10)]
+    * 2,
+    "in many letters": [ideographs(5_440)[i * 85 :][:85] for i in range(64)],
+    "long in other letters": [ideographs(590)[i:][:80] for i in range(500)] + [ideographs(85)],
+}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("patterns", FULL.values(), ids=FULL)
+def test_all_filters_that_are_taken_are_read_by_postgresql(patterns: list[str]) -> None:
+    assert all(filter_problem(pattern) is None for pattern in patterns)
+    assert filters_problem(patterns) is None
+    subject = patterns[-1].replace("*", "t").replace(">", "z.z")
+    assert_all_agree(patterns, [], [subject])
+    assert_all_agree([">"], patterns, [subject])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "problem"),
+    [
+        ([*FULL["long"], "x"], "they have 50,001 characters in all, the limit is 50,000"),
+        (
+            [*FULL["deep"], *FULL["deep in other letters"]],
+            r"414 different characters, times 13,054 wildcards .*, make .*, the limit is 200,000",
+        ),
+        (
+            [ideographs(8_000)[i * 80 :][:80] for i in range(100)],
+            r"8,000 different characters, times 0 wildcards and .*, the limit is 200,000",
+        ),
+    ],
+)
+def test_what_is_too_much_for_postgresql_is_told_before(patterns: list[str], problem: str) -> None:
+    assert re.search(problem, filters_problem(patterns) or "")
 
 
 @pytest.mark.django_db

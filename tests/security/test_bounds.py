@@ -23,7 +23,7 @@ from kanthorq_django.domain.retry import WAIT_LIMIT
 from kanthorq_django.domain.subscriptions import Registry
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import encode_result
-from kanthorq_django.models import Event, Schedule
+from kanthorq_django.models import Consumer, Event, Schedule
 from kanthorq_django.worker.options import WorkerOptions
 
 pytestmark = pytest.mark.django_db
@@ -83,6 +83,14 @@ EXCESSES: dict[str, tuple[Callable[[], object], str]] = {
     "excludes": (
         lambda: subscribed(excludes=("a", "b", "c")),
         r"3 exclude filters, the limit is 2 .*FILTERS_MAX",
+    ),
+    "characters of filters": (
+        lambda: Consumer(name="c", subject_includes=["a" * 250] * 201).save(),
+        "50,250 characters in all, the limit is 50,000",
+    ),
+    "wildcards of filters": (
+        lambda: Consumer(name="c", subject_excludes=["*." * 60 + "abcdefghi"] * 350).save(),
+        "11 different characters, times 21,000 wildcards .*, the limit is 200,000",
     ),
     "subject": (lambda: publish("s" * 256), "256 bytes of UTF-8, the limit is 255"),
     "subject filter": (

@@ -61,6 +61,14 @@ REFUSED: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     ),
     "hops of a chain": ((), ()),  # test_hops.py
     "filters of a consumer": ((S.FILTERS_MAX,), ("includes", "excludes")),
+    "all includes, or all excludes,": (
+        (
+            subjects.FILTERS_SIZE_MAX,
+            subjects.FILTERS_COST_MAX,
+            subjects.CHARACTERS_PER_WILDCARD,
+        ),
+        ("characters of filters", "wildcards of filters"),
+    ),
     "`visibility_timeout`": (
         (VISIBILITY_TIMEOUT_MIN.seconds, VISIBILITY_TIMEOUT_MAX // HOUR),
         ("visibility timeout", "visibility timeout that is too short"),
