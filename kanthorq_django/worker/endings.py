@@ -128,7 +128,6 @@ def after_return(flight: Flight, result: Any) -> Ending:
         # Fenced like any nack: if the verdict was committed after all, the row says so.
         return _failed(flight, VERDICT_ROLLED_BACK)
     try:
-        refuse_misuse(flight, result)
         ending = Ack(message, kept_result(flight, result))
     except KanthorqError as error:
         return _after_error(flight, error)
@@ -215,12 +214,13 @@ def _nack(
 def kept_result(flight: Flight, result: Any) -> str | None:
     """Return what a handler returned, as JSON text; of what a cancellation handler did, nothing.
 
-    Raises InvalidBody if it cannot be kept.
+    Raises InvalidBody if it cannot be kept, and KanthorqError as ``_refuse_misuse()`` does.
     """
+    _refuse_misuse(flight, result)
     return None if flight.is_cancellation else encode_result(result)
 
 
-def refuse_misuse(flight: Flight, result: Any) -> None:
+def _refuse_misuse(flight: Flight, result: Any) -> None:
     """Raise KanthorqError for what a handler should have awaited or raised, not returned."""
     if result is None:
         return

@@ -19,7 +19,7 @@ from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.exceptions import KanthorqError, LeaseLost
-from kanthorq_django.message import Message, decide, encode_result
+from kanthorq_django.message import Message, decide
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.hops import following
 from kanthorq_django.worker.endings import (
@@ -30,7 +30,6 @@ from kanthorq_django.worker.endings import (
     after_return,
     concluded,
     kept_result,
-    refuse_misuse,
 )
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
@@ -180,11 +179,10 @@ def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -
     opened = _Opened.by(using)
     result = _call(flights)
     opened.refuse_another()
-    refuse_misuse(flights[0], result)
     if any(message.has_verdict() and message.is_open() for message in messages):
         raise KanthorqError(VERDICT_ROLLED_BACK)
     unsaid = [message for message in messages if not message.has_verdict()]
-    kept = kept_result(flights[0], result)
+    kept = kept_result(flights[0], result) if unsaid else None
     end = _ack_and_commit if len(unsaid) == 1 else _ack_each
     end(dict.fromkeys(unsaid, kept), using)
     acked += unsaid
@@ -240,11 +238,10 @@ def _call_and_keep(flight: Flight, opened: _Opened) -> dict[Message, str | None]
     message = flight.message
     result = _call([flight])
     opened.refuse_another()
-    refuse_misuse(flight, result)
     if opened.wrapper.needs_rollback:  # of what it shares, if it has no savepoint
         raise KanthorqError(MARKED_FOR_ROLLBACK)
     if not message.has_verdict():
-        return {message: encode_result(result)}
+        return {message: kept_result(flight, result)}
     if message.is_open():
         raise KanthorqError(VERDICT_ROLLED_BACK)
     return {}

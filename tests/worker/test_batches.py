@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -133,6 +134,23 @@ def test_each_message_of_a_batch_may_have_a_verdict_of_its_own():
     assert Task.objects.retryable().count() == 5
     assert Task.objects.completed().count() == 5
     assert Task.objects.get(result="first").event.json() == 0
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize("run", [work_off, drain])
+def test_what_is_returned_after_the_verdicts_on_a_batch_changes_nothing(
+    run: Callable[[str], int], atomic: bool
+):
+    @subscribe("work.>", stream="work", consumer="batched", batch=10, atomic=atomic)
+    def handle(messages: list[Message]) -> object:
+        Entry.objects.bulk_create(Entry(event_id=message.event.pk) for message in messages)
+        for message in messages:
+            message.ack()
+        return object()
+
+    announce(4)
+    assert run("batched") == 4
+    assert Task.objects.completed().count() == Entry.objects.count() == 4
 
 
 @pytest.mark.parametrize("is_all_settled", [True, False])

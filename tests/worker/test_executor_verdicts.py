@@ -55,19 +55,22 @@ def last_error(task: Task) -> str:
         (lambda message: message.nack("mine"), TaskState.RETRYABLE),
     ],
 )
+@pytest.mark.parametrize("returned", ["ignored", object(), Snooze(timedelta(1))])
 @pytest.mark.parametrize("atomic", [False, True])
 def test_what_a_handler_returns_after_its_verdict_changes_nothing(
-    task: Task, verdict: Callable[[Message], None], state: TaskState, atomic: bool
+    task: Task, verdict: Callable[[Message], None], state: TaskState, returned: object, atomic: bool
 ):
-    def handle(message: Message) -> str:
+    def handle(message: Message) -> object:
+        book(message)
         verdict(message)
-        return "ignored"
+        return returned
 
     ending = fly(task, handle, atomic=atomic)
     assert type(ending) is Ending
     task.refresh_from_db()
     assert task.state == state
     assert task.result in ("mine", None)
+    assert Entry.objects.exists()
 
 
 @pytest.mark.parametrize("raised", [Unlucky(), Snooze(timedelta(1)), Discard(), SystemExit()])

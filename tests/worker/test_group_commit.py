@@ -14,7 +14,7 @@ import pytest
 from django.db import OperationalError, connection, transaction
 from django.db.models.functions import Now
 
-from kanthorq_django import Fixed, subscribe
+from kanthorq_django import Fixed, Retry, subscribe
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
@@ -222,6 +222,20 @@ def test_explicit_verdicts_and_results_stand_in_a_shared_transaction():
     assert Task.objects.retryable().count() == 20
     results = Task.objects.completed().exclude(result="explicit").values_list("result", flat=True)
     assert set(results) == set(range(2, 60, 3))
+
+
+@pytest.mark.parametrize("returned", [object(), Retry(timedelta(1))])
+def test_what_is_returned_after_a_verdict_spoils_no_shared_transaction(returned: object):
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def handle(message: Message) -> object:
+        write(message)
+        message.ack()
+        return returned
+
+    announce(MANY)
+    assert work_off("grouped", concurrency=1, batch_size=MANY) == MANY
+    assert Task.objects.completed().count() == Entry.objects.count() == MANY
+    assert len(transaction_ids()) < MANY
 
 
 def is_first_of_its_transaction() -> bool:
