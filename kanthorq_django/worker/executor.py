@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -135,8 +136,7 @@ def _in_time(flight: Flight, others: Iterator[Flight], begun: list[Flight]) -> I
 async def aexecute(*flights: Flight) -> list[Ending]:
     """Run an ``async def`` handler, as ``execute()`` does."""
     try:
-        with _counting_hops(flights):
-            result = await _call(flights)
+        result = await _acall(flights)
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  # sys.exit() would end the loop for all others
@@ -144,13 +144,35 @@ async def aexecute(*flights: Flight) -> list[Ending]:
     return concluded(after_return, flights, result)
 
 
+async def _acall(flights: Sequence[Flight]) -> Any:
+    """Call and await the handler, as ``_call()`` calls it."""
+    pid = os.getpid()
+    try:
+        with _counting_hops(flights):
+            return await _call(flights)
+    finally:
+        leave_as_child_of(pid)
+
+
 def _call(flights: Sequence[Flight]) -> Any:
     """Call the handler with its message, or with the list of them if it takes batches."""
-    first = flights[0]
-    with _counting_hops(flights):
-        if first.subscription.batch == 1 or first.is_cancellation:
-            return first.handler(first.message)
-        return first.handler([flight.message for flight in flights])
+    first, pid = flights[0], os.getpid()
+    try:
+        with _counting_hops(flights):
+            if first.subscription.batch == 1 or first.is_cancellation:
+                return first.handler(first.message)
+            return first.handler([flight.message for flight in flights])
+    finally:
+        leave_as_child_of(pid)
+
+
+def leave_as_child_of(pid: int) -> None:
+    """End this process unless it is ``pid``: a child that a handler forked is no second worker.
+
+    At once, before it is through with any block of ours: it has its parent's connections.
+    """
+    if os.getpid() != pid:
+        os._exit(1)
 
 
 def _counting_hops(flights: Sequence[Flight]) -> contextlib.AbstractContextManager[None]:

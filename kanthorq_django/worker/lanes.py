@@ -13,7 +13,7 @@ from django.db import connections
 from kanthorq_django.conf import get_settings
 from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.endings import Ending, after_interrupt, after_timeout
-from kanthorq_django.worker.executor import aexecute, execute, execute_together
+from kanthorq_django.worker.executor import aexecute, execute, execute_together, leave_as_child_of
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
@@ -86,8 +86,7 @@ class ThreadLane(Lane):
         return started
 
     def _conclude(self, endings: list[Ending]) -> None:
-        if os.getpid() != self._pid:
-            os._exit(1)  # a child that a handler forked is no second worker
+        leave_as_child_of(self._pid)  # one that a hook forked, or a receiver of a signal
         leave_connections()
         self._settle(endings)
 
