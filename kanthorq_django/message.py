@@ -23,6 +23,7 @@ from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import states
 from kanthorq_django.domain.failures import Failure
+from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.retry import Polynomial, check_delay
 from kanthorq_django.domain.states import LEASED, TaskState
 from kanthorq_django.domain.subscriptions import policy_for
@@ -200,7 +201,9 @@ class Message:
         try:
             delay = policy.next_delay(attempt)
             check_delay("delay", delay)
-        except (Exception, SystemExit):
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             # A policy may be the project's own code; its fault must not cost the verdict.
             logger.exception("The retry policy of %s failed; the default one decides.", consumer)
             return Polynomial().next_delay(attempt)

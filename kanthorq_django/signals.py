@@ -12,10 +12,13 @@ is committed already it is logged only, or the caller would do it again.
 """
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import Signal
+
+from kanthorq_django.domain.interrupts import is_interrupt
 
 logger = logging.getLogger("kanthorq_django")
 
@@ -39,8 +42,11 @@ def tell(signal: Signal, sender: type, connection: BaseDatabaseWrapper, **told: 
 
 
 def tell_of_what_lasts(signal: Signal, sender: type, **told: Any) -> None:
-    """Send ``signal`` of what is committed: what a receiver raises, sys.exit() too, is logged."""
+    """Send ``signal`` of what is committed: whatever a receiver raises, but Ctrl-C, is logged."""
     try:
         signal.send_robust(sender, **told)
-    except (Exception, SystemExit):
-        logger.exception("A receiver of a signal of %s, or the log of its error, failed.", sender)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        with suppress(Exception):  # a filter of the project's log
+            logger.exception("A receiver of a signal of %s, or its log, failed.", sender)

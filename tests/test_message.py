@@ -135,6 +135,20 @@ def test_a_receiver_that_raises_takes_back_no_verdict_that_lasts(
     assert stored(again).state == TaskState.RUNNING
 
 
+def test_ctrl_c_gets_out_of_a_receiver():
+    def interrupt(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    message = leased()
+    signals.acked.connect(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            message.ack()
+    finally:
+        signals.acked.disconnect(interrupt)
+    assert stored(message).state == TaskState.COMPLETED
+
+
 # What a handler is told
 
 

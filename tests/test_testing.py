@@ -525,3 +525,18 @@ def test_drain_ends_when_the_test_is_interrupted():
     publish("order.paid", stream="kit")
     with pytest.raises(KeyboardInterrupt):
         drain("kit")
+
+
+@pytest.mark.django_db
+def test_drain_ends_when_the_test_is_interrupted_after_the_handler():
+    class Interrupted(Fixed):
+        def next_delay(self, attempt, *, chance=None):
+            raise KeyboardInterrupt
+
+    @subscribe("order.>", stream="kit", consumer="kit", retry=Interrupted())
+    def handle(message):
+        raise ValueError("bad order")
+
+    publish("order.paid", stream="kit")
+    with pytest.raises(KeyboardInterrupt):
+        drain("kit")

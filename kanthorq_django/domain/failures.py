@@ -6,6 +6,8 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Self
 
+from kanthorq_django.domain.interrupts import is_interrupt
+
 ERROR_SIZE_MAX = 2_000  # characters of the one-line error
 # Control characters but tab and newline, halves of surrogate pairs, and what turns the
 # direction of text around.
@@ -60,14 +62,18 @@ def _spelled(value: object) -> str:
 def _text(reason: object) -> str:
     try:
         return str(reason)
-    except Exception:  # noqa: BLE001  # an exception whose own text fails must not hide itself
+    except BaseException as error:  # an exception whose own text fails must not hide itself
+        if is_interrupt(error):
+            raise
         return "(its text could not be read)"
 
 
 def _stack(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001  # it reads attributes of the exception, which may fail
+    except BaseException as failure:  # it reads attributes of the exception, which may fail
+        if is_interrupt(failure):
+            raise
         return "(its traceback could not be read)"
 
 

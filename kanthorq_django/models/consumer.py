@@ -24,6 +24,7 @@ from django.utils.functional import cached_property
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
+from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.quoting import quoted
@@ -239,7 +240,9 @@ class Consumer(models.Model):
             return
         try:
             tasks = [each.task for each in leased]
-        except Exception:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             # A receiver of post_init, say.
             logger.exception("Tasks of consumer %s could not be told of.", self.name)
         else:

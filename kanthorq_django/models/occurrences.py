@@ -12,6 +12,7 @@ from psycopg.errors import SerializationFailure
 from psycopg.pq import TransactionStatus
 
 from kanthorq_django import signals
+from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidSchedule, KanthorqError
@@ -48,7 +49,9 @@ def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
             with patient(using) if signals.published.has_listeners(Event) else nullcontext():
                 tell_of_new(events, using)
             return sum(event.created for event in events)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         if events is None and isinstance(error, KanthorqError | RecurrenceProblem):
             logger.exception("Schedule %s cannot go on and is cancelled.", schedule.name)
             schedule.cancelled_at, schedule.next_at = now, None

@@ -80,10 +80,13 @@ class Acknowledger:
     def _run(self) -> None:
         is_open = True
         while is_open:
-            endings, is_open = self._take()
-            self.write(endings)
-            leave_connections()
-            spare_connections()
+            try:
+                endings, is_open = self._take()
+                self.write(endings)
+                leave_connections()
+                spare_connections()
+            except BaseException:  # without this thread no verdict is written any more
+                logger.exception("The acknowledger failed; it goes on.")
         while self._locked and not self._abandon.wait(LOCKED_RETRY):
             self.write(self._take_locked())
         connections.close_all()
@@ -115,12 +118,14 @@ class Acknowledger:
         by_kind: dict[type, list[Any]] = {Ack: [], Nack: [], HandBack: [], Ending: []}
         for ending in _without_superseded(endings):
             by_kind[type(ending)].append(ending)
-        self._persist(self._write_acks, by_kind[Ack])
-        self._persist(self._write_nacks, by_kind[Nack])
-        for _, together in itertools.groupby(sorted(by_kind[HandBack], key=_delay), key=_delay):
-            self._persist(self._write_hand_backs, list(together))
-        locked = {ending.lease for ending in self._locked}
-        self._written([ending.lease for ending in endings if ending.lease not in locked])
+        try:
+            self._persist(self._write_acks, by_kind[Ack])
+            self._persist(self._write_nacks, by_kind[Nack])
+            for _, together in itertools.groupby(sorted(by_kind[HandBack], key=_delay), key=_delay):
+                self._persist(self._write_hand_backs, list(together))
+        finally:  # what nobody writes any more is not to be renewed either
+            locked = {ending.lease for ending in self._locked}
+            self._written([ending.lease for ending in endings if ending.lease not in locked])
         self._tell()
 
     def _persist(self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]) -> None:
@@ -129,7 +134,7 @@ class Acknowledger:
             try:
                 with self._bounded(connections[self._using]):
                     write(endings)
-            except Exception as error:  # noqa: BLE001  # no verdict may end this thread
+            except BaseException as error:  # noqa: BLE001  # no verdict may end this thread
                 if not is_unavailable(error):
                     return self._refused(write, endings, error)
                 connections.close_all()
@@ -139,7 +144,10 @@ class Acknowledger:
         return None
 
     def _refused(
-        self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending], error: Exception
+        self,
+        write: Callable[[Sequence[Any]], None],
+        endings: Sequence[Ending],
+        error: BaseException,
     ) -> None:
         """Write one by one: a verdict that the database refuses must not take others with it."""
         if len(endings) > 1:

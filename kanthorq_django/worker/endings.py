@@ -13,6 +13,7 @@ from django.db import connections
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure, one_line
+from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
@@ -74,11 +75,18 @@ def concluded(
     for flight in flights:
         try:
             endings.append(step(flight, outcome))
-        except (Exception, SystemExit) as error:
-            logger.exception("The outcome of a handler could not be told.")
-            failure = Failure(f"The handler's outcome could not be told: {type(error).__name__}.")
-            endings.append(Nack(flight.message, failure, UNTOLD_DELAY))
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            endings.append(untold(flight, error))
     return endings
+
+
+def untold(flight: Flight, error: BaseException) -> Nack:
+    """Return the ending of a message for which ``error`` came in the way of any other."""
+    logger.error("The outcome of a handler could not be told.", exc_info=error)
+    failure = Failure(f"The handler's outcome could not be told: {type(error).__name__}.")
+    return Nack(flight.message, failure, UNTOLD_DELAY)
 
 
 def after_timeout(*flights: Flight) -> list[Ending]:

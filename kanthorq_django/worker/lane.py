@@ -191,10 +191,12 @@ class Lane:
         """
         self._is_watched = True
         count = self.started_count
-        if not self._arrived.wait(STALLED_AFTER) and count == self.started_count:
-            self._usual.forget()
-            self._arrived.notify(len(self._waiting))
-        self._is_watched = False
+        try:
+            if not self._arrived.wait(STALLED_AFTER) and count == self.started_count:
+                self._usual.forget()
+                self._arrived.notify(len(self._waiting))
+        finally:
+            self._is_watched = False
 
     def _take(self) -> Call:
         call = self._waiting.popleft().call

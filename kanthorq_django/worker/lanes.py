@@ -12,7 +12,7 @@ from django.db import connections
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.worker.call import Call, Round
-from kanthorq_django.worker.endings import Ending, after_interrupt, after_timeout
+from kanthorq_django.worker.endings import Ending, after_interrupt, after_timeout, untold
 from kanthorq_django.worker.executor import aexecute, execute, execute_together, leave_as_child_of
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
@@ -44,9 +44,22 @@ class ThreadLane(Lane):
         super().start()
 
     def _run(self) -> None:
-        while (call := self._next(spare_connections)) is not None:
-            began_at = time.monotonic()
-            count = 1
+        is_open = True
+        while is_open:
+            try:
+                is_open = self._work()
+            except BaseException:
+                # Such as one that somebody sets on this thread, for a handler that took too long.
+                logger.exception("A handler's thread was to end; it goes on.")
+        connections.close_all()
+
+    def _work(self) -> bool:
+        """Wait for a call and run it; False when the lane is closed."""
+        if (call := self._next(spare_connections)) is None:
+            return False
+        began_at = time.monotonic()
+        count = 1
+        try:
             if (share := self._share(call)) > 1:
                 count = self._handle_together(call, share)
             else:
@@ -54,8 +67,9 @@ class ThreadLane(Lane):
                 for round_ in self._rounds(call) if len(call.rounds) > 1 else call.rounds:
                     self._handle(round_)
             spare_connections()
+        finally:
             self._ended(count, time.monotonic() - began_at)
-        connections.close_all()
+        return True
 
     def _handle_together(self, call: Call, share: int) -> int:
         """Run a call and others in one transaction; return how many calls they were."""
@@ -69,8 +83,11 @@ class ThreadLane(Lane):
         return len(endings) + len(spoiled)
 
     def _handle(self, round_: Round) -> None:
-        if started := self._ready(round_):
-            self._conclude(execute(*started))
+        try:
+            if started := self._ready(round_):
+                self._conclude(execute(*started))
+        except BaseException as error:  # noqa: BLE001  # its lease would be renewed for ever
+            self._settle([untold(flight, error) for flight in round_])  # fenced, if it was settled
 
     def _ready(self, round_: Round) -> Round:
         """Note the start of a round, on connections that are fit for it; return what may run."""
@@ -79,7 +96,7 @@ class ThreadLane(Lane):
                 refresh_connections(self._bounded)
                 if are_scarce():
                     connections[started[0].message.using].ensure_connection()
-            except Exception as error:  # noqa: BLE001  # a dead thread's tasks stay leased
+            except BaseException as error:  # noqa: BLE001  # of a receiver, as any other
                 self._refused(error)
                 self._hand_back(started)
                 return ()
@@ -90,7 +107,7 @@ class ThreadLane(Lane):
         leave_connections()
         self._settle(endings)
 
-    def _refused(self, error: Exception) -> None:
+    def _refused(self, error: BaseException) -> None:
         """Wait a little after ``error``; the thread has to outlive also what receivers raise."""
         note_refusal(error)
         if not is_unavailable(error):
@@ -128,9 +145,9 @@ class CoroutineLane(Lane):
             while not self._closing.is_set():
                 try:
                     runner.run(self._stay_open())
-                except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
-                    # asyncio lets the first two through when a task raises them that a handler
-                    # has started, and a handler may cancel all tasks that it finds.
+                except BaseException as error:
+                    # asyncio lets SystemExit and KeyboardInterrupt through when a task raises them
+                    # that a handler has started, and a handler may cancel all tasks that it finds.
                     logger.exception("%s ended the event loop; it goes on.", type(error).__name__)
 
     async def _stay_open(self) -> None:

@@ -67,7 +67,7 @@ class Listener:
             try:
                 with self._connected() as connection:
                     self._listen(connection)
-            except Exception as error:  # noqa: BLE001  # polling goes on, and so does this thread
+            except BaseException as error:  # noqa: BLE001  # polling goes on, and so does this thread
                 self._stop.wait(self._backoff.failed(error))
 
     @contextlib.contextmanager

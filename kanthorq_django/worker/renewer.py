@@ -64,7 +64,7 @@ class Renewer:
         try:
             with self._bounded(connections[self._using]):
                 has_asked = step()
-        except Exception as error:  # noqa: BLE001  # if this thread died, every lease would run out
+        except BaseException as error:  # noqa: BLE001  # if this thread died, every lease would run out
             connections.close_all()
             self._stop.wait(self._backoff.failed(error))
         else:

@@ -139,7 +139,7 @@ def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
     return not (raw.autocommit and is_idle(raw))
 
 
-def is_unavailable(error: Exception) -> bool:
+def is_unavailable(error: BaseException) -> bool:
     """Tell whether ``error`` says that the database is away: what failed may go well later."""
     sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
     return isinstance(error, UNAVAILABLE) and not sqlstate.startswith(_ABOUT_THE_ASKED)
@@ -185,7 +185,7 @@ class Backoff:
         self._wait = first
         self._is_failing = False
 
-    def failed(self, error: Exception) -> float:
+    def failed(self, error: BaseException) -> float:
         """Return how many seconds to wait before the next try."""
         note_refusal(error)
         if not self._is_failing:

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from kanthorq_django.domain.failures import ERROR_SIZE_MAX, Failure, recorded
+from tests.errors import Abort
 
 SIZE_MAX = 16_384
 
@@ -118,10 +119,13 @@ def test_a_chain_of_ten_thousand_causes_is_cut_to_size() -> None:
     assert len(failure.stack) == SIZE_MAX
 
 
-def test_an_exception_whose_text_cannot_be_read_is_still_told_by_name() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, Abort])
+def test_an_exception_whose_text_cannot_be_read_is_still_told_by_name(
+    error: type[BaseException],
+) -> None:
     class MuteError(Exception):
         def __str__(self) -> str:
-            raise RuntimeError("no text today")
+            raise error
 
     failure = failure_of(caught(MuteError()))
     assert failure.error.endswith("MuteError: (its text could not be read)")

@@ -19,6 +19,7 @@ from kanthorq_django.exceptions import (
 from kanthorq_django.models import Event, Schedule, Stream
 from kanthorq_django.models.occurrences import Unpublished
 from kanthorq_django.worker.scheduler import Scheduler
+from tests.errors import Abort
 
 DAY = timedelta(days=1)
 
@@ -207,7 +208,7 @@ def swallow() -> None:
 @pytest.mark.parametrize(
     "fail",
     [
-        *map(raising, (ValueError("no"), SystemExit("no"), IntegrityError("no"))),
+        *map(raising, (ValueError("no"), SystemExit("no"), Abort("no"), IntegrityError("no"))),
         raising(OperationalError("another database is away")),
         raising(IdempotencyConflict("of what the receiver publishes")),
         swallow,

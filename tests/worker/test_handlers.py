@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import sys
 import threading
@@ -17,6 +18,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from kanthorq_django import Discard, Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
+from tests.errors import Abort
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
 
@@ -179,7 +181,7 @@ class Untellable:
         raise self._error
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit(3)])
+@pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit(3), Abort()])
 def test_an_outcome_that_cannot_be_told_does_not_cost_the_thread(error: BaseException):
     reason: Any = Untellable(error)
 
@@ -223,21 +225,72 @@ def test_a_filter_of_the_log_that_raises_costs_no_verdict(capsys: pytest.Capture
     assert "LookupError: from a filter" in capsys.readouterr().err
 
 
-def test_a_retry_policy_that_exits_costs_no_thread():
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, Abort])
+def test_a_retry_policy_that_exits_costs_no_thread(error: type[BaseException], is_async: bool):
     class Exits(Fixed):
         def next_delay(self, attempt: int, *, chance: float | None = None) -> timedelta:
-            raise SystemExit
+            raise error
 
-    @subscribe("work.>", stream="work", consumer="exits", retry=Exits())
     def handle(message: Message) -> None:
         if message.event.json() < 2:
             raise ValueError
 
-    announce(6)
+    async def handle_async(message: Message) -> None:
+        handle(message)
 
-    assert work_off("exits", concurrency=1) == 6
-    assert Task.objects.completed().count() == 4
-    assert Task.objects.retryable().count() == 2
+    declare = subscribe("work.>", stream="work", consumer="exits", retry=Exits())
+    declare(handle_async if is_async else handle)
+    announce(6)
+    with working("exits", concurrency=1):
+        wait_for_state(TaskState.COMPLETED, 4)
+        wait_for_state(TaskState.RETRYABLE, 2)
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise Abort
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_error_whose_text_raises_costs_no_thread(is_async: bool):
+    def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            raise Mute
+
+    async def handle_async(message: Message) -> None:
+        handle(message)
+
+    subscribe("work.>", stream="work", consumer="mute")(handle_async if is_async else handle)
+    announce(3)
+    with working("mute", concurrency=1):
+        wait_for_state(TaskState.COMPLETED, 2)
+        wait_for_state(TaskState.RETRYABLE)
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, Abort])
+def test_an_exception_that_somebody_sets_on_an_idle_thread_costs_none(error: type[BaseException]):
+    """As a watchdog does that looks at the clock after the handler has returned."""
+    threads: list[int] = []
+
+    @subscribe("work.>", stream="work", consumer="watched")
+    def handle(message: Message) -> None:
+        threads.append(threading.get_ident())
+
+    with working("watched", concurrency=1):
+        for count in range(1, 5):
+            announce()
+            wait_for_state(TaskState.COMPLETED, count)
+            set_exception(threads[0], error)
+    assert len(set(threads)) == 1
+
+
+def set_exception(thread: int, error: type[BaseException]) -> None:
+    """Have a thread raise ``error`` as soon as it runs."""
+    found = ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), ctypes.py_object(error)
+    )
+    assert found == 1
 
 
 async def exit_in_a_task() -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
 from tests.concurrency import elsewhere, wait_until
+from tests.errors import Abort
 from tests.worker.working import (
     PATIENCE,
     accept,
@@ -195,16 +197,22 @@ def test_whatever_a_receiver_of_a_verdict_does_it_harms_no_task(
         wait_for_state(TaskState.COMPLETED, 30)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
-def test_a_raising_receiver_of_a_signal_harms_no_task(error: type[BaseException]):
+@pytest.mark.parametrize("atomic", [False, True])
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, CancelledError, Abort])
+def test_a_raising_receiver_of_a_signal_harms_no_task(error: type[BaseException], atomic: bool):
     def interfere(**_: object) -> None:
         raise error
 
-    accept("watched")
-    announce(3)
-    with heard_by(interfere, signals.pulled, signals.claimed, signals.acked):
-        assert work_off("watched") == 3
-    assert Task.objects.completed().count() == 3
+    @subscribe("work.>", stream="work", consumer="watched", atomic=atomic, retry=AT_ONCE)
+    def handle(message: Message) -> None:
+        if message.attempt == 1:
+            raise ValueError
+
+    told = (signals.pulled, signals.claimed, signals.acked, signals.nacked)
+    with heard_by(interfere, *told), working("watched"):
+        for count in (3, 6):
+            announce(3)
+            wait_for_state(TaskState.COMPLETED, count)
 
 
 @pytest.mark.parametrize("signal", [signals.pulled, signals.claimed])

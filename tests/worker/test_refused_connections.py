@@ -10,12 +10,14 @@ from django.db.backends.signals import connection_created
 from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
+from tests.errors import Abort
 from tests.worker.working import announce, wait_for_state, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_a_receiver_that_fails_on_a_new_connection_ends_no_handler_thread():
+@pytest.mark.parametrize("error", [ValueError("no such role"), Abort()])
+def test_a_receiver_that_fails_on_a_new_connection_ends_no_handler_thread(error: BaseException):
     refused: list[str] = []
 
     @subscribe("work.>", stream="work", consumer="plain")
@@ -30,7 +32,7 @@ def test_a_receiver_that_fails_on_a_new_connection_ends_no_handler_thread():
         name = threading.current_thread().name
         if name.startswith("kanthorq-handler") and armed.is_set() and not refused:
             refused.append(name)
-            raise ValueError("no such role")
+            raise error
 
     armed = threading.Event()
     connection_created.connect(refuse)
