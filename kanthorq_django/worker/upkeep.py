@@ -5,6 +5,8 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 from django.db import InterfaceError, InternalError, OperationalError, connections
@@ -42,10 +44,15 @@ class _Own(threading.local):
 
 _own = _Own()
 
+# Whether what they begin may write, as it was when they were first made: a pool gives them again.
+_access: WeakKeyDictionary[Any, tuple[object, ...]] = WeakKeyDictionary()
+
 
 @receiver(connection_created)
-def _note_connection(**_: object) -> None:
+def _note_connection(connection: BaseDatabaseWrapper, **_: object) -> None:
     _own.connections = None
+    if connection.vendor == "postgresql":
+        _access.setdefault(connection.connection, _access_of(connection.connection))
 
 
 # libpq's own defaults wait for hours on a host that is gone without a word.
@@ -115,6 +122,9 @@ def _is_sound(connection: BaseDatabaseWrapper, bounded: Bounded, *, has_rested: 
 def _forget(connection: BaseDatabaseWrapper) -> None:
     """Close it, and drop its wrapper: only a new one does not know of a block never left."""
     with contextlib.suppress(Exception):
+        if connection.vendor == "postgresql":
+            connection.connection.close()  # or a pool would hand it out again
+    with contextlib.suppress(Exception):
         connection.close()
     del connections[connection.alias]
     _own.connections = None
@@ -137,6 +147,22 @@ def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
         return False
     # By a BEGIN of the handler's own, or by psycopg itself.
     return not (raw.autocommit and is_idle(raw))
+
+
+def _is_altered(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether a handler has made its session one that may not write, or may.
+
+    Without asking: the server reports the setting whenever it changes.
+    """
+    raw = connection.connection
+    if connection.vendor != "postgresql" or raw is None or raw.closed:
+        return False
+    made_with = _access.get(raw)
+    return made_with is not None and made_with != _access_of(raw)
+
+
+def _access_of(raw: Any) -> tuple[object, ...]:
+    return raw.read_only, raw.pgconn.parameter_status(b"default_transaction_read_only")
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -164,13 +190,13 @@ def spare_connections() -> None:
 
 
 def leave_connections() -> None:
-    """Note that a handler has used this thread's connections; close what it left a block open in.
+    """Note that a handler has used this thread's connections; close what it left in disorder.
 
-    What it locked would stay locked for as long as the thread has nothing else to do, and what
-    the next handlers write would never be committed.
+    What it locked in a block that it left open would stay locked for as long as the thread has
+    nothing else to do, and what the next handlers write would never be committed, or be refused.
     """
     for connection in _known_connections():
-        if _is_left_open(connection):
+        if _is_left_open(connection) or _is_altered(connection):
             _forget(connection)
     _own.used_at = time.monotonic()
 

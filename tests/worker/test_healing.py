@@ -12,11 +12,13 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import OperationalError, connection, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
-from kanthorq_django.worker import listener, loop, renewer, warden
+from kanthorq_django.worker import listener, loop, renewer, upkeep, warden
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.proxy import Proxy, through_a_proxy
@@ -198,6 +200,74 @@ def test_a_child_that_a_handler_forks_is_no_second_worker():
     work_off("forks", concurrency=1)
     assert statuses == [1, 1, 1]
     assert Task.objects.completed().filter(attempt_count=1).count() == 3
+
+
+def forbid_writing_in_the_session() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+
+
+def forbid_writing_by_a_setting() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+
+
+def forbid_writing_by_psycopg() -> None:
+    connection.ensure_connection()
+    connection.connection.read_only = True
+
+
+@pytest.mark.parametrize(
+    ("forbid", "atomic"),
+    [
+        (forbid_writing_in_the_session, False),
+        (forbid_writing_in_the_session, True),
+        (forbid_writing_by_a_setting, False),
+        (forbid_writing_by_a_setting, True),
+        (forbid_writing_by_psycopg, False),  # which it refuses inside of a block
+    ],
+)
+def test_a_session_that_a_handler_made_read_only_harms_no_other(
+    forbid: Callable[[], None], atomic: bool
+):
+    @subscribe("work.>", stream="work", consumer="forbids", atomic=atomic)
+    def handle(message: Message) -> None:
+        with transaction.atomic():
+            Entry.objects.create(event_id=message.event.pk)
+        if message.event.json() == 0:
+            forbid()
+
+    announce(3)
+    work_off("forbids", concurrency=1)
+    assert Task.objects.completed().filter(attempt_count=1).count() == 3
+    assert Entry.objects.count() == 3
+
+
+def test_a_session_that_is_read_only_from_the_beginning_is_kept():
+    """As of a database that an administrator has locked, or of a role that may only read."""
+    pids: list[int] = []
+
+    @subscribe("work.>", stream="work", consumer="reads")
+    def handle(message: Message) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            pids.append(cursor.fetchone()[0])
+
+    def set_up(connection: BaseDatabaseWrapper, **_: object) -> None:
+        if threading.current_thread().name.startswith("kanthorq-handler"):
+            connection.connection.execute("SET default_transaction_read_only = on")
+            connection.connection.read_only = True
+
+    announce(3)
+    connection_created.connect(set_up)
+    connection_created.disconnect(upkeep._note_connection)
+    connection_created.connect(upkeep._note_connection)  # workers come after what is set up
+    try:
+        work_off("reads", concurrency=1)
+    finally:
+        connection_created.disconnect(set_up)
+    assert len(set(pids)) == 1
+    assert Task.objects.completed().count() == 3
 
 
 def leave() -> None:
