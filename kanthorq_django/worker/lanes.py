@@ -184,6 +184,8 @@ class CoroutineLane(Lane):
             self._hand_back(round_)
         self._ended()
         self._start_waiting()
+        if self.is_idle:
+            self._line_up_refresh()  # or what the last ones left open stays so until others begin
 
     def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         """Hold ``task`` until it is done: the loop itself keeps only weak references."""

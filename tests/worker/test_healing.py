@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -159,6 +160,29 @@ def test_a_transaction_that_a_handler_leaves_open_holds_up_nobody(way: str, has_
         wait_until(lambda: not backends_in_transaction(), PATIENCE)
     assert not Entry.objects.exists()
     assert Task.objects.get().attempt_count == (2 if has_acked else 1)
+
+
+@pytest.mark.parametrize("way", ["by Django", "by SQL"])
+def test_a_transaction_that_a_coroutine_leaves_open_holds_up_no_burst(way: str):
+    """Nor does another coroutine begin, before which there is a look at the connections."""
+
+    def leave_open() -> None:
+        if way == "by Django":
+            transaction.set_autocommit(False)
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("BEGIN")
+
+    @subscribe("work.>", stream="work", consumer="forgets", retry=Fixed(timedelta(0)))
+    async def handle(message: Message) -> None:
+        if message.attempt == 1:
+            await sync_to_async(leave_open)()
+            await message.aack()
+
+    announce()
+    assert work_off("forgets") == 2
+    assert not backends_in_transaction()
+    assert Task.objects.completed().get().attempt_count == 2
 
 
 def backends_in_transaction() -> list[int]:
