@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
@@ -47,12 +47,10 @@ from kanthorq_django.models.occurrences import (
     Unpublished,
     publish_occurrences,
 )
+from kanthorq_django.models.progress import PROGRESS, ProgressModel
 from kanthorq_django.models.stream import Stream
 
 TURN_SIZE = 20  # schedules published in one transaction
-
-# What turns move, and cancel() and resume(), and what nobody else means to.
-PROGRESS = frozenset({"next_at", "last_at", "cancelled_at"})
 
 _Change = Callable[["Schedule", datetime], tuple[datetime | None, datetime | None]]
 
@@ -84,7 +82,10 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         made = list(objs)
         for schedule in made:
             schedule.prepare(self.db)
-        return super().bulk_create(made, *args, **options)
+        created = super().bulk_create(made, *args, **options)
+        for schedule in made:
+            schedule._note_written(PROGRESS, self.db)
+        return created
 
     @bulk_verb
     def cancel(self) -> Outcome:
@@ -167,7 +168,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         return Outcome(tuple(updated), noop=tuple(sorted(found.difference(updated))))
 
 
-class Schedule(SealableModel):
+class Schedule(ProgressModel, SealableModel):
     """A recurrence rule and the event that it publishes at each occurrence."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -193,9 +194,6 @@ class Schedule(SealableModel):
     cancelled_at = MomentField(null=True, blank=True, editable=False)
     created_at = CreatedAtField()
 
-    # As they were read, to tell what is set here from what has moved meanwhile.
-    _progress: Mapping[str, Any] = {}
-
     objects = models.Manager.from_queryset(ScheduleQuerySet)()
 
     class Meta:
@@ -215,19 +213,6 @@ class Schedule(SealableModel):
     def __str__(self) -> str:
         return self.name
 
-    @classmethod
-    def from_db(cls, *args: Any, **kwargs: Any) -> Self:
-        schedule = super().from_db(*args, **kwargs)
-        schedule._note_progress()
-        return schedule
-
-    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
-        super().refresh_from_db(*args, **kwargs)
-        self._note_progress()
-
-    def _note_progress(self) -> None:
-        self._progress = {name: self.__dict__.get(name) for name in PROGRESS}
-
     def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
         """Insert or update this row; a rule that is new or changed counts from now on.
 
@@ -235,44 +220,50 @@ class Schedule(SealableModel):
         it is cancelled, stays as they left it, unless it was set here, or ``update_fields`` names
         it. Raises InvalidSchedule or InvalidEvent if it cannot be kept.
         """
+        named = None if update_fields is None else set(update_fields)
+        using = options.pop("using", None) or router.db_for_write(type(self), instance=self)
         if self._state.adding or options.get("force_insert"):
-            self.prepare(options.get("using"))
-            super().save(update_fields=update_fields, **options)
+            self.prepare(using)
+            self._write(named, using, **options)
+        elif named is not None and named <= PROGRESS:
+            self._write(named, using, **options)
         else:
-            columns = self._written() if update_fields is None else set(update_fields)
-            self._save_stored(columns, **options)
-        self._note_progress()
+            with together(using):
+                self._update(named, using, **options)
 
-    def _written(self) -> set[str]:
+    def _update(self, named: set[str] | None, using: str, **options: Any) -> None:
+        """Write the ``named`` columns of the stored row, or all that were read or set here."""
+        rows = Schedule._base_manager.using(using).select_for_update(of=("self",), no_key=True)
+        stored = rows.filter(pk=self.pk).first()
+        columns = self._read_or_set(stored) if named is None else named
+        self.check_definition(columns)
+        if stored is not None:
+            columns = self._catch_up(columns, stored, using)
+        self._write(columns, using, **options)
+
+    def _read_or_set(self, stored: "Schedule | None") -> set[str]:
         """Return what ``save()`` writes: not what may have moved, unless it was set here."""
         columns = {field.attname for field in self._meta.concrete_fields} - {"id"} - PROGRESS
-        return columns - self.get_deferred_fields() | self._set_here()
+        return columns - self.get_deferred_fields() | self._set_here(stored)
 
-    def _set_here(self) -> set[str]:
-        held = self.__dict__
-        return {name for name in PROGRESS if held.get(name) != self._progress.get(name)}
-
-    def _save_stored(self, columns: set[str], **options: Any) -> None:
-        if columns <= PROGRESS:
-            super().save(update_fields=columns, **options)
-            return
-        self.check_definition(columns)
-        using = options.get("using") or router.db_for_write(type(self), instance=self)
-        with together(using):
-            super().save(update_fields=self._caught_up(columns, using), **options)
-
-    def _caught_up(self, columns: set[str], using: str) -> set[str]:
-        """Lock the stored row and learn how far it is; return ``columns`` and what a rule moves."""
-        rows = Schedule._base_manager.using(using).select_for_update(of=("self",), no_key=True)
-        if (stored := rows.filter(pk=self.pk).first()) is None:
+    def _catch_up(self, columns: set[str], stored: "Schedule", using: str) -> set[str]:
+        """Learn how far the locked row is; return ``columns`` and what a changed rule moves."""
+        held, row = vars(self), vars(stored)
+        others = PROGRESS - columns - self._set_here(stored)
+        self._take_over({n: row[n] for n in others if n not in held or held[n] != row[n]})
+        timing = {name: getattr(self, name) for name in columns.intersection(TIMING)}
+        if not stored.differs_from(timing):
             return columns
-        for name in PROGRESS - columns:
-            setattr(self, name, getattr(stored, name))
-        timing = {name: getattr(self, name) for name in TIMING if name in columns}
-        if self.next_at != stored.next_at or not stored.differs_from(timing):
-            return columns
-        self.settle(using)
+        if self.next_at == stored.next_at:  # else it was set here
+            row.update(timing, **{n: held[n] for n in columns & PROGRESS})
+            stored.settle(using)
+            self._take_over({"next_at": stored.next_at})
         return columns | {"next_at"}
+
+    def _write(self, columns: set[str] | None, using: str, **options: Any) -> None:
+        """Have Django write ``columns``, or all."""
+        super().save(update_fields=columns, using=using, **options)
+        self._note_written(PROGRESS if columns is None else columns, using)
 
     def prepare(self, using: str | None) -> None:
         """Check a new schedule, and set when it occurs first, unless that was set here.
@@ -281,10 +272,10 @@ class Schedule(SealableModel):
         InvalidEvent if it cannot be kept.
         """
         self.check_definition()
-        for name in {"next_at", "last_at"} - self._set_here():
-            setattr(self, name, None)
+        self._take_over(dict.fromkeys({"next_at", "last_at"} - self._set_here()))
         if self.next_at is None:
             self.settle(using)
+            self._take_over({"next_at": self.next_at})
 
     @property
     def life(self) -> str:

@@ -1,0 +1,234 @@
+"""What ``save()`` writes of a schedule that workers and operators move meanwhile, and where to."""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.db import transaction
+
+from kanthorq_django.models import Schedule, Stream
+from kanthorq_django.models.progress import PROGRESS
+
+pytestmark = pytest.mark.django_db
+
+START = datetime(2026, 1, 1, 9, tzinfo=UTC)
+LATER = datetime(2030, 1, 1, 9, tzinfo=UTC)
+
+
+def made(**given: Any) -> Schedule:
+    options: dict[str, Any] = {
+        "name": "report",
+        "stream": Stream.objects.register("reports"),
+        "rrule": "FREQ=DAILY",
+        "dtstart": START,
+        "timezone": "UTC",
+        "subject": "report.due",
+    }
+    return Schedule(**(options | given))
+
+
+def create(**given: Any) -> Schedule:
+    kept = made(**given)
+    kept.save()
+    return kept
+
+
+@contextmanager
+def rolled_back() -> Iterator[None]:
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
+def stored() -> Schedule:
+    return Schedule.objects.get()
+
+
+def set_all(kept: Schedule) -> None:
+    kept.next_at, kept.last_at, kept.cancelled_at = LATER, START, START
+
+
+def progress(kept: Schedule) -> tuple[datetime | None, ...]:
+    return kept.next_at, kept.last_at, kept.cancelled_at
+
+
+@pytest.mark.parametrize("update_fields", [None, ["next_at", "last_at", "cancelled_at"]])
+def test_what_was_rolled_back_is_written_by_the_next_save(update_fields: list[str] | None):
+    kept = create()
+    set_all(kept)
+    with rolled_back():
+        kept.save(update_fields=update_fields)
+    assert stored().last_at is None
+
+    kept.save()
+
+    assert progress(kept) == progress(stored()) == (LATER, START, START)
+
+
+def test_what_was_saved_twice_before_a_rollback_is_written_by_the_next_save():
+    kept = create()
+    set_all(kept)
+    with rolled_back():
+        kept.save()
+        kept.body = b"new"
+        kept.save()
+    kept.save()
+    assert progress(stored()) == (LATER, START, START)
+
+
+def test_what_was_rolled_back_is_written_also_where_a_worker_has_moved_on_since():
+    kept = create()
+    kept.next_at = LATER
+    with rolled_back():
+        kept.save()
+    Schedule.objects.update(next_at=START)
+    kept.save()
+    assert stored().next_at == LATER
+
+
+def test_what_only_a_savepoint_rolled_back_is_written_by_the_next_save():
+    kept = create()
+    set_all(kept)
+    savepoint = transaction.savepoint()
+    kept.save()
+    transaction.savepoint_rollback(savepoint)
+    kept.save()
+    assert progress(stored()) == (LATER, START, START)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_was_committed_is_not_written_again_when_an_operator_undoes_it():
+    kept = create()
+    kept.cancelled_at = START
+    kept.save()
+    Schedule.objects.all().resume()
+
+    kept.body = b"new"
+    kept.save()
+
+    assert kept.life == stored().life == "active"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_transaction_wrote_is_known_once_it_commits():
+    kept = create()
+    with transaction.atomic():
+        kept.cancelled_at = START
+        kept.save()
+    Schedule.objects.all().resume()
+    kept.save()
+    assert stored().life == "active"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_transactions_that_are_managed_by_hand_are_followed_too():
+    kept = create()
+    transaction.set_autocommit(False)
+    try:
+        set_all(kept)
+        kept.save(update_fields=["next_at", "last_at", "cancelled_at"])
+        transaction.rollback()
+        kept.save()
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert progress(stored()) == (LATER, START, START)
+    Schedule.objects.all().resume()
+    kept.save()
+    assert stored().life == "active"
+
+
+def test_what_moves_after_a_save_in_the_same_transaction_stays():
+    kept = create()
+    kept.next_at = LATER
+    kept.save()
+    Schedule.objects.all().cancel()
+    kept.save()
+    assert progress(kept) == progress(stored())
+    assert stored().next_at is None
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda kept: pickle.loads(pickle.dumps(kept))])  # noqa: S301
+def test_copies_of_an_instance_know_what_it_has_set(copied: Callable[[Schedule], Schedule]):
+    kept = create()
+    kept.next_at = LATER
+    kept.save()
+    kept.cancelled_at = START
+    copied(kept).save()
+    assert progress(stored()) == (LATER, None, START)
+
+
+def test_what_was_set_outlasts_a_refresh_of_other_columns():
+    kept = create()
+    set_all(kept)
+    kept.refresh_from_db(fields=["name"])
+    kept.refresh_from_db(from_queryset=Schedule.objects.defer(*PROGRESS))
+    kept.save()
+    assert progress(stored()) == (LATER, START, START)
+
+
+def test_what_was_set_is_forgotten_by_a_refresh_of_its_own_column():
+    kept = create()
+    kept.next_at = kept.last_at = LATER
+    kept.refresh_from_db(fields=iter(["next_at"]))
+    Schedule.objects.update(next_at=START)
+    kept.save()
+    assert progress(stored()) == (START, LATER, None)
+
+
+def test_what_was_set_outlasts_columns_that_are_loaded_later():
+    create(cancelled_at=START)
+    kept = Schedule.objects.only("name").get()
+    kept.next_at, kept.cancelled_at = LATER, None
+    assert (kept.rrule, kept.last_at) == ("FREQ=DAILY", None)
+    kept.save()
+    assert progress(stored()) == (LATER, None, None)
+
+
+def test_a_column_that_is_loaded_later_is_not_taken_for_one_that_was_set():
+    create()
+    kept = Schedule.objects.only("name").get()
+    assert kept.next_at is not None
+    Schedule.objects.update(next_at=LATER)
+    kept.name = "other"
+    kept.save()
+    assert stored().next_at == LATER
+
+
+def test_what_was_set_is_written_though_nothing_else_was_loaded():
+    create()
+    kept = Schedule.objects.only("name").get()
+    kept.cancelled_at = START
+    kept.save()
+    assert stored().life == "cancelled"
+
+
+@pytest.mark.parametrize("column", ["name", "rrule"])
+def test_what_was_set_outlasts_a_save_of_other_columns(column: str):
+    kept = create()
+    set_all(kept)
+    setattr(kept, column, {"name": "other", "rrule": "FREQ=YEARLY"}[column])
+    kept.save(update_fields=[column])
+    assert stored().life == "active"
+    kept.save()
+    assert progress(stored()) == (LATER, START, START)
+
+
+def test_a_changed_rule_of_a_running_schedule_goes_on_whatever_else_waits_to_be_saved():
+    kept = create()
+    kept.rrule, kept.cancelled_at = "FREQ=YEARLY", START
+    kept.save(update_fields=["rrule"])
+    assert stored().next_at == stored().upcoming()[0]
+
+
+def test_schedules_that_are_saved_after_their_bulk_keep_what_moved_meanwhile():
+    kept, given = Schedule.objects.bulk_create([made(), made(name="given", next_at=LATER)])
+    Schedule.objects.update(next_at=START, last_at=START)
+    for each in (kept, given):
+        each.body = b"new"
+        each.save()
+    assert set(Schedule.objects.values_list("next_at", "last_at")) == {(START, START)}
