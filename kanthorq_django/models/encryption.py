@@ -161,6 +161,10 @@ class SealableModel(models.Model):
             self.__dict__.pop(_SEALED, None)
         super().refresh_from_db(using, named, from_queryset)
 
+    def unread_columns(self) -> set[str]:
+        """Return the deferred columns; a sealed body was read."""
+        return self.get_deferred_fields() - ({"body"} if _SEALED in vars(self) else set())
+
 
 def _seal_loaded(instance: SealableModel, *, raw: bool, **_: Any) -> None:
     """Seal a body that comes from a fixture: ``loaddata`` writes columns past ``pre_save()``."""

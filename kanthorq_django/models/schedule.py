@@ -216,6 +216,7 @@ class Schedule(ProgressModel, SealableModel):
     def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
         """Insert or update this row; a rule that is new or changed counts from now on.
 
+        A copy, and a row that is not there any more, is inserted as a schedule that is new.
         What workers and operators have moved meanwhile, where it occurs next and last and whether
         it is cancelled, stays as they left it, unless it was set here, or ``update_fields`` names
         it. Raises InvalidSchedule or InvalidEvent if it cannot be kept.
@@ -223,21 +224,28 @@ class Schedule(ProgressModel, SealableModel):
         named = None if update_fields is None else set(update_fields)
         using = options.pop("using", None) or router.db_for_write(type(self), instance=self)
         if self._state.adding or options.get("force_insert"):
-            self.prepare(using)
-            self._write(named, using, **options)
+            self._insert(named, using, **options)
         elif named is not None and named <= PROGRESS:
             self._write(named, using, **options)
         else:
             with together(using):
-                self._update(named, using, **options)
+                self._update_or_insert(named, using, **options)
 
-    def _update(self, named: set[str] | None, using: str, **options: Any) -> None:
-        """Write the ``named`` columns of the stored row, or all that were read or set here."""
+    def _insert(self, named: set[str] | None, using: str, **options: Any) -> None:
+        self.prepare(using)
+        self._write(named, using, **options)
+
+    def _update_or_insert(self, named: set[str] | None, using: str, **options: Any) -> None:
+        """Write the ``named`` columns, or all that were read or set here, as Django would."""
         rows = Schedule._base_manager.using(using).select_for_update(of=("self",), no_key=True)
         stored = rows.filter(pk=self.pk).first()
+        is_partial = using == self._state.db and bool(self.unread_columns())
+        if stored is None and named is None and not (is_partial or options.get("force_update")):
+            self._insert(None, using, **options | {"force_insert": True})
+            return
         columns = self._read_or_set(stored) if named is None else named
-        self.check_definition(columns)
         if stored is not None:
+            self.check_definition(columns)
             columns = self._catch_up(columns, stored, using)
         self._write(columns, using, **options)
 

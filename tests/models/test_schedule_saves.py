@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.utils import timezone
 
 from kanthorq_django.models import Schedule, Stream
 from kanthorq_django.models.progress import PROGRESS
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.django_db
 
 START = datetime(2026, 1, 1, 9, tzinfo=UTC)
 LATER = datetime(2030, 1, 1, 9, tzinfo=UTC)
+
+Change = Callable[[Schedule], None]
 
 
 def made(**given: Any) -> Schedule:
@@ -232,3 +235,152 @@ def test_schedules_that_are_saved_after_their_bulk_keep_what_moved_meanwhile():
         each.body = b"new"
         each.save()
     assert set(Schedule.objects.values_list("next_at", "last_at")) == {(START, START)}
+
+
+def test_schedules_whose_bulk_was_rolled_back_are_saved_as_they_were_given():
+    kept = made(next_at=LATER)
+    with rolled_back():
+        Schedule.objects.bulk_create([kept])
+    kept.save()
+    assert stored().next_at == LATER
+
+
+def test_a_schedule_whose_creation_was_rolled_back_is_created_by_the_next_save():
+    kept, given = made(), made(name="given", next_at=LATER)
+    with rolled_back():
+        kept.save()
+        given.save()
+    kept.rrule = "FREQ=YEARLY"
+    kept.save()
+    given.save()
+    assert kept.next_at == Schedule.objects.get(name="report").upcoming()[0]
+    assert Schedule.objects.get(name="given").next_at == LATER
+
+
+def without_pk(kept: Schedule) -> None:
+    kept.pk, kept.name = None, "copy"
+
+
+def with_another_pk(kept: Schedule) -> None:
+    kept.pk, kept.name = Schedule().pk, "copy"
+
+
+def deleted_meanwhile(kept: Schedule) -> None:
+    Schedule.objects.filter(pk=kept.pk).delete()
+
+
+def deleted(kept: Schedule) -> None:
+    kept.delete()
+
+
+@pytest.mark.parametrize("change", [without_pk, with_another_pk, deleted_meanwhile, deleted])
+def test_a_row_that_does_not_exist_is_inserted_as_one_that_has_not_occurred_yet(
+    change: Change,
+):
+    create(body=b"hello")
+    Schedule.objects.update(next_at=START, last_at=START)
+    kept = stored()
+    change(kept)
+    kept.rrule = "FREQ=YEARLY"
+
+    kept.save()
+
+    inserted = Schedule.objects.get(name=kept.name)
+    assert (inserted.pk, inserted.last_at) == (kept.pk, None)
+    assert inserted.next_at == kept.next_at == inserted.upcoming()[0] > timezone.now()
+    assert inserted.body == b"hello"
+
+
+def test_a_copy_of_a_schedule_that_was_just_saved_has_not_occurred_yet():
+    kept = create()
+    kept.next_at = kept.last_at = START
+    kept.save()
+    without_pk(kept)
+    kept.save()
+    assert progress(kept) == (kept.upcoming()[0], None, None)
+    assert kept.upcoming()[0] > timezone.now()
+
+
+def test_what_is_set_on_a_copy_is_inserted():
+    kept = create()
+    without_pk(kept)
+    kept.next_at = LATER
+    kept.save()
+    assert Schedule.objects.get(name="copy").next_at == LATER
+
+
+def test_a_copy_that_was_refused_is_inserted_by_the_next_save():
+    kept = create()
+    kept.pk = None
+    with pytest.raises(IntegrityError), transaction.atomic():
+        kept.save()
+    kept.name = "copy"
+    kept.save()
+    assert Schedule.objects.count() == 2
+
+
+def test_a_copy_that_cannot_be_kept_is_refused():
+    kept = create()
+    without_pk(kept)
+    kept.resource_key = "\x07"
+    with pytest.raises(ValueError, match="resource_key"):
+        kept.save()
+    assert Schedule.objects.count() == 1
+    assert connection.is_usable()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"force_update": True},
+        {"update_fields": ["name"]},
+        {"update_fields": ["next_at"]},
+        {"update_fields": ["name", "next_at"], "force_update": True},
+    ],
+)
+@pytest.mark.parametrize("change", [without_pk, with_another_pk, deleted_meanwhile])
+def test_an_update_of_a_row_that_does_not_exist_is_refused_by_django(
+    change: Change, options: dict[str, Any]
+):
+    kept = create()
+    change(kept)
+    with pytest.raises(DatabaseError, match="did not affect any rows"), transaction.atomic():
+        kept.save(**options)
+    assert not Schedule.objects.filter(pk=kept.pk).exists()
+
+
+def test_a_deleted_row_of_which_little_was_loaded_is_refused_by_django():
+    create()
+    kept = Schedule.objects.only("name").get()
+    deleted_meanwhile(kept)
+    with pytest.raises(DatabaseError, match="did not affect any rows"), transaction.atomic():
+        kept.save()
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+@pytest.mark.parametrize("loaded", [(), ("name",)])
+def test_a_schedule_is_saved_to_a_database_that_does_not_have_it(loaded: tuple[str, ...]):
+    kept = create()
+    Schedule.objects.update(next_at=START, last_at=START)
+    Stream.objects.using("other").create(pk=kept.stream_id, name="reports")
+    rows = Schedule.objects.only(*loaded) if loaded else Schedule.objects.all()
+
+    rows.get().save(using="other")
+
+    there = Schedule.objects.using("other").get()
+    assert (there.pk, there.last_at) == (kept.pk, None)
+    assert there.next_at == there.upcoming()[0]
+    assert progress(stored()) == (START, START, None)
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_a_schedule_that_is_saved_to_another_database_keeps_what_moved_there():
+    kept = create()
+    Stream.objects.using("other").create(pk=kept.stream_id, name="reports")
+    kept.save(using="other")
+    Schedule.objects.using("other").update(next_at=LATER)
+    here = stored()
+    here.body = b"new"
+    here.save(using="other")
+    there = Schedule.objects.using("other").get()
+    assert (there.next_at, there.body) == (LATER, b"new")
