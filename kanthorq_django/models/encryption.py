@@ -27,7 +27,8 @@ else:
     _BinaryField = models.BinaryField
 
 _ID_SIZE = 16  # bytes of the id in front of the plain body
-_SEALED = "_sealed_body"  # where an instance keeps a body that nobody has opened yet
+# Where an instance keeps a body that nobody has opened yet, and whose it is: a copy gets a new id.
+_SEALED = "_sealed_body"
 
 
 def seal(owner: UUID, body: bytes) -> bytes:
@@ -102,9 +103,9 @@ class _BodyAttribute(DeferredAttribute):
         if instance is None:
             return self
         held = instance.__dict__
-        sealed = held.pop(_SEALED) if _SEALED in held else _read(instance, self.field.attname)
+        sealed = held.get(_SEALED) or (instance.pk, _read(instance, self.field.attname))
         held[_SEALED] = sealed  # stays, if it cannot be opened
-        held[self.field.attname] = unseal(instance.pk, sealed)
+        held[self.field.attname] = unseal(*sealed)
         del held[_SEALED]
         return held[self.field.attname]
 
@@ -145,7 +146,7 @@ class SealableModel(models.Model):
         """Set a sealed body aside: one that cannot be opened is its reader's trouble alone."""
         row = super().from_db(*args, **kwargs)
         if is_sealed(row.__dict__.get("body", b"")):
-            row.__dict__[_SEALED] = row.__dict__.pop("body")
+            row.__dict__[_SEALED] = row.pk, row.__dict__.pop("body")
         return row
 
     def refresh_from_db(
@@ -177,4 +178,4 @@ def _forget_sealed(instance: SealableModel, *, raw: bool, **_: Any) -> None:
     """Let the instance be read as before; its body is opened when somebody wants it."""
     held = instance.__dict__
     if raw and is_sealed(bytes(held.get("body", b""))):
-        held[_SEALED] = held.pop("body")
+        held[_SEALED] = instance.pk, held.pop("body")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.utils import timezone
 
@@ -273,10 +274,12 @@ def deleted(kept: Schedule) -> None:
     kept.delete()
 
 
+@pytest.mark.parametrize("keys", [[], [Fernet.generate_key().decode()]])
 @pytest.mark.parametrize("change", [without_pk, with_another_pk, deleted_meanwhile, deleted])
 def test_a_row_that_does_not_exist_is_inserted_as_one_that_has_not_occurred_yet(
-    change: Change,
+    change: Change, keys: list[str], settings: Any
 ):
+    settings.KANTHORQ = {"BODY_KEYS": keys}
     create(body=b"hello")
     Schedule.objects.update(next_at=START, last_at=START)
     kept = stored()
