@@ -236,20 +236,19 @@ class Schedule(ProgressModel, SealableModel):
         self._write(named, using, **options)
 
     def _update_or_insert(self, named: set[str] | None, using: str, **options: Any) -> None:
-        """Write the ``named`` columns, or all that were read or set here, as Django would."""
+        """Write the ``named`` columns, or all that were read or set here; insert a missing row."""
         rows = Schedule._base_manager.using(using).select_for_update(of=("self",), no_key=True)
-        stored = rows.filter(pk=self.pk).first()
         is_partial = using == self._state.db and bool(self.unread_columns())
-        if stored is None and named is None and not (is_partial or options.get("force_update")):
-            self._insert(None, using, **options | {"force_insert": True})
-            return
-        columns = self._read_or_set(stored) if named is None else named
-        if stored is not None:
+        if (stored := rows.filter(pk=self.pk).first()) is not None:
+            columns = self._read_or_set(stored) if named is None else named
             self.check_definition(columns)
-            columns = self._catch_up(columns, stored, using)
-        self._write(columns, using, **options)
+            self._write(self._catch_up(columns, stored, using), using, **options)
+        elif named is None and not (is_partial or options.get("force_update")):
+            self._insert(None, using, **options | {"force_insert": True})
+        else:
+            self._write(named, using, **options)  # which Django refuses
 
-    def _read_or_set(self, stored: "Schedule | None") -> set[str]:
+    def _read_or_set(self, stored: "Schedule") -> set[str]:
         """Return what ``save()`` writes: not what may have moved, unless it was set here."""
         columns = {field.attname for field in self._meta.concrete_fields} - {"id"} - PROGRESS
         return columns - self.get_deferred_fields() | self._set_here(stored)
@@ -258,12 +257,13 @@ class Schedule(ProgressModel, SealableModel):
         """Learn how far the locked row is; return ``columns`` and what a changed rule moves."""
         held, row = vars(self), vars(stored)
         others = PROGRESS - columns - self._set_here(stored)
-        self._take_over({n: row[n] for n in others if n not in held or held[n] != row[n]})
+        moved = {name for name in others if name not in held or held[name] != row[name]}
+        self._take_over({name: row[name] for name in moved})
         timing = {name: getattr(self, name) for name in columns.intersection(TIMING)}
         if not stored.differs_from(timing):
             return columns
         if self.next_at == stored.next_at:  # else it was set here
-            row.update(timing, **{n: held[n] for n in columns & PROGRESS})
+            row.update(timing, **{name: getattr(self, name) for name in columns & PROGRESS})
             stored.settle(using)
             self._take_over({"next_at": stored.next_at})
         return columns | {"next_at"}

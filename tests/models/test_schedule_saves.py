@@ -203,6 +203,15 @@ def test_a_column_that_is_loaded_later_is_not_taken_for_one_that_was_set():
     assert stored().next_at == LATER
 
 
+def test_a_column_that_was_not_loaded_may_be_named():
+    create()
+    Schedule.objects.update(last_at=START)
+    kept = Schedule.objects.only("name").get()
+    kept.rrule = "FREQ=YEARLY"
+    kept.save(update_fields=["rrule", "last_at"])
+    assert progress(stored()) == (kept.upcoming()[0], START, None)
+
+
 def test_what_was_set_is_written_though_nothing_else_was_loaded():
     create()
     kept = Schedule.objects.only("name").get()
