@@ -241,7 +241,7 @@ class Schedule(ProgressModel, SealableModel):
         is_partial = using == self._state.db and bool(self.unread_columns())
         if (stored := rows.filter(pk=self.pk).first()) is not None:
             columns = self._read_or_set(stored) if named is None else named
-            self.check_definition(columns)
+            self._normalize(columns)
             self._write(self._catch_up(columns, stored, using), using, **options)
         elif named is None and not (is_partial or options.get("force_update")):
             self._insert(None, using, **options | {"force_insert": True})
@@ -279,7 +279,7 @@ class Schedule(ProgressModel, SealableModel):
         A copy of another one has not occurred yet, whenever that did. Raises InvalidSchedule or
         InvalidEvent if it cannot be kept.
         """
-        self.check_definition()
+        self._normalize()
         self._take_over(dict.fromkeys({"next_at", "last_at"} - self._set_here()))
         if self.next_at is None:
             self.settle(using)
@@ -303,13 +303,14 @@ class Schedule(ProgressModel, SealableModel):
             raise ValidationError(told)
 
     def check_definition(self, columns: Collection[str] | None = None) -> None:
-        """Bring ``columns``, or all, into the form in which they are stored.
-
-        Raises InvalidSchedule or InvalidEvent if what stands there cannot be kept.
-        """
+        """Raise InvalidSchedule or InvalidEvent if one of ``columns``, or any, cannot be kept."""
         for column, problem in problems(self):
             if columns is None or column in columns:
                 raise problem
+
+    def _normalize(self, columns: Collection[str] | None = None) -> None:
+        """Check ``columns``, or all, and bring them into the form in which they are stored."""
+        self.check_definition(columns)
         for column, value in stored_forms(self):
             if columns is None or column in columns:
                 setattr(self, column, value)
