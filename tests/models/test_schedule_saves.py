@@ -184,6 +184,16 @@ def test_what_was_set_is_forgotten_by_a_refresh_of_its_own_column():
     assert progress(stored()) == (START, LATER, None)
 
 
+def test_a_null_that_was_set_is_forgotten_by_a_refresh_that_reads_one():
+    kept = create()
+    kept.next_at = None
+    Schedule.objects.update(next_at=None)
+    kept.refresh_from_db()
+    Schedule.objects.update(next_at=LATER)
+    kept.save()
+    assert stored().next_at == LATER
+
+
 def test_what_was_set_outlasts_columns_that_are_loaded_later():
     create(cancelled_at=START)
     kept = Schedule.objects.only("name").get()
