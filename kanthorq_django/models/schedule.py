@@ -224,16 +224,14 @@ class Schedule(ProgressModel, SealableModel):
         named = None if update_fields is None else set(update_fields)
         using = options.pop("using", None) or router.db_for_write(type(self), instance=self)
         if self._state.adding or options.get("force_insert"):
-            self._insert(named, using, **options)
+            self.prepare(using)
+            super().save(update_fields=named, using=using, **options)
         elif named is not None and named <= PROGRESS:
-            self._write(named, using, **options)
+            super().save(update_fields=named, using=using, **options)
         else:
             with together(using):
                 self._update_or_insert(named, using, **options)
-
-    def _insert(self, named: set[str] | None, using: str, **options: Any) -> None:
-        self.prepare(using)
-        self._write(named, using, **options)
+        self._note_written(PROGRESS if named is None else named, using)
 
     def _update_or_insert(self, named: set[str] | None, using: str, **options: Any) -> None:
         """Write the ``named`` columns, or all that were read or set here; insert a missing row."""
@@ -242,21 +240,21 @@ class Schedule(ProgressModel, SealableModel):
         if (stored := rows.filter(pk=self.pk).first()) is not None:
             columns = self._read_or_set(stored) if named is None else named
             self._normalize(columns)
-            self._write(self._catch_up(columns, stored, using), using, **options)
+            named = self._catch_up(columns, stored, using)
         elif named is None and not (is_partial or options.get("force_update")):
-            self._insert(None, using, **options | {"force_insert": True})
-        else:
-            self._write(named, using, **options)  # which Django refuses
+            self.prepare(using)
+            options["force_insert"] = True
+        super().save(update_fields=named, using=using, **options)
 
     def _read_or_set(self, stored: "Schedule") -> set[str]:
         """Return what ``save()`` writes: not what may have moved, unless it was set here."""
         columns = {field.attname for field in self._meta.concrete_fields} - {"id"} - PROGRESS
-        return columns - self.get_deferred_fields() | self._set_here(stored)
+        return columns - self.get_deferred_fields() | self._set_here(vars(stored))
 
     def _catch_up(self, columns: set[str], stored: "Schedule", using: str) -> set[str]:
         """Learn how far the locked row is; return ``columns`` and what a changed rule moves."""
         held, row = vars(self), vars(stored)
-        others = PROGRESS - columns - self._set_here(stored)
+        others = PROGRESS - columns - self._set_here(row)
         moved = {name for name in others if name not in held or held[name] != row[name]}
         self._take_over({name: row[name] for name in moved})
         timing = {name: getattr(self, name) for name in columns.intersection(TIMING)}
@@ -267,11 +265,6 @@ class Schedule(ProgressModel, SealableModel):
             stored.settle(using)
             self._take_over({"next_at": stored.next_at})
         return columns | {"next_at"}
-
-    def _write(self, columns: set[str] | None, using: str, **options: Any) -> None:
-        """Have Django write ``columns``, or all."""
-        super().save(update_fields=columns, using=using, **options)
-        self._note_written(PROGRESS if columns is None else columns, using)
 
     def prepare(self, using: str | None) -> None:
         """Check a new schedule, and set when it occurs first, unless that was set here.
