@@ -18,6 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from kanthorq_django import signals, sql
 from kanthorq_django.domain import subjects
+from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, lease
@@ -25,7 +26,13 @@ from kanthorq_django.models.leased import Leased, pulled_by
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Round, calls
-from kanthorq_django.worker.endings import Ending, HandBack, after_interrupt
+from kanthorq_django.worker.endings import (
+    VERDICT_ROLLED_BACK,
+    Ending,
+    HandBack,
+    Nack,
+    after_interrupt,
+)
 from kanthorq_django.worker.executor import aexecute, execute
 from kanthorq_django.worker.flight import Flight
 
@@ -122,8 +129,22 @@ def _settled(round_: Round, acknowledger: Acknowledger) -> list[Ending]:
     with _committing():
         endings = _handle(round_)
     with _committing():
+        endings = [_unless_taken_back(ending) for ending in endings]
         acknowledger.write(endings)
     return endings
+
+
+def _unless_taken_back(ending: Ending) -> Ending:
+    """Return the ending; that of a failure if the handler has taken its verdict back.
+
+    Outside of a block a verdict is taken to last. But in the transaction of a test a handler may
+    roll back to a savepoint of its own.
+    """
+    message = ending.message
+    is_settled_in_test = type(ending) is Ending and connections[message.using].in_atomic_block
+    if not is_settled_in_test or not message.is_open():
+        return ending
+    return Nack(message, Failure(VERDICT_ROLLED_BACK), message.retry_delay())
 
 
 @contextmanager
@@ -161,17 +182,14 @@ class _Committer:
         """Run a statement; Django's own ones for a block are run just outside of it."""
         if len(self._connection.atomic_blocks) > self._depth:
             return execute(statement, params, many, context)
-        if _begins_with(statement, "ROLLBACK TO SAVEPOINT"):
-            return execute(statement, params, many, context)  # its RELEASE follows
-        if _begins_with(statement, "RELEASE SAVEPOINT"):
-            found = execute(statement, params, many, context)
-            self._commit()
-            return found
         self._commit()  # a block without a savepoint, or a COPY, has told nothing of its end
         if _begins_with(statement, "SAVEPOINT"):
-            return execute(statement, params, many, context)
+            self._run("RELEASE SAVEPOINT")  # or that of the handler would go with it
         try:
-            return execute(statement, params, many, context)
+            found = execute(statement, params, many, context)
+            if _begins_with(statement, "SAVEPOINT", "ROLLBACK TO", "RELEASE"):
+                self._run("SAVEPOINT")  # ours was above that of the handler
+            return found
         finally:
             self._commit()
 
@@ -197,8 +215,8 @@ class _Committer:
             cursor.cursor.execute(f"{verb} kanthorq_drain")
 
 
-def _begins_with(statement: object, verb: str) -> bool:
-    return isinstance(statement, str) and statement.startswith(verb)
+def _begins_with(statement: object, *verbs: str) -> bool:
+    return isinstance(statement, str) and statement.startswith(verbs)
 
 
 def _handle(round_: Round) -> list[Ending]:
