@@ -166,12 +166,15 @@ class _Committer:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = connection
         self._depth = len(connection.atomic_blocks)
+        self._outer_savepoints = connection.savepoint_ids
 
     def __enter__(self) -> None:
         self._run("SAVEPOINT")
         self._connection.execute_wrappers.append(self._execute)
+        self._connection.savepoint_ids = _BlockSavepoints(self._connection)  # type: ignore[assignment]  # Django's too
 
     def __exit__(self, *raised: object) -> None:
+        self._connection.savepoint_ids = self._outer_savepoints
         self._connection.execute_wrappers.remove(self._execute)
         self._take_back_what_failed()
         self._run("RELEASE SAVEPOINT")
@@ -182,7 +185,7 @@ class _Committer:
         """Run a statement; Django's own ones for a block are run just outside of it."""
         if len(self._connection.atomic_blocks) > self._depth:
             return execute(statement, params, many, context)
-        self._commit()  # a block without a savepoint, or a COPY, has told nothing of its end
+        self._commit()  # a COPY has told nothing of its end
         if _begins_with(statement, "SAVEPOINT"):
             self._run("RELEASE SAVEPOINT")  # or that of the handler would go with it
         try:
@@ -200,19 +203,37 @@ class _Committer:
 
     def _take_back_what_failed(self) -> None:
         connection = self._connection
+        connection.needs_rollback = False  # the block around us is the test's: a worker has none
         raw = connection.connection
         is_aborted = (
             connection.vendor == "postgresql"
             and raw.info.transaction_status == TransactionStatus.INERROR
         )
-        if is_aborted or connection.needs_rollback:
-            connection.needs_rollback = False
+        if is_aborted:
             self._run("ROLLBACK TO SAVEPOINT")
 
     def _run(self, verb: str) -> None:
         """Run a statement of ours past wrappers, and past the log of queries."""
         with self._connection.cursor() as cursor:
             cursor.cursor.execute(f"{verb} kanthorq_drain")
+
+
+class _BlockSavepoints(list[str | None]):
+    """The savepoints of open blocks, of which each outermost one of a handler has one.
+
+    To a worker it is a transaction, whatever failed before it. Django makes no savepoint for it
+    with ``savepoint=False``, nor as long as the block around it is to be rolled back.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        super().__init__(connection.savepoint_ids)
+        self._connection = connection
+        self._depth = len(self)
+
+    def append(self, savepoint: str | None) -> None:
+        if savepoint is None and len(self) == self._depth:
+            savepoint = self._connection.savepoint()
+        super().append(savepoint)
 
 
 def _begins_with(statement: object, *verbs: str) -> bool:

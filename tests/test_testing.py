@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -9,6 +10,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, IntegrityError, connection, connections, transaction
 from django.db.models.functions import Now
+from django.db.transaction import Atomic
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -166,6 +168,7 @@ def nack(message: Message) -> None:
         (ack_in_a_block, break_transaction),
         (ack_in_a_block, break_copy),
         (ack_in_a_block_without_a_savepoint, break_transaction),
+        (ack_in_a_block_without_a_savepoint, break_copy),
         (nack, break_transaction),
     ],
 )
@@ -249,6 +252,109 @@ def test_drain_takes_back_what_a_block_of_a_handler_rolls_back():
     assert task.state == TaskState.RETRYABLE
     assert "rolled back" in task.attempted_errors[-1]["error"]
     assert Entry.objects.get().note == "outside"
+
+
+Block = Callable[[], Atomic]
+
+
+def fail_in_a_block(block: Block, message: Message) -> None:
+    with contextlib.suppress(ValueError), block():
+        Entry.objects.create(event_id=message.event.pk, note="lost")
+        raise ValueError
+
+
+def fail_to_save(message: Message) -> None:
+    """Fail where Django notes that a block has to be rolled back, if there is one."""
+    entry = Entry.objects.create(event_id=message.event.pk, note="kept")
+    with contextlib.suppress(IntegrityError):
+        Entry.objects.create(pk=entry.pk, event_id=message.event.pk, note="lost")
+
+
+BLOCKS: list[Block] = [
+    transaction.atomic,
+    functools.partial(transaction.atomic, savepoint=False),
+    functools.partial(transaction.atomic, durable=True),
+]
+
+
+@pytest.mark.usefixtures("is_committed")
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    ("fail", "kept"),
+    [
+        *((functools.partial(fail_in_a_block, block), []) for block in BLOCKS),
+        (fail_to_save, ["kept"]),
+    ],
+)
+def test_what_failed_before_a_block_of_a_handler_does_not_fail_the_block(
+    fail: Callable[[Message], None], kept: list[str], block: Block
+):
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        fail(message)
+        with block():
+            Entry.objects.create(event_id=message.event.pk, note="in the block")
+            message.ack({"kept": True})
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    task = Task.objects.get()
+    assert (task.state, task.result) == (TaskState.COMPLETED, {"kept": True})
+    notes = Entry.objects.order_by("pk").values_list("note", flat=True)
+    assert list(notes) == [*kept, "in the block"]
+
+
+@pytest.mark.usefixtures("is_committed")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_of_a_handler_that_fails_undoes_only_itself_whatever_failed_before(block: Block):
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        fail_to_save(message)
+        fail_in_a_block(block, message)
+        Entry.objects.create(event_id=message.event.pk, note="after")
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    assert Task.objects.get().state == TaskState.COMPLETED
+    assert list(Entry.objects.order_by("pk").values_list("note", flat=True)) == ["kept", "after"]
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_drain_keeps_what_was_copied_after_a_save_that_failed():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        fail_to_save(message)
+        statement = "COPY ledger_entry (event_id, note) FROM STDIN"
+        with connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.write_row((message.event.pk, "copied"))
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    assert list(Entry.objects.order_by("pk").values_list("note", flat=True)) == ["kept", "copied"]
+
+
+@pytest.mark.usefixtures("is_committed")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_drain_keeps_the_hooks_of_those_blocks_that_a_worker_would_commit(
+    block: Block, django_capture_on_commit_callbacks: Any
+):
+    hooks_run: list[str] = []
+
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        with block():
+            transaction.on_commit(functools.partial(hooks_run.append, "first"))
+        fail_to_save(message)
+        with contextlib.suppress(ValueError), block():
+            transaction.on_commit(functools.partial(hooks_run.append, "lost"))
+            raise ValueError
+        with block():
+            transaction.on_commit(functools.partial(hooks_run.append, "last"))
+
+    publish("order.paid", stream="kit")
+    with django_capture_on_commit_callbacks(execute=True):
+        drain("kit")
+    assert hooks_run == ["first", "last"]
 
 
 def roll_back_to_a_savepoint(note: Callable[[str], Entry]) -> None:
@@ -379,10 +485,11 @@ def test_drain_fails_a_handler_that_rolls_back_to_a_savepoint_from_before_its_ve
 
 
 @pytest.mark.usefixtures("is_committed")
-def test_drain_takes_back_a_block_whose_error_of_the_database_was_swallowed():
+@pytest.mark.parametrize("block", BLOCKS)
+def test_drain_takes_back_a_block_whose_error_of_the_database_was_swallowed(block: Block):
     @subscribe("order.>", stream="kit", consumer="kit")
     def handle(message: Message) -> None:
-        with transaction.atomic():
+        with block():
             Entry.objects.create(event_id=message.event.pk, note="lost")
             with contextlib.suppress(DatabaseError):
                 break_transaction()
