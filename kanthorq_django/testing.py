@@ -18,7 +18,6 @@ from psycopg.pq import TransactionStatus
 
 from kanthorq_django import signals, sql
 from kanthorq_django.domain import subjects
-from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, lease
@@ -26,13 +25,7 @@ from kanthorq_django.models.leased import Leased, pulled_by
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Round, calls
-from kanthorq_django.worker.endings import (
-    VERDICT_ROLLED_BACK,
-    Ending,
-    HandBack,
-    Nack,
-    after_interrupt,
-)
+from kanthorq_django.worker.endings import Ending, HandBack, after_interrupt
 from kanthorq_django.worker.executor import aexecute, execute
 from kanthorq_django.worker.flight import Flight
 
@@ -129,22 +122,8 @@ def _settled(round_: Round, acknowledger: Acknowledger) -> list[Ending]:
     with _committing():
         endings = _handle(round_)
     with _committing():
-        endings = [_unless_taken_back(ending) for ending in endings]
         acknowledger.write(endings)
     return endings
-
-
-def _unless_taken_back(ending: Ending) -> Ending:
-    """Return the ending; that of a failure if the handler has taken its verdict back.
-
-    Outside of a block a verdict is taken to last. But in the transaction of a test a handler may
-    roll back to a savepoint of its own.
-    """
-    message = ending.message
-    is_settled_in_test = type(ending) is Ending and connections[message.using].in_atomic_block
-    if not is_settled_in_test or not message.is_open():
-        return ending
-    return Nack(message, Failure(VERDICT_ROLLED_BACK), message.retry_delay())
 
 
 @contextmanager
@@ -160,21 +139,32 @@ def _committing() -> Iterator[None]:
         yield
 
 
+_SAVEPOINT_VERBS = ("savepoint", "savepoint_commit", "savepoint_rollback")
+
+
 class _Committer:
     """Stands in for the commits of one connection: a savepoint that is renewed by each."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = connection
         self._depth = len(connection.atomic_blocks)
-        self._outer_savepoints = connection.savepoint_ids
+        self._before = {
+            name: held
+            for name, held in vars(connection).items()
+            if name in {"savepoint_ids", *_SAVEPOINT_VERBS}
+        }
 
     def __enter__(self) -> None:
         self._run("SAVEPOINT")
         self._connection.execute_wrappers.append(self._execute)
         self._connection.savepoint_ids = _BlockSavepoints(self._connection)  # type: ignore[assignment]  # Django's too
+        for verb in _SAVEPOINT_VERBS:
+            setattr(self._connection, verb, self._within_blocks(getattr(self._connection, verb)))
 
     def __exit__(self, *raised: object) -> None:
-        self._connection.savepoint_ids = self._outer_savepoints
+        for verb in _SAVEPOINT_VERBS:
+            delattr(self._connection, verb)
+        vars(self._connection).update(self._before)
         self._connection.execute_wrappers.remove(self._execute)
         self._take_back_what_failed()
         self._run("RELEASE SAVEPOINT")
@@ -183,18 +173,32 @@ class _Committer:
         self, execute: Callable[..., Any], statement: Any, params: Any, many: bool, context: Any
     ) -> Any:
         """Run a statement; Django's own ones for a block are run just outside of it."""
-        if len(self._connection.atomic_blocks) > self._depth:
+        if not self._is_outside:
             return execute(statement, params, many, context)
         self._commit()  # a COPY has told nothing of its end
         if _begins_with(statement, "SAVEPOINT"):
-            self._run("RELEASE SAVEPOINT")  # or that of the handler would go with it
+            # Ours lies above: what a block swallowed undoes all of it, and not its RELEASE alone.
+            self._run("RELEASE SAVEPOINT")
         try:
             found = execute(statement, params, many, context)
             if _begins_with(statement, "SAVEPOINT", "ROLLBACK TO", "RELEASE"):
-                self._run("SAVEPOINT")  # ours was above that of the handler
+                self._run("SAVEPOINT")  # ours went with that of the block
             return found
         finally:
             self._commit()
+
+    @property
+    def _is_outside(self) -> bool:
+        return len(self._connection.atomic_blocks) <= self._depth
+
+    def _within_blocks(self, verb: Callable[..., str | None]) -> Callable[..., str | None]:
+        """Return a verb of savepoints that does nothing outside of blocks, as in a worker."""
+
+        def run(*savepoint: str | None) -> str | None:
+            is_for_nothing = savepoint == (None,) if savepoint else self._is_outside
+            return None if is_for_nothing else verb(*savepoint)
+
+        return run
 
     def _commit(self) -> None:
         self._take_back_what_failed()
@@ -221,8 +225,7 @@ class _Committer:
 class _BlockSavepoints(list[str | None]):
     """The savepoints of open blocks, of which each outermost one of a handler has one.
 
-    To a worker it is a transaction, whatever failed before it. Django makes no savepoint for it
-    with ``savepoint=False``, nor as long as the block around it is to be rolled back.
+    To a worker it is a transaction, whatever failed before it, and ``savepoint=False`` or not.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
@@ -232,7 +235,7 @@ class _BlockSavepoints(list[str | None]):
 
     def append(self, savepoint: str | None) -> None:
         if savepoint is None and len(self) == self._depth:
-            savepoint = self._connection.savepoint()
+            savepoint = type(self._connection).savepoint(self._connection)
         super().append(savepoint)
 
 
