@@ -4,8 +4,8 @@ Next, a consumer turns them into tasks: see consumer.py.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -40,6 +40,7 @@ from kanthorq_django.models.envelope import (
 )
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.hops import count_hops
+from kanthorq_django.models.isolation import together
 from kanthorq_django.models.registration import unread
 from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql import Result
@@ -67,9 +68,10 @@ class EventQuerySet(models.QuerySet["Event"]):
     bulk_update = update
 
     def delete(self) -> tuple[int, dict[str, int]]:
-        """Delete these events; pulls of their streams are waited for.
+        """Delete these events. Raises ProtectedError while there are tasks of them.
 
-        Raises ProtectedError while there are tasks of them.
+        Pulls of their streams are waited for, and wait from then on until it is committed: who
+        deletes events of several streams in one transaction does so in one order.
         """
         self._for_write = True
         with _undelivered(self.order_by().values("stream"), self.db):
@@ -208,11 +210,19 @@ class Event(SealableModel):
             raise UndecodableEvent(f"The body of event {self.pk} is not JSON: {error}") from error
 
 
-def _undelivered(streams: Any, using: str) -> AbstractContextManager[None]:
-    """Return a block in which no pull makes tasks of events of ``streams``, which it may delete."""
+@contextmanager
+def _undelivered(streams: Any, using: str) -> Iterator[None]:
+    """Run the block in a transaction in which no event of ``streams`` becomes a task.
+
+    Nobody pulls for their consumers, and none joins them: its foreign key locks the same row.
+    """
     from kanthorq_django.models.consumer import Consumer
 
-    return unread(Consumer._base_manager.using(using).filter(stream__in=streams))
+    with together(using):
+        among = Stream._base_manager.using(using).filter(pk__in=streams).order_by("pk")
+        locked = list(among.select_for_update().values_list("pk", flat=True))
+        with unread(Consumer._base_manager.using(using).filter(stream__in=locked)):
+            yield
 
 
 @async_unsafe(

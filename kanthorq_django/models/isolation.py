@@ -8,6 +8,7 @@ from django.db import IntegrityError, OperationalError, connections, transaction
 from psycopg.errors import SerializationFailure, UniqueViolation
 
 from kanthorq_django.sql import LEAVE_IDLE
+from kanthorq_django.sql.session import is_outside
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ def brief(using: str) -> Iterator[None]:
 
 @contextmanager
 def patient(using: str) -> Iterator[None]:
-    """Let the client of a ``brief()`` transaction take its time for the block."""
+    """Let the client of a transaction that one of these began take its time for the block."""
     name = "idle_in_transaction_session_timeout"
     with connections[using].cursor() as cursor:
         cursor.execute("SELECT current_setting(%s)", [name])
@@ -60,15 +61,16 @@ def together(using: str) -> Iterator[None]:
 def unconflicted(using: str, run: Callable[[], T]) -> T:
     """Return what ``run`` returns, also where a stricter default lets it meet a conflict.
 
-    It is tried as it is first: a transaction around it would cost three round trips. Inside
-    the caller's transaction the conflict is the caller's.
+    It is tried as it is first: a transaction around it would cost three round trips. Inside a
+    transaction, however it was begun, the conflict is that of who began it.
     """
+    is_ours = is_outside(connections[using])
     try:
         return run()
     except (OperationalError, IntegrityError) as error:
         # A row that was inserted meanwhile is not seen there, and cannot be inserted either.
         is_conflict = isinstance(error.__cause__, SerializationFailure | UniqueViolation)
-        if not is_conflict or connections[using].in_atomic_block:
+        if not (is_ours and is_conflict):
             raise
     with read_committed(using):
         return run()

@@ -13,7 +13,7 @@ from kanthorq_django.domain.moments import readable
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
-from kanthorq_django.models.isolation import together
+from kanthorq_django.models.isolation import patient, together
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, align_turns
 
@@ -93,4 +93,5 @@ def unread(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
     with together(consumers.db):
         among = stored.filter(pk__in=consumers.values("pk")).order_by("pk")
         list(among.select_for_update(no_key=True).values_list("pk"))
-        yield
+        with patient(consumers.db):  # Django collects row by row, and tells receivers
+            yield

@@ -1,18 +1,20 @@
 """Projects whose transactions are stricter than READ COMMITTED by default."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models.signals import pre_delete
 from django.db.transaction import TransactionManagementError
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
+from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.retention import Pruned, prune
-from tests.concurrency import begin_elsewhere, elsewhere, wait_until
+from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, elsewhere, wait_until
 from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -151,3 +153,66 @@ def test_no_pull_makes_a_task_of_an_event_that_is_being_deleted(
     assert not Event.objects.exists()
     assert not Task.objects.exists()
     assert consumer.pull() == []
+
+
+def test_no_consumer_joins_a_stream_whose_event_is_being_deleted(consumer: Consumer):
+    joining: list[Future[Any]] = []
+
+    def join_meanwhile(**_: Any) -> None:
+        pre_delete.disconnect(join_meanwhile, sender=Event)
+        joining.append(begin_elsewhere(join))
+        wait_until(lambda: is_waited_for() or joining[0].done())
+
+    def join() -> list[Task]:
+        given = Registration(stream=consumer.stream.name, includes=[">"])
+        return Consumer.objects.register("newcomer", given).pull()
+
+    event = publish("order.paid", stream=consumer.stream.name)
+    pre_delete.connect(join_meanwhile, sender=Event)
+    event.delete()
+    assert joining[0].result(DEADLINE_SECONDS) == []
+    assert not Task.objects.exists()
+
+
+@pytest.mark.parametrize("doomed", [Event, Consumer])
+def test_a_deletion_may_take_its_time(consumer: Consumer, doomed: type[Event | Consumer]):
+    limits: list[str] = []
+
+    def look_at_limit(**_: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW idle_in_transaction_session_timeout")
+            limits.append(cursor.fetchone()[0])
+
+    publish("order.paid", stream=consumer.stream.name)
+    pre_delete.connect(look_at_limit, sender=doomed)
+    try:
+        doomed.objects.all().delete()
+    finally:
+        pre_delete.disconnect(look_at_limit, sender=doomed)
+    assert limits == ["0"]
+
+
+def by_autocommit() -> None:
+    connection.set_autocommit(False)
+
+
+def by_hand() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+
+
+@pytest.mark.parametrize(("begin", "count"), [(by_autocommit, 1), (by_autocommit, 2), (by_hand, 1)])
+def test_a_conflict_in_a_transaction_begun_past_atomic_is_told(
+    begin: Callable[[], None], count: int
+):
+    stored = publish("order.paid", stream="orders")
+    begin()
+    try:
+        again = [Event(id=stored.pk, subject="order.paid"), Event(subject="order.sent")]
+        with pytest.raises(IntegrityError, match="duplicate key"):
+            publish_many(again[:count], stream="orders")
+    finally:
+        connection.rollback()
+        connection.set_autocommit(True)
+    assert Event.objects.get() == stored
+    assert publish("order.sent", stream="orders").created
