@@ -9,6 +9,7 @@ from uuid import UUID
 from django.db import connections, models
 from django.db.models import F, Q
 from django.db.models.functions import Now
+from django.db.models.sql import Query
 from django.dispatch import Signal
 
 from kanthorq_django.domain.outcome import Outcome
@@ -104,6 +105,7 @@ class MovableQuerySet(models.QuerySet[M]):
         if not self.query.combinator:
             return self
         chosen = self.order_by().values("pk")
+        _select_pk_alone(chosen.query.combined_queries)
         return self.model._base_manager.using(self.db).filter(pk__in=chosen)
 
     def _move_chunk(
@@ -163,3 +165,10 @@ class MovableQuerySet(models.QuerySet[M]):
             )
             .values_list("pk", "state", "stream", "is_asked", "row_version", named=True)
         )
+
+
+def _select_pk_alone(parts: Iterable[Query]) -> None:
+    """Leave the parts of a union one column; Django leaves them those that they name."""
+    for part in parts:
+        part.set_values(["pk"])
+        _select_pk_alone(part.combined_queries)

@@ -136,6 +136,24 @@ def test_a_union_is_moved_as_a_whole():
     assert Task.objects.available().get() == other
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "shaped",
+    [
+        lambda tasks: tasks.values("pk", "event_id"),
+        lambda tasks: tasks.values_list("event_id", flat=True),
+        lambda tasks: tasks.values_list("pk", "state").union(Task.objects.none()),
+        lambda tasks: tasks.order_by("-schedule_at").only("state")[:10],
+    ],
+)
+def test_a_union_is_moved_whatever_its_parts_select(shaped: Callable[[Any], Any]):
+    first, second, other = TaskFactory.create_batch(3, state=TaskState.AVAILABLE)
+    parts = [shaped(Task.objects.filter(pk=task.pk)) for task in (first, second)]
+    assert set(parts[0].union(parts[1]).cancel().updated) == {first.event_id, second.event_id}
+    assert parts[0].union(parts[1]).intersection(parts[0]).resume().updated == (first.event_id,)
+    assert other in Task.objects.available()
+
+
 def ranked(order: Any) -> Window:
     return Window(RowNumber(), partition_by="consumer", order_by=order)
 
