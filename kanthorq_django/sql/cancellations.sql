@@ -20,9 +20,14 @@ CROSS JOIN LATERAL (
         FROM (
             SELECT
                 state, cancel_attempt_count, cancel_requested_at, finalized_at,
-                CASE WHEN (attempted_errors -> -1) @> jsonb_build_object(
-                    'verb', 'cancel', 'attempt', cancel_attempt_count
-                ) THEN (attempted_errors -> -1 ->> 'at')::timestamptz >= attempted_at END AS has_failed
+                jsonb_path_exists_tz(  -- as in claim.sql
+                    attempted_errors,
+                    '$[last] ? (@.verb == "cancel" && @.attempt == $attempt).at.datetime() ? (@ >= $since.datetime())',
+                    jsonb_build_object(
+                        'attempt', cancel_attempt_count, 'since', coalesce(attempted_at, 'epoch')
+                    ),
+                    true
+                ) AS has_failed
             FROM kanthorq_django_task
             WHERE consumer_id = asked.consumer_id AND state = -101
             ORDER BY id DESC

@@ -61,10 +61,15 @@ fate AS (
             ELSE 2
         END AS becomes,
         -- The last attempt of a cleanup, and not one of an earlier cancellation, stands in the history.
-        CASE WHEN (due.attempted_errors -> -1) @> jsonb_build_object(
-            'verb', 'cancel', 'attempt', due.cancel_attempt_count
-        ) THEN (due.attempted_errors -> -1 ->> 'at')::timestamptz >= due.attempted_at END AS is_told,
-        -- It has no moment if it was handed back.
+        -- One that was handed back meanwhile has no moment. Silent: a history may hold anything.
+        jsonb_path_exists_tz(
+            due.attempted_errors,
+            '$[last] ? (@.verb == "cancel" && @.attempt == $attempt).at.datetime() ? (@ >= $since.datetime())',
+            jsonb_build_object(
+                'attempt', due.cancel_attempt_count, 'since', coalesce(due.attempted_at, 'epoch')
+            ),
+            true
+        ) AS is_told,
         due.state = 3 AND due.cancel_attempt_count > 0 AND due.attempted_at IS NOT NULL AS was_tried,
         %(visibility_timeout)s::interval AS visibility_timeout
     FROM due, consumer

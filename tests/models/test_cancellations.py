@@ -14,6 +14,8 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.models import cancellations as module
 from kanthorq_django.models.cancellations import Cancellations, cancellations
+from kanthorq_django.models.consumer import LEASE_RAN_OUT
+from kanthorq_django.models.lease import hand_back
 from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -75,10 +77,15 @@ def test_a_handler_that_uses_up_its_attempts_has_failed(consumer: Consumer):
     assert found.longest is not None
 
 
-def test_a_handler_that_failed_and_was_taken_out_of_the_code_has_not_succeeded(consumer: Consumer):
+@pytest.mark.parametrize("then", ["waits", "was handed back"])
+def test_a_handler_that_failed_and_was_taken_out_of_the_code_has_not_succeeded(
+    consumer: Consumer, then: str
+):
     task = TaskFactory.create(consumer=consumer)
     Task.objects.filter(pk=task.pk).cancel()
     Message(*consumer.claim()).nack("E 1", delay=timedelta(0))
+    if then == "was handed back":
+        assert hand_back([claimed.lease for claimed in consumer.claim()], "default")
     Consumer.objects.update(has_cancel_handler=False)
     consumer.claim()
 
@@ -86,6 +93,22 @@ def test_a_handler_that_failed_and_was_taken_out_of_the_code_has_not_succeeded(c
 
     assert (found.cancelled, found.succeeded, found.failed) == (1, 0, 0)
     assert found.failures == [("E 1", 1)]
+
+
+def test_a_cleanup_whose_lease_ran_out_and_that_has_no_handler_any_more_has_not_succeeded(
+    consumer: Consumer,
+):
+    task = TaskFactory.create(consumer=consumer)
+    Task.objects.filter(pk=task.pk).cancel()
+    assert consumer.claim()
+    Task.objects.update(schedule_at=Now() - timedelta(minutes=1))
+    Consumer.objects.update(has_cancel_handler=False)
+    assert consumer.claim() == []
+
+    found = told(consumer)
+
+    assert (found.cancelled, found.succeeded, found.failed) == (1, 0, 0)
+    assert found.failures == [(LEASE_RAN_OUT, 1)]
 
 
 def test_what_ended_earlier_or_at_other_consumers_is_left_out(consumer: Consumer):

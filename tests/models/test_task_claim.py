@@ -246,7 +246,7 @@ def test_a_cancellation_counts_attempts_of_its_own(careful: Consumer):
 
 
 def test_a_cancellation_without_attempts_left_is_discarded_and_says_why(careful: Consumer):
-    task = due(careful, TaskState.CANCELLING, cancel_attempt_count=2)
+    task = due(careful, TaskState.CANCELLING, cancel_attempt_count=2, attempted_at=PAST)
     assert careful.claim() == []
     task.refresh_from_db()
     assert task.state == TaskState.DISCARDED
@@ -304,6 +304,32 @@ def test_a_cleanup_that_was_handed_back_blames_no_lease(careful: Consumer):
     assert careful.claim()
     task.refresh_from_db()
     assert [error["error"] for error in task.attempted_errors] == ["boom"]
+
+
+def test_a_cleanup_that_was_handed_back_while_its_attempts_were_lowered_blames_no_lease(
+    careful: Consumer,
+):
+    task = due(careful, TaskState.CANCELLING)
+    fail_to_cancel(careful, attempts=1)
+    assert hand_back([claimed.lease for claimed in careful.claim()], "default")
+    Task.objects.update(schedule_at=PAST)
+    Consumer.objects.update(cancel_attempt_max=1)
+    assert careful.claim() == []
+    task.refresh_from_db()
+    assert [error["error"] for error in task.attempted_errors] == ["boom", NO_ATTEMPT_LEFT]
+
+
+@pytest.mark.parametrize("at", ["long ago", "2030-02-31", None, 7, ["2030-01-01"]])
+def test_a_history_with_odd_moments_stops_no_claim(careful: Consumer, at: Any):
+    told = {"at": at, "attempt": 1, "verb": "cancel", "error": "boom", "stack": ""}
+    task = due(
+        careful,
+        TaskState.CANCELLING,
+        cancel_attempt_count=1,
+        attempted_at=PAST,
+        attempted_errors=[told],
+    )
+    assert careful.claim() == [task]
 
 
 def test_a_later_cancellation_that_lost_its_lease_blames_the_lease(careful: Consumer):
