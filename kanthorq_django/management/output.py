@@ -1,6 +1,7 @@
 """Stdout and stderr: full, closed, or without a reader, they stop no work that is under way."""
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -29,7 +30,8 @@ class Output:
 
     def flush(self) -> None:
         """Write what is buffered; until then ``loss`` cannot speak of it."""
-        self._attempt(self._stream.flush)
+        if not self._is_closed:
+            self._attempt(self._stream.flush)
 
     def _attempt(self, output: Callable[[], None]) -> None:
         if self.loss is not None:
@@ -41,13 +43,21 @@ class Output:
             self._discard_buffer()
 
     def _write(self, text: str, ending: str) -> None:
-        stream: Any = self._stream
-        if stream._out is None:  # what Python makes of a stream that was closed
+        if self._is_closed:
             raise OSError("it is closed")
         # As it is: Django would paint all of stderr as errors.
-        stream.write(text, str, ending)
+        self._stream.write(text, str, ending)
+
+    @property
+    def _is_closed(self) -> bool:
+        stream: Any = self._stream
+        # None is what Python makes of a stream that was closed before it started.
+        return stream._out is None or getattr(stream._out, "closed", False)
 
     def _discard_buffer(self) -> None:
         """Lead to nowhere what the interpreter flushes once more on its way out."""
+        stream: Any = self._stream
+        if stream._out not in (sys.stdout, sys.stderr):
+            return  # a caller's own, who sees to it
         with suppress(OSError, AttributeError), Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())

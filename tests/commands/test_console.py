@@ -2,6 +2,7 @@ import errno
 import sys
 from io import StringIO
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from django.core.management import call_command
@@ -137,13 +138,43 @@ def test_what_cannot_be_printed_stops_nothing():
     assert broken.finish() is Broken.error
 
 
-def test_what_was_left_in_the_buffer_is_not_written_again_at_the_end():
+def test_what_was_left_in_the_buffer_is_not_written_again_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+):
     with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
         output = Output(OutputWrapper(full))
         output.write("text")
         output.flush()
         assert output.loss is not None
         assert output.loss.errno == errno.ENOSPC
+
+
+def test_a_file_of_the_caller_stays_what_it_was(tmp_path: Path):
+    class Failing(StringIO):
+        def __init__(self, file: TextIO) -> None:
+            super().__init__()
+            self.fileno = file.fileno  # type: ignore[method-assign]
+
+        def write(self, _: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (tmp_path / "report").open("w") as report:
+        output = Output(OutputWrapper(Failing(report)))
+        output.write("text")
+        assert output.loss is not None
+        report.write("of the caller's own")
+    assert (tmp_path / "report").read_text() == "of the caller's own"
+
+
+def test_a_stream_that_the_program_closed_is_one_that_cannot_be_written(tmp_path: Path):
+    report = (tmp_path / "report").open("w")
+    report.close()
+    output = Output(OutputWrapper(report))
+    output.flush()
+    assert output.loss is None
+    output.write("text")
+    assert str(output.loss) == "it is closed"
 
 
 def test_a_question_that_nobody_saw_is_not_answered(monkeypatch: pytest.MonkeyPatch):
