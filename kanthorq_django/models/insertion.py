@@ -58,8 +58,8 @@ def _insert(
         stored = [_insert_one(events[0], stream, connection, _plainly)]
     else:
         stored = _insert_many(events, stream, using)
-    if created := next((event for event in stored if event.created), None):
-        notifications.herald(using, created.stream_id).wake_after_commit(pace, connection)
+    if stored[0].created or any(event.created for event in stored):
+        notifications.herald(using, stored[0].stream_id).wake_after_commit(pace, connection)
     return stored
 
 
@@ -209,9 +209,9 @@ def _chunks(events: Iterable["Event"]) -> Iterator[list["Event"]]:
 
 def _columns(event: "Event") -> dict[str, Any]:
     return {
-        "id": event.pk,
+        "id": event.id,
         "subject": event.subject,
-        "body": seal(event.pk, event.body),
+        "body": seal(event.id, event.body),
         "metadata": json.dumps(event.metadata) if event.metadata else "{}",
         "resource_key": event.resource_key,
         "idempotency_key": event.idempotency_key,

@@ -64,13 +64,12 @@ def unconflicted(using: str, run: Callable[[], T]) -> T:
     It is tried as it is first: a transaction around it would cost three round trips. Inside a
     transaction, however it was begun, the conflict is that of who began it.
     """
-    is_ours = is_outside(connections[using])
     try:
         return run()
     except (OperationalError, IntegrityError) as error:
         # A row that was inserted meanwhile is not seen there, and cannot be inserted either.
         is_conflict = isinstance(error.__cause__, SerializationFailure | UniqueViolation)
-        if not (is_ours and is_conflict):
+        if not (is_conflict and is_outside(connections[using])):
             raise
     with read_committed(using):
         return run()

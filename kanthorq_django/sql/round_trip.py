@@ -66,17 +66,21 @@ def run(
     nothing, or where the project's log or wrappers of statements are to see what is run, they go
     as one text; and the first few times, unless the connection ``is_lasting``.
     """
-    connection.close_if_health_check_failed()
+    if connection.health_check_enabled:  # else it takes its time to find out
+        connection.close_if_health_check_failed()
     connection.ensure_connection()  # refuses to block an event loop, and what tests forbid
     connection.validate_thread_sharing()
     connection.validate_no_broken_transaction()
     raw = connection.connection
     session = session_of(raw)
-    is_any_repeated = any(statement.is_repeated for statement in statements)
-    if not (is_any_repeated and may_bind(connection, session, is_lasting=is_lasting)):
+    is_repeated = statements[0].is_repeated or any(each.is_repeated for each in statements)
+    if not (is_repeated and may_bind(connection, session, is_lasting=is_lasting)):
         return _run_text(connection, statements, params)
-    with connection.wrap_database_errors:
+    try:
         return _run_bound(raw, session, statements, params)
+    except psycopg.Error:
+        with connection.wrap_database_errors:
+            raise
 
 
 def _run_text(
@@ -228,7 +232,10 @@ def _settle(raw: "psycopg.Connection[Any]") -> None:
 
 def _failed(results: Sequence[PGresult]) -> PGresult | None:
     """Return the first of ``results`` that is an error."""
-    return next((each for each in results if each.status == ExecStatus.FATAL_ERROR), None)
+    for each in results:
+        if each.status == ExecStatus.FATAL_ERROR:
+            return each
+    return None
 
 
 def _prepared(raw: "psycopg.Connection[Any]", session: Session, text: str) -> Prepared:
