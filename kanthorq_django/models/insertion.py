@@ -83,7 +83,7 @@ def _insert_one(
 
 
 def _plainly(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple[Any, ...] | None:
-    return sql.values(connection, "publish", params)
+    return sql.values(connection, _statement_for(params), params)
 
 
 def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -91,7 +91,7 @@ def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple
     using, began_at = connection.alias, time.monotonic()
     given = params | {"channel": notifications.CHANNEL}
     try:
-        stored = sql.values_committed(using, "publish", "notify_stream", given)
+        stored = sql.values_committed(using, _statement_for(params), "notify_stream", given)
     except sql.TransactionEnded as error:
         # Nothing is stored where there was nothing to insert, as its key is known or its stream is
         # not, or where the commit was refused: to insert once more, and no more, tells which.
@@ -102,6 +102,10 @@ def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple
     if stored:
         notifications.herald(using, stored[0]).spare(began_at)
     return stored
+
+
+def _statement_for(params: Mapping[str, Any]) -> str:
+    return "publish" if params["idempotency_key"] is None else "publish_once"
 
 
 def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:

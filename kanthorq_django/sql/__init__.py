@@ -35,6 +35,7 @@ REPEATED = frozenset(
         "notify_stream",
         "peek",
         "publish",
+        "publish_once",
         "pull",
     }
 )

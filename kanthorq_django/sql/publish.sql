@@ -1,13 +1,12 @@
--- Insert one event. No row comes back on the first use of a stream, which has to be registered
--- then, or when the idempotency key was used in it before; this waits for a concurrent
--- publisher of the same key to commit or roll back.
+-- Insert one event that has no idempotency key; publish_once.sql inserts one that has. Without ON
+-- CONFLICT: that alone would have each row written speculatively, and confirmed. No row comes back
+-- on the first use of a stream, which has to be registered then.
 INSERT INTO kanthorq_django_event (
-    id, stream_id, subject, body, metadata, resource_key, idempotency_key, schedule_at
+    id, stream_id, subject, body, metadata, resource_key, schedule_at
 )
 SELECT
     %(id)s, stream.id, %(subject)s, %(body)s, %(metadata)s::text::jsonb, %(resource_key)s,
-    %(idempotency_key)s, %(schedule_at)s::timestamptz
+    %(schedule_at)s::timestamptz
 FROM kanthorq_django_stream AS stream
 WHERE stream.name = %(stream)s
-ON CONFLICT (stream_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING stream_id, xid::text::bigint, (extract(epoch FROM created_at) * 1000000)::bigint;
