@@ -66,8 +66,7 @@ def run(
     nothing, or where the project's log or wrappers of statements are to see what is run, they go
     as one text; and the first few times, unless the connection ``is_lasting``.
     """
-    if connection.health_check_enabled:  # else it takes its time to find out
-        connection.close_if_health_check_failed()
+    connection.close_if_health_check_failed()
     connection.ensure_connection()  # refuses to block an event loop, and what tests forbid
     connection.validate_thread_sharing()
     connection.validate_no_broken_transaction()
