@@ -10,7 +10,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -121,9 +121,7 @@ class Result:
         """Take a result of ``connection``; its rows live on the client."""
         self._result = result
         self._adaptation = Transformer(detached(connection.connection))
-        names = _columns(result)
-        self._columns = {name: place for place, name in enumerate(names)}
-        self._row = _row_type(names)
+        self._layout = _layout_of(result)
         self._lock = threading.Lock()
         self._loaders: dict[tuple[str, ...], list[tuple[int, Callable[[bytes], Any]]]] = {}
 
@@ -133,7 +131,7 @@ class Result:
     def __getitem__(self, index: int) -> Any:
         with self._lock:
             self._adaptation.set_pgresult(self._result)
-            return self._adaptation.load_row(index, self._row._make)
+            return self._adaptation.load_row(index, self._layout.row._make)
 
     def values(self, index: int, columns: tuple[str, ...]) -> list[Any]:
         """Return these values of one row, without decoding the others."""
@@ -145,7 +143,7 @@ class Result:
 
     def _loaders_of(self, columns: tuple[str, ...]) -> list[tuple[int, Callable[[bytes], Any]]]:
         result = self._result
-        places = [self._columns[column] for column in columns]
+        places = [self._layout.places[column] for column in columns]
         with self._lock:
             self._loaders[columns] = [
                 (place, self._adaptation.get_loader(result.ftype(place), Format.TEXT).load)
@@ -155,7 +153,7 @@ class Result:
 
     def integers(self, column: str) -> list[int | None]:
         """Return a column of integers without decoding the others."""
-        value, place = self._result.get_value, self._columns[column]
+        value, place = self._result.get_value, self._layout.places[column]
         found = (value(index, place) for index in range(len(self)))
         return [None if text is None else int(text) for text in found]
 
@@ -280,14 +278,23 @@ def is_failed_cast(error: Error, text: str) -> bool:
 
 def _named(result: PGresult, connection: BaseDatabaseWrapper) -> list[Any]:
     """Return rows whose columns are attributes."""
-    return rows_of(result, connection, _row_type(_columns(result))._make)
+    return rows_of(result, connection, _layout_of(result).row._make)
 
 
-def _columns(result: PGresult) -> tuple[str, ...]:
+class _Layout(NamedTuple):
+    """Where each column of a result stands, and a type for its rows."""
+
+    places: Mapping[str, int]
+    row: Any  # the columns are known at run time only
+
+
+def _layout_of(result: PGresult) -> _Layout:
     # psycopg's own description makes an object of each, which takes as long as a short statement.
-    return tuple((result.fname(place) or b"").decode() for place in range(result.nfields))
+    return _layout(tuple(map(result.fname, range(result.nfields))))
 
 
 @functools.cache
-def _row_type(columns: tuple[str, ...]) -> Any:
-    return namedtuple("Row", columns)  # the columns are known at run time only
+def _layout(names: tuple[bytes | None, ...]) -> _Layout:
+    columns = [(name or b"").decode() for name in names]
+    places = {column: place for place, column in enumerate(columns)}
+    return _Layout(places, namedtuple("Row", columns))

@@ -204,7 +204,7 @@ def _collected(pgconn: PGconn) -> PQGen[list[PGresult]]:
     """Send what was queued; return all results, to that of the sync."""
     yield from send(pgconn)
     results: list[PGresult] = []
-    with suppress(psycopg.OperationalError):
+    try:
         while pgconn.status != ConnStatus.BAD:
             result = yield from fetch(pgconn)
             if result is None:
@@ -212,7 +212,8 @@ def _collected(pgconn: PGconn) -> PQGen[list[PGresult]]:
             if result.status == ExecStatus.PIPELINE_SYNC:
                 return results
             results.append(result)
-    # The connection is lost; the server may have said why.
+    except psycopg.OperationalError:
+        pass  # the connection is lost; the server may have said why
     if not _failed(results):
         raise psycopg.OperationalError(pgconn.error_message.decode(errors="replace"))
     return results
