@@ -126,7 +126,7 @@ class ScheduleAdmin(SchedulingAdmin):
             order = order_of(request, schedule=kept.name, fields=sorted(changed))
             record(order, "change", [kept.name], fields=len(changed))
             # In another zone the same local times are other moments.
-            columns = changed | set(TIMING) if changed & set(TIMING) else changed
+            columns = changed if changed.isdisjoint(TIMING) else changed | TIMING
             kept.redefine({name: getattr(obj, name) for name in columns})
         else:
             kept = obj

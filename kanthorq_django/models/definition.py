@@ -1,6 +1,6 @@
 """What people say about a schedule, in code or in a form, and what is wrong with it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXDATES_MAX = 1_000
 
 # The columns that say when a schedule occurs; a change of any other leaves that as it is.
-TIMING = ("rrule", "dtstart", "timezone", "exdates")
+TIMING = frozenset({"rrule", "dtstart", "timezone", "exdates"})
 _COLUMN_OF = {"rule": "rrule", "dtstart": "dtstart"}
 
 
@@ -140,10 +140,19 @@ def occurrence_metadata(schedule: "Schedule", moment: datetime) -> dict[str, str
     return {"schedule": schedule.name, "occurrence": moment.isoformat()}
 
 
-def problems(schedule: "Schedule") -> Iterator[tuple[str, KanthorqError]]:
-    """Yield each column of ``schedule`` that is wrong, with the error that says so."""
-    is_timed = True
+def problems(
+    schedule: "Schedule", columns: Set[str] | None = None
+) -> Iterator[tuple[str, KanthorqError]]:
+    """Yield each of ``columns`` that is wrong, or any, with the error that says so.
+
+    What says when it occurs is wrong or right together.
+    """
+    if columns is not None and not columns.isdisjoint(TIMING):
+        columns = columns | TIMING
+    is_timed = columns is None or columns >= TIMING
     for column, check in _CHECKS.items():
+        if columns is not None and column not in columns:
+            continue
         try:
             check(schedule)
         except KanthorqError as error:
@@ -151,17 +160,6 @@ def problems(schedule: "Schedule") -> Iterator[tuple[str, KanthorqError]]:
             yield column, error
     if is_timed:
         yield from _recurrence_problems(schedule)
-
-
-def stored_forms(schedule: "Schedule") -> Iterator[tuple[str, object]]:
-    """Yield columns of a schedule without problems that may have been given in other forms.
-
-    Those are the forms that ``schedule()`` takes.
-    """
-    yield "dtstart", _moment("dtstart", schedule.dtstart)
-    yield "exdates", stored_exdates(schedule.exdates)
-    if "body" not in schedule.get_deferred_fields():
-        yield "body", _encoded_body(schedule)
 
 
 def _recurrence_problems(schedule: "Schedule") -> Iterator[tuple[str, KanthorqError]]:
@@ -216,6 +214,18 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "dtstart": lambda schedule: _moment("dtstart", schedule.dtstart),
     "exdates": _check_exdates,
 }
+
+
+# How columns of a schedule without problems are stored that may have been given in other forms: in
+# those that ``schedule()`` takes.
+STORED_FORMS: dict[str, Callable[[Any], object]] = {
+    "dtstart": lambda schedule: _moment("dtstart", schedule.dtstart),
+    "exdates": lambda schedule: stored_exdates(schedule.exdates),
+    "body": _encoded_body,
+}
+
+# What is checked, and not what moves, or what the database sees to by itself.
+DEFINING = TIMING.union(_CHECKS)
 
 
 def _zone_name(given: object) -> object:

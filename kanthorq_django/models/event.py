@@ -40,7 +40,7 @@ from kanthorq_django.models.envelope import (
 )
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.hops import count_hops
-from kanthorq_django.models.isolation import together
+from kanthorq_django.models.isolation import check_read_committed, together
 from kanthorq_django.models.registration import unread
 from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql import Result
@@ -71,7 +71,8 @@ class EventQuerySet(models.QuerySet["Event"]):
         """Delete these events. Raises ProtectedError while there are tasks of them.
 
         Pulls of their streams are waited for, and wait from then on until it is committed: who
-        deletes events of several streams in one transaction does so in one order.
+        deletes events of several streams in one transaction does so in one order. Raises
+        TransactionManagementError in an open transaction that is not READ COMMITTED.
         """
         self._for_write = True
         with _undelivered(self.order_by().values("stream"), self.db):
@@ -218,7 +219,8 @@ def _undelivered(streams: Any, using: str) -> Iterator[None]:
     """
     from kanthorq_django.models.consumer import Consumer
 
-    with together(using):
+    with together(using, may_idle=True):
+        check_read_committed(using, "deleted")
         among = Stream._base_manager.using(using).filter(pk__in=streams).order_by("pk")
         locked = list(among.select_for_update().values_list("pk", flat=True))
         with unread(Consumer._base_manager.using(using).filter(stream__in=locked)):

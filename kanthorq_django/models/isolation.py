@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from django.db import IntegrityError, OperationalError, connections, transaction
+from django.db.transaction import TransactionManagementError
 from psycopg.errors import SerializationFailure, UniqueViolation
 
 from kanthorq_django.sql import LEAVE_IDLE
@@ -14,15 +15,17 @@ T = TypeVar("T")
 
 
 @contextmanager
-def read_committed(using: str) -> Iterator[None]:
+def read_committed(using: str, *, may_idle: bool = False) -> Iterator[None]:
     """Run the block in a transaction in which each statement sees what committed before it.
 
-    The server ends it, and the connection, when its client falls silent in between.
+    The server ends it, and the connection, when its client falls silent in between, unless it
+    ``may_idle``: where receivers of signals run in it, which take their time.
     """
+    begin = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
     with transaction.atomic(using=using):
         with connections[using].cursor() as cursor:
             # In one round trip; a statement without parameters may be two.
-            cursor.execute(f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {LEAVE_IDLE.text}")
+            cursor.execute(begin if may_idle else f"{begin}; {LEAVE_IDLE.text}")
         yield
 
 
@@ -39,7 +42,7 @@ def brief(using: str) -> Iterator[None]:
 
 @contextmanager
 def patient(using: str) -> Iterator[None]:
-    """Let the client of a transaction that one of these began take its time for the block."""
+    """Let the client of a ``brief()`` transaction take its time for the block."""
     name = "idle_in_transaction_session_timeout"
     with connections[using].cursor() as cursor:
         cursor.execute("SELECT current_setting(%s)", [name])
@@ -50,12 +53,28 @@ def patient(using: str) -> Iterator[None]:
 
 
 @contextmanager
-def together(using: str) -> Iterator[None]:
+def together(using: str, *, may_idle: bool = False) -> Iterator[None]:
     """Run the block in the caller's transaction, else in one as ``read_committed()`` begins it."""
     connection = connections[using]
     is_open = connection.in_atomic_block or not connection.get_autocommit()
-    with transaction.atomic(using=using) if is_open else read_committed(using):
+    ours = read_committed(using, may_idle=may_idle)
+    with transaction.atomic(using=using) if is_open else ours:
         yield
+
+
+def check_read_committed(using: str, verb: str) -> None:
+    """Raise TransactionManagementError in a transaction that cannot see who is new since it began.
+
+    ``verb`` says what would have been done.
+    """
+    with connections[using].cursor() as cursor:
+        cursor.execute("SHOW transaction_isolation")
+        level = cursor.fetchone()[0]
+    if level != "read committed":
+        raise TransactionManagementError(
+            f"Events are {verb} in a READ COMMITTED transaction, not in a {level.upper()} one: it "
+            "would not see consumers that began to read them meanwhile."
+        )
 
 
 def unconflicted(using: str, run: Callable[[], T]) -> T:

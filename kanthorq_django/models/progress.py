@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Self
 
-from django.db import connections, models
+from django.db import connections, models, transaction
 
 from kanthorq_django.sql.session import is_outside
 
@@ -62,11 +62,17 @@ class ProgressModel(models.Model):
 
     def _note_written(self, columns: Collection[str], using: str) -> None:
         """Know that ``columns`` are stored, at least until an open transaction is undone."""
+        connection = connections[using]
         written = self._set_here().intersection(columns, self._known)
         before = {name: self._known[name] for name in written} | {**self._before}
         self._know(columns)
-        if not is_outside(connections[using]):
+        if before and not is_outside(connection):
             self._before = before
+            if connection.in_atomic_block:
+                transaction.on_commit(self._forget_before, using=using, robust=True)
+
+    def _forget_before(self) -> None:
+        self._before = {}
 
     def _know(self, columns: Collection[str]) -> None:
         self._known = {**self._known, **self._held_progress(columns)}

@@ -13,7 +13,7 @@ from kanthorq_django.domain.moments import readable
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
-from kanthorq_django.models.isolation import patient, together
+from kanthorq_django.models.isolation import together
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, align_turns
 
@@ -87,11 +87,12 @@ def unread(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
     """Run the block in a transaction in which nobody pulls for ``consumers``.
 
     Nothing but this lock keeps a pull from making tasks between the deletion of those there are
-    and that of their consumer.
+    and that of their consumer. Their streams are locked before, as where events are deleted.
     """
-    stored = consumers.model._base_manager.using(consumers.db)
-    with together(consumers.db):
+    stored, using = consumers.model._base_manager.using(consumers.db), consumers.db
+    with together(using, may_idle=True):  # Django collects row by row, and tells receivers
         among = stored.filter(pk__in=consumers.values("pk")).order_by("pk")
-        list(among.select_for_update(no_key=True).values_list("pk"))
-        with patient(consumers.db):  # Django collects row by row, and tells receivers
-            yield
+        streams = Stream._base_manager.using(using).filter(pk__in=among.order_by().values("stream"))
+        for rows in (streams.order_by("pk"), among):
+            list(rows.select_for_update(no_key=True).values_list("pk"))
+        yield

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Self
 from django.db import connections, router
 from django.db.models import Exists, OuterRef
 from django.db.models.expressions import RawSQL
-from django.db.transaction import TransactionManagementError
 
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
@@ -21,7 +20,7 @@ from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.models.audit import OperatorAction, Order
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.event import Event
-from kanthorq_django.models.isolation import together
+from kanthorq_django.models.isolation import check_read_committed, together
 from kanthorq_django.models.stream import Stream
 
 BATCH = 1_000  # events that one transaction looks at
@@ -122,18 +121,6 @@ def _check_cursors(streams: Iterable[Stream], using: str) -> None:
         )
 
 
-def _check_isolation(using: str) -> None:
-    """Raise TransactionManagementError where a snapshot would predate the lock of a stream."""
-    with connections[using].cursor() as cursor:
-        cursor.execute("SELECT current_setting('transaction_isolation')")
-        (level,) = cursor.fetchone()
-    if level != "read committed":
-        raise TransactionManagementError(
-            f"prune() cannot join a transaction that is {level.upper()}: it would not see a "
-            "consumer that was registered meanwhile. Call it outside, or in a READ COMMITTED one."
-        )
-
-
 class _Reader(NamedTuple):
     """Goes through one stream, oldest transaction first, page by page."""
 
@@ -164,7 +151,7 @@ class _Reader(NamedTuple):
 
     def _prune(self, after: tuple[Any, Any]) -> tuple[list[Any], Pruned]:
         with together(self.using):
-            _check_isolation(self.using)
+            check_read_committed(self.using, "pruned")
             sql.rows(self.using, "lock_stream", {"stream_id": self.stream.pk})
             page = self._page(after)
             ids = [event.id for event in page if event.is_prunable]

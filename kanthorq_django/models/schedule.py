@@ -5,7 +5,8 @@ key made of schedule and occurrence, and the step to the next occurrence are one
 so crashes and many workers neither skip an occurrence nor publish it twice.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -25,15 +26,16 @@ from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import TEXT_SIZE_MAX, RecurrenceProblem, parse
 from kanthorq_django.domain.wording import in_words
-from kanthorq_django.exceptions import InvalidSchedule, UndecodableEvent
+from kanthorq_django.exceptions import InvalidSchedule, KanthorqError, UndecodableEvent
 from kanthorq_django.models.definition import (
+    DEFINING,
+    STORED_FORMS,
     TIMING,
     Catchup,
     Definition,
     MomentField,
     problems,
     recurrence_of,
-    stored_forms,
     zone_of,
 )
 from kanthorq_django.models.encryption import BodyField, SealableModel
@@ -66,7 +68,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         self._for_write = True
         columns = definition.columns()
         Schedule(name=name, **columns).check_definition()
-        with together(self.db):
+        with together(self.db, may_idle=True):
             columns["stream"] = Stream.objects.using(self.db).register(definition.stream)
             rows = self.select_for_update(of=("self",), no_key=True)
             kept, is_new = rows.get_or_create(name=name, defaults=columns)
@@ -155,7 +157,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
         self._for_write = True
-        with together(self.db):
+        with together(self.db, may_idle=True):
             # A join may repeat a schedule.
             found = set(self.order_by().values_list("pk", flat=True))
             stored = Schedule._base_manager.using(self.db).filter(sources, pk__in=found)
@@ -219,7 +221,8 @@ class Schedule(ProgressModel, SealableModel):
         A copy, and a row that is not there any more, is inserted as a schedule that is new.
         What workers and operators have moved meanwhile, where it occurs next and last and whether
         it is cancelled, stays as they left it, unless it was set here, or ``update_fields`` names
-        it. Raises InvalidSchedule or InvalidEvent if it cannot be kept.
+        it; so receivers of signals are always told of the fields. Raises InvalidSchedule or
+        InvalidEvent if what is new or was changed cannot be kept.
         """
         named = None if update_fields is None else set(update_fields)
         using = options.pop("using", None) or router.db_for_write(type(self), instance=self)
@@ -229,7 +232,7 @@ class Schedule(ProgressModel, SealableModel):
         elif named is not None and named <= PROGRESS:
             super().save(update_fields=named, using=using, **options)
         else:
-            with together(using):
+            with together(using, may_idle=True):
                 self._update_or_insert(named, using, **options)
         self._note_written(PROGRESS if named is None else named, using)
 
@@ -239,8 +242,9 @@ class Schedule(ProgressModel, SealableModel):
         is_partial = using == self._state.db and bool(self.unread_columns())
         if (stored := rows.filter(pk=self.pk).first()) is not None:
             columns = self._read_or_set(stored) if named is None else named
-            self._normalize(columns)
-            named = self._catch_up(columns, stored, using)
+            changed = self._changed(columns, stored)
+            self._normalize(changed)
+            named = columns | self._catch_up(columns, changed & TIMING, stored, using)
         elif named is None and not (is_partial or options.get("force_update")):
             self.prepare(using)
             options["force_insert"] = True
@@ -248,23 +252,40 @@ class Schedule(ProgressModel, SealableModel):
 
     def _read_or_set(self, stored: "Schedule") -> set[str]:
         """Return what ``save()`` writes: not what may have moved, unless it was set here."""
-        columns = {field.attname for field in self._meta.concrete_fields} - {"id"} - PROGRESS
-        return columns - self.get_deferred_fields() | self._set_here(vars(stored))
+        columns = {each.attname for each in self._meta.concrete_fields if not each.primary_key}
+        return columns - PROGRESS - self.get_deferred_fields() | self._set_here(vars(stored))
 
-    def _catch_up(self, columns: set[str], stored: "Schedule", using: str) -> set[str]:
-        """Learn how far the locked row is; return ``columns`` and what a changed rule moves."""
+    def _changed(self, columns: set[str], stored: "Schedule") -> set[str]:
+        """Return those of ``columns`` that have to be checked: not what stays as it is.
+
+        Nor what SQL will make of the row, but for when it occurs, which has to be known here.
+        """
+        held = {name: self._held(name) for name in columns & DEFINING}
+        return {
+            name
+            for name, value in held.items()
+            if value != stored._held(name)
+            and (name in TIMING or not hasattr(value, "resolve_expression"))
+        }
+
+    def _catch_up(
+        self, columns: set[str], changed: set[str], stored: "Schedule", using: str
+    ) -> set[str]:
+        """Learn how far the locked row is; return what a ``changed`` rule moves."""
         held, row = vars(self), vars(stored)
         others = PROGRESS - columns - self._set_here(row)
         moved = {name for name in others if name not in held or held[name] != row[name]}
         self._take_over({name: row[name] for name in moved})
-        timing = {name: getattr(self, name) for name in columns.intersection(TIMING)}
+        timing = {name: getattr(self, name) for name in changed}
+        with suppress(KanthorqError):  # of what was stored past save()
+            stored._normalize(changed)
         if not stored.differs_from(timing):
-            return columns
+            return set()
         if self.next_at == stored.next_at:  # else it was set here
             row.update(timing, **{name: getattr(self, name) for name in columns & PROGRESS})
             stored.settle(using)
             self._take_over({"next_at": stored.next_at})
-        return columns | {"next_at"}
+        return {"next_at"}
 
     def prepare(self, using: str | None) -> None:
         """Check a new schedule, and set when it occurs first, unless that was set here.
@@ -295,18 +316,17 @@ class Schedule(ProgressModel, SealableModel):
         if told:
             raise ValidationError(told)
 
-    def check_definition(self, columns: Collection[str] | None = None) -> None:
+    def check_definition(self, columns: Set[str] | None = None) -> None:
         """Raise InvalidSchedule or InvalidEvent if one of ``columns``, or any, cannot be kept."""
-        for column, problem in problems(self):
-            if columns is None or column in columns:
-                raise problem
+        for _column, problem in problems(self, columns):
+            raise problem
 
-    def _normalize(self, columns: Collection[str] | None = None) -> None:
+    def _normalize(self, columns: Set[str] | None = None) -> None:
         """Check ``columns``, or all, and bring them into the form in which they are stored."""
         self.check_definition(columns)
-        for column, value in stored_forms(self):
+        for column, stored_form in STORED_FORMS.items():
             if columns is None or column in columns:
-                setattr(self, column, value)
+                setattr(self, column, stored_form(self))
 
     def differs_from(self, columns: Mapping[str, Any]) -> bool:
         """Tell whether any of ``columns`` has another value here."""

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db.models import F, Value
+from django.db.models.functions import Concat
+from django.db.models.signals import post_save
 from django.utils import timezone
 
+from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
 from kanthorq_django.models import Schedule, Stream
 from kanthorq_django.models.progress import PROGRESS
 
@@ -105,6 +109,106 @@ def test_what_was_committed_is_not_written_again_when_an_operator_undoes_it():
     kept.save()
 
     assert kept.life == stored().life == "active"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_a_transaction_wrote_is_known_once_it_commits(is_new: bool):
+    kept = made() if is_new else create()
+    with transaction.atomic():
+        kept.cancelled_at = START
+        kept.save()
+    Schedule.objects.all().resume()
+    kept.body = b"new"
+    kept.save()
+    assert stored().life == "active"
+
+
+def change_the_body(kept: Schedule) -> None:
+    kept.body = b"new"
+
+
+def sort_the_exdates(kept: Schedule) -> None:
+    kept.exdates.sort()
+
+
+@pytest.mark.parametrize(
+    "exdates",
+    [["2026-01-05T09:00:00Z"], ["2030-01-01T09:00:00+00:00", "2026-01-05T09:00:00+00:00"]],
+)
+@pytest.mark.parametrize("change", [change_the_body, sort_the_exdates])
+def test_what_was_missed_is_kept_whatever_form_exdates_are_stored_in(
+    exdates: list[str], change: Change
+):
+    create()
+    Schedule.objects.update(exdates=exdates, next_at=START)
+    kept = stored()
+    change(kept)
+    kept.save()
+    assert stored().next_at == START
+
+
+STALE: dict[str, Any] = {
+    "body": b"x" * 40,
+    "exdates": ["no moment"],
+    "timezone": "Mars/Olympus",
+    "catchup": "some",
+    "subject": "no subject",
+}
+
+
+@pytest.mark.parametrize("column", STALE)
+@pytest.mark.parametrize("update_fields", [None, ["resource_key"]])
+def test_what_is_not_changed_is_not_checked(
+    column: str, update_fields: list[str] | None, settings: Any
+):
+    create()
+    settings.KANTHORQ = {"BODY_SIZE_MAX": 20}
+    Schedule.objects.update(**{column: STALE[column]})
+    kept = stored()
+    kept.resource_key, kept.cancelled_at = "key", START
+    kept.save(update_fields=update_fields)
+    assert stored().resource_key == "key"
+    assert getattr(stored(), column) == STALE[column]
+    setattr(kept, column, STALE[column] + STALE[column])
+    with pytest.raises(KanthorqError):
+        kept.save()
+
+
+def test_a_changed_rule_is_checked_with_all_that_it_depends_on():
+    create()
+    Schedule.objects.update(timezone="Mars/Olympus")
+    kept = stored()
+    kept.rrule = "FREQ=YEARLY"
+    with pytest.raises(InvalidSchedule, match="Mars/Olympus"):
+        kept.save()
+
+
+def test_what_sql_makes_of_a_column_is_stored_unchecked():
+    kept = create()
+    kept.subject = Concat(F("subject"), Value(".again"))  # type: ignore[assignment]  # Django's way
+    kept.save(update_fields=["subject"])
+    assert stored().subject == "report.due.again"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_receiver_may_take_its_time():
+    limits: list[str] = []
+
+    def look_at_limit(**_: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW idle_in_transaction_session_timeout")
+            limits.append(cursor.fetchone()[0])
+
+    kept = create()
+    post_save.connect(look_at_limit, sender=Schedule)
+    try:
+        kept.body = b"new"
+        kept.save()
+        Schedule.objects.all().cancel()
+    finally:
+        post_save.disconnect(look_at_limit, sender=Schedule)
+    assert limits == ["0", "0"]
 
 
 @pytest.mark.django_db(transaction=True)

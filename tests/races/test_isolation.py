@@ -192,6 +192,28 @@ def test_a_deletion_may_take_its_time(consumer: Consumer, doomed: type[Event | C
     assert limits == ["0"]
 
 
+def test_events_and_consumers_are_deleted_in_one_order_of_locks(consumer: Consumer):
+    event = publish("order.paid", stream=consumer.stream.name)
+    with transaction.atomic():
+        Consumer.objects.all().delete()
+        other = begin_elsewhere(Event.objects.filter(pk=event.pk).delete)
+        wait_until(is_waited_for)
+        Event.objects.all().delete()
+    assert other.result(DEADLINE_SECONDS) == (0, {})
+
+
+@pytest.mark.parametrize("delete", [Event.delete, lambda _: Event.objects.all().delete()])
+def test_no_event_is_deleted_where_who_reads_it_cannot_be_seen(
+    stricter_default: StricterDefault, delete: Callable[[Event], object]
+):
+    event = publish("order.paid", stream="orders")
+    stricter_default("server", "repeatable read")
+    with transaction.atomic(), pytest.raises(TransactionManagementError, match="REPEATABLE READ"):
+        delete(event)
+    delete(event)
+    assert not Event.objects.exists()
+
+
 def by_autocommit() -> None:
     connection.set_autocommit(False)
 
