@@ -5,7 +5,7 @@ Works inside Django's ``TestCase``, whose transaction never commits, as well as 
 
 import asyncio
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import UUID
@@ -21,6 +21,7 @@ from kanthorq_django.domain import subjects
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, lease
+from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.leased import Leased, pulled_by
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
@@ -44,23 +45,7 @@ def drain(*consumers: str) -> int:
     """
     _check_names(consumers)
     using: str = router.db_for_write(Consumer)
-    rows = sync(consumers or None, using=using)
-    for row in rows:
-        row.turns.group_size = find(row.name).group_size
-    acknowledger = Acknowledger(using, written=lambda leases: None)
-    handled: dict[int, list[UUID]] = {row.pk: [] for row in rows}
-    snoozed: set[_Run] = set()
-    while due := [
-        (row, flights)
-        for row in rows
-        if (flights := _awake(_lease_due(row, using, handled[row.pk]), snoozed, using))
-    ]:
-        for row, flights in due:
-            handled[row.pk] += [flight.leased.event_id for flight in flights]
-            for call in calls(flights, find(row.name)):
-                for round_ in call.rounds:
-                    snoozed |= _snoozed(_settled(round_, acknowledger))
-    return sum(map(len, handled.values()))
+    return _Drain(sync(consumers or None, using=using), using).run()
 
 
 def _check_names(consumers: Iterable[object]) -> None:
@@ -74,35 +59,68 @@ async def adrain(*consumers: str) -> int:
     return await sync_to_async(drain)(*consumers)
 
 
-def _lease_due(consumer: Consumer, using: str, handled: Sequence[UUID]) -> list[Flight]:
-    leased: list[Task | Leased] = []
-    if connections[using].in_atomic_block:
-        leased += _pull_uncommitted(consumer, using, handled)
-    else:
-        leased += consumer.pull(BATCH_SIZE)
-    leased += consumer.claim(BATCH_SIZE)  # also of what was just pulled and waits for its turn
-    subscription = find(consumer.name)
-    return [Flight(each, subscription, time.monotonic()) for each in leased]
+class _Drain:
+    """One call of ``drain()``: what it has handled, and what it leaves for the next one."""
 
+    def __init__(self, consumers: Sequence[Consumer], using: str) -> None:
+        for consumer in consumers:
+            consumer.turns.group_size = find(consumer.name).group_size
+        self._consumers, self._using = consumers, using
+        self._acknowledger = Acknowledger(using, written=lambda leases: None)
+        self._handled: dict[int, list[UUID]] = {consumer.pk: [] for consumer in consumers}
+        self._snoozed: set[_Run] = set()
+        # Leased to the end, although they have snoozed: claims would find them and nothing else.
+        self._asleep: set[Lease] = set()
 
-def _pull_uncommitted(consumer: Consumer, using: str, handled: Sequence[UUID]) -> list[Leased]:
-    params = {
-        "handled": list(handled),  # a handler may delete its task, which is all that tells
-        "consumer_id": consumer.pk,
-        "includes": subjects.to_regex(consumer.subject_includes),
-        "excludes": subjects.to_regex(consumer.subject_excludes),
-    }
-    leased = pulled_by(consumer, sql.result(using, "pull_uncommitted", params))
-    consumer.tell(signals.pulled, leased)
-    return leased
+    def run(self) -> int:
+        while due := [
+            (consumer, flights)
+            for consumer in self._consumers
+            if (flights := self._lease_awake(consumer))
+        ]:
+            for consumer, flights in due:
+                self._handle(consumer, flights)
+        if self._asleep:
+            lease.hand_back(list(self._asleep), self._using)
+        return sum(map(len, self._handled.values()))
 
+    def _handle(self, consumer: Consumer, flights: Sequence[Flight]) -> None:
+        self._handled[consumer.pk] += [flight.leased.event_id for flight in flights]
+        for call in calls(flights, find(consumer.name)):
+            for round_ in call.rounds:
+                self._snoozed |= _snoozed(_settled(round_, self._acknowledger))
 
-def _awake(flights: Sequence[Flight], snoozed: Container[_Run], using: str) -> list[Flight]:
-    """Return what has not snoozed; hand back the rest, which a claim takes whenever it is due."""
-    asleep = {flight.lease for flight in flights if _run_of(flight.message) in snoozed}
-    if asleep:
-        lease.hand_back(list(asleep), using)
-    return [flight for flight in flights if flight.lease not in asleep]
+    def _lease_awake(self, consumer: Consumer) -> list[Flight]:
+        """Lease what is due; return what of it has not snoozed."""
+        while flights := self._lease_due(consumer):
+            awake = [each for each in flights if _run_of(each.message) not in self._snoozed]
+            self._asleep |= {each.lease for each in flights} - {each.lease for each in awake}
+            if awake:
+                return awake
+        return []
+
+    def _lease_due(self, consumer: Consumer) -> list[Flight]:
+        leased: list[Task | Leased] = []
+        if connections[self._using].in_atomic_block:
+            leased += self._pull_uncommitted(consumer)
+        else:
+            leased += consumer.pull(BATCH_SIZE)
+        # Also of what was just pulled and waits for its turn.
+        leased += consumer.claim(BATCH_SIZE)
+        subscription = find(consumer.name)
+        return [Flight(each, subscription, time.monotonic()) for each in leased]
+
+    def _pull_uncommitted(self, consumer: Consumer) -> list[Leased]:
+        params = {
+            # A handler may delete its task, which is all that tells.
+            "handled": self._handled[consumer.pk],
+            "consumer_id": consumer.pk,
+            "includes": subjects.to_regex(consumer.subject_includes),
+            "excludes": subjects.to_regex(consumer.subject_excludes),
+        }
+        leased = pulled_by(consumer, sql.result(self._using, "pull_uncommitted", params))
+        consumer.tell(signals.pulled, leased)
+        return leased
 
 
 def _snoozed(endings: Iterable[Ending]) -> set[_Run]:
@@ -132,13 +150,18 @@ def _committing() -> Iterator[None]:
 
     For a worker it is committed at once. Here it is in the transaction of a test.
     """
-    open_now = [each for each in connections.all(initialized_only=True) if each.in_atomic_block]
+    open_now = [
+        each
+        for each in connections.all(initialized_only=True)
+        if each.in_atomic_block and each.vendor in _WITH_SAVEPOINTS
+    ]
     with ExitStack() as stack:
         for connection in open_now:
             stack.enter_context(_Committer(connection))
         yield
 
 
+_WITH_SAVEPOINTS = {"postgresql", "sqlite", "mysql"}  # and standard SQL for them
 _SAVEPOINT_VERBS = ("savepoint", "savepoint_commit", "savepoint_rollback")
 
 
@@ -173,8 +196,10 @@ class _Committer:
         self, execute: Callable[..., Any], statement: Any, params: Any, many: bool, context: Any
     ) -> Any:
         """Run a statement; Django's own ones for a block are run just outside of it."""
-        if not self._is_outside:
-            return execute(statement, params, many, context)
+        if not self._is_outside or getattr(self._connection.connection, "_num_transactions", 0):
+            return execute(
+                statement, params, many, context
+            )  # in a block, of psycopg's own kind too
         self._commit()  # a COPY has told nothing of its end
         if _begins_with(statement, "SAVEPOINT"):
             # Ours lies above: what a block swallowed undoes all of it, and not its RELEASE alone.
@@ -190,6 +215,10 @@ class _Committer:
     @property
     def _is_outside(self) -> bool:
         return len(self._connection.atomic_blocks) <= self._depth
+
+    @property
+    def _is_in_block_of_psycopg(self) -> bool:
+        return bool(getattr(self._connection.connection, "_num_transactions", False))
 
     def _within_blocks(self, verb: Callable[..., str | None]) -> Callable[..., str | None]:
         """Return a verb of savepoints that does nothing outside of blocks, as in a worker."""

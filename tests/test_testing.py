@@ -17,7 +17,7 @@ from django.utils import timezone
 from kanthorq_django import Fixed, Snooze, publish, publish_many, signals, subscribe
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.message import Message
-from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.models import Event, Task, TaskState, lease
 from kanthorq_django.testing import BATCH_SIZE, adrain, drain
 from tests.ledger.models import Entry
 
@@ -382,6 +382,57 @@ def test_a_savepoint_outside_of_a_block_is_none(use: Callable[[Any], None]):
         Entry.objects.create(event_id=uuid7())
         transaction.savepoint_rollback(savepoint)
         assert not Entry.objects.exists()
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_a_handler_may_use_blocks_of_psycopg():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        assert Entry.objects.count() == 0
+        with connection.connection.transaction():
+            Entry.objects.create(event_id=message.event.pk, note="kept")
+        with contextlib.suppress(ValueError), connection.connection.transaction():
+            Entry.objects.create(event_id=message.event.pk, note="lost")
+            raise ValueError
+        with contextlib.suppress(DatabaseError):
+            break_transaction()
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    assert Task.objects.get().state == TaskState.COMPLETED
+    assert Entry.objects.get().note == "kept"
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_what_snoozes_hides_nothing_that_is_due(monkeypatch: pytest.MonkeyPatch):
+    @subscribe("order.>", stream="kit", consumer="kit", retry=Fixed(timedelta(0)), attempt_max=3)
+    def handle(message: Message) -> None:
+        if message.event.subject == "order.snoozed":
+            raise Snooze(timedelta(0))
+        if message.attempt < 3:
+            raise ValueError
+
+    monkeypatch.setattr("kanthorq_django.testing.BATCH_SIZE", 2)
+    publish_many([Event(subject="order.snoozed") for _ in range(5)], stream="kit")
+    publish("order.failing", stream="kit")
+    drain("kit")
+    assert Task.objects.completed().get().event.subject == "order.failing"
+    assert list(Task.objects.available().values_list("attempt_count", flat=True)) == [0] * 5
+
+
+@pytest.mark.usefixtures("is_committed")
+def test_ctrl_c_while_a_verdict_is_written_ends_the_test(monkeypatch: pytest.MonkeyPatch):
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        pass
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lease, "ack", interrupt)
+    publish("order.paid", stream="kit")
+    with pytest.raises(KeyboardInterrupt):
+        drain("kit")
 
 
 @pytest.mark.usefixtures("is_committed")

@@ -69,7 +69,7 @@ def copied(events: Sequence["Event"], moment: Any, using: str, encoding: str) ->
 
 def _rest(event: "Event", encoding: str, using: str) -> bytes:
     return (
-        (_metadata(event.metadata) if event.metadata else _NO_METADATA)
+        (_metadata(event.metadata, encoding) if event.metadata else _NO_METADATA)
         + _field(event.resource_key.encode(encoding))
         + _moment(event.schedule_at, using)
     )
@@ -79,8 +79,8 @@ def _field(content: bytes) -> bytes:
     return _length(len(content)) + content
 
 
-def _metadata(metadata: dict[str, Any]) -> bytes:
-    return _field(b"\x01" + json.dumps(metadata).encode())  # in ASCII
+def _metadata(metadata: dict[str, Any], encoding: str) -> bytes:
+    return _field(b"\x01" + json.dumps(metadata, ensure_ascii=False).encode(encoding))
 
 
 def _moment(moment: datetime | None, using: str) -> bytes:

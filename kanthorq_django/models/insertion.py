@@ -216,7 +216,8 @@ def _columns(event: "Event") -> dict[str, Any]:
         "id": event.id,
         "subject": event.subject,
         "body": seal(event.id, event.body),
-        "metadata": json.dumps(event.metadata) if event.metadata else "{}",
+        # As text that the connection refuses where no pull could read it.
+        "metadata": json.dumps(event.metadata, ensure_ascii=False) if event.metadata else "{}",
         "resource_key": event.resource_key,
         "idempotency_key": event.idempotency_key,
         "schedule_at": event.schedule_at,

@@ -13,6 +13,7 @@ from django.dispatch import Signal
 
 from kanthorq_django import signals
 from kanthorq_django.domain.failures import Failure
+from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
@@ -134,7 +135,9 @@ class Acknowledger:
             try:
                 with self._bounded(connections[self._using]):
                     write(endings)
-            except BaseException as error:  # noqa: BLE001  # no verdict may end this thread
+            except BaseException as error:  # no verdict may end this thread
+                if is_interrupt(error):
+                    raise
                 if not is_unavailable(error):
                     return self._refused(write, endings, error)
                 connections.close_all()

@@ -364,11 +364,15 @@ def test_handlers_get_text_as_it_is_whatever_the_connections_encoding(encoding: 
     assert (task.state, task.result) == (TaskState.COMPLETED, {"ä": "ü"})
 
 
-def test_text_that_the_connection_cannot_send_leaves_the_transaction_usable():
+@pytest.mark.parametrize(
+    "given", [{"subject": "日本"}, {"subject": "b", "metadata": {"price": {"in": ["5 €"]}}}]
+)
+def test_text_that_the_connection_cannot_send_leaves_the_transaction_usable(given: dict[str, Any]):
+    keyed = given | {"idempotency_key": "key"}
     with client_encoding("LATIN1"), transaction.atomic():
-        for events in ([Event(subject="日本")], [Event(subject="a"), Event(subject="日本")]):
+        for many in ([given], [{"subject": "a"}, given], [{"subject": "a"}, keyed]):
             with pytest.raises(UnicodeEncodeError):
-                publish_many(events)
+                publish_many([Event(**each) for each in many])
         publish("order.created")
     assert Event.objects.count() == USES_BEFORE + 3
 
