@@ -196,10 +196,8 @@ class _Committer:
         self, execute: Callable[..., Any], statement: Any, params: Any, many: bool, context: Any
     ) -> Any:
         """Run a statement; Django's own ones for a block are run just outside of it."""
-        if not self._is_outside or getattr(self._connection.connection, "_num_transactions", 0):
-            return execute(
-                statement, params, many, context
-            )  # in a block, of psycopg's own kind too
+        if not self._is_outside or self._is_in_block_of_psycopg:
+            return execute(statement, params, many, context)
         self._commit()  # a COPY has told nothing of its end
         if _begins_with(statement, "SAVEPOINT"):
             # Ours lies above: what a block swallowed undoes all of it, and not its RELEASE alone.

@@ -223,8 +223,10 @@ class CoroutineLane(Lane):
 
     def _renew(self) -> None:
         self._refreshed()  # whoever comes from now on needs one of its own
-        leave_connections()
-        refresh_connections(self._bounded)
+        try:
+            refresh_connections(self._bounded)  # first: it goes by how long they have rested
+        finally:
+            leave_connections()
 
     async def _execute(self, round_: Round) -> None:
         if not (started := self._startable(round_)):

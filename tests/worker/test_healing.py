@@ -371,15 +371,30 @@ def test_what_was_written_on_a_connection_that_a_handler_replaced_is_not_taken_f
     assert Task.objects.filter(attempt_count=2).count() == 15
 
 
-def test_a_handlers_connection_that_ended_while_it_rested_costs_no_attempt():
-    @subscribe("work.>", stream="work", consumer="counts", atomic=True)
-    def handle(message: Message) -> int:
-        return Entry.objects.count()
+def count_entries(message: Message) -> int:
+    return Entry.objects.count()
 
+
+async def acount_entries(message: Message) -> int:
+    return await Entry.objects.acount()
+
+
+@pytest.mark.parametrize(
+    ("handler", "atomic", "last"),
+    [
+        (count_entries, True, "COMMIT"),
+        (count_entries, False, "COUNT"),
+        (acount_entries, False, "COUNT"),
+    ],
+)
+def test_a_handlers_connection_that_ended_while_it_rested_costs_no_attempt(
+    handler: Callable[[Message], Any], atomic: bool, last: str
+):
+    subscribe("work.>", stream="work", consumer="counts", atomic=atomic)(handler)
     announce()
     with working("counts", concurrency=1):
         wait_for_state(TaskState.COMPLETED)
-        terminate("COMMIT")
+        terminate(last)
         threading.Event().wait(1.1)  # rests are noticed from a second on
         announce()
         wait_for_state(TaskState.COMPLETED, 2)
