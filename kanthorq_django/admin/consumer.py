@@ -20,19 +20,18 @@ from kanthorq_django.admin.display import (
     Minimum,
     badge,
     exact_moment,
-    link,
     moment,
     number,
-    page_url,
 )
 from kanthorq_django.admin.growth import growing
+from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.paginator import COUNT_MAX
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.admin.tally import Tally, tally
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.domain.subscriptions import registry
-from kanthorq_django.models import Consumer, Task, Worker
+from kanthorq_django.models import Consumer, Stream, Task, Worker
 from kanthorq_django.models.cursor import Lag
 
 LAG_MAX = 1_000  # unread events that the list counts for each consumer
@@ -154,8 +153,7 @@ class ConsumerAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("stream"))
     def stream_link(self, consumer: Consumer) -> str:
-        url = page_url(self.admin_site.name, "stream_change", consumer.stream_id)
-        return link(url, consumer.stream.name)
+        return links_of(consumer).to_row(Stream, consumer.stream_id, consumer.stream.name)
 
     @admin.display(description=_("filters"))
     def filters(self, consumer: Consumer) -> str:
@@ -188,7 +186,7 @@ class ConsumerAdmin(ReadOnlyAdmin):
     @admin.display(description=_("workers"))
     def workers(self, consumer: Consumer) -> str:
         links = [
-            (link(page_url(self.admin_site.name, "worker_change", worker.pk), worker),)
+            (links_of(consumer).to_row(Worker, worker.pk, worker),)
             for worker in _alive_workers(consumer.using)
             if consumer.name in worker.consumers
         ]
@@ -214,8 +212,7 @@ class ConsumerAdmin(ReadOnlyAdmin):
         self, consumer: Consumer, label: object, count: int, kind: str, **query: str | int
     ) -> str:
         query["consumer__id__exact"] = consumer.pk
-        url = page_url(self.admin_site.name, "task_changelist", query=query)
-        return link(url, badge(f"{label} {number(count)}", kind))
+        return links_of(consumer).to_list(Task, badge(f"{label} {number(count)}", kind), query)
 
 
 def _alive_workers(using: str) -> list[Worker]:

@@ -21,17 +21,16 @@ from kanthorq_django.admin import content
 from kanthorq_django.admin.display import (
     NOTHING,
     exact_moment,
-    link,
     moment,
-    page_url,
     visible,
 )
 from kanthorq_django.admin.due import task_badge, with_is_due
+from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.readonly import ReadOnlyAdmin, RelatedFilter
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
 from kanthorq_django.exceptions import UndecodableEvent
-from kanthorq_django.models import Event, Schedule, Task
+from kanthorq_django.models import Consumer, Event, Schedule, Stream, Task
 from kanthorq_django.models.encryption import is_sealed
 
 AT_ONCE = timedelta(0)
@@ -122,8 +121,7 @@ class EventAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("stream"))
     def stream_link(self, event: Event) -> str:
-        url = page_url(self.admin_site.name, "stream_change", event.stream_id)
-        return link(url, event.stream.name)
+        return links_of(event).to_row(Stream, event.stream_id, event.stream.name)
 
     @admin.display(description=_("resource key"))
     def resource_key_text(self, event: Event) -> str:
@@ -179,8 +177,8 @@ class EventAdmin(ReadOnlyAdmin):
         narrow = with_is_due(owed.defer("attempted_errors", "result"))
         rows = [
             {
-                "task": link(page_url(self.admin_site.name, "task_change", task.pk), task.pk),
-                "consumer": task.consumer.name,
+                "task": links_of(event).to_row(Task, task.pk, task.pk),
+                "consumer": links_of(event).to_row(Consumer, task.consumer_id, task.consumer.name),
                 "badge": task_badge(task),
                 "attempts": f"{task.attempt_count} / {task.consumer.attempt_max}",
                 "ended": moment(task.finalized_at),

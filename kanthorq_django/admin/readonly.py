@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.contrib.admin import SimpleListFilter
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import BadRequest, FieldDoesNotExist, PermissionDenied, ValidationError
 from django.db import router
 from django.db.models import Model, QuerySet
@@ -13,6 +14,7 @@ from django.urls import URLPattern
 from django.utils.text import capfirst
 
 from kanthorq_django.admin.display import NOTHING
+from kanthorq_django.admin.links import Links
 from kanthorq_django.admin.paginator import BoundedPaginator
 from kanthorq_django.admin.policy import with_policy
 
@@ -59,6 +61,19 @@ class GuardedAdmin(_ModelAdmin):
         """Show what a router's replica has, and change what the primary has."""
         rows: QuerySet[Any] = super().get_queryset(request)
         return rows.using(router.db_for_write(self.model)) if request.method == "POST" else rows
+
+    def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
+        listed = super().get_changelist_instance(request)
+        links = Links(request, self.admin_site)
+        for row in listed.result_list:
+            row.links = links
+        return listed
+
+    def get_object(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        row: Any = super().get_object(request, *args, **kwargs)
+        if row is not None:
+            row.links = Links(request, self.admin_site)
+        return row
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Allow only what the page itself links to.

@@ -19,14 +19,15 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.admin import content
-from kanthorq_django.admin.display import NOTHING, badge, exact_moment, link, moment, page_url
+from kanthorq_django.admin.display import NOTHING, badge, exact_moment, moment
 from kanthorq_django.admin.event import body_text
+from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.readonly import RelatedFilter
 from kanthorq_django.admin.schedule_form import ScheduleForm, json_problem, strays
 from kanthorq_django.admin.scheduling import SchedulingAdmin, record
 from kanthorq_django.exceptions import UndecodableEvent
-from kanthorq_django.models import Schedule
+from kanthorq_django.models import Schedule, Stream
 from kanthorq_django.models.definition import TIMING, readable_exdates
 
 LIVES = {
@@ -179,8 +180,7 @@ class ScheduleAdmin(SchedulingAdmin):
 
     @admin.display(description=_("stream"))
     def stream_link(self, schedule: Schedule) -> str:
-        url = page_url(self.admin_site.name, "stream_change", schedule.stream_id)
-        return link(url, schedule.stream.name)
+        return links_of(schedule).to_row(Stream, schedule.stream_id, schedule.stream.name)
 
     @admin.display(description=_("starts at"))
     def starts(self, schedule: Schedule) -> str:

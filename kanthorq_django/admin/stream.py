@@ -12,11 +12,10 @@ from kanthorq_django.admin.display import (
     NOTHING,
     Minimum,
     exact_moment,
-    link,
     moment,
     number,
-    page_url,
 )
+from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.paginator import COUNT_MAX
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.models import Consumer, Event, Stream
@@ -47,10 +46,8 @@ class StreamAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("consumers"))
     def consumer_count(self, stream: Any) -> str:
-        url = page_url(
-            self.admin_site.name, "consumer_changelist", query={"stream__id__exact": stream.pk}
-        )
-        return link(url, stream.consumer_count)
+        query = {"stream__id__exact": stream.pk}
+        return links_of(stream).to_list(Consumer, stream.consumer_count, query)
 
     @admin.display(description=_("newest event"))
     def newest_event(self, stream: Any) -> str:
@@ -67,17 +64,11 @@ class StreamAdmin(ReadOnlyAdmin):
     @admin.display(description=_("consumers"))
     def consumers(self, stream: Stream) -> str:
         readers = Consumer.objects.filter(stream=stream).order_by("name")
-        links = [
-            (link(page_url(self.admin_site.name, "consumer_change", reader.pk), reader),)
-            for reader in readers
-        ]
+        links = [(links_of(stream).to_row(Consumer, reader.pk, reader),) for reader in readers]
         return format_html_join(", ", "{}", links) or NOTHING
 
     @admin.display(description=_("events"))
     def events(self, stream: Stream) -> str:
         count = Event.objects.filter(stream=stream).values("pk")[: COUNT_MAX + 1].count()
         told = number(Minimum(COUNT_MAX) if count > COUNT_MAX else count)
-        url = page_url(
-            self.admin_site.name, "event_changelist", query={"stream__id__exact": stream.pk}
-        )
-        return link(url, told)
+        return links_of(stream).to_list(Event, told, {"stream__id__exact": stream.pk})

@@ -20,19 +20,18 @@ from kanthorq_django.admin.content import pretty_value, redacted_error
 from kanthorq_django.admin.display import (
     NOTHING,
     exact_moment,
-    link,
     moment,
-    page_url,
     visible,
 )
 from kanthorq_django.admin.due import due_text, task_badge, with_is_due
+from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.operating import OperatingAdmin
 from kanthorq_django.admin.readonly import RelatedFilter
 from kanthorq_django.admin.select_all import MEANING
 from kanthorq_django.domain.failures import recorded
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
-from kanthorq_django.models import Task
+from kanthorq_django.models import Consumer, Event, Task
 
 ERROR_SHOWN = 160  # characters of the newest error in the list
 
@@ -161,8 +160,7 @@ class TaskAdmin(OperatingAdmin):
 
     @admin.display(description=_("consumer"))
     def consumer_link(self, task: Task) -> str:
-        url = page_url(self.admin_site.name, "consumer_change", task.consumer_id)
-        return link(url, task.consumer.name)
+        return links_of(task).to_row(Consumer, task.consumer_id, task.consumer.name)
 
     @admin.display(description=_("attempts"))
     def attempts(self, task: Task) -> str:
@@ -210,8 +208,7 @@ class TaskAdmin(OperatingAdmin):
         event = task.known_event
         if event is None:
             return gettext("the event was deleted")
-        url = page_url(self.admin_site.name, "event_change", event.pk)
-        return link(url, visible(event.subject))
+        return links_of(task).to_row(Event, event.pk, visible(event.subject))
 
 
 def _uuid(text: str) -> UUID | None:
