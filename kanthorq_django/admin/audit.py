@@ -7,9 +7,13 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.admin.content import pretty_value
-from kanthorq_django.admin.display import NOTHING, exact_moment, moment, visible
+from kanthorq_django.admin.display import NOTHING, exact_moment, moment, number, visible
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.models import OperatorAction
+
+# What was done comes before what was left alone; PostgreSQL keeps a word's length, not its place.
+PLACES = {"updated": 0, "requested": 1, "noop": 3}
+ELSEWHERE = 2
 
 
 @admin.register(OperatorAction)
@@ -36,7 +40,8 @@ class OperatorActionAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("changes"))
     def told_counts(self, action: OperatorAction) -> str:
-        return ", ".join(f"{count:,} {word}" for word, count in action.counts.items())
+        told = sorted(action.counts.items(), key=lambda item: PLACES.get(item[0], ELSEWHERE))
+        return ", ".join(f"{number(count)} {word}" for word, count in told if count) or NOTHING
 
     @admin.display(description=_("reason"))
     def told_reason(self, action: OperatorAction) -> str:
