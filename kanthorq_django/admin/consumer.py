@@ -46,6 +46,16 @@ SHOWN_STATES = (
     TaskState.CANCELLED,
     TaskState.COMPLETED,
 )
+OPTIONS = (
+    "attempt_max",
+    "visibility_timeout",
+    "timeout",
+    "parked",
+    "serialize",
+    "deliver_from",
+    "has_cancel_handler",
+)
+CURSOR = ("cursor", "window", "position_xid", "position_id", "cluster_id")
 
 
 class ConsumerList(ChangeList):
@@ -77,35 +87,18 @@ class ConsumerAdmin(ReadOnlyAdmin):
     ordering = ("name",)
     sortable_by = ("name",)
     search_fields = ("name",)
-    fieldsets = (
-        (None, {"fields": ("name", "life_exactly", "stream_link", "filters", "created")}),
-        (_("Work"), {"fields": ("lag_text", "tasks", "workers", "cancellations")}),
-        (
-            _("Options"),
-            {
-                "fields": (
-                    "attempt_max",
-                    "visibility_timeout",
-                    "timeout",
-                    "parked",
-                    "serialize",
-                    "deliver_from",
-                    "has_cancel_handler",
-                    "cancel_attempt_max",
-                )
-            },
-        ),
-        (
-            _("Cursor"),
-            {
-                "classes": ("collapse",),
-                "fields": ("cursor", "window", "position_xid", "position_id", "cluster_id"),
-            },
-        ),
-    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("stream")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        cancelling = ("cancel_attempt_max",) if obj and obj.has_cancel_handler else ()
+        return (
+            (None, {"fields": ("name", "life_exactly", "stream_link", "filters", "created")}),
+            (_("Work"), {"fields": ("lag_text", "tasks", "workers", "cancellations")}),
+            (_("Options"), {"fields": (*OPTIONS, *cancelling)}),
+            (_("Cursor"), {"classes": ("collapse",), "fields": CURSOR}),
+        )
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Allow it only for a consumer that neither code declares nor a worker works for."""

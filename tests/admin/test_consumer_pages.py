@@ -174,6 +174,13 @@ def test_consumers_can_be_listed_by_their_stream(viewer: Client):
     assert list(listed.result_list) == [wanted]
 
 
+def test_attempts_at_a_cancellation_are_told_where_there_is_a_handler_for_it(viewer: Client):
+    silent = ConsumerFactory.create(cancel_attempt_max=7)
+    handling = ConsumerFactory.create(cancel_attempt_max=7, has_cancel_handler=True)
+    assert "Cancel attempt max" not in text_of(viewer.get(page("consumer_change", silent.pk)))
+    assert "Cancel attempt max: 7" in text_of(viewer.get(page("consumer_change", handling.pk)))
+
+
 def test_a_stream_tells_its_consumers_and_events(viewer: Client):
     consumer = ConsumerFactory.create(name="emails", stream=StreamFactory.create(name="orders"))
     EventFactory.create_batch(2, stream=consumer.stream)
