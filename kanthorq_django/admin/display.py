@@ -8,7 +8,7 @@ from django.contrib.humanize.templatetags.humanize import naturaltime
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
@@ -17,6 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from kanthorq_django.domain.states import TaskState
 
 NOTHING = "—"
+FEW = 3  # names that are read at a glance
 STATE_LABELS = {
     TaskState.PENDING: _("Pending"),
     TaskState.AVAILABLE: _("Available"),
@@ -114,8 +115,19 @@ def page_url(
     return f"{url}?{urlencode(query)}" if query else url
 
 
-def listed(names: Sequence[str], count: int) -> str:
-    """Return ``names``, the first of ``count``, and how many others there are."""
+def disclosed(title: str, names: Sequence[str], count: int) -> SafeString:
+    """Return ``names``, the first of ``count``, under ``title``; many are shown once it is opened.
+
+    Nothing without names.
+    """
+    if not names:
+        return SafeString("")
     others = count - len(names)
     more = ngettext(" and %d other", " and %d others", others) % others if others > 0 else ""
-    return ", ".join(names) + more
+    return format_html(
+        '<details class="kq-disclosed"{}><summary>{}</summary>{}{}</details>',
+        SafeString(" open" if len(names) <= FEW else ""),
+        title,
+        format_html_join(" ", "<span>{}</span>", ((name,) for name in names)),
+        more,
+    )

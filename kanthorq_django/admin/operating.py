@@ -8,6 +8,7 @@ from django.contrib.auth import get_permission_codename
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST
 
@@ -81,10 +82,11 @@ class OperatingAdmin(ReadOnlyAdmin):
         return super().render_change_form(request, context, *args, **kwargs)
 
     def tell(self, request: HttpRequest, operation: Operation, report: Report) -> None:
-        """Show what happened, as a warning when something was left alone."""
+        """Show what happened, counted and id by id; as a warning if something was left alone."""
         is_changed = report.updated or report.requested
         level = messages.WARNING if report.noop or not is_changed else messages.SUCCESS
-        self.message_user(request, f"{operation.name}: {report}", level)
+        told = format_html("{}: {} {}", operation.name, str(report), report.by_event)
+        self.message_user(request, told, level)
 
     def _may(self, request: HttpRequest, verb: str) -> bool:
         codename = get_permission_codename(verb, self.opts)

@@ -11,10 +11,11 @@ from uuid import UUID
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.utils.functional import Promise
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin.display import STATE_LABELS, listed
+from kanthorq_django.admin.display import STATE_LABELS, disclosed
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
@@ -128,16 +129,16 @@ class Report:
             parts.append(text % self.requested)
         if self.noop:
             parts.append(ngettext("%d left alone", "%d left alone", self.noop) % self.noop)
+        return ", ".join(parts) + "."
+
+    @property
+    def by_event(self) -> SafeString:
+        """The ids of the events whose tasks were left alone, in which states, or changed."""
         spared = [f"{pk} ({STATE_LABELS[TaskState(state)]})" for pk, state in self.spared]
-        text = ", ".join(parts) + (f": {_events(spared, self.noop)}" if spared else "")
-        if not self.sample:
-            return f"{text}."
-        changed = _events([str(pk) for pk in self.sample], self.updated + self.requested)
-        return gettext("%(text)s. Changed: %(names)s.") % {"text": text, "names": changed}
-
-
-def _events(names: Sequence[str], count: int) -> str:
-    return gettext("event %(names)s") % {"names": listed(names, count)}
+        changed = [str(pk) for pk in self.sample]
+        return disclosed(gettext("Left alone, by event:"), spared, self.noop) + disclosed(
+            gettext("Changed, by event:"), changed, self.updated + self.requested
+        )
 
 
 def carry_out(

@@ -13,11 +13,13 @@ from django.db import router
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.functional import Promise
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST
 
-from kanthorq_django.admin.display import listed
+from kanthorq_django.admin.display import disclosed
 from kanthorq_django.admin.orders import ReasonedActionForm, order_of, order_on_list
 from kanthorq_django.admin.readonly import GuardedAdmin
 from kanthorq_django.domain.outcome import Outcome
@@ -130,7 +132,8 @@ class SchedulingAdmin(GuardedAdmin):
             self.message_user(request, text, messages.ERROR)
             return
         level = messages.WARNING if outcome.noop or not outcome.updated else messages.SUCCESS
-        self.message_user(request, f"{operation.name}: {_report(outcome, names)}", level)
+        told = format_html("{}: {} {}", operation.name, _counted(outcome), _by_name(outcome, names))
+        self.message_user(request, told, level)
 
     def _view_of(self, operation: Operation) -> Callable[..., HttpResponse]:
         def operate(request: HttpRequest, object_id: str) -> HttpResponse:
@@ -162,20 +165,22 @@ def _using() -> str:
     return router.db_for_write(Schedule)
 
 
-def _report(outcome: Outcome, names: dict[UUID, str]) -> str:
+def _counted(outcome: Outcome) -> str:
     updated, noop = len(outcome.updated), len(outcome.noop)
     text = ngettext("%d schedule updated", "%d schedules updated", updated) % updated
     if noop:
-        alone = ngettext("%d left alone", "%d left alone", noop) % noop
-        text = f"{text}, {alone}: {_named(outcome.noop, names)}"
-    if not updated:
-        return f"{text}."
-    changed = _named(outcome.updated, names)
-    return gettext("%(text)s. Changed: %(names)s.") % {"text": text, "names": changed}
+        text += ", " + ngettext("%d left alone", "%d left alone", noop) % noop
+    return f"{text}."
 
 
-def _named(pks: Sequence[UUID], names: dict[UUID, str]) -> str:
-    return listed([names.get(pk, str(pk)) for pk in pks[:SAMPLE_SIZE]], len(pks))
+def _by_name(outcome: Outcome, names: dict[UUID, str]) -> SafeString:
+    return _disclosed(gettext("Left alone:"), outcome.noop, names) + _disclosed(
+        gettext("Changed:"), outcome.updated, names
+    )
+
+
+def _disclosed(title: str, pks: Sequence[UUID], names: dict[UUID, str]) -> SafeString:
+    return disclosed(title, [names.get(pk, str(pk)) for pk in pks[:SAMPLE_SIZE]], len(pks))
 
 
 def _log(

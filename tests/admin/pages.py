@@ -29,11 +29,17 @@ def press(client: Client, verb: str, task: Task) -> Any:
 
 
 def told(response: Any) -> list[tuple[str, str]]:
-    """Return the (level, text) of each message that the user gets to see."""
-    return [(message.level_tag, str(message)) for message in get_messages(response.wsgi_request)]
+    """Return the (level, text) of each message that the user gets to see, without markup."""
+    return [
+        (message.level_tag, _without_markup(str(message)))
+        for message in get_messages(response.wsgi_request)
+    ]
 
 
 def text_of(response: Any) -> str:
     """Return the page's text without its markup."""
-    html = response.content.decode()
+    return _without_markup(response.content.decode())
+
+
+def _without_markup(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())

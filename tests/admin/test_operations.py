@@ -6,6 +6,7 @@ from django.db import ProgrammingError, connection
 from django.test import Client
 
 from kanthorq_django.admin import operations
+from kanthorq_django.admin.display import FEW
 from kanthorq_django.domain import states
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.models.audit import SAMPLE_SIZE
@@ -48,8 +49,9 @@ def test_a_message_names_what_was_updated_and_what_was_left_alone(operator: Clie
     response = tick(operator, "cancel", [*waiting, running])
 
     text = (
-        f"Cancel: 2 tasks updated, 1 left alone: event {running.event_id} (Running). "
-        f"Changed: event {waiting[0].event_id}, {waiting[1].event_id}."
+        f"Cancel: 2 tasks updated, 1 left alone. "
+        f"Left alone, by event: {running.event_id} (Running) "
+        f"Changed, by event: {waiting[0].event_id} {waiting[1].event_id}"
     )
     assert told(response) == [("warning", text)]
 
@@ -60,9 +62,22 @@ def test_a_message_names_only_a_few_of_many_tasks_left_alone(operator: Client):
     ((level, text),) = told(tick(operator, "cancel", running))
 
     assert level == "warning"
-    assert text.startswith("Cancel: 0 tasks updated, 22 left alone: ")
-    assert text.endswith(" and 2 others.")
+    assert text.startswith("Cancel: 0 tasks updated, 22 left alone. Left alone, by event: ")
+    assert text.endswith(" and 2 others")
     assert len(re.findall(r"\(Running\)", text)) == SAMPLE_SIZE
+
+
+def test_a_few_ids_are_shown_at_once_and_more_when_they_are_asked_for(operator: Client):
+    waiting = TaskFactory.create_batch(FEW + 1, state=TaskState.AVAILABLE)
+    running = TaskFactory.create_batch(FEW, state=TaskState.RUNNING)
+
+    response = operator.get(tick(operator, "cancel", [*waiting, *running])["Location"])
+
+    html = response.content.decode()
+    assert '<details class="kq-disclosed" open><summary>Left alone, by event:</summary>' in html
+    assert '<details class="kq-disclosed"><summary>Changed, by event:</summary>' in html
+    assert [str(task.event_id) for task in waiting if str(task.event_id) not in html] == []
+    assert re.search(r"Cancel: 4 tasks updated, 3 left alone\. +<details", html)
 
 
 def test_running_tasks_are_cancelled_with_the_waiting_ones_by_an_action_of_its_own(
@@ -83,8 +98,8 @@ def test_running_tasks_are_cancelled_with_the_waiting_ones_by_an_action_of_its_o
     }
     ((level, text),) = told(response)
     assert level == "warning"
-    assert text.startswith("Cancel or stop: 1 task updated, 1 asked to stop, 1 left alone: ")
-    assert f": event {completed.event_id} (Completed). Changed: event " in text
+    assert text.startswith("Cancel or stop: 1 task updated, 1 asked to stop, 1 left alone. ")
+    assert f"Left alone, by event: {completed.event_id} (Completed) Changed, by event: " in text
     assert {str(waiting.event_id), str(running.event_id)} <= set(re.findall("[-0-9a-f]{36}", text))
 
 
@@ -93,7 +108,8 @@ def test_a_running_task_is_asked_to_stop_once(operator: Client):
 
     first, second = (tick(operator, "cancel_running", [task]) for _ in range(2))
 
-    text = f"Cancel or stop: 0 tasks updated, 1 asked to stop. Changed: event {task.event_id}."
+    counts = "0 tasks updated, 1 asked to stop."
+    text = f"Cancel or stop: {counts} Changed, by event: {task.event_id}"
     assert told(first) == [("success", text)]
     assert told(second)[-1][0] == "warning"
     assert LogEntry.objects.count() == 1
@@ -197,9 +213,8 @@ def test_a_button_pressed_too_late_warns(operator: Client):
 
     response = press(operator, "cancel", task)
 
-    assert told(response) == [
-        ("warning", f"Cancel: 0 tasks updated, 1 left alone: event {task.event_id} (Completed).")
-    ]
+    named = f"Left alone, by event: {task.event_id} (Completed)"
+    assert told(response) == [("warning", f"Cancel: 0 tasks updated, 1 left alone. {named}")]
 
 
 def test_a_button_leads_back_to_the_list_as_it_was_filtered(operator: Client):
@@ -225,8 +240,9 @@ def test_tasks_are_moved_batch_by_batch(operator: Client, monkeypatch: pytest.Mo
 
     assert Task.objects.available().count() == 5
     assert LogEntry.objects.count() == 5
-    changed = ", ".join(str(task.event_id) for task in tasks)
-    assert told(response) == [("success", f"Release: 5 tasks updated. Changed: event {changed}.")]
+    changed = " ".join(str(task.event_id) for task in tasks)
+    text = f"Release: 5 tasks updated. Changed, by event: {changed}"
+    assert told(response) == [("success", text)]
 
 
 def test_an_action_without_ticked_tasks_changes_nothing(operator: Client):

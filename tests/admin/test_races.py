@@ -49,6 +49,5 @@ def test_a_task_that_is_claimed_meanwhile_is_told_as_running(operator: Client):
     response = tick(operator, "cancel", [task])
     worker.join(DEADLINE_SECONDS)
 
-    assert told(response) == [
-        ("warning", f"Cancel: 0 tasks updated, 1 left alone: event {task.event_id} (Running).")
-    ]
+    named = f"Left alone, by event: {task.event_id} (Running)"
+    assert told(response) == [("warning", f"Cancel: 0 tasks updated, 1 left alone. {named}")]

@@ -115,15 +115,15 @@ class TestMoving:
         first, second = kept("a"), kept("b")
 
         assert told(move(operator, "cancel", first)) == [
-            ("success", "Cancel: 1 schedule updated. Changed: a.")
+            ("success", "Cancel: 1 schedule updated. Changed: a")
         ]
         both = move(operator, "cancel", first, second)
         assert told(both)[-1] == (
             "warning",
-            "Cancel: 1 schedule updated, 1 left alone: a. Changed: b.",
+            "Cancel: 1 schedule updated, 1 left alone. Left alone: a Changed: b",
         )
         resumed = move(operator, "resume", first, second)
-        assert told(resumed)[-1] == ("success", "Resume: 2 schedules updated. Changed: a, b.")
+        assert told(resumed)[-1] == ("success", "Resume: 2 schedules updated. Changed: a b")
         logged = [
             (entry.object_repr, entry.change_message) for entry in LogEntry.objects.order_by("pk")
         ]

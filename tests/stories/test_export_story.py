@@ -43,7 +43,8 @@ def export_until_stopped(operator: Client, folder: Path) -> Task:
         wait_until((folder / "part-2").exists, PATIENCE)
         running = Task.objects.get(event=event)
         answer = tick(operator, "cancel_running", [running])
-        text = f"Cancel or stop: 0 tasks updated, 1 asked to stop. Changed: event {event.pk}."
+        counts = "0 tasks updated, 1 asked to stop."
+        text = f"Cancel or stop: {counts} Changed, by event: {event.pk}"
         assert told(answer) == [("success", text)]
         wait_until(lambda: Task.objects.final().exists(), PATIENCE)
     return Task.objects.get(event=event)
