@@ -27,7 +27,7 @@ from kanthorq_django.admin.growth import growing
 from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.paginator import COUNT_MAX
-from kanthorq_django.admin.readonly import ReadOnlyAdmin
+from kanthorq_django.admin.readonly import ReadOnlyAdmin, RelatedFilter
 from kanthorq_django.admin.tally import Tally, tally
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.domain.subscriptions import registry
@@ -81,8 +81,8 @@ class ConsumerList(ChangeList):
 class ConsumerAdmin(ReadOnlyAdmin):
     """Code declares consumers. One that no code declares any more can be deleted here."""
 
-    list_display = ("name", "life", "filters", "lag_text", "tasks", "worker_count")
-    linked_lookups = ("stream__id__exact",)
+    list_display = ("name", "life", "stream_link", "filters", "lag_text", "tasks", "worker_count")
+    list_filter = (("stream", RelatedFilter),)
     list_per_page = 25
     ordering = ("name",)
     sortable_by = ("name",)

@@ -30,6 +30,10 @@ def _work(*consumers: str, **given: Any) -> Worker:
     )
 
 
+def _stream(consumer: Consumer) -> str:
+    return page("stream_change", consumer.stream_id)
+
+
 def test_a_consumer_without_code_is_shown_as_orphaned(viewer: Client):
     _declare("emails")
     declared, orphan = ConsumerFactory.create(name="emails"), ConsumerFactory.create(name="fax")
@@ -167,11 +171,16 @@ def test_a_viewer_cannot_delete_an_orphan(viewer: Client):
     assert Consumer.objects.exists()
 
 
-def test_consumers_can_be_listed_by_their_stream(viewer: Client):
+def test_consumers_are_filtered_by_the_stream_that_the_list_names(viewer: Client):
     wanted, _other = ConsumerFactory.create_batch(2)
     query = {"stream__id__exact": wanted.stream_id}
-    listed = viewer.get(page("consumer_changelist"), query).context["cl"]
-    assert list(listed.result_list) == [wanted]
+
+    unfiltered = viewer.get(page("consumer_changelist")).content.decode()
+    filtered = viewer.get(page("consumer_changelist"), query).context["cl"]
+
+    assert f'href="?stream__id__exact={wanted.stream_id}"' in unfiltered
+    assert f'<td class="field-stream_link"><a href="{_stream(wanted)}">' in unfiltered
+    assert list(filtered.result_list) == [wanted]
 
 
 def test_attempts_at_a_cancellation_are_told_where_there_is_a_handler_for_it(viewer: Client):
