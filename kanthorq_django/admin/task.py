@@ -28,12 +28,12 @@ from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.operating import OperatingAdmin
 from kanthorq_django.admin.readonly import RelatedFilter
 from kanthorq_django.admin.select_all import MEANING
-from kanthorq_django.domain.failures import recorded
+from kanthorq_django.domain.failures import ERROR_SIZE_MAX, recorded
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
 from kanthorq_django.models import Consumer, Event, Task
 
-ERROR_SHOWN = 160  # characters of the newest error in the list
+ERROR_SHOWN = 160  # characters of the newest error in the list; its tooltip has all of them
 
 # What a search may mean that is no event id.
 BY_KEY, BY_SUBJECT = MEANINGS = ("resource_key", "event__subject__startswith")
@@ -85,7 +85,7 @@ class TaskList(ChangeList):
             .exclude(state=TaskState.COMPLETED)
             .filter(pk__in=[task.pk for task in self.result_list])
         )
-        newest = Left(KT("attempted_errors__-1__error"), ERROR_SHOWN)
+        newest = Left(KT("attempted_errors__-1__error"), ERROR_SIZE_MAX)
         errors = dict(shown.values_list("pk", newest))
         for task in self.result_list:
             task.newest_error = errors.get(task.pk)
@@ -151,7 +151,8 @@ class TaskAdmin(OperatingAdmin):
             parts.append(format_html("<code>{}</code>", visible(task.resource_key)))
         if task.newest_error:
             error = redacted_error(task.newest_error).replace("\n", " ")
-            parts.append(format_html('<div class="kq-newest-error">{}</div>', error))
+            line = '<div class="kq-newest-error" title="{}">{}</div>'
+            parts.append(format_html(line, error, error[:ERROR_SHOWN]))
         return format_html_join(" ", "{}", ((part,) for part in parts))
 
     @admin.display(description=_("event"))

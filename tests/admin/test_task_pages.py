@@ -6,6 +6,7 @@ from django.test import Client
 from django.utils import timezone
 
 from kanthorq_django.admin.display import link, page_url
+from kanthorq_django.admin.task import ERROR_SHOWN
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.models import Event, Task, TaskState
 from tests.admin.pages import page, press, text_of
@@ -87,6 +88,18 @@ def test_a_row_tells_the_state_the_attempts_and_the_newest_error(viewer: Client)
     text = text_of(viewer.get(page("task_changelist")))
     assert "Retryable order.paid ValueError: &lt;b&gt;\\u202e emails 3 / 16 due" in text
     assert "TimeoutError" not in text
+
+
+def test_all_of_the_newest_error_is_the_tooltip_of_its_line_escaped_and_redacted(viewer: Client):
+    error = f'ValueError: {"x" * ERROR_SHOWN} "><script> password=hunter2'
+    TaskFactory.create(state=TaskState.DISCARDED, attempted_errors=[_failure(1, error)])
+
+    html = viewer.get(page("task_changelist")).content.decode()
+
+    told = f"ValueError: {'x' * ERROR_SHOWN} &quot;&gt;&lt;script&gt; password=[redacted]"
+    line = f"ValueError: {'x' * ERROR_SHOWN}"[:ERROR_SHOWN]
+    assert f'<div class="kq-newest-error" title="{told}">{line}</div>' in html
+    assert "hunter2" not in html
 
 
 @pytest.mark.parametrize(
