@@ -57,7 +57,10 @@ class EventAdmin(ReadOnlyAdmin):
     list_filter = (("stream", RelatedFilter),)
     sortable_by = ("created",)
     search_fields = ("subject",)  # get_search_results() says what is searched
-    search_help_text = _("An event id, or the beginning of a subject.")
+    # No index leads to an event's resource key; one leads to those of tasks.
+    search_help_text = _(
+        "An event id, or the beginning of a subject. Resource keys are searched among tasks."
+    )
 
     def has_view_body_permission(self, request: HttpRequest) -> bool:
         """Tell whether the user may see what events carry, not only how much."""
