@@ -81,3 +81,8 @@ def targets(verb: str, state: TaskState) -> tuple[TaskState, ...]:
         if move.verb == verb and state in move.sources:
             return move.targets
     return ()
+
+
+def sources(verb: str) -> frozenset[TaskState]:
+    """Return the states from which ``verb`` leads anywhere."""
+    return frozenset().union(*(move.sources for move in MOVES if move.verb == verb))

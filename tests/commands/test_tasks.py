@@ -298,6 +298,48 @@ class TestMoving:
         assert [UUID(event) for _, event, _ in ran.words] == [task.event_id for task in tasks[:2]]
         assert Task.objects.cancelled().count() == 2
 
+    @pytest.mark.parametrize("verb", VERBS)
+    @pytest.mark.parametrize("state", TaskState)
+    def test_the_limit_counts_only_what_the_verb_moves(
+        self, verb: str, state: TaskState, refunds: Consumer
+    ):
+        task = TaskFactory.create(consumer=refunds, state=state)
+
+        ran = kanthorq("tasks", verb, "--consumer", "refunds", "--limit", 1, "--yes")
+
+        moved = [["updated", str(task.event_id), "refunds"]]
+        assert ran.words == (moved if states.targets(verb, state) else [])
+
+    def test_a_repeated_call_with_a_limit_goes_on(self, refunds: Consumer):
+        parked = TaskFactory.create_batch(3, consumer=refunds, state=TaskState.PENDING)
+        arguments = ("tasks", "release", "--consumer", "refunds", "--limit", 1)
+
+        for task in parked:
+            would = kanthorq(*arguments, "--dry-run")
+            ran = kanthorq(*arguments, "--yes")
+            assert would.words == [["would-update", str(task.event_id), "refunds"]]
+            assert ran.words == [["updated", str(task.event_id), "refunds"]]
+        assert kanthorq(*arguments, "--yes").lines == []
+
+    def test_the_limit_counts_running_tasks_that_were_not_asked_yet(self, refunds: Consumer):
+        running = TaskFactory.create_batch(2, consumer=refunds, state=TaskState.RUNNING)
+        arguments = ("tasks", "cancel", "--consumer", "refunds", "--limit", 1, "--yes")
+
+        assert kanthorq(*arguments).lines == []
+        for task in running:
+            ran = kanthorq(*arguments, "--running")
+            assert ran.words == [["requested", str(task.event_id), "refunds"]]
+        assert kanthorq(*arguments, "--running").lines == []
+
+    def test_a_given_state_narrows_what_the_limit_counts(self, refunds: Consumer):
+        TaskFactory.create(consumer=refunds, state=TaskState.PENDING)
+        waiting = TaskFactory.create(consumer=refunds, state=TaskState.RETRYABLE)
+        arguments = ("tasks", "cancel", "--consumer", "refunds", "--limit", 1, "--yes")
+
+        assert kanthorq(*arguments, "--state", "completed").lines == []
+        ran = kanthorq(*arguments, "--state", "retryable")
+        assert ran.words == [["updated", str(waiting.event_id), "refunds"]]
+
     @pytest.mark.parametrize("limit", [None, 5, 7])
     def test_many_tasks_go_batch_by_batch(
         self, limit: int | None, refunds: Consumer, monkeypatch: pytest.MonkeyPatch

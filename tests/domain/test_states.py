@@ -56,6 +56,11 @@ def test_an_unknown_verb_leads_nowhere() -> None:
     assert targets("forget", S.RUNNING) == ()
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_sources_of_a_verb_are_the_states_that_it_leads_from(verb: str) -> None:
+    assert states.sources(verb) == {state for moved_by, state in LIFE if moved_by == verb}
+
+
 def test_values_are_those_of_kanthorq() -> None:
     assert {state.name: state.value for state in TaskState} == {
         "PENDING": 0,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 from django.core.management.base import CommandError
+from django.db.models import Q
 
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
@@ -60,6 +61,9 @@ class Moving(Verb):
         if not selection and not (all and (yes or dry_run)):
             raise CommandError("Say which tasks: add a filter, or --all together with --yes.")
         tasks = selection.tasks(self.database)
+        if selection.limit is not None:
+            # What is moved already would use the limit up, and a repeated call never go on.
+            tasks = tasks.filter(self._movable(running=running))
         if not (yes or dry_run):
             self._ask(tasks, selection.limit)
         lines = self._lines(tasks, selection, running=running, is_dry=dry_run)
@@ -71,6 +75,12 @@ class Moving(Verb):
     def move(self, tasks: TaskQuerySet, *, running: bool) -> Outcome:
         """Apply the verb; ``running`` is for cancel alone."""
         raise NotImplementedError
+
+    def _movable(self, *, running: bool) -> Q:
+        """Return which tasks the verb would move, or ask to stop."""
+        movable = Q(state__in=states.sources(self.name))
+        askable = Q(state=TaskState.RUNNING, cancel_requested_at=None)
+        return movable | askable if running else movable
 
     def _ask(self, tasks: TaskQuerySet, limit: int | None) -> None:
         self.console.require_answers()

@@ -85,7 +85,7 @@ class Selection:
 
 
 def add_filters(parser: ArgumentParser, *, limit: int | None) -> None:
-    """Declare the filters; ``limit`` is the default of ``--limit``, None for no limit."""
+    """Declare the filters; ``limit`` is the default of ``--limit``, None where a verb moves all."""
     filters = parser.add_argument_group("filters", "Which tasks; all of them must apply.")
     filters.add_argument("ids", nargs="*", type=event_id, metavar="EVENT", help="event ids")
     _add_repeatable(filters, "--event", "events", "EVENT", "an event id", type=event_id)
@@ -108,7 +108,8 @@ def add_filters(parser: ArgumentParser, *, limit: int | None) -> None:
         type=count(1, LIMIT_MAX),
         default=limit,
         metavar="N",
-        help=f"at most so many, the oldest first; default: {limit or 'all'}",
+        help=f"at most so many{'' if limit else ' that it moves'}, the oldest first; "
+        f"default: {limit or 'all'}",
     )
 
 
