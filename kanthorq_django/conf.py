@@ -1,6 +1,5 @@
 """``KANTHORQ = {…}`` in settings.py: one dict, every key optional, all of them here."""
 
-import difflib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -10,6 +9,7 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
+from kanthorq_django.domain.names import similar_names
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
 
@@ -101,7 +101,7 @@ def problems(declared: object) -> Iterator[tuple[str, str]]:
 
 
 def _suggestion(key: object, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(key.upper(), known, n=1) if isinstance(key, str) else []
+    near = similar_names(key.upper(), known, count=1) if isinstance(key, str) else []
     return f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(sorted(known))}."
 
 

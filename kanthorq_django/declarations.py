@@ -97,15 +97,15 @@ def check_timeout(consumer: str, timeout: object) -> None:
         )
 
 
-def attempts(given: int | None, policy: RetryPolicy) -> int:
+def attempts(consumer: str, given: int | None, policy: RetryPolicy) -> int:
     """Return how many attempts there are: as given, as the policy says, else 16.
 
     Raises ConfigurationError when the two disagree.
     """
     if given is not None and policy.attempt_max not in (None, given):
         raise ConfigurationError(
-            f"attempt_max is {quoted(given)}, but its retry policy says {policy.attempt_max}; "
-            "give one."
+            f"Consumer {quoted(consumer)}: attempt_max is {quoted(given)}, but its retry policy "
+            f"says {policy.attempt_max}; give one."
         )
     return (policy.attempt_max or ATTEMPT_MAX) if given is None else given
 

@@ -3,12 +3,12 @@
 Nothing here touches the database until ``sync()``, so it can be imported at any time.
 """
 
-import difflib
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from kanthorq_django import declarations
+from kanthorq_django.domain.names import similar_names
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 from kanthorq_django.domain.subscriptions import Subscription, name_of, registry
@@ -87,7 +87,7 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
             handler=handler,
             includes=tuple(includes),
             excludes=tuple(excludes),
-            attempt_max=declarations.attempts(attempt_max, policy),
+            attempt_max=declarations.attempts(name, attempt_max, policy),
             visibility_timeout=visibility_timeout,
             timeout=timeout,
             retry=policy,
@@ -187,7 +187,7 @@ def find(consumer: str) -> Subscription:
     if subscription := registry.find(consumer):
         return subscription
     known = [subscription.consumer for subscription in registry.all()]
-    near = difflib.get_close_matches(consumer, known, n=3)
+    near = similar_names(consumer, known)
     hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {sorted(known)}."
     raise ConfigurationError(f"No subscriber declares the consumer {quoted(consumer)}; {hint}")
 

@@ -249,7 +249,10 @@ def test_what_has_no_name_needs_one() -> None:
         ({"attempt_max": True}, "attempt_max must be"),
         ({"attempt_max": 1.0}, "attempt_max must be"),
         ({"attempt_max": "5"}, "attempt_max must be"),
-        ({"attempt_max": 3, "retry": Never()}, "attempt_max is 3, but its retry policy says 1"),
+        (
+            {"attempt_max": 3, "retry": Never()},
+            "Consumer 'repayments': attempt_max is 3, but its retry policy says 1; give one",
+        ),
         ({"retry": 5}, "retry must be a retry policy"),
         ({"retry": Fixed}, "retry must be a retry policy"),
         ({"visibility_timeout": timedelta(0)}, "visibility_timeout must be .*0:00:01 to 12:00:00"),

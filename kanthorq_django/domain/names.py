@@ -1,9 +1,12 @@
-"""What may name a stream, a consumer or a schedule."""
+"""What may name a stream, a consumer or a schedule, and what a wrong name may have meant."""
 
+import difflib
 import functools
 import re
+from collections.abc import Iterable
 
 NAME_SIZE_MAX = 128  # characters
+NEARNESS_MIN = 0.7  # of 1; from 0.6 on, which is difflib's own, "nope" is near "hopper"
 _NAME = re.compile(r"[^\W_][\w.:-]*", re.ASCII)
 
 
@@ -12,6 +15,11 @@ def name_problem(name: object) -> str | None:
     if not isinstance(name, str):
         return f"it must be a str, not {type(name).__name__}"
     return _text_problem(name)
+
+
+def similar_names(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """Return those of ``known`` that ``name`` may have meant, the nearest first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=NEARNESS_MIN)
 
 
 @functools.lru_cache(maxsize=256)  # publishers repeat themselves

@@ -33,6 +33,7 @@ _RANGES = {
     "BYMONTH": range(1, 13),
     "BYSETPOS": (*range(-366, 0), *range(1, 367)),
 }
+_PREFIX = re.compile("^RRULE:", re.ASCII | re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?\d{1,3}", re.ASCII)
 _WEEKDAY = re.compile(r"([+-]?\d{1,2})?(MO|TU|WE|TH|FR|SA|SU)", re.ASCII)
 _UNTIL = re.compile(r"\d{8}(T\d{6}Z?)?", re.ASCII)
@@ -61,10 +62,13 @@ def parse(text: str) -> dict[str, str]:
         told = f"the rule has {len(text):,} characters, the limit is {TEXT_SIZE_MAX}"
         raise RecurrenceProblem(told)
     parts: dict[str, str] = {}
-    for part in text.upper().strip().removeprefix("RRULE:").split(";"):
-        name, separator, value = part.strip().partition("=")
+    for part in _PREFIX.sub("", text.strip()).split(";"):
+        name, separator, value = part.strip().upper().partition("=")
         if not (separator and value):
-            raise RecurrenceProblem(f"{quoted(part)} is not of the form NAME=VALUE")
+            raise RecurrenceProblem(
+                f"the part {quoted(part)} of the rrule is not of the form NAME=VALUE, such as "
+                "FREQ=WEEKLY"
+            )
         if name in parts:
             raise RecurrenceProblem(f"{name} is given twice")
         _check_part(name, value)

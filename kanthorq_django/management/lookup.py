@@ -1,13 +1,12 @@
 """Rows by the names that operators type; a name that is unknown gets near ones in return."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from django.core.management.base import CommandError
 from django.db import models
 
-from kanthorq_django.domain.names import name_problem
+from kanthorq_django.domain.names import name_problem, similar_names
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.models import Consumer, Schedule, Stream
 
@@ -35,7 +34,7 @@ def near_names(name: str, known: Sequence[str]) -> str:
     """Return what else ``name`` may have meant, as the end of a sentence."""
     if not known:
         return "there is none yet."
-    if near := difflib.get_close_matches(name, known, n=3):
+    if near := similar_names(name, known):
         return f"did you mean {' or '.join(map(repr, near))}?"
     listed = ", ".join(map(repr, sorted(known)[:LISTED_MAX]))
     return f"known: {listed}{', …' if len(known) > LISTED_MAX else '.'}"

@@ -19,6 +19,7 @@ from kanthorq_django.exceptions import InvalidBody
 # What encrypted bodies begin with in the table: see encryption.py.
 MARK = b"\x00kanthorq:fernet:1\x00"
 _NUL = "\x00"
+_ROOT = "$"  # the place of the whole value
 _BYTES = (bytes, bytearray, memoryview)  # to join them by | would take longer than to ask
 PATH_SIZE_MAX = 120  # characters of the place of a fault
 ERROR_SIZE_MAX = 200  # characters of an encoder's own words
@@ -35,7 +36,7 @@ def encode_body(body: object, *, size_max: int) -> bytes:
         except ValueError as error:  # of a view that was released
             raise InvalidBody(f"The body cannot be read: {error}.") from error
     elif isinstance(body, str):
-        encoded = _utf8(body, "$")
+        encoded = _utf8(body, _ROOT)
     else:
         encoded = encode_json("body", body, size_max=size_max).encode()
     if encoded.startswith(MARK):
@@ -124,11 +125,11 @@ def _fault_within(text: str) -> str | None:
     try:
         return _first_fault(json.loads(text))
     except RecursionError:  # the writer goes deeper than the reader in some releases of Python
-        return f"$ is nested deeper than {get_settings().DEPTH_MAX} (KANTHORQ['DEPTH_MAX'])"
+        return f"{_ROOT} is nested deeper than {get_settings().DEPTH_MAX} (KANTHORQ['DEPTH_MAX'])"
 
 
 def _first_fault(value: object) -> str | None:
-    return next(_faults(value, "$", get_settings().DEPTH_MAX), None)
+    return next(_faults(value, _ROOT, get_settings().DEPTH_MAX), None)
 
 
 def _faults(value: object, path: str, levels: int) -> Iterator[str]:
@@ -173,4 +174,5 @@ def _leaf_faults(value: Any, path: str) -> Iterator[str]:
         try:
             json.dumps(value, cls=DjangoJSONEncoder)
         except (TypeError, ValueError) as error:
-            yield f"{path}: {printable(str(error), ERROR_SIZE_MAX)}"
+            told = printable(str(error), ERROR_SIZE_MAX)
+            yield told if path == _ROOT else f"{path}: {told}"

@@ -24,6 +24,7 @@ from django.utils.functional import cached_property
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
+from kanthorq_django.domain.amounts import counted, plural
 from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
@@ -227,10 +228,10 @@ class Consumer(models.Model):
             return
         with suppress(Exception):  # a filter of the project's; the leases are given by now
             logger.warning(
-                "Consumer %s: %d tasks had no attempt left when they were due again, and are "
-                "discarded; events %s",
+                "Consumer %s: %s had no attempt left when due again and went to discarded; %s %s",
                 self.name,
-                count,
+                counted(count, "task"),
+                plural(count, "event"),
                 ", ".join(events) + (" …" if count > len(events) else ""),
             )
 

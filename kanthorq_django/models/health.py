@@ -246,8 +246,9 @@ def _oldest(what: str, ages: Iterable[tuple[str, timedelta | None]], limit: time
     return True, f"no {what} wait longer than {_rounded(limit)}"
 
 
-def _rounded(age: timedelta) -> timedelta:
-    return timedelta(seconds=round(age.total_seconds()))
+def _rounded(age: timedelta) -> str:
+    """Return ``age`` to the second; whole days without their hours."""
+    return str(timedelta(seconds=round(age.total_seconds()))).removesuffix(", 0:00:00")
 
 
 CHECKS: dict[str, Callable[[_Patient], Verdict]] = {

@@ -14,6 +14,7 @@ from django.db import Error, connections, router
 from django.db.models.functions import Now
 
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.amounts import counted
 from kanthorq_django.domain.subscriptions import Subscription, is_coroutine
 from kanthorq_django.message import LEAVING
 from kanthorq_django.models import Consumer, Worker
@@ -294,7 +295,8 @@ class WorkerLoop:
         self._warden.finish(_left(deadline))
         for lane in self._lanes.values():
             lane.finish(CLOSE_SECONDS if lane.is_idle else 0)
-        logger.info("worker %s stopped after %d tasks", self._row, self.handled_count)
+        handled = counted(self.handled_count, "task")
+        logger.info("worker %s stopped after %s", self._row, handled)
 
     def _wait_for_handlers(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

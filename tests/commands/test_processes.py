@@ -258,7 +258,7 @@ def test_yes_on_a_terminal_acts():
     task = TaskFactory.create(consumer__name="refunds")
 
     ran = on_terminal(
-        "tasks", "cancel", "--consumer", "refunds", question="Cancel 1 tasks? [y/N] ", answer="y"
+        "tasks", "cancel", "--consumer", "refunds", question="Cancel 1 task? [y/N] ", answer="y"
     )
 
     assert ran.status == 0
@@ -310,7 +310,7 @@ def test_prune_shows_no_bar_in_a_pipe():
 
     ran = manage("prune", "--older-than", "0s", "--stream", "audit", "--yes")
 
-    assert (ran.out, ran.err) == ("1 events and 0 tasks pruned\n", "")
+    assert (ran.out, ran.err) == ("1 event and 0 tasks pruned\n", "")
 
 
 def test_rebase_asks_on_a_terminal():
@@ -318,7 +318,7 @@ def test_rebase_asks_on_a_terminal():
 
     ran = on_terminal(
         "rebase",
-        question="Rebase 1 consumers of the database 'default' and add 0 tasks? [y/N] ",
+        question="Rebase 1 consumer of the database 'default' and add 0 tasks? [y/N] ",
         answer="n",
     )
 

@@ -70,7 +70,7 @@ def test_a_named_stream_without_consumers_is_pruned_by_age():
 
     ran = kanthorq("prune", "--older-than", "0s", "--stream", "audit", "--yes")
 
-    assert ran.lines == ["1 events and 0 tasks pruned"]
+    assert ran.lines == ["1 event and 0 tasks pruned"]
 
 
 def test_the_consumer_that_keeps_old_events_is_named(consumer: Consumer):

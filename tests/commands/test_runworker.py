@@ -86,7 +86,7 @@ def test_garbage_is_collected_now_and_then_though_little_is_done(
         assert gone.wait(PATIENCE)
 
     publish("work.due", stream="work")
-    run("one", "--burst")
+    assert "Handled 1 task.\n" in run("one", "--burst")
     assert Task.objects.get().state == TaskState.COMPLETED
 
 

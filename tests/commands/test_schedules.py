@@ -196,7 +196,7 @@ def test_yes_on_a_terminal_cancels():
     weekly()
 
     ran = on_terminal(
-        "schedules", "cancel", "weekly-report", question="Cancel 1 schedules? [y/N] ", answer="y"
+        "schedules", "cancel", "weekly-report", question="Cancel 1 schedule? [y/N] ", answer="y"
     )
 
     assert ran.status == 0

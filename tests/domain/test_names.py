@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
+from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem, similar_names
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,16 @@ def test_a_name_is_letters_digits_and_a_few_marks(name: str) -> None:
 )
 def test_what_cannot_be_a_name_is_explained(name: object, problem: str) -> None:
     assert re.search(problem, str(name_problem(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("refnds", ["refunds"]),
+        ("hoper", ["hopper"]),
+        ("nope", []),
+        ("", []),
+    ],
+)
+def test_a_name_is_near_another_when_a_slip_leads_there(name: str, near: list[str]) -> None:
+    assert similar_names(name, ["hopper", "refunds"]) == near

@@ -185,6 +185,18 @@ def test_a_rule_that_is_wrong_or_never_occurs_is_refused(rule: str, word: str):
         Recurrence(rule, START, UTC_ZONE)
 
 
+@pytest.mark.parametrize(("rule", "part"), [("every Monday", "every Monday"), ("rrule:x", "x")])
+def test_what_is_no_part_is_shown_as_it_was_given(rule: str, part: str):
+    told = f"the part '{part}' of the rrule is not of the form NAME=VALUE, such as FREQ=WEEKLY"
+    with pytest.raises(RecurrenceProblem, match=f"^{told}$"):
+        Recurrence(rule, START, UTC_ZONE)
+
+
+def test_a_rule_may_be_written_in_small_letters():
+    rule = Recurrence("rrule:freq=weekly; byday=mo", START, UTC_ZONE)
+    assert rule.parts == {"FREQ": "WEEKLY", "BYDAY": "MO"}
+
+
 @pytest.mark.parametrize(
     "rule",
     [

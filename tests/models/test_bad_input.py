@@ -99,7 +99,7 @@ class Unprintable:
 
 
 BAD_JSON = [
-    ({1, 2}, r"\$: Object of type set"),
+    ({1, 2}, "Object of type set"),
     ({"a": [0, 1, {"b": {2}}]}, r"\$\.a\[2\]\.b: Object of type set"),
     ({"file": b"bytes"}, r"\$\.file: Object of type bytes"),
     ({"a": object()}, r"\$\.a: Object of type object"),
@@ -133,6 +133,11 @@ def test_a_body_that_json_cannot_take_is_refused_by_its_place(body: Any, problem
         publish("order.paid", body)
     with refusal(InvalidBody, rf"^events\[1\]: body: .*{problem}"):
         publish_many([Event(subject="a"), Event(subject="b", body=body)])
+
+
+def test_a_body_that_is_the_fault_itself_needs_no_place() -> None:
+    with refusal(InvalidBody, r"^body: Object of type Entry is not JSON serializable\.$"):
+        publish("order.paid", Entry())
 
 
 @pytest.mark.parametrize(

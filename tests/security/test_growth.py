@@ -46,7 +46,7 @@ def test_nothing_of_it_is_told_of_a_fresh_database(admin_client: Client):
 
 def test_events_that_a_stale_consumer_pins_are_told():
     name = unread(timedelta(days=8))
-    detail = f"prune has to keep events: unread events wait longer than 7 days, 0:00:00: {name}"
+    detail = f"prune has to keep events: unread events wait longer than 7 days: {name}"
     assert failed()["pinned"].startswith(detail)
     assert "pinned" not in failed(pinned=timedelta(days=9))
     ran = kanthorq("health", "--max-pinned", "9d", "--json")
@@ -56,8 +56,8 @@ def test_events_that_a_stale_consumer_pins_are_told():
 def test_the_admin_tells_it_too(admin_client: Client):
     name = unread(timedelta(days=8))
     told = text_of(admin_client.get(page("consumer_changelist")))
-    assert f"pinned prune has to keep events: unread events wait longer than 7 days, {name}" in (
-        told.replace("0:00:00: ", "")
+    assert f"pinned prune has to keep events: unread events wait longer than 7 days: {name}" in (
+        told
     )
 
 

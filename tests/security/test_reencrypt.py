@@ -92,7 +92,7 @@ def test_what_no_key_opens_is_named_and_kept(db: None, settings):
     publish("a", "y")
     ran = kanthorq("reencrypt", "--yes")
     assert ran.status == 1
-    assert f"1 bodies are opened by no key, among them: {lost.pk}" in ran.err
+    assert f"No key opens 1 body: {lost.pk}\n" in ran.err
     assert stored()[:1] == before
 
 

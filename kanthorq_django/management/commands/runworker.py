@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections, router
 from django.utils import autoreload
 
+from kanthorq_django.domain.amounts import counted
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.management.refusals import one_sentence
@@ -93,7 +94,7 @@ class Command(BaseCommand):
                 self._supervise(options, processes, alias)
             else:
                 count = run_process(options)
-                self._say(self.style.SUCCESS(f"Handled {count} tasks."))
+                self._say(self.style.SUCCESS(f"Handled {counted(count, 'task')}."))
 
     def _say(self, text: str) -> None:
         """Print; a full disk behind the output keeps no worker from its work."""

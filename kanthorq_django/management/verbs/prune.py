@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from datetime import timedelta
 from typing import Any
 
+from kanthorq_django.domain.amounts import counted, plural
 from kanthorq_django.management.arguments import count, duration
 from kanthorq_django.management.lookup import find_streams
 from kanthorq_django.management.times import format_duration
@@ -102,8 +103,8 @@ class Prune(Verb):
         self.console.require_answers()
         expected = self._count(older_than, streams, batch)
         self.console.confirm(
-            f"Delete {expected.events:,} events and {expected.tasks:,} tasks that are done "
-            f"with for {format_duration(older_than)}?"
+            f"Delete {counted(expected.events, 'event')} and {counted(expected.tasks, 'task')} "
+            f"that are done with for {format_duration(older_than)}?"
         )
         return expected
 
@@ -112,7 +113,7 @@ class Prune(Verb):
     ) -> None:
         def show(done: Pruned) -> None:
             total = expected.events if expected else None
-            self.console.progress(done.events, total, f"{done.events:,} events")
+            self.console.progress(done.events, total, counted(done.events, "event"))
 
         try:
             pruned = prune(
@@ -130,7 +131,8 @@ class Prune(Verb):
         self._tell("pruned", pruned)
 
     def _tell(self, what: str, pruned: Pruned) -> None:
-        self.console.line(f"{pruned.events} events and {pruned.tasks} tasks {what}")
+        events = f"{pruned.events} {plural(pruned.events, 'event')}"
+        self.console.line(f"{events} and {pruned.tasks} {plural(pruned.tasks, 'task')} {what}")
 
     def _name_the_slow(self, older_than: timedelta, streams: list[Stream]) -> None:
         """Say which consumers keep old events unread, and so from being pruned."""

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from typing import Any
 
+from kanthorq_django.domain.amounts import counted
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import cluster
 
@@ -38,8 +39,8 @@ class Rebase(Verb):
         planned = cluster.rebase(self.database, dry_run=True)
         tasks = sum(consumer.task_count for consumer in planned)
         self.console.confirm(
-            f"Rebase {len(planned)} consumers of the database {self.database!r} "
-            f"and add {tasks:,} tasks?"
+            f"Rebase {counted(len(planned), 'consumer')} of the database {self.database!r} "
+            f"and add {counted(tasks, 'task')}?"
         )
 
     def _print(self, rebased: list[cluster.Rebased]) -> None:

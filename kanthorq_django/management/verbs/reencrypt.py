@@ -4,9 +4,12 @@ import sys
 from argparse import ArgumentParser
 from typing import Any
 
+from kanthorq_django.domain.amounts import counted, listed, plural
 from kanthorq_django.management.arguments import count
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models.reencryption import BATCH, BATCH_MAX, Reencrypted, reencrypt
+
+BODY = ("body", "bodies")
 
 
 class Reencrypt(Verb):
@@ -59,13 +62,19 @@ class Reencrypt(Verb):
         self.console.confirm(f"{what} in the database {self.database!r}?")
 
     def _show(self, done: Reencrypted) -> None:
-        self.console.progress(done.read, None, f"{done.read:,} bodies read")
+        self.console.progress(done.read, None, f"{_counted(done.read)} read")
 
     def _tell(self, done: Reencrypted, *, is_dry: bool) -> None:
         word = "would be stored anew" if is_dry else "stored anew"
-        self.console.line(f"{done.changed} of {done.read} bodies {word}")
+        self.console.line(f"{done.changed} of {done.read} {plural(done.read, *BODY)} {word}")
         if done.left:
-            self.console.warn(f"{done.left} bodies were locked or changed meanwhile; run it again.")
+            self.console.warn(
+                f"Left {_counted(done.left)}, locked or changed meanwhile; run it again."
+            )
         if done.lost:
-            named = ", ".join(map(str, done.named))
-            self.console.warn(f"{done.lost} bodies are opened by no key, among them: {named}")
+            named = listed([*map(str, done.named)], shown_max=len(done.named), count=done.lost)
+            self.console.warn(f"No key opens {_counted(done.lost)}: {named}")
+
+
+def _counted(bodies: int) -> str:
+    return counted(bodies, *BODY)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from django.core.management.base import CommandError
 
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.amounts import counted
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.redaction import redact
 from kanthorq_django.exceptions import UndecodableEvent
@@ -103,7 +104,8 @@ class Moving(Verb):
     ) -> None:
         schedules = self._chosen(names, is_all=all and (yes or dry_run))
         if not (yes or dry_run):
-            self.console.confirm(f"{self.name.capitalize()} {len(schedules)} schedules?")
+            counts = counted(len(schedules), "schedule")
+            self.console.confirm(f"{self.name.capitalize()} {counts}?")
         outcome = self._predict(schedules) if dry_run else self._move(schedules)
         words = {schedule.name: _word(outcome, schedule) for schedule in schedules}
         if json:

@@ -47,7 +47,7 @@ class List(Verb):
         else:
             self.console.table(HEADERS, list(map(_row, tasks[:limit])), numbers={"ATTEMPTS"})
         if len(tasks) > limit:
-            self.console.note(f"There are more than these {limit}; raise --limit to see them.")
+            self.console.note(f"There are more than {limit:,}; raise --limit to see them.")
 
 
 def _row(task: Task) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from django.core.management.base import CommandError
 from django.db.models import Q
 
 from kanthorq_django.domain import states
+from kanthorq_django.domain.amounts import counted
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.management.verbs.tasks.selection import Selection, add_filters, selection_of
@@ -85,7 +86,7 @@ class Moving(Verb):
     def _ask(self, tasks: TaskQuerySet, limit: int | None) -> None:
         self.console.require_answers()
         count = tasks[:limit].count()
-        self.console.confirm(f"{self.name.capitalize()} {count:,} tasks?")
+        self.console.confirm(f"{self.name.capitalize()} {counted(count, 'task')}?")
 
     def _lines(
         self, tasks: TaskQuerySet, selection: Selection, *, running: bool, is_dry: bool
