@@ -42,8 +42,23 @@ def format_duration(duration: timedelta) -> str:
 
 
 def format_moment(moment: datetime | None) -> str:
-    """Return ``moment`` in the current time zone, to the second; ``-`` for none."""
+    """Return ``moment`` in the current time zone and with its offset; ``-`` for none."""
     if moment is None:
         return "-"
-    local = timezone.localtime(moment) if timezone.is_aware(moment) else moment
-    return f"{local:%Y-%m-%d %H:%M:%S}"
+    return format_local(timezone.localtime(moment) if timezone.is_aware(moment) else moment)
+
+
+def format_local(moment: datetime) -> str:
+    """Return ``moment`` in its own time zone, to the second, and with its offset unless naive."""
+    return moment.isoformat(sep=" ", timespec="seconds")
+
+
+def format_recorded(stored: object) -> str:
+    """Return what JSON holds as a moment as ``format_moment()`` does; anything else as it is."""
+    if stored is None:
+        return "-"
+    try:
+        moment = datetime.fromisoformat(str(stored))
+        return format_moment(moment) if timezone.is_aware(moment) else str(stored)
+    except (ValueError, OverflowError):  # the latter beyond the years that a zone can tell
+        return str(stored)

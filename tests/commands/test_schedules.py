@@ -1,5 +1,6 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.management.base import CommandError
@@ -37,7 +38,9 @@ class TestList:
 
         assert head.split() == ["NAME", "STATE", "NEXT", "LAST", "STREAM", "SUBJECT", "RULE"]
         assert line.split()[:2] == ["weekly-report", "active"]
-        assert f"{kept.next_at:%Y-%m-%d %H:%M:%S}" in line
+        assert kept.next_at is not None
+        local = kept.next_at.astimezone(ZoneInfo("Europe/Berlin"))
+        assert f"  {local.isoformat(sep=' ')}  -  " in line
         assert line.endswith("reports  report.weekly  every week on Monday at 09:00")
 
     def test_a_schedule_is_active_cancelled_or_ended(self):

@@ -1,6 +1,6 @@
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -8,6 +8,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import OperationalError
 from django.db.models.functions import Now
+from pytest_django import Settings
 
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
@@ -151,6 +152,21 @@ class TestShow:
         for fact in ('{"order": 17}', '{"by": "ops"}', "discarded", "1 of 16", "ValueError: no"):
             assert fact in out
         assert f"refunds: task {task.pk}" in out
+
+    def test_all_moments_are_told_in_the_zone_of_the_project_with_their_offset(
+        self, refunds: Consumer, settings: Settings
+    ):
+        settings.TIME_ZONE = "Europe/Berlin"
+        at = datetime(2026, 11, 20, 16, tzinfo=UTC)
+        history = [{"at": at.isoformat(), "attempt": 1, "verb": "handle", "error": "E"}]
+        task = TaskFactory.create(consumer=refunds, attempted_at=at, attempted_errors=history)
+
+        ran = kanthorq("tasks", "show", task.event_id)
+        (told,) = kanthorq("tasks", "show", task.event_id, "--json").json
+
+        assert "last attempt     2026-11-20 17:00:00+01:00" in ran.out
+        assert "handle 1         2026-11-20 17:00:00+01:00  E" in ran.out
+        assert told["attempted_errors"][0]["at"] == "2026-11-20T16:00:00+00:00"
 
     def test_json_holds_the_body_as_text_or_in_base64(self, refunds: Consumer):
         text = TaskFactory.create(consumer=refunds, event__body="héllo")

@@ -1,8 +1,14 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.utils import timezone
 
-from kanthorq_django.management.times import format_duration, format_moment, parse_duration
+from kanthorq_django.management.times import (
+    format_duration,
+    format_moment,
+    format_recorded,
+    parse_duration,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,32 @@ def test_durations_are_written_in_their_two_largest_units(duration: timedelta, t
     assert format_duration(duration) == text
 
 
-def test_moments_are_written_to_the_second_in_the_current_time_zone():
-    assert format_moment(datetime(2026, 11, 20, 16, 5, 9, 17, tzinfo=UTC)) == "2026-11-20 16:05:09"
+def test_moments_are_written_to_the_second_in_the_current_time_zone_with_its_offset():
+    moment = datetime(2026, 11, 20, 16, 5, 9, 17, tzinfo=UTC)
+    assert format_moment(moment) == "2026-11-20 16:05:09+00:00"
+    with timezone.override("Europe/Berlin"):
+        assert format_moment(moment) == "2026-11-20 17:05:09+01:00"
     assert format_moment(datetime(2026, 11, 20, 16, 5)) == "2026-11-20 16:05:00"  # noqa: DTZ001  # USE_TZ off
     assert format_moment(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("stored", "text"),
+    [
+        ("2026-11-20T16:05:09.000017+00:00", "2026-11-20 17:05:09+01:00"),
+        ("2026-11-20T16:05:09Z", "2026-11-20 17:05:09+01:00"),
+        ("2026-11-20T16:05:09", "2026-11-20T16:05:09"),
+        ("2026-11-20", "2026-11-20"),
+        ("9999-12-31T23:59:59+00:00", "9999-12-31T23:59:59+00:00"),
+        ("0001-01-01T00:00:00+15:00", "0001-01-01T00:00:00+15:00"),
+        ("2026-02-30T00:00:00+00:00", "2026-02-30T00:00:00+00:00"),
+        ("then\x00\ud800", "then\x00\ud800"),
+        ("", ""),
+        (5, "5"),
+        (None, "-"),
+        ([], "[]"),
+    ],
+)
+def test_what_a_history_holds_is_a_moment_where_it_can_be_one(stored: object, text: str):
+    with timezone.override("Europe/Berlin"):
+        assert format_recorded(stored) == text

@@ -14,7 +14,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.redaction import redact
 from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.management.lookup import find_schedules
-from kanthorq_django.management.times import format_moment
+from kanthorq_django.management.times import format_local
 from kanthorq_django.management.verbs.verb import Verb, VerbTree
 from kanthorq_django.models import Schedule
 from kanthorq_django.models.definition import readable_exdates
@@ -30,8 +30,8 @@ MOVED_FROM = {"cancel": ("active", "ended"), "resume": ("cancelled",)}
 class List(Verb):
     help = "List schedules by name, with their next occurrence and their rule in words."
     description = (
-        "Without names, all of them. NEXT and LAST are in the time zone of the project, RULE in\n"
-        "that of the schedule. A schedule is active, cancelled, or ended: its rule is over."
+        "Without names, all of them. NEXT, LAST and RULE are in the time zone of the schedule. A\n"
+        "schedule is active, cancelled, or ended: its rule is over."
     )
     examples = ("schedules list", "schedules list --json | jq '.[] | {name, next_at}'")
 
@@ -175,12 +175,17 @@ def _row(schedule: Schedule) -> tuple[str, ...]:
     return (
         schedule.name,
         schedule.life,
-        format_moment(schedule.next_at),
-        format_moment(schedule.last_at),
+        _told(schedule, schedule.next_at),
+        _told(schedule, schedule.last_at),
         schedule.stream.name,
         schedule.subject,
         schedule.in_words(),
     )
+
+
+def _told(schedule: Schedule, moment: datetime | None) -> str:
+    """Return ``moment`` by the clocks that the rule goes by, beside which it stands."""
+    return "-" if moment is None else format_local(schedule.local(moment))
 
 
 def _facts(schedule: Schedule) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from kanthorq_django.domain.redaction import REPLACEMENT, redact
 from kanthorq_django.domain.secret_keys import first_mention
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import UndecodableEvent
-from kanthorq_django.management.times import format_moment
+from kanthorq_django.management.times import format_moment, format_recorded
 from kanthorq_django.management.verbs.tasks.listing import EVENT_DELETED
 from kanthorq_django.management.verbs.tasks.selection import add_filters, selection_of
 from kanthorq_django.management.verbs.verb import Verb
@@ -67,7 +67,8 @@ class Show(Verb):
         for name, value in _facts(task):
             self.console.line(f"  {name:<16} {value}")
         for error in _errors(task):
-            verb, attempt, at = (str(error.get(name, "-")) for name in ("verb", "attempt", "at"))
+            verb, attempt = (str(error.get(name, "-")) for name in ("verb", "attempt"))
+            at = format_recorded(error.get("at"))
             self.console.line(f"  {verb} {attempt:<9} {at}  {error['error']}")
             for line in error["stack"].splitlines():
                 self.console.line(f"    {line}")
