@@ -87,6 +87,7 @@ class Console:
         # A question that nobody saw is not answered.
         answer = "" if self._stderr.loss else sys.stdin.readline()
         if answer.strip().lower() not in {"y", "yes"}:
+            # As Django's collectstatic does it: no script takes a no for done.
             raise CommandError("Nothing was changed.")
 
     def require_answers(self) -> None:

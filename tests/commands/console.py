@@ -17,6 +17,13 @@ from django.db import connection
 DEADLINE = 60.0  # seconds for a process to answer or end
 
 
+class Terminal(StringIO):
+    """Somebody who watches, or has typed what it holds."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Ran(NamedTuple):
     """What a command printed, and its exit status."""
 

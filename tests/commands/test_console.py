@@ -11,11 +11,7 @@ from django.core.management.color import make_style
 
 from kanthorq_django.management.console import Console
 from kanthorq_django.management.output import Output
-
-
-class Terminal(StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.commands.console import Terminal
 
 
 class Broken(Terminal):

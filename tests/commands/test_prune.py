@@ -1,11 +1,14 @@
+import sys
 from datetime import timedelta
 
 import pytest
 from django.core.management.base import CommandError
 from django.db.models.functions import Now
+from pytest_django import Settings
 
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from tests.commands.console import kanthorq
+from kanthorq_django.models.audit import OperatorAction
+from tests.commands.console import Terminal, kanthorq
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -54,6 +57,21 @@ def test_without_a_terminal_and_without_yes_it_refuses(consumer: Consumer):
         kanthorq("prune", "--older-than", "7d")
 
     assert Event.objects.exists()
+
+
+def test_nobody_is_asked_when_there_is_nothing_to_prune(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch, settings: Settings
+):
+    settings.KANTHORQ = {"AUDIT_RETENTION": timedelta(microseconds=1)}
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    TaskFactory.create(consumer=consumer)
+    OperatorAction.objects.create(operator="ops", action="tasks.cancel")
+
+    ran = kanthorq("prune", "--older-than", "7d")
+
+    assert (ran.lines, ran.err) == (["0 events and 0 tasks pruned"], "")
+    assert Event.objects.count() == 1
+    assert not OperatorAction.objects.exists()
 
 
 def test_a_stream_without_consumers_is_left_alone_and_told(consumer: Consumer):

@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -15,7 +16,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.management.verbs.tasks import moving
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.task import TaskQuerySet
-from tests.commands.console import kanthorq
+from tests.commands.console import Terminal, kanthorq
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -296,10 +297,57 @@ class TestMoving:
             "noop": [{"event": str(event.pk), "consumer": "shipping"}],
         }
 
-    def test_an_unknown_event_is_a_noop(self):
-        unknown = uuid4()
+    def test_an_event_without_a_task_is_a_noop_with_a_reason(
+        self, refunds: Consumer, shipping: Consumer
+    ):
+        unknown, unread = uuid4(), EventFactory.create(stream=refunds.stream).pk
+        elsewhere = TaskFactory.create(consumer=shipping).event_id
+        events = (unknown, unread, elsewhere)
+        reasons = (
+            f"Unknown: event {unknown}.",
+            f"Without a task yet (not pulled, or selected by no consumer): event {unread}.",
+            f"Left out by the other filters: event {elsewhere}.",
+        )
 
-        assert kanthorq("tasks", "cancel", unknown, "--yes").words == [["noop", str(unknown), "-"]]
+        ran = kanthorq("tasks", "cancel", *events, "--consumer", "refunds", "--yes")
+        dry = kanthorq("tasks", "cancel", *events, "--consumer", "refunds", "--dry-run", "--json")
+
+        assert ran.words == [["noop", str(event), "-"] for event in events]
+        assert ran.err.splitlines() == [*reasons, "0 updated, 0 requested, 3 noop."]
+        assert [line["event"] for line in dry.json["noop"]] == [*map(str, events)]
+        assert dry.err.splitlines() == [*reasons]
+
+    def test_of_many_events_without_a_task_a_few_are_named(self):
+        unknown = [uuid4() for _ in range(5)]
+
+        ran = kanthorq("tasks", "cancel", *unknown, "--yes")
+
+        named = ", ".join(map(str, unknown[:3]))
+        assert ran.err.splitlines()[0] == f"Unknown: events {named} and 2 others."
+
+    def test_nobody_is_asked_when_there_is_nothing_to_do(
+        self, refunds: Consumer, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(sys, "stdin", Terminal())
+        unread = EventFactory.create(stream=refunds.stream)
+        done = TaskFactory.create(consumer=refunds, state=TaskState.COMPLETED)
+
+        ran = kanthorq("tasks", "cancel", unread.pk, done.event_id)
+
+        assert [word for word, *_ in ran.words] == ["noop", "noop"]
+        assert "[y/N]" not in ran.err
+
+    def test_the_question_counts_what_would_be_moved(
+        self, refunds: Consumer, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(sys, "stdin", Terminal("y"))
+        TaskFactory.create_batch(2, consumer=refunds)
+        TaskFactory.create(consumer=refunds, state=TaskState.COMPLETED)
+
+        ran = kanthorq("tasks", "cancel", "--consumer", "refunds")
+
+        assert ran.err.startswith("Cancel 2 tasks? [y/N] ")
+        assert [word for word, *_ in ran.words] == ["updated", "updated", "noop"]
 
     def test_without_a_match_nothing_is_done_and_that_is_no_error(self, refunds: Consumer):
         ran = kanthorq("tasks", "cancel", "--consumer", "refunds", "--yes")

@@ -81,7 +81,9 @@ class Prune(Verb):
         else:
             # Counting reads as much as pruning does, so it is done for those who are asked.
             expected = self._ask(older_than, chosen, batch)
-            self._prune(older_than, chosen, batch, expected=expected)
+            # Where there was nothing to ask about, only the audit goes by its age.
+            agreed = chosen if expected.events else []
+            self._prune(older_than, agreed, batch, expected=expected)
         self._name_the_slow(older_than, chosen)
 
     def _choose(self, names: list[str]) -> list[Stream]:
@@ -102,10 +104,12 @@ class Prune(Verb):
     def _ask(self, older_than: timedelta, streams: list[Stream], batch: int) -> Pruned:
         self.console.require_answers()
         expected = self._count(older_than, streams, batch)
-        self.console.confirm(
-            f"Delete {counted(expected.events, 'event')} and {counted(expected.tasks, 'task')} "
-            f"that are done with for {format_duration(older_than)}?"
-        )
+        if expected.events:
+            self.console.confirm(
+                f"Delete {counted(expected.events, 'event')} and "
+                f"{counted(expected.tasks, 'task')} that are done with for "
+                f"{format_duration(older_than)}?"
+            )
         return expected
 
     def _prune(

@@ -14,6 +14,7 @@ from kanthorq_django.domain import states
 from kanthorq_django.domain.amounts import counted
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
+from kanthorq_django.management.verbs.tasks.absence import reasons
 from kanthorq_django.management.verbs.tasks.selection import Selection, add_filters, selection_of
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Task
@@ -61,12 +62,13 @@ class Moving(Verb):
         selection = selection_of(options)
         if not selection and not (all and (yes or dry_run)):
             raise CommandError("Say which tasks: add a filter, or --all together with --yes.")
-        tasks = selection.tasks(self.database)
+        tasks, movable = selection.tasks(self.database), self._movable(running=running)
         if selection.limit is not None:
             # What is moved already would use the limit up, and a repeated call never go on.
-            tasks = tasks.filter(self._movable(running=running))
-        if not (yes or dry_run):
-            self._ask(tasks, selection.limit)
+            tasks = tasks.filter(movable)
+        if not (yes or dry_run or self._ask(tasks.filter(movable), selection.limit)):
+            # What becomes movable from now on is not what anybody was asked about.
+            tasks = tasks.exclude(movable)
         lines = self._lines(tasks, selection, running=running, is_dry=dry_run)
         if json:
             self._print_json(lines, is_dry=dry_run)
@@ -83,10 +85,13 @@ class Moving(Verb):
         askable = Q(state=TaskState.RUNNING, cancel_requested_at=None)
         return movable | askable if running else movable
 
-    def _ask(self, tasks: TaskQuerySet, limit: int | None) -> None:
+    def _ask(self, tasks: TaskQuerySet, limit: int | None) -> bool:
+        """Tell whether there are any to ask about. Raises CommandError unless the answer is yes."""
         self.console.require_answers()
         count = tasks[:limit].count()
-        self.console.confirm(f"{self.name.capitalize()} {counted(count, 'task')}?")
+        if count:
+            self.console.confirm(f"{self.name.capitalize()} {counted(count, 'task')}?")
+        return count > 0
 
     def _lines(
         self, tasks: TaskQuerySet, selection: Selection, *, running: bool, is_dry: bool
@@ -101,6 +106,8 @@ class Moving(Verb):
                 yield line
         if selection.limit is None:
             yield from (Line("noop", event, NOBODY) for event in unmet)
+            for reason in reasons(list(unmet), self.database):
+                self.console.note(reason)
 
     def _move(self, batch: list[Task], *, running: bool, order: Order) -> Iterator[Line]:
         # An outcome speaks of events, and within one consumer an event names one task.
