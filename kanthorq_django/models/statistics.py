@@ -19,6 +19,7 @@ class StreamStatistics:
 
     name: str
     events: int
+    consumers: int
     oldest: timedelta | None
     newest: timedelta | None
 
@@ -50,7 +51,11 @@ def stream_statistics(using: str) -> list[StreamStatistics]:
     """Return every stream's numbers, by name."""
     return [
         StreamStatistics(
-            name=row.name, events=row.event_count, oldest=row.oldest, newest=row.newest
+            name=row.name,
+            events=row.event_count,
+            consumers=row.consumer_count,
+            oldest=row.oldest,
+            newest=row.newest,
         )
         for row in sql.rows(using, "stats_streams", {})
     ]

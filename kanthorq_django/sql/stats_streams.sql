@@ -1,9 +1,12 @@
 -- Every stream with the number of its events, which the index alone can count, and the ages of
--- the first and the last of them, by their transactions.
+-- the first and the last of them, by their transactions; and the number of its consumers.
 SELECT
     stream.id,
     stream.name,
     coalesce(events.count, 0) AS event_count,
+    (
+        SELECT count(*) FROM kanthorq_django_consumer WHERE stream_id = stream.id
+    ) AS consumer_count,
     statement_timestamp() - first.created_at AS oldest,
     statement_timestamp() - last.created_at AS newest
 FROM kanthorq_django_stream AS stream

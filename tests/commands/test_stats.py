@@ -6,7 +6,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django.models import Consumer, Task, TaskState, Worker
 from tests.commands.console import kanthorq
-from tests.factories import ConsumerFactory, EventFactory, TaskFactory
+from tests.factories import ConsumerFactory, EventFactory, StreamFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -78,6 +78,32 @@ def test_workers_are_listed_alive_or_not(consumer: Consumer):
         ("here", True),
         ("there", False),
     ]
+
+
+def test_many_consumers_of_a_worker_are_cut_in_the_table_and_all_in_json():
+    names = [f"consumer-{number}" for number in range(27)]
+    Worker.objects.create(host="here", pid=1, concurrency=10, consumers=names)
+
+    assert (
+        kanthorq("stats").lines[-1].endswith("  consumer-0, consumer-1, consumer-2 and 24 others")
+    )
+    (worker,) = kanthorq("stats", "--json").json["workers"]
+    assert worker["consumers"] == names
+
+
+def test_a_stream_that_nobody_reads_is_told(consumer: Consumer):
+    ConsumerFactory.create(stream=consumer.stream)
+    EventFactory.create(stream=StreamFactory.create(name="unread"))
+
+    head, *lines = kanthorq("stats").lines[:3]
+
+    assert head.split()[-1] == "CONSUMERS"
+    assert [(line.split()[0], line.split()[-1]) for line in lines] == [
+        ("orders", "2"),
+        ("unread", "none"),
+    ]
+    streams = kanthorq("stats", "--json").json["streams"]
+    assert [stream["consumers"] for stream in streams] == [2, 0]
 
 
 def test_the_same_numbers_stand_in_aligned_tables(consumer: Consumer):

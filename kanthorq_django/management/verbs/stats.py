@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.amounts import listed
 from kanthorq_django.domain.redaction import redact
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.management.times import format_duration, format_moment
@@ -21,6 +22,8 @@ from kanthorq_django.models.statistics import (
 )
 
 NONE = "-"
+UNREAD = "none"  # a word, as events in a stream that nobody reads are mostly a mistake
+NAMED_MAX = 3  # consumers of a worker
 STATES = tuple(state.name.lower() for state in TaskState)
 
 
@@ -29,6 +32,7 @@ class Stats(Verb):
 
     help = "Show streams, consumers with their tasks and lag, and workers."
     description = (
+        "CONSUMERS of a stream are none where nobody reads its events.\n"
         "LAG counts unread events (10,000+ when there are more), UNREAD and DUE say for how long\n"
         "the oldest event and the oldest due task wait, /MIN is completed tasks a minute over\n"
         "the last five. Every task is counted, which takes a while on a large table: to watch\n"
@@ -68,12 +72,18 @@ class Stats(Verb):
 
     def _print_streams(self, streams: list[StreamStatistics]) -> None:
         self.console.table(
-            ("STREAM", "EVENTS", "OLDEST", "NEWEST"),
+            ("STREAM", "EVENTS", "OLDEST", "NEWEST", "CONSUMERS"),
             [
-                (stream.name, f"{stream.events:,}", _age(stream.oldest), _age(stream.newest))
+                (
+                    stream.name,
+                    f"{stream.events:,}",
+                    _age(stream.oldest),
+                    _age(stream.newest),
+                    f"{stream.consumers:,}" if stream.consumers else UNREAD,
+                )
                 for stream in streams
             ],
-            numbers={"EVENTS", "OLDEST", "NEWEST"},
+            numbers={"EVENTS", "OLDEST", "NEWEST", "CONSUMERS"},
         )
 
     def _print_consumers(self, consumers: list[ConsumerStatistics]) -> None:
@@ -122,7 +132,7 @@ class Stats(Verb):
                     str(worker["concurrency"]),
                     format_moment(worker["started_at"]),
                     format_moment(worker["seen_at"]),
-                    ", ".join(worker["consumers"]),
+                    listed(worker["consumers"], shown_max=NAMED_MAX),
                 )
                 for worker in workers
             ],
@@ -184,6 +194,7 @@ def _stream_json(stream: StreamStatistics) -> dict[str, Any]:
     return {
         "name": stream.name,
         "events": stream.events,
+        "consumers": stream.consumers,
         "oldest_seconds": _seconds(stream.oldest),
         "newest_seconds": _seconds(stream.newest),
     }
