@@ -41,7 +41,7 @@ from kanthorq_django.models.envelope import (
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.hops import count_hops
 from kanthorq_django.models.isolation import check_read_committed, together
-from kanthorq_django.models.registration import unread
+from kanthorq_django.models.registration import is_whole, unread
 from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql import Result
 
@@ -75,6 +75,8 @@ class EventQuerySet(models.QuerySet["Event"]):
         TransactionManagementError in an open transaction that is not READ COMMITTED.
         """
         self._for_write = True
+        if not is_whole(self):
+            return super().delete()  # which refuses it
         with _undelivered(self.order_by().values("stream"), self.db):
             return super().delete()
 
