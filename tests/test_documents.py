@@ -1,0 +1,117 @@
+"""The Python in README.md and docs/ runs as it is printed.
+
+Each block with the imports that stand in it, those of the guide with its first block beside.
+"""
+
+import builtins
+import re
+import symtable
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import Mock
+from uuid import uuid4
+
+import pytest
+from cryptography.fernet import Fernet
+from django.conf import settings
+from django.test import TestCase
+
+from kanthorq_django import subscribe
+from kanthorq_django.conf import problems
+from kanthorq_django.subscribers import sync
+
+HOME = Path(settings.BASE_DIR)
+PAGES = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
+FENCED = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# What belongs to the reader's project.
+STAND_INS: dict[str, Any] = {
+    "Booking": Mock(),
+    "Click": Mock(),
+    "Order": Mock(**{"objects.create.return_value.pk": 17}),
+    "body": {"order": 17},
+    "chunks": Mock(),
+    "event_id": uuid4(),
+    "other_id": uuid4(),
+    "payment": SimpleNamespace(pk=4711),
+    "rows": [{"order": 17}, {"order": 18}],
+    "task_ids": [17],
+    "total": 3,
+    "write": Mock(),
+}
+CONSUMERS = {"refunds": "orders", "emails": "orders", "export": "exports", "reports": "reports"}
+
+
+class Block(NamedTuple):
+    page: str
+    line: int
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks() -> Iterator[Block]:
+    for page in PAGES:
+        text = page.read_text()
+        for found in FENCED.finditer(text):
+            line = text.count("\n", 0, found.start()) + 2
+            yield Block(page.name, line, found[1])
+
+
+BLOCKS = list(blocks())
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch, db: None) -> dict[str, Any]:
+    """Return the names of a project that has declared some consumers of its own."""
+    monkeypatch.setenv("KANTHORQ_BODY_KEYS", Fernet.generate_key().decode())
+    for name, stream in CONSUMERS.items():
+        subscribe(">", stream=stream, consumer=name)(lambda message: None)
+    sync(CONSUMERS)
+    return {"__name__": "reader", **STAND_INS}
+
+
+def run(block: Block, names: dict[str, Any]) -> None:
+    # So that a traceback names the line of the page.
+    code = compile("\n" * (block.line - 1) + block.code, block.page, "exec")
+    exec(code, names)  # noqa: S102  # that is what readers do
+
+
+def missing(scope: symtable.SymbolTable, names: dict[str, Any]) -> set[str]:
+    """Return what functions in ``scope`` would look for in vain when they are called."""
+    own: set[str] = set()
+    for inner in scope.get_children():
+        own |= {each.get_name() for each in inner.get_symbols() if each.is_global()}
+        own |= missing(inner, names)
+    return {name for name in own if name not in names and not hasattr(builtins, name)}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_a_block_runs_as_it_is_printed(block: Block, reader: dict[str, Any]):
+    if block.page == "guide.md":
+        run(next(each for each in BLOCKS if each.page == "guide.md"), reader)
+
+    run(block, reader)
+
+    assert not missing(symtable.symtable(block.code, block.page, "exec"), reader)
+    assert not list(problems(reader.get("KANTHORQ", {})))
+    for value in reader.values():
+        if isinstance(value, type) and value.__base__ is TestCase:
+            check(value)
+
+
+def check(case: type[TestCase]) -> None:
+    tests = unittest.defaultTestLoader.loadTestsFromTestCase(case)
+    outcome = unittest.TestResult()
+    tests.run(outcome)
+    assert outcome.testsRun
+    assert outcome.wasSuccessful(), [trouble for _, trouble in outcome.failures + outcome.errors]
+
+
+def test_every_stand_in_is_needed():
+    printed = "\n".join(block.code for block in BLOCKS)
+    assert [name for name in STAND_INS if not re.search(rf"\b{name}\b", printed)] == []
