@@ -314,11 +314,16 @@ class Consumer(models.Model):
                 "visibility_timeout": self.visibility_timeout,
                 "in_turn": in_turn,
                 "floor": floor,
+                "handler_ran_out": LEASE_RAN_OUT + self._timeout_told,
                 "lease_ran_out": LEASE_RAN_OUT,
                 "no_attempt_left": NO_ATTEMPT_LEFT,
                 "errors_max": get_settings().ERRORS_MAX,
             },
         )
+
+    @property
+    def _timeout_told(self) -> str:
+        return "" if self.timeout is None else f" Its handler's timeout is {self.timeout}."
 
     def _move(
         self,

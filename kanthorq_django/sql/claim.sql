@@ -102,7 +102,8 @@ claimed AS (
                 'verb', CASE fate.was WHEN 2 THEN 'handle' ELSE 'cancel' END,
                 -- A nack that used up all attempts would have ended the task: the consumer allows
                 -- fewer of them meanwhile.
-                'error', CASE WHEN fate.is_told THEN %(no_attempt_left)s::text
+                'error', CASE WHEN fate.was = 2 THEN %(handler_ran_out)s::text
+                    WHEN fate.is_told THEN %(no_attempt_left)s::text
                     ELSE %(lease_ran_out)s::text END,
                 'stack', ''
             ))

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -234,7 +235,9 @@ def _without_superseded(endings: list[Ending]) -> list[Ending]:
 
 
 def _log_lost(ending: Ending) -> None:
-    logger.info(
+    # What a handler did in vain is done again; a hand-back would only have had that begin sooner.
+    logger.log(
+        logging.INFO if isinstance(ending, HandBack) else logging.WARNING,
         "Lease %d of task %d was over before its verdict; nothing was written.",
         ending.lease.epoch,
         ending.lease.task_id,

@@ -16,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.message import LEASE_OVER, TIME_UP
-from kanthorq_django.worker.flight import Flights
+from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.log import logger
 
 # How long the block may use the connection is limited: see Warden.bounded().
@@ -94,6 +94,8 @@ class Warden:
         now = time.monotonic()
         for flight in self._flights:
             if flight.is_overdue(now):
+                if not (flight.is_async or flight.stop.is_set() or flight.message.is_settled()):
+                    _warn(flight)
                 flight.give_up(TIME_UP)
             elif flight.is_expired(now):
                 flight.give_up(LEASE_OVER)
@@ -108,6 +110,17 @@ class Warden:
                 elif now >= wait.since + CANCEL_AFTER and not wait.is_cancelled:
                     wait.is_cancelled = True
                     _cancel(wait.connection)
+
+
+def _warn(flight: Flight) -> None:
+    """Say what a thread is to stop, as nobody can interrupt it; a coroutine's nack says it."""
+    logger.warning(
+        "%s event %s takes longer than its timeout of %s; others run it once its lease ends",
+        flight.subscription.consumer,
+        flight.leased.event_id,
+        flight.timeout,
+        extra={"consumer": flight.subscription.consumer, "event_id": str(flight.leased.event_id)},
+    )
 
 
 def _cancel(connection: BaseDatabaseWrapper) -> None:

@@ -139,7 +139,9 @@ def test_what_an_interrupted_coroutine_cleans_up_is_not_interrupted_again():
         assert cleaned.wait(PATIENCE)
 
 
-def test_a_plain_handler_over_its_timeout_is_told_and_its_task_claimed_again():
+def test_a_plain_handler_over_its_timeout_is_told_and_its_task_claimed_again(
+    caplog: pytest.LogCaptureFixture,
+):
     attempts: list[int] = []
     lost = threading.Event()
 
@@ -163,8 +165,12 @@ def test_a_plain_handler_over_its_timeout_is_told_and_its_task_claimed_again():
     with working("overdue", concurrency=2):
         assert lost.wait(PATIENCE)
         wait_for_state(TaskState.COMPLETED)
+        wait_until(lambda: "was over before its verdict" in caplog.text, PATIENCE)
     assert attempts == [1, 2]
     assert not Entry.objects.exists()
+    assert caplog.text.count("takes longer than its timeout of 0:00:00.300000") == 1
+    (error,) = Task.objects.get().attempted_errors
+    assert error["error"].endswith("Its handler's timeout is 0:00:00.300000.")
 
 
 def test_a_coroutine_over_its_timeout_is_interrupted_and_retried():
