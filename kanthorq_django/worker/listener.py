@@ -8,6 +8,7 @@ Polling goes on all the time, so nothing here is needed for correctness.
 """
 
 import contextlib
+import functools
 import selectors
 import socket
 import threading
@@ -30,18 +31,24 @@ RETRY_LONGEST = 60.0  # seconds: a pooler that keeps us deaf will not let us hea
 
 
 class Listener:
-    """A thread that calls ``wake`` for new events, and ``on_cancel`` for requests to cancel."""
+    """A thread that calls ``wake`` with the id of a stream that has new events.
+
+    And ``on_cancel`` for requests to cancel.
+    """
 
     def __init__(
         self,
         using: str,
         stream_ids: Iterable[int],
-        wake: Callable[[], None],
+        wake: Callable[[int], None],
         on_cancel: Callable[[], None],
         bounded: Bounded,
     ) -> None:
         self._using = using
-        self._calls = dict.fromkeys(map(channel, stream_ids), wake) | {CANCEL_CHANNEL: on_cancel}
+        self._calls: dict[str, Callable[[], None]] = {
+            channel(stream_id): functools.partial(wake, stream_id) for stream_id in stream_ids
+        }
+        self._calls[CANCEL_CHANNEL] = on_cancel
         self._bounded = bounded
         self._stop = threading.Event()
         self._backoff = Backoff("listener", longest=RETRY_LONGEST)

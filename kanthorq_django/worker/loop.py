@@ -54,7 +54,8 @@ class WorkerLoop:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._woken_at = self._found_at = self._looked_at = -math.inf
-        self._is_told = self._is_held_up = False
+        self._told: set[int] = set()  # streams, by their ids
+        self._is_held_up = False
         self._backoff = Backoff("puller")
         self._flights = Flights(emptied=self._wake.set)
         self._scheduler = Scheduler(self._using)
@@ -153,10 +154,10 @@ class WorkerLoop:
         on_cancel = self._renewer.look_for_cancellations
         return [Listener(using, streams, self._wake_up, on_cancel, self._warden.bounded)]
 
-    def _wake_up(self) -> None:
-        """Note that something was published."""
+    def _wake_up(self, stream_id: int) -> None:
+        """Note that something was published into a stream."""
         self._woken_at = self._found_at = time.monotonic()
-        self._is_told = True
+        self._told.add(stream_id)
         self._wake.set()
 
     def _turn(self) -> None:
@@ -204,16 +205,16 @@ class WorkerLoop:
     def _fetch(self) -> float:
         """Lease and hand over one round of tasks; return how many seconds to rest."""
         is_quiet = not len(self._flights)  # before the look: a handler's last act may be to publish
-        is_told, self._is_told = self._is_told, False
+        told, self._told = self._told, set()  # one that comes this moment leads to a look at least
         self._looked_at = time.monotonic()
-        looks = self._puller.guess(is_told=is_told) or self._puller.look(is_quiet=is_quiet)
+        looks = self._puller.guess(told) or self._puller.look(is_quiet=is_quiet)
         if is_quiet and self._is_done(looks):
             self._stop.set()
             return 0
         has_progressed = self._lease(looks)
         for lane in self._lanes.values():
             self._hand_back(lane.surplus())
-        if has_progressed or is_told:
+        if has_progressed or told:
             # What a guess left out is looked for when handlers have had the processor.
             return SETTLE_SECONDS if self._puller.may_pause(looks) else 0
         return self._rest(looks)

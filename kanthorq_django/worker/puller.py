@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django.db import connections
@@ -21,6 +21,7 @@ from kanthorq_django.worker.warden import Bounded
 
 MICROSECONDS = 1_000_000  # of a second
 LOOK_EVERY = 0.1  # seconds at most that guesses stand for looks
+GUESSES_MAX = 3  # consumers that pull without a look
 TURNS_AGAIN = 0.05  # seconds until turns are looked for that other workers may have freed
 
 
@@ -75,7 +76,8 @@ class Puller:
         self._no_turns: dict[int, float] = {}
         self._freed_count = 0
         self._is_quiet = True
-        # The last pull found as many events as there was room for; or fewer, and leased them.
+        # The last pull found as many events as there was room for; all since the last look found
+        # fewer, and leased them.
         self._has_more = self._has_all = False
         self._has_due = False  # as far as the last look saw
         self._guessing_since = math.inf  # without a look
@@ -130,20 +132,23 @@ class Puller:
             extra={"consumer": consumer.name},
         )
 
-    def guess(self, *, is_told: bool) -> dict[int, Look]:
-        """Return what is known without a look: by a notification, or as the last pull was full.
+    def guess(self, told: Collection[int]) -> dict[int, Look]:
+        """Return what is known without a look: by notifications of streams ``told`` by their ids.
 
-        Empty where nothing is, or where several consumers would have to look. A look takes as
-        long as the pull that it may spare.
+        Or of a single consumer, as its last pull was full. Empty where nothing is, or where so many
+        consumers would have to pull that a look, which takes as long as a pull, may spare more.
         """
-        is_known = is_told or (self._has_more and not self._has_due)
-        if not is_known or len(self._consumers) > 1 or not self._options.pulls:
+        known = [pk for pk, consumer in self._consumers.items() if consumer.stream_id in told]
+        if self._has_more and not self._has_due and len(self._consumers) == 1:
+            known = list(self._consumers)
+        if not (0 < len(known) <= GUESSES_MAX and self._options.pulls):
             return {}
         now = time.monotonic()
         self._guessing_since = min(self._guessing_since, now)
         if now >= self._guessing_since + LOOK_EVERY:
             return {}
-        return {pk: Look(has_events=True, due_in=None, is_guess=True) for pk in self._consumers}
+        self._has_all = True
+        return {pk: Look(has_events=True, due_in=None, is_guess=True) for pk in known}
 
     def may_pause(self, looks: Mapping[int, Look]) -> bool:
         """Tell whether ``looks`` were a guess that leased fewer events than there was room for."""
@@ -246,7 +251,7 @@ class Puller:
 
     def _pull(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
         """Return what a page leased, which may be nothing; None when nothing could be read."""
-        self._has_more = self._has_all = False
+        had_all, self._has_more, self._has_all = self._has_all, False, False
         try:
             page = consumer.pull_page(wanted.limit)
         except PullRefused as error:
@@ -255,7 +260,8 @@ class Puller:
         self._refusals.pop(consumer.pk, None)
         self._has_more = len(page.leased) == wanted.limit
         # What waits for its turn is not leased by a pull.
-        self._has_all = 0 < len(page.leased) < wanted.limit and not consumer.serialize
+        has_all = 0 < len(page.leased) < wanted.limit and not consumer.serialize
+        self._has_all = had_all and has_all
         if not page.is_idle:
             self._no_turns.pop(consumer.pk, None)
         return None if page.is_idle else page.leased

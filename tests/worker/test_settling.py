@@ -11,10 +11,11 @@ import pytest
 
 from kanthorq_django import publish, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import TaskState, notifications
+from kanthorq_django.models import Consumer, TaskState, notifications
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import loop, puller, scheduler
+from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.options import WorkerOptions
 from tests.announcements import forget_notifications
 from tests.concurrency import elsewhere, wait_until
@@ -109,11 +110,45 @@ def test_guesses_do_not_stand_for_looks_for_long(monkeypatch):
     now = [1_000.0]
     monkeypatch.setattr(puller, "time", SimpleNamespace(monotonic=lambda: now[0]))
     subscribe("work.wanted", stream="work", consumer="told")(lambda message: None)
-    reader = puller.Puller(sync(["told"]), WorkerOptions(), "default", nullcontext)
+    (consumer,) = sync(["told"])
+    reader = puller.Puller([consumer], WorkerOptions(), "default", nullcontext)
+    told = {consumer.stream_id}
     for _ in range(2):
-        assert reader.guess(is_told=True)
+        assert reader.guess(told)
         now[0] += 0.6 * puller.LOOK_EVERY
-        assert reader.guess(is_told=True)
+        assert reader.guess(told)
         now[0] += 0.6 * puller.LOOK_EVERY
-        assert not reader.guess(is_told=True)
+        assert not reader.guess(told)
         reader.look(is_quiet=True)
+
+
+def test_only_a_few_consumers_of_streams_that_were_told_of_are_guessed_to_have_work():
+    few, many = ("few", puller.GUESSES_MAX), ("many", puller.GUESSES_MAX + 1)
+    for stream, count in (few, many):
+        for number in range(count):
+            name = f"{stream}-{number}"
+            subscribe("work.>", stream=stream, consumer=name)(lambda message: None)
+    consumers = sync()
+    streams = {consumer.stream.name: consumer.stream_id for consumer in consumers}
+    reader = puller.Puller(consumers, WorkerOptions(), "default", nullcontext)
+    guessed = reader.guess({streams["few"]})
+    assert [each.name for each in reader.in_turn(guessed)] == [f"few-{n}" for n in range(few[1])]
+    assert reader.guess({streams["many"]}) == reader.guess(set()) == {}
+
+
+def test_who_hears_of_one_stream_pulls_without_a_look(monkeypatch: pytest.MonkeyPatch):
+    guessed: list[str] = []
+    fetch = puller.Puller.fetch
+
+    def note(reader: puller.Puller, consumer: Consumer, look: puller.Look, demand: Demand) -> Any:
+        guessed.extend([consumer.name] * look.is_guess)
+        return fetch(reader, consumer, look, demand)
+
+    monkeypatch.setattr(puller.Puller, "fetch", note)
+    for stream in ("work", "other"):
+        subscribe("work.>", stream=stream, consumer=stream)(lambda message: None)
+    with working("work", "other", poll_interval=LONG, listen=True):
+        for count in range(1, 6):
+            publish("work.wanted", stream="work")
+            wait_for_state(TaskState.COMPLETED, count)
+        wait_until(lambda: "work" in guessed, PATIENCE)
