@@ -48,6 +48,10 @@ class EventIsImmutable(KanthorqError):
     """An event never changes once published."""
 
 
+class UnguardedMove(KanthorqError):
+    """A task's state, lease or history was assigned; only its verbs and its message move it."""
+
+
 class AuditIsAppendOnly(KanthorqError):
     """What operators did is never edited, and deleted by prune alone."""
 

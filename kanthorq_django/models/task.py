@@ -6,7 +6,7 @@ in moves.py.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from kanthorq_django import signals
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import CLAIMABLE, FINAL, TaskState
+from kanthorq_django.exceptions import UnguardedMove
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.event import Event
@@ -26,6 +27,23 @@ from kanthorq_django.models.fields import CreatedAtField, microseconds_of, momen
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.moves import MovableQuerySet, bulk_verb
 from kanthorq_django.models.turns import present_turn_key
+
+# The life of a task, which verbs, messages and workers move, each by a guarded statement.
+LIFE = frozenset(
+    {
+        "state",
+        "schedule_at",
+        "turn_key",
+        "lease_epoch",
+        "attempt_count",
+        "attempted_at",
+        "attempted_errors",
+        "cancel_requested_at",
+        "cancel_attempt_count",
+        "result",
+        "finalized_at",
+    }
+)
 
 # Nothing happens to tasks in these states until a person or code asks for it.
 SET_ASIDE = (TaskState.DISCARDED, TaskState.CANCELLED, TaskState.PENDING)
@@ -194,6 +212,9 @@ class Task(models.Model):
     finalized_at = models.DateTimeField(null=True, blank=True)
     created_at = CreatedAtField()
 
+    # Its life as it was read.
+    _read: Mapping[str, Any] = {}
+
     objects = models.Manager.from_queryset(TaskQuerySet)()
 
     if TYPE_CHECKING:
@@ -269,6 +290,43 @@ class Task(models.Model):
 
     def __str__(self) -> str:
         return f"task {self.pk} of event {self.event_id}"
+
+    def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
+        """Save what stands beside the life of a stored task, which may have moved meanwhile.
+
+        An instance that is stale would give a lease twice, or undo what was done. Raises
+        UnguardedMove if the life was changed here. ``update_fields`` may name it, as ``update()``
+        may: whoever does so sees to it that nobody else moves the task.
+        """
+        is_new = self._state.adding or options.get("force_insert")
+        if update_fields is None and not is_new:
+            self._check_unmoved()
+            columns = {each.attname for each in self._meta.concrete_fields if not each.primary_key}
+            update_fields = columns - LIFE - self.get_deferred_fields()
+        super().save(update_fields=update_fields, **options)
+
+    @classmethod
+    def from_db(cls, *args: Any, **kwargs: Any) -> Self:
+        task = super().from_db(*args, **kwargs)
+        task._read = task._held_life()
+        return task
+
+    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
+        super().refresh_from_db(*args, **kwargs)
+        self._read = self._held_life()
+
+    def _held_life(self) -> dict[str, Any]:
+        held = vars(self)
+        return {name: held[name] for name in LIFE if name in held}
+
+    def _check_unmoved(self) -> None:
+        held = self._held_life()
+        moved = sorted(name for name, was in self._read.items() if held.get(name, was) != was)
+        if moved:
+            raise UnguardedMove(
+                f"save() does not move a task: {', '.join(moved)}. Use cancel(), resume(), "
+                "release() or reset(), or name the columns in update_fields."
+            )
 
     @property
     def known_event(self) -> Event | None:
