@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from django.db import connections
+from django.db import connection, connections
 
 DEADLINE_SECONDS = 30
 
@@ -34,9 +34,9 @@ def at_once(*works: Callable[[], Any]) -> list[Any]:
     barrier = threading.Barrier(len(works), timeout=DEADLINE_SECONDS)
 
     def run(work: Callable[[], Any]) -> Any:
-        for connection in connections.all():
-            if connection.alias == "default":
-                connection.ensure_connection()  # connecting takes longer than the race
+        for own in connections.all():
+            if own.alias == "default":
+                own.ensure_connection()  # connecting takes longer than the race
         barrier.wait()
         try:
             return work()
@@ -54,6 +54,18 @@ def wait_until(condition: Callable[[], object], seconds: float = DEADLINE_SECOND
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def is_waited_for() -> bool:
+    """Tell whether somebody waits for a lock in this database."""
+    with connection.cursor() as cursor:
+        # A transaction would go on seeing what it saw first.
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock')"
+        )
+        return bool(cursor.fetchone()[0])
 
 
 def _closing(work: Callable[[], R]) -> R:

@@ -6,10 +6,12 @@ from typing import TypeVar
 
 from django.db import IntegrityError, OperationalError, connections, transaction
 from django.db.transaction import TransactionManagementError
-from psycopg.errors import SerializationFailure, UniqueViolation
+from psycopg.errors import DeadlockDetected, SerializationFailure, UniqueViolation
 
 from kanthorq_django.sql import LEAVE_IDLE
 from kanthorq_django.sql.session import is_outside
+
+DEADLOCKS_MAX = 5  # in a row that a verb survives
 
 T = TypeVar("T")
 
@@ -92,3 +94,19 @@ def unconflicted(using: str, run: Callable[[], T]) -> T:
             raise
     with read_committed(using):
         return run()
+
+
+def undeadlocked(using: str, run: Callable[[], T]) -> T:
+    """Return what ``run`` returns; it is run again where it was the victim of a deadlock.
+
+    All of ours lock rows in the order of their ids. But a handler may end its messages in any
+    order. Inside the caller's transaction the deadlock is the caller's.
+    """
+    for _ in range(DEADLOCKS_MAX):
+        try:
+            return run()
+        except OperationalError as error:
+            is_deadlock = isinstance(error.__cause__, DeadlockDetected)
+            if not (is_deadlock and is_outside(connections[using])):
+                raise
+    return run()

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from django.dispatch import Signal
 
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import Move, TaskState
-from kanthorq_django.models.isolation import together
+from kanthorq_django.models.isolation import together, undeadlocked
 from kanthorq_django.models.notifications import (
     CANCEL_CHANNEL,
     channel,
@@ -78,17 +78,53 @@ class _Found(NamedTuple):
 _Chunk = dict[int, _Found]
 
 
-class MovableQuerySet(models.QuerySet[M]):
+class SelectingQuerySet(models.QuerySet[M]):
+    """Knows which rows it selects, also when others have changed some of them meanwhile."""
+
+    def _plain(self) -> models.QuerySet[M]:
+        """Return a queryset of the same rows that can be filtered and reduced to columns.
+
+        No union can, nor one that locks the rows of a relation.
+        """
+        if not self.query.combinator:
+            same = self.all()
+            if same.query.select_for_update_of:
+                same.query.select_for_update_of = ("self",)
+            return same
+        chosen = self.order_by().values("pk")
+        _select_pk_alone(chosen.query.combined_queries)
+        return self.model._base_manager.using(self.db).filter(pk__in=chosen)
+
+    def _gone(self, locked: Mapping[Any, int], found: Mapping[Any, int]) -> set[Any]:
+        """Return what somebody changed before it was locked, and what is selected no more, by keys.
+
+        Given are the versions of rows. Only what was changed is looked at again, as PostgreSQL
+        itself does: what a window or a subquery says of the others is what it said when they were
+        found.
+        """
+        changed = [pk for pk, version in locked.items() if version != found[pk]]
+        if not changed:
+            return set()
+        again = self._plain().order_by().filter(pk__in=changed).values_list("pk", flat=True)
+        return set(changed).difference(again)
+
+
+class MovableQuerySet(SelectingQuerySet[M]):
     def _move(
         self, move: Move, signal: Signal, *, request_running: bool = False, **changes: Any
     ) -> Outcome:
         """Apply ``move`` in one transaction, chunk by chunk, so that memory stays bounded."""
         self._for_write = True
+        all_of_it = functools.partial(self._move_all, move, changes, request_running)
+        outcome = undeadlocked(self.db, all_of_it)
+        tell(signal, self.model, connections[self.db], outcome=outcome)
+        return outcome
+
+    def _move_all(self, move: Move, changes: dict[str, Any], request_running: bool) -> Outcome:
         outcome = Outcome()
         with together(self.db):
             for chunk in self._chunks():
                 outcome += self._move_chunk(chunk, move, changes, request_running=request_running)
-        tell(signal, self.model, connections[self.db], outcome=outcome)
         return outcome
 
     def _chunks(self) -> Iterator[_Chunk]:
@@ -100,14 +136,6 @@ class MovableQuerySet(models.QuerySet[M]):
         while chunk := dict(itertools.islice(unique, CHUNK_SIZE)):
             yield chunk
 
-    def _plain(self) -> models.QuerySet[M]:
-        """Return a queryset of the same tasks that can be filtered further, as no union can."""
-        if not self.query.combinator:
-            return self
-        chosen = self.order_by().values("pk")
-        _select_pk_alone(chosen.query.combined_queries)
-        return self.model._base_manager.using(self.db).filter(pk__in=chosen)
-
     def _move_chunk(
         self,
         chunk: dict[int, _Found],
@@ -118,7 +146,10 @@ class MovableQuerySet(models.QuerySet[M]):
     ) -> Outcome:
         stored, connection = self.model._base_manager.using(self.db), connections[self.db]
         askable = {TaskState.RUNNING} if request_running else set()
-        locked = self._still_selected(self._lock(chunk, move.sources | askable), chunk)
+        locked = self._lock(chunk, move.sources | askable)
+        versions = {pk: found.version for pk, found in chunk.items()}
+        gone = self._gone({task.pk: task.row_version for task in locked}, versions)
+        locked = [task for task in locked if task.pk not in gone]
         updated = {task.pk for task in locked if task.state in move.sources}
         requested = {task.pk for task in locked if task.state in askable and not task.is_asked}
         stored.filter(pk__in=updated, state__in=move.sources).update(**changes)
@@ -134,19 +165,6 @@ class MovableQuerySet(models.QuerySet[M]):
                 for told in (updated, requested, left)
             )
         )
-
-    def _still_selected(self, locked: list[Any], chunk: _Chunk) -> list[Any]:
-        """Leave out what somebody changed before it was locked, and the queryset selects no more.
-
-        Only what was changed is looked at again, as PostgreSQL itself does: what a window or a
-        subquery says of the others is what it said when they were found.
-        """
-        changed = [task.pk for task in locked if task.row_version != chunk[task.pk].version]
-        if not changed:
-            return locked
-        again = self._plain().order_by().filter(pk__in=changed).values_list("pk", flat=True)
-        gone = set(changed).difference(again)
-        return [task for task in locked if task.pk not in gone]
 
     def _lock(self, pks: Iterable[int], states: Iterable[TaskState]) -> list[Any]:
         """Lock those in ``states``, in id order and all at once, so that verbs never deadlock.

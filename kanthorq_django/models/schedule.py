@@ -41,8 +41,8 @@ from kanthorq_django.models.definition import (
 from kanthorq_django.models.encryption import BodyField, SealableModel
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, aware
-from kanthorq_django.models.isolation import brief, together, unconflicted
-from kanthorq_django.models.moves import bulk_verb
+from kanthorq_django.models.isolation import brief, together, unconflicted, undeadlocked
+from kanthorq_django.models.moves import RowVersion, SelectingQuerySet, bulk_verb
 from kanthorq_django.models.occurrences import (
     MISSED_AFTER,
     MOMENT,
@@ -57,7 +57,7 @@ TURN_SIZE = 20  # schedules published in one transaction
 _Change = Callable[["Schedule", datetime], tuple[datetime | None, datetime | None]]
 
 
-class ScheduleQuerySet(models.QuerySet["Schedule"]):
+class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
     def register(self, name: str, definition: Definition) -> "Schedule":
         """Insert the schedule ``name``, or apply what changed of it.
 
@@ -157,17 +157,22 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
         self._for_write = True
+        return undeadlocked(self.db, partial(self._move_all, sources, change))
+
+    def _move_all(self, sources: Q, change: "_Change") -> Outcome:
         with together(self.db, may_idle=True):
+            versioned = self._plain().order_by().annotate(row_version=RowVersion())
             # A join may repeat a schedule.
-            found = set(self.order_by().values_list("pk", flat=True))
+            found: dict[UUID, int] = dict(versioned.values_list("pk", "row_version"))
             stored = Schedule._base_manager.using(self.db).filter(sources, pk__in=found)
-            locked = stored.select_for_update(of=("self",), no_key=True).order_by("pk")
-            updated, now = [], database_now(self.db)
-            for schedule in locked:
+            rows = stored.select_for_update(of=("self",), no_key=True).order_by("pk")
+            locked = {each.pk: each for each in rows.annotate(row_version=RowVersion())}
+            gone = self._gone({pk: each.row_version for pk, each in locked.items()}, found)
+            updated, now = sorted(locked.keys() - gone), database_now(self.db)
+            for schedule in map(locked.__getitem__, updated):
                 schedule.cancelled_at, schedule.next_at = change(schedule, now)
                 schedule.save(update_fields=["cancelled_at", "next_at"])
-                updated.append(schedule.pk)
-        return Outcome(tuple(updated), noop=tuple(sorted(found.difference(updated))))
+        return Outcome(tuple(updated), noop=tuple(sorted(found.keys() - set(updated))))
 
 
 class Schedule(ProgressModel, SealableModel):

@@ -154,6 +154,16 @@ def test_a_union_is_moved_whatever_its_parts_select(shaped: Callable[[Any], Any]
     assert other in Task.objects.available()
 
 
+@pytest.mark.django_db
+def test_a_queryset_that_locks_what_it_joins_is_moved_and_leaves_that_alone():
+    task = TaskFactory.create(state=TaskState.AVAILABLE)
+    joined = Task.objects.select_related("consumer").filter(consumer=task.consumer)
+    with CaptureQueriesContext(connection) as queries:
+        locking = joined.select_for_update(of=("self", "consumer"))
+        assert locking.cancel().updated == (task.event_id,)
+    assert not any('OF "kanthorq_django_consumer"' in query["sql"] for query in queries)
+
+
 def ranked(order: Any) -> Window:
     return Window(RowNumber(), partition_by="consumer", order_by=order)
 

@@ -1,5 +1,6 @@
 """Two actors at one task on connections of their own: never do both of them win."""
 
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -9,14 +10,23 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 from django.db.models.functions import Now
 
-from kanthorq_django import publish_many
+from kanthorq_django import publish_many, subscribe
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, lease
+from kanthorq_django.models.isolation import together, undeadlocked
 from kanthorq_django.models.task import TaskQuerySet
-from tests.concurrency import at_once, begin_elsewhere, elsewhere, wait_until
+from kanthorq_django.testing import drain
+from tests.concurrency import (
+    DEADLINE_SECONDS,
+    at_once,
+    begin_elsewhere,
+    elsewhere,
+    is_waited_for,
+    wait_until,
+)
 from tests.factories import ConsumerFactory, TaskFactory
 from tests.ledger.models import Entry
 from tests.races.race import altered
@@ -49,17 +59,6 @@ def fill(consumer: Consumer, count: int, state: TaskState = TaskState.AVAILABLE)
     with connection.cursor() as cursor:
         params = {"consumer": consumer.pk, "stream": consumer.stream_id, "state": int(state)}
         cursor.execute(INSERT, params)
-
-
-def is_waiting_for_a_lock() -> bool:
-    with connection.cursor() as cursor:
-        # A transaction would go on seeing what it saw first.
-        cursor.execute("SELECT pg_stat_clear_snapshot()")
-        cursor.execute(
-            "SELECT EXISTS (SELECT FROM pg_stat_activity"
-            " WHERE datname = current_database() AND wait_event_type = 'Lock')"
-        )
-        return bool(cursor.fetchone()[0])
 
 
 def book_and_ack(message: Message) -> None:
@@ -98,7 +97,7 @@ def test_a_cancel_that_waits_for_a_claim_finds_the_task_running(consumer: Consum
     with transaction.atomic():
         (task,) = consumer.claim()
         outcome = begin_elsewhere(Task.objects.all().cancel)
-        wait_until(is_waiting_for_a_lock)
+        wait_until(is_waited_for)
     assert outcome.result() == Outcome(noop=(task.event_id,))
     assert Task.objects.get().state == TaskState.RUNNING
 
@@ -136,7 +135,7 @@ def test_an_ack_that_waits_for_a_takeover_loses_its_lease_and_its_business_write
     with transaction.atomic():
         (claimed,) = consumer.claim()
         acked = begin_elsewhere(lambda: book_and_ack(message))
-        wait_until(is_waiting_for_a_lock)
+        wait_until(is_waited_for)
     with pytest.raises(LeaseLost):
         acked.result()
     assert not Entry.objects.exists()
@@ -210,7 +209,7 @@ def test_a_cancel_that_waits_for_a_failure_cancels_the_retry(consumer: Consumer)
     with transaction.atomic():
         message.nack("failed")
         outcome = begin_elsewhere(lambda: Task.objects.all().cancel(running=True))
-        wait_until(is_waiting_for_a_lock)
+        wait_until(is_waited_for)
     assert outcome.result() == Outcome(updated=(message.event.pk,))
 
 
@@ -226,7 +225,7 @@ def test_a_cancel_that_waits_for_a_success_leaves_it_alone(consumer: Consumer):
     with transaction.atomic():
         message.ack()
         outcome = begin_elsewhere(lambda: Task.objects.all().cancel(running=True))
-        wait_until(is_waiting_for_a_lock)
+        wait_until(is_waited_for)
     assert outcome.result() == Outcome(noop=(message.event.pk,))
     assert Task.objects.get().cancel_requested_at is None
 
@@ -236,7 +235,7 @@ def test_an_extension_waits_for_whoever_has_the_task_locked(consumer: Consumer):
     with transaction.atomic():
         Task.objects.select_for_update().get()
         extended = begin_elsewhere(lambda: message.extend(timedelta(hours=1)))
-        wait_until(is_waiting_for_a_lock)
+        wait_until(is_waited_for)
     extended.result()
     assert not Task.objects.stuck().exists()
 
@@ -285,3 +284,33 @@ def test_verbs_over_the_same_tasks_in_opposite_orders_do_not_deadlock(
         )
 
         assert not [result for result in results if isinstance(result, DatabaseError)]
+
+
+@pytest.mark.parametrize("is_enclosed", [False, True])
+def test_a_verb_outlives_a_deadlock_with_a_handler_that_acks_in_another_order(is_enclosed: bool):
+    acked = threading.Event()
+
+    @subscribe("order.paid", stream="kit", consumer="kit", batch=3, atomic=True)
+    def handle(messages: list[Message]) -> None:
+        if not acked.is_set():
+            messages[-1].ack()
+            acked.set()
+            wait_until(is_waited_for)  # then the first ones are locked, and follow as it returns
+
+    publish_many([Event(subject="order.paid") for _ in range(3)], stream="kit")
+    handling = begin_elsewhere(lambda: drain("kit"))
+    assert acked.wait(DEADLINE_SECONDS)
+    cancel = partial(Task.objects.all().cancel, running=True)
+    outcome = outermost(cancel) if is_enclosed else cancel()
+    handling.result(DEADLINE_SECONDS)
+    assert len(outcome.noop + outcome.requested) == 3
+
+
+def outermost(run: Callable[[], Outcome]) -> Outcome:
+    """Do what a caller has to do who has a transaction of their own."""
+
+    def all_of_it() -> Outcome:
+        with together("default"):
+            return run()
+
+    return undeadlocked("default", all_of_it)

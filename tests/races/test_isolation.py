@@ -14,26 +14,18 @@ from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.retention import Pruned, prune
-from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, elsewhere, wait_until
+from tests.concurrency import (
+    DEADLINE_SECONDS,
+    begin_elsewhere,
+    elsewhere,
+    is_waited_for,
+    wait_until,
+)
 from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 StricterDefault = Callable[[str, str], None]
-
-IS_WAITED_FOR = """
-    SELECT EXISTS (
-        SELECT FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event_type = 'Lock'
-    )
-"""
-
-
-def is_waited_for() -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_stat_clear_snapshot()")
-        cursor.execute(IS_WAITED_FOR)
-        return bool(cursor.fetchone()[0])
 
 
 @pytest.fixture
