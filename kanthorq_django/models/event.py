@@ -112,6 +112,9 @@ class Event(SealableModel):
     # False on an event that publish() found already stored under its idempotency key.
     created = True
 
+    # The id, if nobody else can have it.
+    _drawn_id: UUID | None = None
+
     objects = models.Manager.from_queryset(EventQuerySet)()
 
     if TYPE_CHECKING:
@@ -137,10 +140,16 @@ class Event(SealableModel):
             return
         # What Django does field by field takes as long as all else that publishing does.
         held = _BLANK.copy()
-        held["id"], held["metadata"] = uuid7(), {}
+        held["id"] = held["_drawn_id"] = uuid7()
+        held["metadata"] = {}
         held.update(given)
         held["_state"] = ModelState()
         self.__dict__ = held
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_drawn_id", None)  # of which there are two now
+        return state
 
     def __str__(self) -> str:
         return f"{self.subject} {self.pk}"
@@ -173,6 +182,11 @@ class Event(SealableModel):
         alias = using or router.db_for_write(type(self), instance=self)
         with _undelivered([self.stream_id], alias):
             return super().delete(using=alias, keep_parents=keep_parents)
+
+    @property
+    def has_given_id(self) -> bool:
+        """Whether the id may be taken: it was not drawn for this instance."""
+        return self._drawn_id is not self.id
 
     @classmethod
     def from_row(cls, rows: Result, index: int, consumer: "Consumer") -> Self:

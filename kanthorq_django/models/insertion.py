@@ -5,15 +5,18 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.expressions import RawSQL
+from psycopg.errors import UniqueViolation
 
 from kanthorq_django import sql
 from kanthorq_django.domain.quoting import quoted
-from kanthorq_django.exceptions import IdempotencyConflict
+from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
 from kanthorq_django.models import notifications
 from kanthorq_django.models.copying import copied
 from kanthorq_django.models.encryption import seal
@@ -63,7 +66,7 @@ def _insert(
     return stored
 
 
-Store = Callable[[BaseDatabaseWrapper, dict[str, Any]], tuple[Any, ...] | None]
+Store = Callable[[BaseDatabaseWrapper, str, dict[str, Any]], tuple[Any, ...] | None]
 
 
 def _insert_one(
@@ -72,31 +75,38 @@ def _insert_one(
     """One statement: the lookup of the stream costs no round trip of its own."""
     using, params = connection.alias, _columns(event)
     params["stream"] = stream
+    is_plain = event.idempotency_key is None and not event.has_given_id
+    statement = "publish" if is_plain else "publish_once"
     for _ in range(TRIES):
-        stored = store(connection, params)
+        stored = store(connection, statement, params)
         if stored is not None:
             return _noted(event, _stored(stored, using), using)
         registered = Stream.objects.using(using).register(stream)
         if known := _known([event], registered, using):
             return known[event.pk]
+        _refuse_taken([event], using)
     raise _unreadable(event, stream)
 
 
-def _plainly(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple[Any, ...] | None:
-    return sql.values(connection, _statement_for(params), params)
+def _plainly(
+    connection: BaseDatabaseWrapper, statement: str, params: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    return sql.values(connection, statement, params)
 
 
-def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple[Any, ...] | None:
+def _announced(
+    connection: BaseDatabaseWrapper, statement: str, params: dict[str, Any]
+) -> tuple[Any, ...] | None:
     """Insert, commit and notify at once; that the last of them fails is no failure to publish."""
     using, began_at = connection.alias, time.monotonic()
     given = params | {"channel": notifications.CHANNEL}
     try:
-        stored = sql.values_committed(using, _statement_for(params), "notify_stream", given)
+        stored = sql.values_committed(using, statement, "notify_stream", given)
     except sql.TransactionEnded as error:
         # Nothing is stored where there was nothing to insert, as its key is known or its stream is
         # not, or where the commit was refused: to insert once more, and no more, tells which.
-        stored = sql.values(connection, "published", params) or _plainly(connection, params)
-        if stored:
+        stored = sql.values(connection, "published", params)
+        if stored := stored or _plainly(connection, statement, params):
             logger.warning("Nobody was notified of event %s: %s", params["id"], error)
         return stored
     if stored:
@@ -104,34 +114,64 @@ def _announced(connection: BaseDatabaseWrapper, params: dict[str, Any]) -> tuple
     return stored
 
 
-def _statement_for(params: Mapping[str, Any]) -> str:
-    return "publish" if params["idempotency_key"] is None else "publish_once"
-
-
 def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:
     plain = [event for event in events if event.idempotency_key is None]
     keyed = [event for event in events if event.idempotency_key is not None]
+    # A conflict of keys, an id that is taken, and text that the connection cannot encode are found
+    # after rows were written: only a savepoint takes them back and leaves the caller's transaction
+    # usable.
+    is_doubtful = bool(keyed) or _is_converted(using) or any(map(_HAS_GIVEN_ID, plain))
     early = _EarlyNotes(plain)
     try:
-        # A conflict of keys, and text that the connection cannot encode, are found after rows were
-        # written: only a savepoint takes them back and leaves the caller's transaction usable.
-        with transaction.atomic(using=using, savepoint=bool(keyed) or _is_converted(using)):
-            registered = Stream.objects.using(using).register(stream)
-            moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
-            stored = _stored(moment, using)
-            _copy(plain, moment, using, meanwhile=lambda: early.note(stored, using))
-            try:
-                known = _insert_keyed(keyed, registered, moment, using)
-            except IdempotencyConflict as error:
-                index = next(i for i, event in enumerate(events) if event.pk == error.event_id)
-                raise IdempotencyConflict(f"events[{index}]: {error}", error.event_id) from error
-    except BaseException:
+        with transaction.atomic(using=using, savepoint=is_doubtful):
+            stored, known = _copy_and_insert(plain, keyed, stream, early, using)
+    except BaseException as error:
         early.take_back()
+        if is_doubtful:
+            _explain(error, events, using)
         raise
     if not keyed:
         return plain
     created = {event.pk: _noted(event, stored, using) for event in keyed if event.pk not in known}
     return [known.get(event.pk) or created.get(event.pk) or event for event in events]
+
+
+_HAS_GIVEN_ID = attrgetter("has_given_id")
+
+
+def _copy_and_insert(
+    plain: Sequence["Event"],
+    keyed: Sequence["Event"],
+    stream: str,
+    early: "_EarlyNotes",
+    using: str,
+) -> tuple[dict[str, Any], dict[UUID, "Event"]]:
+    """Write all events; return what is stored of new ones, and known ones as they are."""
+    registered = Stream.objects.using(using).register(stream)
+    moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
+    stored = _stored(moment, using)
+    _copy(plain, moment, using, meanwhile=lambda: early.note(stored, using))
+    return stored, _insert_keyed(keyed, registered, moment, using)
+
+
+def _explain(error: BaseException, events: Sequence["Event"], using: str) -> None:
+    """Raise in the place of ``error`` what says which of several ``events`` it is about."""
+    if isinstance(error, IdempotencyConflict):
+        index = next(i for i, event in enumerate(events) if event.pk == error.event_id)
+        raise IdempotencyConflict(f"events[{index}]: {error}", error.event_id) from error
+    if isinstance(error.__cause__, UniqueViolation):
+        _refuse_taken(events, using)
+
+
+def _refuse_taken(events: Sequence["Event"], using: str) -> None:
+    """Raise InvalidEvent if an event is stored that has the id of one of ``events``."""
+    among = RawSQL("SELECT unnest(%s::uuid[])", [[event.pk for event in events]])
+    stored = type(events[0]).objects.using(using).filter(pk__in=among)
+    taken = set(stored.values_list("pk", flat=True))
+    for index, event in enumerate(events):
+        if event.pk in taken:
+            place = f"events[{index}]: " if len(events) > 1 else ""
+            raise InvalidEvent(f"{place}id {event.pk} is that of an event which is stored already.")
 
 
 def _is_converted(using: str) -> bool:

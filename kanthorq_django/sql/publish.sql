@@ -1,6 +1,6 @@
--- Insert one event that has no idempotency key; publish_once.sql inserts one that has. Without ON
--- CONFLICT: that alone would have each row written speculatively, and confirmed. No row comes back
--- on the first use of a stream, which has to be registered then.
+-- Insert one event that has no idempotency key, under an id of ours; publish_once.sql inserts others.
+-- Without ON CONFLICT: that alone would have each row written speculatively, and confirmed. No row
+-- comes back on the first use of a stream, which has to be registered then.
 INSERT INTO kanthorq_django_event (
     id, stream_id, subject, body, metadata, resource_key, schedule_at
 )

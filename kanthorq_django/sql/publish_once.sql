@@ -1,6 +1,6 @@
--- Insert one event that has an idempotency key. No row comes back on the first use of a stream,
--- which has to be registered then, or when the key was used in it before; this waits for a
--- concurrent publisher of the same key to commit or roll back.
+-- Insert one event whose idempotency key may have been used, or whose id may be taken. No row comes
+-- back then, or on the first use of a stream, which has to be registered; this waits for a concurrent
+-- publisher of the same to commit or roll back.
 INSERT INTO kanthorq_django_event (
     id, stream_id, subject, body, metadata, resource_key, idempotency_key, schedule_at
 )
@@ -9,5 +9,5 @@ SELECT
     %(idempotency_key)s, %(schedule_at)s::timestamptz
 FROM kanthorq_django_stream AS stream
 WHERE stream.name = %(stream)s
-ON CONFLICT (stream_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+ON CONFLICT DO NOTHING
 RETURNING stream_id, xid::text::bigint, (extract(epoch FROM created_at) * 1000000)::bigint;

@@ -3,13 +3,13 @@
 import logging
 
 import pytest
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from psycopg.pq import TransactionStatus
 from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many
-from kanthorq_django.exceptions import IdempotencyConflict
+from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
 from kanthorq_django.models import Event, notifications
 from tests.announcements import Ear, forget_notifications, let_notifications_fail, raw_connection
 
@@ -269,6 +269,6 @@ def test_an_event_that_the_database_refuses_leaves_nothing_and_no_open_transacti
 @pytest.mark.usefixtures("lone", "ear")
 def test_an_id_that_is_taken_is_refused_also_for_an_event_that_comes_alone() -> None:
     stored = publish("order.paid", b"first", stream="a")
-    with pytest.raises(IntegrityError):
+    with pytest.raises(InvalidEvent):
         Event.objects.publish([Event(id=stored.pk, subject="order.paid", body=b"2")], stream="a")
     assert bytes(Event.objects.get().body) == b"first"
