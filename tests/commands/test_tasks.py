@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
-from django.db import OperationalError
+from django.db import OperationalError, transaction
 from django.db.models.functions import Now
 from pytest_django import Settings
 
@@ -17,6 +17,13 @@ from kanthorq_django.management.verbs.tasks import moving
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.task import TaskQuerySet
 from tests.commands.console import Terminal, kanthorq
+from tests.concurrency import (
+    DEADLINE_SECONDS,
+    begin_elsewhere,
+    elsewhere,
+    is_waited_for,
+    wait_until,
+)
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -530,3 +537,23 @@ def test_a_task_claimed_meanwhile_is_told_as_noop(
     ran = kanthorq("tasks", "cancel", task.event_id, "--yes")
 
     assert ran.words == [["noop", str(task.event_id), "refunds"]]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_left_the_selection_before_the_verb_came_to_it_is_a_noop():
+    consumer = ConsumerFactory.create(name="refunds")
+    held, moved = TaskFactory.create_batch(2, consumer=consumer, state=TaskState.DISCARDED)
+    with transaction.atomic():
+        assert Task.objects.select_for_update().get(pk=held.pk)
+        arguments = ("tasks", "reset", "--state", "discarded", "--yes")
+        resetting = begin_elsewhere(lambda: kanthorq(*arguments))
+        wait_until(is_waited_for)
+        finished = {"state": TaskState.COMPLETED, "result": {"done": 1}}
+        elsewhere(lambda: Task.objects.filter(pk=moved.pk).update(**finished))
+    ran = resetting.result(DEADLINE_SECONDS)
+    assert ran.words == [
+        ["updated", str(held.event_id), "refunds"],
+        ["noop", str(moved.event_id), "refunds"],
+    ]
+    moved.refresh_from_db()
+    assert (moved.state, moved.result) == (TaskState.COMPLETED, {"done": 1})

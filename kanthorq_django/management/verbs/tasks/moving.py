@@ -19,7 +19,7 @@ from kanthorq_django.management.verbs.tasks.selection import Selection, add_filt
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Task
 from kanthorq_django.models.audit import Order
-from kanthorq_django.models.isolation import together
+from kanthorq_django.models.isolation import together, undeadlocked
 from kanthorq_django.models.task import TaskQuerySet
 
 BATCH = 1_000  # tasks that one transaction moves
@@ -98,7 +98,7 @@ class Moving(Verb):
     ) -> Iterator[Line]:
         """Yield what became of each task, batch by batch, so that locks are held shortly."""
         order = self.order(**selection.told(), running=running)
-        act = self._predict if is_dry else partial(self._move, order=order)
+        act = self._predict if is_dry else partial(self._move, selected=tasks, order=order)
         unmet = dict.fromkeys(selection.events)
         for batch in _batches(tasks, selection.limit):
             for line in act(batch, running=running):
@@ -109,21 +109,29 @@ class Moving(Verb):
             for reason in reasons(list(unmet), self.database):
                 self.console.note(reason)
 
-    def _move(self, batch: list[Task], *, running: bool, order: Order) -> Iterator[Line]:
+    def _move(
+        self, batch: list[Task], *, running: bool, selected: TaskQuerySet, order: Order
+    ) -> Iterator[Line]:
         # An outcome speaks of events, and within one consumer an event names one task.
         in_groups = sorted(batch, key=lambda task: task.consumer_id)
         for _, group in itertools.groupby(in_groups, key=lambda task: task.consumer_id):
             owed = list(group)
-            outcome = self._move_owed(owed, order, running=running)
+            among = selected.filter(pk__in=[task.pk for task in owed])
+            move = partial(self._move_owed, among, order, running=running)
+            outcome = undeadlocked(self.database, move)
+            known = {*outcome.updated, *outcome.requested, *outcome.noop}
+            # What was not selected any more when the verb came to it.
+            outcome += Outcome(
+                noop=tuple(each.event_id for each in owed if each.event_id not in known)
+            )
             for word in DRY_WORDS:
                 for event in getattr(outcome, word):
                     yield Line(word, event, owed[0].consumer.name)
 
-    def _move_owed(self, tasks: list[Task], order: Order, *, running: bool) -> Outcome:
+    def _move_owed(self, tasks: TaskQuerySet, order: Order, *, running: bool) -> Outcome:
         """Move tasks of one consumer and record it, in one transaction."""
         with together(self.database):
-            chosen = Task.objects.using(self.database).filter(pk__in=[task.pk for task in tasks])
-            outcome = self.move(chosen, running=running)
+            outcome = self.move(tasks, running=running)
             counts = {word: len(getattr(outcome, word)) for word in DRY_WORDS}
             changed = (*outcome.updated, *outcome.requested)
             order.record(f"tasks.{self.name}", using=self.database, counts=counts, ids=changed)
