@@ -363,10 +363,10 @@ def test_drain_keeps_the_hooks_of_those_blocks_that_a_worker_would_commit(
 def test_a_savepoint_outside_of_a_block_is_none(use: Callable[[Any], None]):
     @subscribe("order.>", stream="kit", consumer="kit")
     def handle(message: Message) -> None:
-        outer = transaction.savepoint()
+        outer = connection.savepoint()
         Entry.objects.create(event_id=message.event.pk, note="kept")
         with transaction.atomic():
-            inner = transaction.savepoint()
+            inner = connection.savepoint()
             Entry.objects.create(event_id=message.event.pk, note="lost")
             transaction.savepoint_rollback(inner)
         message.ack()
@@ -378,7 +378,7 @@ def test_a_savepoint_outside_of_a_block_is_none(use: Callable[[Any], None]):
     assert Entry.objects.get().note == "kept"
     if connection.in_atomic_block:  # that of a test, which has savepoints of its own
         Entry.objects.all().delete()
-        savepoint = transaction.savepoint()
+        savepoint = connection.savepoint()
         Entry.objects.create(event_id=uuid7())
         transaction.savepoint_rollback(savepoint)
         assert not Entry.objects.exists()
@@ -440,7 +440,7 @@ def test_a_handler_may_drain_what_it_publishes():
     @subscribe("order.>", stream="kit", consumer="outer")
     def handle(message: Message) -> None:
         assert drain("inner") == 1
-        assert transaction.savepoint() is None
+        assert connection.savepoint() is None
         note(message)
 
     @subscribe("order.>", stream="kit", consumer="inner")

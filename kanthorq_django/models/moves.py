@@ -65,7 +65,9 @@ class RowVersion(models.Expression):
         return clone
 
     def as_sql(self, compiler: Any, connection: Any) -> Any:
-        return f"{compiler.quote_name_unless_alias(self._alias)}.xmin::text::bigint", []
+        # Until Django 6.1 no alias was quoted, by that method.
+        quote = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias
+        return f"{quote(self._alias)}.xmin::text::bigint", []
 
 
 class _Found(NamedTuple):
