@@ -366,7 +366,7 @@ def test_a_savepoint_outside_of_a_block_is_none(use: Callable[[Any], None]):
         outer = connection.savepoint()
         Entry.objects.create(event_id=message.event.pk, note="kept")
         with transaction.atomic():
-            inner = connection.savepoint()
+            inner = str(connection.savepoint())
             Entry.objects.create(event_id=message.event.pk, note="lost")
             transaction.savepoint_rollback(inner)
         message.ack()
@@ -378,7 +378,7 @@ def test_a_savepoint_outside_of_a_block_is_none(use: Callable[[Any], None]):
     assert Entry.objects.get().note == "kept"
     if connection.in_atomic_block:  # that of a test, which has savepoints of its own
         Entry.objects.all().delete()
-        savepoint = connection.savepoint()
+        savepoint = str(connection.savepoint())
         Entry.objects.create(event_id=uuid7())
         transaction.savepoint_rollback(savepoint)
         assert not Entry.objects.exists()

@@ -21,7 +21,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.models import Task
 from kanthorq_django.models.audit import SAMPLE_SIZE, Order
-from kanthorq_django.models.isolation import together
+from kanthorq_django.models.isolation import together, undeadlocked
 from kanthorq_django.models.task import TaskQuerySet
 
 BATCH_SIZE = 1_000  # tasks that are locked, moved and logged in one transaction
@@ -157,7 +157,7 @@ def carry_out(
     deadline = None if seconds_max is None else time.monotonic() + seconds_max
     report = Report(last=after)
     for pks in _batches(tasks, after):
-        report += _move(operation, pks, tasks.db, order)
+        report += undeadlocked(tasks.db, partial(_move, operation, tasks, pks, order))
         if deadline is not None and time.monotonic() >= deadline:
             return report, not tasks.filter(pk__gt=report.last).exists()
     return report, True
@@ -171,7 +171,8 @@ def _batches(tasks: TaskQuerySet, after: int) -> Iterator[list[int]]:
         after = pks[-1]
 
 
-def _move(operation: Operation, pks: Sequence[int], using: str, order: Order) -> Report:
+def _move(operation: Operation, tasks: TaskQuerySet, pks: Sequence[int], order: Order) -> Report:
+    using = tasks.db
     with together(using):
         # All in id order before any is moved: two bulk verbs never deadlock, and the states
         # that the log and the message tell are those that the verb finds.
@@ -185,7 +186,8 @@ def _move(operation: Operation, pks: Sequence[int], using: str, order: Order) ->
         report = Report(last=pks[-1])
         # An outcome speaks of events, and within one consumer an event names one task.
         for owed in _by_consumer(locked):
-            report += _move_owed(operation, owed, using, order.user_id)
+            among = tasks.filter(pk__in=[task.pk for task in owed])
+            report += _move_owed(operation, among, owed, order.user_id)
         counts = {word: getattr(report, word) for word in ("updated", "requested", "noop")}
         order.record(f"tasks.{operation.action}", using=using, counts=counts, ids=report.sample)
     return report
@@ -197,11 +199,14 @@ def _by_consumer(tasks: Iterable[Task]) -> Iterator[list[Task]]:
         yield list(group)
 
 
-def _move_owed(operation: Operation, tasks: list[Task], using: str, user_id: str) -> Report:
-    outcome = operation.apply(Task.objects.using(using).filter(pk__in=[task.pk for task in tasks]))
+def _move_owed(
+    operation: Operation, tasks: TaskQuerySet, owed: Sequence[Task], user_id: str
+) -> Report:
+    """Apply ``operation`` to ``owed``, and leave alone what ``tasks`` does not select any more."""
+    outcome = operation.apply(tasks)
     changed = {*outcome.updated, *outcome.requested}
-    _log(operation, [task for task in tasks if task.event_id in changed], user_id)
-    spared = [task for task in tasks if task.event_id not in changed]
+    _log(operation, [task for task in owed if task.event_id in changed], user_id)
+    spared = [task for task in owed if task.event_id not in changed]
     return Report(
         updated=len(outcome.updated),
         requested=len(outcome.requested),

@@ -1,33 +1,25 @@
 """What operators are told when workers are faster."""
 
 import threading
-import time
 
 import pytest
-from django.db import connection, transaction
+from django.db import transaction
+from django.db.models.functions import Now
 from django.test import Client
 
 from kanthorq_django.models import Task, TaskState
 from tests.admin.pages import tick, told
+from tests.admin.test_select_all import answer, ask
+from tests.concurrency import (
+    DEADLINE_SECONDS,
+    begin_elsewhere,
+    elsewhere,
+    is_waited_for,
+    wait_until,
+)
 from tests.factories import TaskFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-DEADLINE_SECONDS = 30
-
-
-def _wait_for_a_blocked_statement() -> None:
-    deadline, pause = time.monotonic() + DEADLINE_SECONDS, threading.Event()
-    while time.monotonic() < deadline:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT 1 FROM pg_stat_activity"
-                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            )
-            if cursor.fetchone():
-                return
-        pause.wait(0.01)
-    raise AssertionError("Nobody waited for the claimed row.")
 
 
 def test_a_task_that_is_claimed_meanwhile_is_told_as_running(operator: Client):
@@ -35,19 +27,31 @@ def test_a_task_that_is_claimed_meanwhile_is_told_as_running(operator: Client):
     claimed = threading.Event()
 
     def claim() -> None:
-        try:
-            with transaction.atomic():
-                Task.objects.filter(pk=task.pk).update(state=TaskState.RUNNING)
-                claimed.set()
-                _wait_for_a_blocked_statement()
-        finally:
-            connection.close()
+        with transaction.atomic():
+            Task.objects.filter(pk=task.pk).update(state=TaskState.RUNNING)
+            claimed.set()
+            wait_until(is_waited_for)
 
-    worker = threading.Thread(target=claim)
-    worker.start()
+    claiming = begin_elsewhere(claim)
     claimed.wait(DEADLINE_SECONDS)
     response = tick(operator, "cancel", [task])
-    worker.join(DEADLINE_SECONDS)
+    claiming.result(DEADLINE_SECONDS)
 
     named = f"Left alone, by event: {task.event_id} (Running)"
     assert told(response) == [("warning", f"Cancel: 0 tasks updated, 1 left alone. {named}")]
+
+
+def test_what_left_the_filter_before_the_verb_came_to_it_is_left_alone(operator: Client):
+    held, moved = TaskFactory.create_batch(2, state=TaskState.DISCARDED)
+    query = f"?state__exact={TaskState.DISCARDED.value}"
+    asked = ask(operator, "reset", query)
+    with transaction.atomic():
+        assert Task.objects.select_for_update().get(pk=held.pk)
+        resetting = begin_elsewhere(lambda: answer(operator, asked, query))
+        wait_until(is_waited_for)
+        finished = {"state": TaskState.COMPLETED, "finalized_at": Now()}
+        elsewhere(lambda: Task.objects.filter(pk=moved.pk).update(**finished))
+    response = resetting.result(DEADLINE_SECONDS)
+    assert "1 task updated, 1 left alone" in told(response)[0][1]
+    moved.refresh_from_db()
+    assert moved.state == TaskState.COMPLETED

@@ -19,14 +19,14 @@ def consumer(db: None) -> Consumer:
     return ConsumerFactory.create(name="emails")
 
 
-def _ask(client: Client, verb: str, query: str = "") -> Any:
+def ask(client: Client, verb: str, query: str = "") -> Any:
     """Choose "select all" in the list, filtered by ``query``, and run the action."""
     some = Task.objects.values_list("pk", flat=True).first()
     data = {"action": verb, "index": "0", "select_across": "1", "_selected_action": [str(some)]}
     return client.post(page("task_changelist") + query, data)
 
 
-def _answer(client: Client, asked: Any, query: str = "", **changed: str) -> Any:
+def answer(client: Client, asked: Any, query: str = "", **changed: str) -> Any:
     """Send the form of the page that asked."""
     hidden = re.findall(
         r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode()
@@ -39,7 +39,7 @@ def test_all_that_match_are_asked_for_before_anything_changes(operator: Client, 
     TaskFactory.create_batch(2, state=TaskState.DISCARDED, consumer=consumer)
     TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
 
-    asked = _ask(operator, "resume")
+    asked = ask(operator, "resume")
 
     assert asked.status_code == 200
     assert "3 tasks match" in text_of(asked)
@@ -55,7 +55,7 @@ def test_the_answer_moves_all_that_match_and_nothing_else(operator: Client, cons
     other = TaskFactory.create(state=TaskState.DISCARDED)
     query = f"?consumer__id__exact={consumer.pk}"
 
-    response = _answer(operator, _ask(operator, "resume", query), query)
+    response = answer(operator, ask(operator, "resume", query), query)
 
     assert response.status_code == 302
     assert Task.objects.filter(consumer=consumer, state=TaskState.AVAILABLE).count() == 3
@@ -75,9 +75,9 @@ def test_what_runs_is_asked_for_and_stopped_with_all_that_match(
         state=TaskState.RUNNING, consumer=consumer, cancel_requested_at=timezone.now()
     )
 
-    asked = _ask(operator, "cancel_running")
+    asked = ask(operator, "cancel_running")
     forecast = text_of(asked)
-    response = _answer(operator, asked)
+    response = answer(operator, asked)
 
     assert "emails Available 2 Cancel emails" in forecast
     assert "emails Running 1 Asked to stop emails Running 1 Left alone" in forecast
@@ -92,7 +92,7 @@ def test_a_filter_by_the_state_that_the_verb_leaves_still_reaches_all(
     monkeypatch.setattr(operations, "BATCH_SIZE", 2)
     TaskFactory.create_batch(5, state=TaskState.PENDING, consumer=consumer)
 
-    response = _answer(operator, _ask(operator, "release", "?state__exact=0"), "?state__exact=0")
+    response = answer(operator, ask(operator, "release", "?state__exact=0"), "?state__exact=0")
 
     ((level, text),) = told(response)
     assert level == "success"
@@ -108,10 +108,10 @@ def test_a_long_operation_is_done_in_several_requests(
     TaskFactory.create_batch(4, state=TaskState.PENDING, consumer=consumer)
     TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
 
-    response = _ask(operator, "release")
+    response = ask(operator, "release")
     done = []
     while response.status_code == 200:
-        response = _answer(operator, response)
+        response = answer(operator, response)
         done.append(Task.objects.available().count())
 
     assert done == [2, 4, 4]
@@ -125,7 +125,7 @@ def test_each_step_tells_what_was_done_so_far(
     monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
     TaskFactory.create_batch(3, state=TaskState.PENDING, consumer=consumer)
 
-    step = _answer(operator, _ask(operator, "release"))
+    step = answer(operator, ask(operator, "release"))
 
     first, second, _third = Task.objects.order_by("pk")
     text = text_of(step)
@@ -135,10 +135,10 @@ def test_each_step_tells_what_was_done_so_far(
 
 def test_tasks_that_came_after_the_question_are_left_alone(operator: Client, consumer: Consumer):
     TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
-    asked = _ask(operator, "release")
+    asked = ask(operator, "release")
     late = TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
 
-    _answer(operator, asked)
+    answer(operator, asked)
 
     late.refresh_from_db()
     assert late.state == TaskState.PENDING
@@ -147,8 +147,8 @@ def test_tasks_that_came_after_the_question_are_left_alone(operator: Client, con
 @pytest.mark.parametrize("through", ["", "-1", "x", "1" * 5000])
 def test_a_forged_answer_changes_nothing(operator: Client, consumer: Consumer, through: str):
     TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
-    asked = _ask(operator, "release")
-    assert _answer(operator, asked, through=through).status_code == 400
+    asked = ask(operator, "release")
+    assert answer(operator, asked, through=through).status_code == 400
     assert Task.objects.pending().count() == 1
 
 
@@ -158,7 +158,7 @@ def test_a_forecast_reads_a_bounded_number_of_tasks(
     monkeypatch.setattr(select_all, "COUNT_MAX", 3)
     TaskFactory.create_batch(5, state=TaskState.PENDING, consumer=consumer)
 
-    asked = text_of(_ask(operator, "release"))
+    asked = text_of(ask(operator, "release"))
 
     assert "At least 3 tasks match" in asked
     assert "emails Pending 3 Release" in asked
@@ -178,11 +178,11 @@ def test_a_search_means_at_the_answer_what_it_meant_at_the_question(operator: Cl
         state=TaskState.COMPLETED, finalized_at=timezone.now(), resource_key="order"
     )
     query = "?q=order"
-    asked = _ask(operator, "reset", query)
+    asked = ask(operator, "reset", query)
     assert "1 task matches" in text_of(asked)
 
     keyed.delete()
-    answered = _answer(operator, asked, query)
+    answered = answer(operator, asked, query)
 
     assert "0 tasks updated" in str(told(answered))
     assert Task.objects.completed().count() == len(others)
@@ -196,9 +196,9 @@ def test_a_search_keeps_its_meaning_through_all_requests(
     monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
     query = "?q=order"
 
-    response = _ask(operator, "cancel", query)
+    response = ask(operator, "cancel", query)
     TaskFactory.create(state=TaskState.AVAILABLE, resource_key="order")
     while response.status_code == 200:
-        response = _answer(operator, response, query)
+        response = answer(operator, response, query)
 
     assert Task.objects.cancelled().count() == 3

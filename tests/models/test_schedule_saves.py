@@ -91,7 +91,7 @@ def test_what_was_saved_twice_before_a_rollback_is_written_by_the_next_save():
 def test_what_only_a_savepoint_rolled_back_is_written_by_the_next_save():
     kept = create()
     set_all(kept)
-    savepoint = connection.savepoint()
+    savepoint = str(connection.savepoint())
     kept.save()
     transaction.savepoint_rollback(savepoint)
     kept.save()
