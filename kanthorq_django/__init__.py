@@ -74,8 +74,9 @@ def publish(
 def publish_many(
     events: "Iterable[Event]", *, stream: str = "default", using: str | None = None
 ) -> "list[Event]":
-    """Publish unsaved ``Event(subject=…, body=…)`` objects, all of them or none, in their order.
+    """Publish unsaved ``Event(subject=…, body=…)`` objects, all of them or none; return them.
 
+    They come back in the order given, and are read in that in which they were constructed.
     Raises as ``publish()`` does, with the index of the first bad event in the message, and
     TypeError for what is no iterable of events, such as a single one.
     """

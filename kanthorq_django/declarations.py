@@ -167,7 +167,7 @@ def _check_batch(subscription: Subscription) -> None:
         raise ConfigurationError(
             f"Consumer {name!r}: grouped=True hands over several messages; say how many with batch."
         )
-    if subscription.serialize not in (False, True, "strict"):
+    if type(subscription.serialize) is not bool and subscription.serialize != "strict":
         raise ConfigurationError(
             f"Consumer {name!r}: serialize must be False, True or 'strict', not "
             f"{quoted(subscription.serialize)}."

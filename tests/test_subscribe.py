@@ -280,6 +280,7 @@ def test_what_has_no_name_needs_one() -> None:
         ({"batch": True}, "batch must be"),
         ({"grouped": True}, "say how many with batch"),
         ({"serialize": "yes"}, "serialize must be False, True or 'strict'"),
+        ({"serialize": 1}, "serialize must be False, True or 'strict', not 1"),
     ],
 )
 def test_a_bad_option_is_refused_and_nothing_is_declared(
