@@ -240,7 +240,7 @@ def generate() -> Any:
     ("returned", "error"),
     [
         (promise, "returned an awaitable that nobody awaits"),
-        (generate, "InvalidBody: result: $: Object of type generator"),
+        (generate, "InvalidBody: result: Object of type generator"),
         (lambda: Retry(timedelta(seconds=1)), "handle returned Retry(…), which does nothing"),
         (lambda: Discard("no"), "returned Discard(…), which does nothing; raise it"),
     ],
