@@ -112,7 +112,7 @@ class Event(SealableModel):
     # False on an event that publish() found already stored under its idempotency key.
     created = True
 
-    # The id, if nobody else can have it.
+    # The very id that was drawn for this instance; any other may be taken.
     _drawn_id: UUID | None = None
 
     objects = models.Manager.from_queryset(EventQuerySet)()
@@ -182,11 +182,6 @@ class Event(SealableModel):
         alias = using or router.db_for_write(type(self), instance=self)
         with _undelivered([self.stream_id], alias):
             return super().delete(using=alias, keep_parents=keep_parents)
-
-    @property
-    def has_given_id(self) -> bool:
-        """Whether the id may be taken: it was not drawn for this instance."""
-        return self._drawn_id is not self.id
 
     @classmethod
     def from_row(cls, rows: Result, index: int, consumer: "Consumer") -> Self:

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -75,7 +74,7 @@ def _insert_one(
     """One statement: the lookup of the stream costs no round trip of its own."""
     using, params = connection.alias, _columns(event)
     params["stream"] = stream
-    is_plain = event.idempotency_key is None and not event.has_given_id
+    is_plain = event.idempotency_key is None and event._drawn_id is event.id
     statement = "publish" if is_plain else "publish_once"
     for _ in range(TRIES):
         stored = store(connection, statement, params)
@@ -120,7 +119,8 @@ def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Ev
     # A conflict of keys, an id that is taken, and text that the connection cannot encode are found
     # after rows were written: only a savepoint takes them back and leaves the caller's transaction
     # usable.
-    is_doubtful = bool(keyed) or _is_converted(using) or any(map(_HAS_GIVEN_ID, plain))
+    are_given = any(event._drawn_id is not event.id for event in plain)
+    is_doubtful = bool(keyed) or are_given or _is_converted(using)
     early = _EarlyNotes(plain)
     try:
         with transaction.atomic(using=using, savepoint=is_doubtful):
@@ -134,9 +134,6 @@ def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Ev
         return plain
     created = {event.pk: _noted(event, stored, using) for event in keyed if event.pk not in known}
     return [known.get(event.pk) or created.get(event.pk) or event for event in events]
-
-
-_HAS_GIVEN_ID = attrgetter("has_given_id")
 
 
 def _copy_and_insert(
