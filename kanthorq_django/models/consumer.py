@@ -30,7 +30,7 @@ from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
-from kanthorq_django.exceptions import ForeignCluster
+from kanthorq_django.exceptions import ConfigurationError, ForeignCluster
 from kanthorq_django.models import cursor as cursors
 from kanthorq_django.models.cursor import ALWAYS, Lag, Page
 from kanthorq_django.models.fields import (
@@ -122,13 +122,15 @@ class Consumer(models.Model):
     def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
         """Save all but the cursor of a stored consumer, which pulls may have moved meanwhile.
 
-        Raises InvalidFilter before anything is written.
+        Raises InvalidFilter, or ConfigurationError for another stream, before anything is written.
         """
         written = self.__dict__.keys() if update_fields is None else set(update_fields)
         for name in {"subject_includes", "subject_excludes"}.intersection(written):
             check_filters(getattr(self, name))
+        if self.pk and not self._state.adding and {"stream", "stream_id"}.intersection(written):
+            self._check_stream(options.get("using") or self.using)
         if update_fields is None and not self._state.adding:
-            columns = {field.attname for field in self._meta.concrete_fields} - {"id"}
+            columns = {each.attname for each in self._meta.concrete_fields if not each.primary_key}
             update_fields = columns - cursors.COLUMNS - self.get_deferred_fields()
         super().save(update_fields=update_fields, **options)
 
@@ -220,6 +222,15 @@ class Consumer(models.Model):
                 break
         self.tell(signals.claimed, leased)
         return leased
+
+    def _check_stream(self, using: str) -> None:
+        """Raise ConfigurationError if it would move: its cursor says nothing of another stream."""
+        stored = Stream._base_manager.using(using).filter(consumers=self.pk).first()
+        if stored is not None and stored.pk != self.stream_id:
+            raise ConfigurationError(
+                f"Consumer {self.name!r} reads the stream {stored.name!r} and cannot move to "
+                "another; declare a new one."
+            )
 
     def _log_discarded(self, rows: sql.Result) -> None:
         """Say which tasks ended in a claim; no signal tells, as there is no message of them."""

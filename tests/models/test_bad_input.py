@@ -23,6 +23,7 @@ from kanthorq_django.exceptions import (
 )
 from kanthorq_django.models import Event, Stream, Task
 from tests.clock import BrokenZone
+from tests.factories import ConsumerFactory, StreamFactory
 from tests.ledger.models import Entry
 
 pytestmark = pytest.mark.django_db
@@ -300,3 +301,13 @@ def test_an_event_without_a_stream_cannot_save_itself() -> None:
     with refusal(InvalidEvent, "no stream"):
         Event(subject="order.paid").save()
     assert not Task.objects.exists()
+
+
+@pytest.mark.parametrize("update_fields", [None, ["stream"], ["stream_id", "name"]])
+def test_a_consumer_does_not_move_to_another_stream(update_fields: list[str] | None) -> None:
+    consumer = ConsumerFactory.create()
+    kept, consumer.stream = consumer.stream, StreamFactory.create()
+    with pytest.raises(ConfigurationError, match=f"reads the stream '{kept.name}'"):
+        consumer.save(update_fields=update_fields)
+    consumer.stream = kept
+    consumer.save(update_fields=update_fields)
