@@ -124,15 +124,16 @@ class Consumer(models.Model):
 
         Raises InvalidFilter, or ConfigurationError for another stream, before anything is written.
         """
-        written = self.__dict__.keys() if update_fields is None else set(update_fields)
+        named = None if update_fields is None else set(update_fields)
+        written = self.__dict__.keys() if named is None else named
         for name in {"subject_includes", "subject_excludes"}.intersection(written):
             check_filters(getattr(self, name))
         if self.pk and not self._state.adding and {"stream", "stream_id"}.intersection(written):
             self._check_stream(options.get("using") or self.using)
-        if update_fields is None and not self._state.adding:
+        if named is None and not self._state.adding:
             columns = {each.attname for each in self._meta.concrete_fields if not each.primary_key}
-            update_fields = columns - cursors.COLUMNS - self.get_deferred_fields()
-        super().save(update_fields=update_fields, **options)
+            named = columns - cursors.COLUMNS - self.get_deferred_fields()
+        super().save(update_fields=named, **options)
 
     def delete(
         self, using: str | None = None, keep_parents: bool = False
@@ -226,7 +227,7 @@ class Consumer(models.Model):
     def _check_stream(self, using: str) -> None:
         """Raise ConfigurationError if it would move: its cursor says nothing of another stream."""
         stored = Stream._base_manager.using(using).filter(consumers=self.pk).first()
-        if stored is not None and stored.pk != self.stream_id:
+        if stored is not None and stored.pk != Stream._meta.pk.to_python(self.stream_id):
             raise ConfigurationError(
                 f"Consumer {self.name!r} reads the stream {stored.name!r} and cannot move to "
                 "another; declare a new one."

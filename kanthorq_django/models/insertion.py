@@ -265,8 +265,13 @@ def _stored(moment: tuple[Any, ...], using: str) -> dict[str, Any]:
     """Return what an event only gets when it is stored, from a row of publish.sql and its like."""
     stream_id, xid, microseconds = moment
     created_at = moment_of(microseconds, using)
-    # A copy of an event that was found by its key says otherwise.
-    return {"stream_id": stream_id, "xid": xid, "created_at": created_at, "created": True}
+    return {
+        "_drawn_id": None,  # it may be taken from now on, even where the commit gets no answer
+        "stream_id": stream_id,
+        "xid": xid,
+        "created_at": created_at,
+        "created": True,  # of a copy of an event that was found by its key it was False
+    }
 
 
 def _noted(event: "Event", stored: Mapping[str, Any], using: str) -> "Event":
@@ -308,7 +313,8 @@ class _EarlyNotes:
             before = dict(zip(self._stored, given, strict=False))
             if event.__dict__.get("xid") == xid:
                 for name, value in before.items():
-                    _put_back(event, name, value)
+                    if name != "_drawn_id":
+                        _put_back(event, name, value)
                 event._state.adding, event._state.db = was_adding, using
 
 

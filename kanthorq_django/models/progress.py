@@ -1,6 +1,7 @@
 """How far a schedule is, which others move: an instance tells what was set on it from the rest."""
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, Self
 
 from django.db import connections, models, transaction
@@ -66,17 +67,20 @@ class ProgressModel(models.Model):
         written = self._set_here().intersection(columns, self._known)
         before = {name: self._known[name] for name in written} | {**self._before}
         self._know(columns)
-        if before and not is_outside(connection):
-            self._before = before
-            if connection.in_atomic_block:
-                transaction.on_commit(self._forget_before, using=using, robust=True)
+        if is_outside(connection):
+            return
+        self._before = before
+        if written and connection.in_atomic_block:
+            # Of a savepoint that is rolled back Django forgets the hook.
+            forget = partial(self._forget_before, frozenset(written))
+            transaction.on_commit(forget, using=using, robust=True)
 
-    def _forget_before(self) -> None:
-        self._before = {}
+    def _forget_before(self, names: Collection[str]) -> None:
+        self._before = {name: was for name, was in self._before.items() if name not in names}
 
     def _know(self, columns: Collection[str]) -> None:
         self._known = {**self._known, **self._held_progress(columns)}
-        self._before = {name: was for name, was in self._before.items() if name not in columns}
+        self._forget_before(columns)
 
     def _held_progress(self, names: Collection[str]) -> dict[str, Any]:
         held = vars(self)

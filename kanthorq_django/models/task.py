@@ -6,7 +6,7 @@ in moves.py.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -212,8 +212,8 @@ class Task(models.Model):
     finalized_at = models.DateTimeField(null=True, blank=True)
     created_at = CreatedAtField()
 
-    # Its life as it was read.
-    _read: Mapping[str, Any] = {}
+    # Its life as it was read or written, to tell what was assigned since.
+    _stored_life: Mapping[str, Any] = {}
 
     objects = models.Manager.from_queryset(TaskQuerySet)()
 
@@ -298,30 +298,44 @@ class Task(models.Model):
         UnguardedMove if the life was changed here. ``update_fields`` may name it, as ``update()``
         may: whoever does so sees to it that nobody else moves the task.
         """
-        is_new = self._state.adding or options.get("force_insert")
-        if update_fields is None and not is_new:
+        is_new = self._state.adding or self.pk is None or options.get("force_insert")
+        written = None if update_fields is None else set(update_fields)
+        if written is None and not is_new:
             self._check_unmoved()
             columns = {each.attname for each in self._meta.concrete_fields if not each.primary_key}
-            update_fields = columns - LIFE - self.get_deferred_fields()
-        super().save(update_fields=update_fields, **options)
+            written = columns - LIFE - self.get_deferred_fields()
+        super().save(update_fields=written, **options)
+        self._know(LIFE if written is None else written)
 
     @classmethod
     def from_db(cls, *args: Any, **kwargs: Any) -> Self:
         task = super().from_db(*args, **kwargs)
-        task._read = task._held_life()
+        task._know(LIFE)
         return task
 
-    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
-        super().refresh_from_db(*args, **kwargs)
-        self._read = self._held_life()
+    def refresh_from_db(
+        self,
+        using: str | None = None,
+        fields: Iterable[str] | None = None,
+        from_queryset: Any = None,
+    ) -> None:
+        named = None if fields is None else set(fields)
+        super().refresh_from_db(using, named, from_queryset)
+        self._know(LIFE if named is None else named)
 
-    def _held_life(self) -> dict[str, Any]:
+    def _know(self, columns: Set[str]) -> None:
+        """Remember these as they are stored."""
         held = vars(self)
-        return {name: held[name] for name in LIFE if name in held}
+        known = {name: held[name] for name in LIFE.intersection(columns) if name in held}
+        self._stored_life = {**self._stored_life, **known}
 
     def _check_unmoved(self) -> None:
-        held = self._held_life()
-        moved = sorted(name for name, was in self._read.items() if held.get(name, was) != was)
+        held, stored = vars(self), self._stored_life
+        moved = [
+            name
+            for name in sorted(LIFE.intersection(held))
+            if name not in stored or held[name] != stored[name]
+        ]
         if moved:
             raise UnguardedMove(
                 f"save() does not move a task: {', '.join(moved)}. Use cancel(), resume(), "

@@ -539,6 +539,13 @@ def test_a_task_claimed_meanwhile_is_told_as_noop(
     assert ran.words == [["noop", str(task.event_id), "refunds"]]
 
 
+@pytest.mark.django_db
+def test_a_named_event_that_cannot_be_moved_is_told_also_with_a_limit():
+    task = TaskFactory.create(state=TaskState.COMPLETED)
+    ran = kanthorq("tasks", "cancel", str(task.event_id), "--limit", 3, "--yes")
+    assert ran.words == [["noop", str(task.event_id), "-"]]
+
+
 @pytest.mark.django_db(transaction=True)
 def test_what_left_the_selection_before_the_verb_came_to_it_is_a_noop():
     consumer = ConsumerFactory.create(name="refunds")

@@ -311,3 +311,7 @@ def test_a_consumer_does_not_move_to_another_stream(update_fields: list[str] | N
         consumer.save(update_fields=update_fields)
     consumer.stream = kept
     consumer.save(update_fields=update_fields)
+    consumer.stream_id, consumer.attempt_max = str(kept.pk), 7  # as of a form
+    consumer.save(update_fields=(name for name in ["stream", "attempt_max"]))
+    consumer.refresh_from_db()
+    assert (consumer.stream, consumer.attempt_max) == (kept, 7)

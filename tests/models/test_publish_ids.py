@@ -106,3 +106,15 @@ def test_only_ids_that_were_given_take_a_savepoint():
         with CaptureQueriesContext(connection) as queries:
             publish_many(events)
         assert any("SAVEPOINT" in query["sql"] for query in queries) is has_savepoint
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("others", [[], [Event(subject="b")]])
+def test_an_event_that_is_published_again_past_its_state_is_refused(others: list[Event]):
+    event = publish("order.paid")
+    (again,) = publish_many([Event(subject="a")])
+    for stored in (event, again):
+        stored._state.adding = True
+        with pytest.raises(InvalidEvent, match="is that of an event"):
+            publish_many([stored, *(Event(subject=other.subject) for other in others)])
+    assert publish("c").created

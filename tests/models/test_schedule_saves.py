@@ -226,6 +226,19 @@ def test_transactions_that_are_managed_by_hand_are_followed_too():
     assert progress(stored()) == (LATER, START, START)
 
 
+@pytest.mark.django_db(transaction=True)
+def test_what_an_inner_block_lost_is_written_though_the_outer_one_commits():
+    kept = create()
+    with transaction.atomic():
+        kept.cancelled_at = START
+        kept.save()
+        with rolled_back():
+            kept.last_at = START
+            kept.save()
+    kept.save()
+    assert (stored().cancelled_at, stored().last_at) == (START, START)
+
+
 def test_what_moves_after_a_save_in_the_same_transaction_stays():
     kept = create()
     kept.next_at = LATER

@@ -1,5 +1,6 @@
 """What ``save()`` writes of a task that others move meanwhile."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from kanthorq_django.exceptions import LeaseLost, UnguardedMove
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.models.task import LIFE
-from tests.factories import ConsumerFactory, TaskFactory
+from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 from tests.ledger.models import Entry
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -76,6 +77,62 @@ def test_what_is_assigned_to_the_life_of_a_task_is_refused(column: str, value: A
     if column != "state":
         task.save(update_fields=[column])
         assert getattr(Task.objects.get(), column) == value
+
+
+def assigned_after_creation() -> Task:
+    task = TaskFactory.build(consumer=ConsumerFactory.create(), event=EventFactory.create())
+    task.save()
+    task.state = TaskState.PENDING
+    return task
+
+
+def assigned_while_deferred() -> Task:
+    TaskFactory.create()
+    task = Task.objects.defer("state").get()
+    task.state = TaskState.PENDING
+    return task
+
+
+def assigned_before_another_column_was_read() -> Task:
+    TaskFactory.create()
+    task = Task.objects.defer("result").get()
+    task.state = TaskState.PENDING
+    assert task.result is None
+    return task
+
+
+def assigned_before_a_refresh_of_others() -> Task:
+    TaskFactory.create()
+    task = Task.objects.get()
+    task.state = TaskState.PENDING
+    task.refresh_from_db(fields=["resource_key"])
+    return task
+
+
+@pytest.mark.parametrize(
+    "assigned",
+    [
+        assigned_after_creation,
+        assigned_while_deferred,
+        assigned_before_another_column_was_read,
+        assigned_before_a_refresh_of_others,
+    ],
+)
+def test_what_was_assigned_is_refused_however_the_task_was_read(assigned: Callable[[], Task]):
+    task = assigned()
+    with pytest.raises(UnguardedMove, match="state"):
+        task.save()
+    task.save(update_fields=["state"])
+    task.resource_key = "key"
+    task.save()
+    assert Task.objects.values_list("state", "resource_key").get() == (TaskState.PENDING, "key")
+
+
+def test_a_copy_without_a_key_is_a_new_task():
+    task = TaskFactory.create(state=TaskState.AVAILABLE)
+    task.pk, task.event = None, EventFactory.create(stream=task.event.stream)
+    task.save()
+    assert Task.objects.count() == 2
 
 
 def test_a_deferred_task_is_saved_without_what_was_not_read():

@@ -99,12 +99,13 @@ class Moving(Verb):
         """Yield what became of each task, batch by batch, so that locks are held shortly."""
         order = self.order(**selection.told(), running=running)
         act = self._predict if is_dry else partial(self._move, selected=tasks, order=order)
-        unmet = dict.fromkeys(selection.events)
+        unmet, count = dict.fromkeys(selection.events), 0
         for batch in _batches(tasks, selection.limit):
             for line in act(batch, running=running):
                 unmet.pop(line.event, None)
+                count += 1
                 yield line
-        if selection.limit is None:
+        if selection.limit is None or count < selection.limit:
             yield from (Line("noop", event, NOBODY) for event in unmet)
             for reason in reasons(list(unmet), self.database):
                 self.console.note(reason)
