@@ -221,6 +221,7 @@ class _Committer:
     def _within_blocks(self, verb: Callable[..., str | None]) -> Callable[..., str | None]:
         """Return a verb of savepoints that does nothing outside of blocks, as in a worker."""
 
+        # Given is nothing, or what savepoint() returned: none there, for the others to do nothing.
         def run(*savepoint: str | None) -> str | None:
             is_for_nothing = savepoint == (None,) if savepoint else self._is_outside
             return None if is_for_nothing else verb(*savepoint)

@@ -33,6 +33,7 @@ from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.exceptions import ConfigurationError, ForeignCluster
 from kanthorq_django.models import cursor as cursors
 from kanthorq_django.models.cursor import ALWAYS, Lag, Page
+from kanthorq_django.models.deletion import unread
 from kanthorq_django.models.fields import (
     CreatedAtField,
     SnapshotField,
@@ -40,8 +41,9 @@ from kanthorq_django.models.fields import (
     XidField,
     check_filters,
 )
+from kanthorq_django.models.guarded import unguarded_columns
 from kanthorq_django.models.leased import Leased, claimed_by
-from kanthorq_django.models.registration import ConsumerQuerySet, unread
+from kanthorq_django.models.registration import ConsumerQuerySet
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, Turns, next_in_turn, turns_locked
 
@@ -131,8 +133,7 @@ class Consumer(models.Model):
         if self.pk and not self._state.adding and {"stream", "stream_id"}.intersection(written):
             self._check_stream(options.get("using") or self.using)
         if named is None and not self._state.adding:
-            columns = {each.attname for each in self._meta.concrete_fields if not each.primary_key}
-            named = columns - cursors.COLUMNS - self.get_deferred_fields()
+            named = unguarded_columns(self, cursors.COLUMNS)
         super().save(update_fields=named, **options)
 
     def delete(

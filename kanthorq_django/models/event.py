@@ -4,8 +4,7 @@ Next, a consumer turns them into tasks: see consumer.py.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -27,6 +26,7 @@ from kanthorq_django.exceptions import (
 )
 from kanthorq_django.models import insertion
 from kanthorq_django.models.body import MARK, encode_body, encode_metadata
+from kanthorq_django.models.deletion import is_whole, undelivered
 from kanthorq_django.models.encryption import BodyField, SealableModel, is_sealed
 from kanthorq_django.models.envelope import (
     KEY_SIZE_MAX,
@@ -40,8 +40,6 @@ from kanthorq_django.models.envelope import (
 )
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
 from kanthorq_django.models.hops import count_hops
-from kanthorq_django.models.isolation import check_read_committed, together
-from kanthorq_django.models.registration import is_whole, unread
 from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql import Result
 
@@ -77,7 +75,7 @@ class EventQuerySet(models.QuerySet["Event"]):
         self._for_write = True
         if not is_whole(self):
             return super().delete()  # which refuses it
-        with _undelivered(self.order_by().values("stream"), self.db):
+        with undelivered(self.order_by().values("stream"), self.db):
             return super().delete()
 
     _verb: Any
@@ -180,7 +178,7 @@ class Event(SealableModel):
     ) -> tuple[int, dict[str, int]]:
         """Delete this event as the queryset's ``delete()`` does."""
         alias = using or router.db_for_write(type(self), instance=self)
-        with _undelivered([self.stream_id], alias):
+        with undelivered([self.stream_id], alias):
             return super().delete(using=alias, keep_parents=keep_parents)
 
     @classmethod
@@ -220,22 +218,6 @@ class Event(SealableModel):
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise UndecodableEvent(f"The body of event {self.pk} is not JSON: {error}") from error
-
-
-@contextmanager
-def _undelivered(streams: Any, using: str) -> Iterator[None]:
-    """Run the block in a transaction in which no event of ``streams`` becomes a task.
-
-    Nobody pulls for their consumers, and none joins them: its foreign key locks the same row.
-    """
-    from kanthorq_django.models.consumer import Consumer
-
-    with together(using, may_idle=True):
-        check_read_committed(using, "deleted")
-        among = Stream._base_manager.using(using).filter(pk__in=streams).order_by("pk")
-        locked = list(among.select_for_update().values_list("pk", flat=True))
-        with unread(Consumer._base_manager.using(using).filter(stream__in=locked)):
-            yield
 
 
 @async_unsafe(

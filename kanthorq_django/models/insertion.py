@@ -57,10 +57,10 @@ def _insert(
         pace.rest()
         return stored
     if len(events) == 1:
-        stored = [_insert_one(events[0], stream, connection, _plainly)]
+        stored = [_insert_one(events[0], stream, connection, sql.values)]
     else:
         stored = _insert_many(events, stream, using)
-    if stored[0].created or any(event.created for event in stored):
+    if any(event.created for event in stored):
         notifications.herald(using, stored[0].stream_id).wake_after_commit(pace, connection)
     return stored
 
@@ -87,12 +87,6 @@ def _insert_one(
     raise _unreadable(event, stream)
 
 
-def _plainly(
-    connection: BaseDatabaseWrapper, statement: str, params: dict[str, Any]
-) -> tuple[Any, ...] | None:
-    return sql.values(connection, statement, params)
-
-
 def _announced(
     connection: BaseDatabaseWrapper, statement: str, params: dict[str, Any]
 ) -> tuple[Any, ...] | None:
@@ -105,7 +99,7 @@ def _announced(
         # Nothing is stored where there was nothing to insert, as its key is known or its stream is
         # not, or where the commit was refused: to insert once more, and no more, tells which.
         stored = sql.values(connection, "published", params)
-        if stored := stored or _plainly(connection, statement, params):
+        if stored := stored or sql.values(connection, statement, params):
             logger.warning("Nobody was notified of event %s: %s", params["id"], error)
         return stored
     if stored:
@@ -313,7 +307,7 @@ class _EarlyNotes:
             before = dict(zip(self._stored, given, strict=False))
             if event.__dict__.get("xid") == xid:
                 for name, value in before.items():
-                    if name != "_drawn_id":
+                    if name != "_drawn_id":  # what failed at its commit may be stored all the same
                         _put_back(event, name, value)
                 event._state.adding, event._state.db = was_adding, using
 

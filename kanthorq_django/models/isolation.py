@@ -59,8 +59,7 @@ def together(using: str, *, may_idle: bool = False) -> Iterator[None]:
     """Run the block in the caller's transaction, else in one as ``read_committed()`` begins it."""
     connection = connections[using]
     is_open = connection.in_atomic_block or not connection.get_autocommit()
-    ours = read_committed(using, may_idle=may_idle)
-    with transaction.atomic(using=using) if is_open else ours:
+    with transaction.atomic(using=using) if is_open else read_committed(using, may_idle=may_idle):
         yield
 
 

@@ -98,11 +98,11 @@ class SelectingQuerySet(models.QuerySet[M]):
         return self.model._base_manager.using(self.db).filter(pk__in=chosen)
 
     def _gone(self, locked: Mapping[Any, int], found: Mapping[Any, int]) -> set[Any]:
-        """Return what somebody changed before it was locked, and what is selected no more, by keys.
+        """Return the keys of those that somebody changed meanwhile, so that they are not selected.
 
-        Given are the versions of rows. Only what was changed is looked at again, as PostgreSQL
-        itself does: what a window or a subquery says of the others is what it said when they were
-        found.
+        Given are the versions of rows by their keys. Only what was changed is looked at again, as
+        PostgreSQL itself does: what a window or a subquery says of the others is what it said when
+        they were found.
         """
         changed = [pk for pk, version in locked.items() if version != found[pk]]
         if not changed:

@@ -1,8 +1,7 @@
 """What code declares about a consumer, and how the database learns of it."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +12,7 @@ from kanthorq_django.domain.moments import readable
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
+from kanthorq_django.models.deletion import is_whole, unread
 from kanthorq_django.models.isolation import together
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, align_turns
@@ -82,26 +82,3 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
     _verb.alters_data = True
     _verb.queryset_only = True
     del _verb
-
-
-def is_whole(rows: "models.QuerySet[Any]") -> bool:
-    """Tell whether ``rows`` are a query that can be deleted, so that locks are worth taking."""
-    query = rows.query
-    is_part = query.is_sliced or query.distinct_fields or query.combinator
-    return not is_part and rows._fields is None  # type: ignore[attr-defined]  # not in the stubs
-
-
-@contextmanager
-def unread(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
-    """Run the block in a transaction in which nobody pulls for ``consumers``.
-
-    Nothing but this lock keeps a pull from making tasks between the deletion of those there are
-    and that of their consumer. Their streams are locked before, as where events are deleted.
-    """
-    stored, using = consumers.model._base_manager.using(consumers.db), consumers.db
-    with together(using, may_idle=True):  # Django collects row by row, and tells receivers
-        among = stored.filter(pk__in=consumers.values("pk")).order_by("pk")
-        streams = Stream._base_manager.using(using).filter(pk__in=among.order_by().values("stream"))
-        for rows in (streams.order_by("pk"), among):
-            list(rows.select_for_update(no_key=True).values_list("pk"))
-        yield

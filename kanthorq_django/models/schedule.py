@@ -41,6 +41,7 @@ from kanthorq_django.models.definition import (
 from kanthorq_django.models.encryption import BodyField, SealableModel
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.fields import CreatedAtField, SubjectField, aware
+from kanthorq_django.models.guarded import unguarded_columns
 from kanthorq_django.models.isolation import brief, together, unconflicted, undeadlocked
 from kanthorq_django.models.moves import RowVersion, SelectingQuerySet, bulk_verb
 from kanthorq_django.models.occurrences import (
@@ -257,8 +258,7 @@ class Schedule(ProgressModel, SealableModel):
 
     def _read_or_set(self, stored: "Schedule") -> set[str]:
         """Return what ``save()`` writes: not what may have moved, unless it was set here."""
-        columns = {each.attname for each in self._meta.concrete_fields if not each.primary_key}
-        return columns - PROGRESS - self.get_deferred_fields() | self._set_here(vars(stored))
+        return unguarded_columns(self, PROGRESS) | self._set_here(vars(stored))
 
     def _changed(self, columns: set[str], stored: "Schedule") -> set[str]:
         """Return those of ``columns`` that have to be checked: not what stays as it is.

@@ -6,7 +6,7 @@ in moves.py.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import CreatedAtField, microseconds_of, moment_of
+from kanthorq_django.models.guarded import GuardedModel, unguarded_columns
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.moves import MovableQuerySet, bulk_verb
 from kanthorq_django.models.turns import present_turn_key
@@ -176,7 +177,7 @@ class TaskQuerySet(MovableQuerySet["Task"]):
     del _twin
 
 
-class Task(models.Model):
+class Task(GuardedModel):
     """What one consumer owes to one event.
 
     ``schedule_at`` is the earliest moment at which a worker may claim the task: its due time,
@@ -212,8 +213,7 @@ class Task(models.Model):
     finalized_at = models.DateTimeField(null=True, blank=True)
     created_at = CreatedAtField()
 
-    # Its life as it was read or written, to tell what was assigned since.
-    _stored_life: Mapping[str, Any] = {}
+    GUARDED = LIFE
 
     objects = models.Manager.from_queryset(TaskQuerySet)()
 
@@ -302,41 +302,12 @@ class Task(models.Model):
         written = None if update_fields is None else set(update_fields)
         if written is None and not is_new:
             self._check_unmoved()
-            columns = {each.attname for each in self._meta.concrete_fields if not each.primary_key}
-            written = columns - LIFE - self.get_deferred_fields()
+            written = unguarded_columns(self, LIFE)
         super().save(update_fields=written, **options)
         self._know(LIFE if written is None else written)
 
-    @classmethod
-    def from_db(cls, *args: Any, **kwargs: Any) -> Self:
-        task = super().from_db(*args, **kwargs)
-        task._know(LIFE)
-        return task
-
-    def refresh_from_db(
-        self,
-        using: str | None = None,
-        fields: Iterable[str] | None = None,
-        from_queryset: Any = None,
-    ) -> None:
-        named = None if fields is None else set(fields)
-        super().refresh_from_db(using, named, from_queryset)
-        self._know(LIFE if named is None else named)
-
-    def _know(self, columns: Set[str]) -> None:
-        """Remember these as they are stored."""
-        held = vars(self)
-        known = {name: held[name] for name in LIFE.intersection(columns) if name in held}
-        self._stored_life = {**self._stored_life, **known}
-
     def _check_unmoved(self) -> None:
-        held, stored = vars(self), self._stored_life
-        moved = [
-            name
-            for name in sorted(LIFE.intersection(held))
-            if name not in stored or held[name] != stored[name]
-        ]
-        if moved:
+        if moved := sorted(self._assigned()):
             raise UnguardedMove(
                 f"save() does not move a task: {', '.join(moved)}. Use cancel(), resume(), "
                 "release() or reset(), or name the columns in update_fields."

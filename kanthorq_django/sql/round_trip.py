@@ -72,8 +72,8 @@ def run(
     connection.validate_no_broken_transaction()
     raw = connection.connection
     session = session_of(raw)
-    is_repeated = statements[0].is_repeated or any(each.is_repeated for each in statements)
-    if not (is_repeated and may_bind(connection, session, is_lasting=is_lasting)):
+    is_any_repeated = any(statement.is_repeated for statement in statements)
+    if not (is_any_repeated and may_bind(connection, session, is_lasting=is_lasting)):
         return _run_text(connection, statements, params)
     try:
         return _run_bound(raw, session, statements, params)

@@ -23,6 +23,22 @@ def tick(client: Client, verb: str, tasks: Iterable[Task], **more: Any) -> Any:
     return client.post(page("task_changelist"), data | more)
 
 
+def ask_for_all(client: Client, verb: str, query: str = "") -> Any:
+    """Choose "select all" in the list, filtered by ``query``, and run the action."""
+    some = Task.objects.values_list("pk", flat=True).first()
+    data = {"action": verb, "index": "0", "select_across": "1", "_selected_action": [str(some)]}
+    return client.post(page("task_changelist") + query, data)
+
+
+def answer(client: Client, asked: Any, query: str = "", **changed: str) -> Any:
+    """Send the form of the page that asked."""
+    hidden = re.findall(
+        r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode()
+    )
+    fields = {name: value for name, value in hidden if name != "csrfmiddlewaretoken"}
+    return client.post(page("task_changelist") + query, fields | changed)
+
+
 def press(client: Client, verb: str, task: Task) -> Any:
     """Press the button ``verb`` on the task's page."""
     return client.post(page(f"task_{verb}", task.pk))

@@ -8,8 +8,7 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from kanthorq_django.models import Task, TaskState
-from tests.admin.pages import tick, told
-from tests.admin.test_select_all import answer, ask
+from tests.admin.pages import answer, ask_for_all, tick, told
 from tests.concurrency import (
     DEADLINE_SECONDS,
     begin_elsewhere,
@@ -44,7 +43,7 @@ def test_a_task_that_is_claimed_meanwhile_is_told_as_running(operator: Client):
 def test_what_left_the_filter_before_the_verb_came_to_it_is_left_alone(operator: Client):
     held, moved = TaskFactory.create_batch(2, state=TaskState.DISCARDED)
     query = f"?state__exact={TaskState.DISCARDED.value}"
-    asked = ask(operator, "reset", query)
+    asked = ask_for_all(operator, "reset", query)
     with transaction.atomic():
         assert Task.objects.select_for_update().get(pk=held.pk)
         resetting = begin_elsewhere(lambda: answer(operator, asked, query))

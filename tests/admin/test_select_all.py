@@ -1,6 +1,3 @@
-import re
-from typing import Any
-
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
@@ -8,7 +5,7 @@ from django.utils import timezone
 
 from kanthorq_django.admin import operations, select_all
 from kanthorq_django.models import Consumer, Task, TaskState
-from tests.admin.pages import page, text_of, tick, told
+from tests.admin.pages import answer, ask_for_all, text_of, tick, told
 from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -19,27 +16,11 @@ def consumer(db: None) -> Consumer:
     return ConsumerFactory.create(name="emails")
 
 
-def ask(client: Client, verb: str, query: str = "") -> Any:
-    """Choose "select all" in the list, filtered by ``query``, and run the action."""
-    some = Task.objects.values_list("pk", flat=True).first()
-    data = {"action": verb, "index": "0", "select_across": "1", "_selected_action": [str(some)]}
-    return client.post(page("task_changelist") + query, data)
-
-
-def answer(client: Client, asked: Any, query: str = "", **changed: str) -> Any:
-    """Send the form of the page that asked."""
-    hidden = re.findall(
-        r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode()
-    )
-    fields = {name: value for name, value in hidden if name != "csrfmiddlewaretoken"}
-    return client.post(page("task_changelist") + query, fields | changed)
-
-
 def test_all_that_match_are_asked_for_before_anything_changes(operator: Client, consumer: Consumer):
     TaskFactory.create_batch(2, state=TaskState.DISCARDED, consumer=consumer)
     TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
 
-    asked = ask(operator, "resume")
+    asked = ask_for_all(operator, "resume")
 
     assert asked.status_code == 200
     assert "3 tasks match" in text_of(asked)
@@ -55,7 +36,7 @@ def test_the_answer_moves_all_that_match_and_nothing_else(operator: Client, cons
     other = TaskFactory.create(state=TaskState.DISCARDED)
     query = f"?consumer__id__exact={consumer.pk}"
 
-    response = answer(operator, ask(operator, "resume", query), query)
+    response = answer(operator, ask_for_all(operator, "resume", query), query)
 
     assert response.status_code == 302
     assert Task.objects.filter(consumer=consumer, state=TaskState.AVAILABLE).count() == 3
@@ -75,7 +56,7 @@ def test_what_runs_is_asked_for_and_stopped_with_all_that_match(
         state=TaskState.RUNNING, consumer=consumer, cancel_requested_at=timezone.now()
     )
 
-    asked = ask(operator, "cancel_running")
+    asked = ask_for_all(operator, "cancel_running")
     forecast = text_of(asked)
     response = answer(operator, asked)
 
@@ -92,7 +73,9 @@ def test_a_filter_by_the_state_that_the_verb_leaves_still_reaches_all(
     monkeypatch.setattr(operations, "BATCH_SIZE", 2)
     TaskFactory.create_batch(5, state=TaskState.PENDING, consumer=consumer)
 
-    response = answer(operator, ask(operator, "release", "?state__exact=0"), "?state__exact=0")
+    response = answer(
+        operator, ask_for_all(operator, "release", "?state__exact=0"), "?state__exact=0"
+    )
 
     ((level, text),) = told(response)
     assert level == "success"
@@ -108,7 +91,7 @@ def test_a_long_operation_is_done_in_several_requests(
     TaskFactory.create_batch(4, state=TaskState.PENDING, consumer=consumer)
     TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
 
-    response = ask(operator, "release")
+    response = ask_for_all(operator, "release")
     done = []
     while response.status_code == 200:
         response = answer(operator, response)
@@ -125,7 +108,7 @@ def test_each_step_tells_what_was_done_so_far(
     monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
     TaskFactory.create_batch(3, state=TaskState.PENDING, consumer=consumer)
 
-    step = answer(operator, ask(operator, "release"))
+    step = answer(operator, ask_for_all(operator, "release"))
 
     first, second, _third = Task.objects.order_by("pk")
     text = text_of(step)
@@ -135,7 +118,7 @@ def test_each_step_tells_what_was_done_so_far(
 
 def test_tasks_that_came_after_the_question_are_left_alone(operator: Client, consumer: Consumer):
     TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
-    asked = ask(operator, "release")
+    asked = ask_for_all(operator, "release")
     late = TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
 
     answer(operator, asked)
@@ -147,7 +130,7 @@ def test_tasks_that_came_after_the_question_are_left_alone(operator: Client, con
 @pytest.mark.parametrize("through", ["", "-1", "x", "1" * 5000])
 def test_a_forged_answer_changes_nothing(operator: Client, consumer: Consumer, through: str):
     TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
-    asked = ask(operator, "release")
+    asked = ask_for_all(operator, "release")
     assert answer(operator, asked, through=through).status_code == 400
     assert Task.objects.pending().count() == 1
 
@@ -158,7 +141,7 @@ def test_a_forecast_reads_a_bounded_number_of_tasks(
     monkeypatch.setattr(select_all, "COUNT_MAX", 3)
     TaskFactory.create_batch(5, state=TaskState.PENDING, consumer=consumer)
 
-    asked = text_of(ask(operator, "release"))
+    asked = text_of(ask_for_all(operator, "release"))
 
     assert "At least 3 tasks match" in asked
     assert "emails Pending 3 Release" in asked
@@ -178,7 +161,7 @@ def test_a_search_means_at_the_answer_what_it_meant_at_the_question(operator: Cl
         state=TaskState.COMPLETED, finalized_at=timezone.now(), resource_key="order"
     )
     query = "?q=order"
-    asked = ask(operator, "reset", query)
+    asked = ask_for_all(operator, "reset", query)
     assert "1 task matches" in text_of(asked)
 
     keyed.delete()
@@ -196,7 +179,7 @@ def test_a_search_keeps_its_meaning_through_all_requests(
     monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
     query = "?q=order"
 
-    response = ask(operator, "cancel", query)
+    response = ask_for_all(operator, "cancel", query)
     TaskFactory.create(state=TaskState.AVAILABLE, resource_key="order")
     while response.status_code == 200:
         response = answer(operator, response, query)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish, publish_many
@@ -118,3 +118,25 @@ def test_an_event_that_is_published_again_past_its_state_is_refused(others: list
         with pytest.raises(InvalidEvent, match="is that of an event"):
             publish_many([stored, *(Event(subject=other.subject) for other in others)])
     assert publish("c").created
+
+
+@pytest.mark.django_db(transaction=True)
+def test_events_whose_commit_got_no_answer_are_refused_if_they_were_stored(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    wrapper = connections["default"]
+    commit = wrapper.commit
+
+    def lose_the_answer() -> None:
+        commit()
+        raise OperationalError("no answer")
+
+    events = [Event(subject="a"), Event(subject="b")]
+    with monkeypatch.context() as patched:
+        patched.setattr(wrapper, "commit", lose_the_answer)
+        with pytest.raises(OperationalError, match="no answer"):
+            publish_many(events)
+    with transaction.atomic():
+        with pytest.raises(InvalidEvent, match=r"^events\[0\]: id"):
+            publish_many(events)
+        assert Event.objects.count() == 2

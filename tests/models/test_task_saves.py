@@ -128,6 +128,17 @@ def test_what_was_assigned_is_refused_however_the_task_was_read(assigned: Callab
     assert Task.objects.values_list("state", "resource_key").get() == (TaskState.PENDING, "key")
 
 
+def test_what_was_assigned_and_is_stored_by_now_is_known_once_it_is_read():
+    TaskFactory.create(attempt_count=1)
+    task = Task.objects.get()
+    task.attempt_count = 2
+    Task.objects.update(attempt_count=2)
+    task.refresh_from_db()
+    task.resource_key = "key"
+    task.save()
+    assert Task.objects.get().resource_key == "key"
+
+
 def test_a_copy_without_a_key_is_a_new_task():
     task = TaskFactory.create(state=TaskState.AVAILABLE)
     task.pk, task.event = None, EventFactory.create(stream=task.event.stream)
