@@ -428,10 +428,30 @@ def ours(rule: str, start: datetime, moment: datetime) -> list[datetime]:
     return []
 
 
+def whole_weeks(rule: str, start: datetime) -> Iterator[datetime]:
+    """Yield what dateutil does, but for BYSETPOS, of which its first week begins with ``start``.
+
+    RFC 5545, 3.3.10: "A set of recurrence instances starts at the beginning of the interval."
+    """
+    if not re.match("FREQ=WEEKLY.*BY(MONTH)?DAY.*BYSETPOS", rule):
+        yield from rrulestr(rule, dtstart=start)
+        return
+    monday = start - timedelta(days=start.weekday())
+    uncounted, count = re.sub(";COUNT=[0-9]+", "", rule), re.search("COUNT=([0-9]+)", rule)
+    of_its_own = (each for each in rrulestr(uncounted, dtstart=monday) if each >= start)
+    yield from islice(of_its_own, int(count[1]) if count else None)
+
+
+def test_the_positions_of_the_first_week_count_from_its_beginning():
+    start = datetime(2025, 1, 1, tzinfo=UTC)  # a Wednesday, whose week has a Tuesday before it
+    rule = "FREQ=WEEKLY;BYDAY=TU,SU;BYSETPOS=1"
+    assert ours(rule, start, start - DAY)[:2] == [start + 6 * DAY, start + 13 * DAY]
+
+
 def dateutils_own(rule: str, start: datetime, moment: datetime) -> list[datetime]:
     found: list[datetime] = []
     try:
-        for occurrence in rrulestr(rule, dtstart=start):
+        for occurrence in whole_weeks(rule, start):
             if len(found) == 4 or occurrence > moment + timedelta(days=41 * 366):
                 break
             if occurrence > moment:
