@@ -4,9 +4,10 @@ import psycopg
 import pytest
 from django.db import connection
 
-from kanthorq_django import sql
+from kanthorq_django import publish, sql
 from kanthorq_django.models import Stream, notifications
 from kanthorq_django.models.notifications import channel
+from kanthorq_django.sql.session import USES_BEFORE
 
 SENTINEL = "sentinel"
 PATIENCE = 20.0  # seconds
@@ -52,6 +53,12 @@ def raw_connection() -> psycopg.Connection:
     )
 
 
+def let_server_keep(stream: str) -> None:
+    """Publish into ``stream`` until the server keeps what it is done by."""
+    for _ in range(USES_BEFORE + 1):
+        publish("order.paid", stream=stream)
+
+
 def forget_notifications() -> None:
     """Let the next event of every stream be the first one."""
     notifications.pace.cache_clear()
@@ -59,10 +66,10 @@ def forget_notifications() -> None:
 
 
 def let_notifications_fail(patch: pytest.MonkeyPatch) -> None:
-    """Let those fail that travel with a commit."""
+    """Let those fail that travel with an event."""
     load = sql.load
 
     def failing(name: str, *, skip_locked: bool = False) -> str:
-        return "SELECT 1 / 0" if name == "notify_stream" else load(name, skip_locked=skip_locked)
+        return "SELECT 1 / 0" if name == "notify" else load(name, skip_locked=skip_locked)
 
     patch.setattr(sql, "load", failing)

@@ -1,7 +1,6 @@
 """How events that were checked are written: one by one statement, many by COPY, each key once."""
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,8 +27,6 @@ from kanthorq_django.sql.session import encoding_of, is_utf8
 if TYPE_CHECKING:
     from kanthorq_django.models.event import Event
 
-logger = logging.getLogger("kanthorq_django")
-
 STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
 STATEMENT_ROWS_MAX = 1_000
 TRIES = 3  # to insert: the event whose key was met may be pruned before we look at it
@@ -52,32 +49,53 @@ def _insert(
 ) -> list["Event"]:
     using, pace = connection.alias, notifications.pace(connection.alias, stream)
     pace.begin()
-    if len(events) == 1 and notifications.goes_along(pace, connection):
-        stored = [_insert_one(events[0], stream, connection, _announced)]
-        pace.rest()
-        return stored
-    if len(events) == 1:
-        stored = [_insert_one(events[0], stream, connection, sql.values)]
-    else:
+    if len(events) > 1:
         stored = _insert_many(events, stream, using)
+    elif announced := _insert_announced(events[0], stream, connection, pace):
+        return [announced]
+    else:
+        stored = [_insert_one(events[0], stream, connection)]
     if any(event.created for event in stored):
         notifications.herald(using, stored[0].stream_id).wake_after_commit(pace, connection)
     return stored
 
 
-Store = Callable[[BaseDatabaseWrapper, str, dict[str, Any]], tuple[Any, ...] | None]
+def _insert_announced(
+    event: "Event", stream: str, connection: BaseDatabaseWrapper, pace: notifications.Pace
+) -> "Event | None":
+    """Insert, commit and notify in one round trip; None, and nothing is stored, if that cannot be.
+
+    That nobody could be notified is no failure to publish.
+    """
+    herald = notifications.companion(pace, connection)
+    if herald is None or not _is_new(event):
+        return None
+    using, began_at = connection.alias, time.monotonic()
+    params = _columns(event) | {"stream": stream, "channel": herald.channel}
+    done = sql.values_apart(connection, "publish", "notify", params)
+    if done is None or done.values is None:
+        return None
+    stored = _noted(event, _stored(done.values, using), using)
+    if done.is_followed and notifications.herald(using, stored.stream_id) is herald:
+        herald.spare(began_at)
+        pace.rest()
+    else:
+        notifications.herald(using, stored.stream_id).wake_after_commit(pace, connection)
+    return stored
 
 
-def _insert_one(
-    event: "Event", stream: str, connection: BaseDatabaseWrapper, store: Store
-) -> "Event":
+def _is_new(event: "Event") -> bool:
+    """Tell whether no stored event can have the key or the id of ``event``."""
+    return event.idempotency_key is None and event._drawn_id is event.id
+
+
+def _insert_one(event: "Event", stream: str, connection: BaseDatabaseWrapper) -> "Event":
     """One statement: the lookup of the stream costs no round trip of its own."""
     using, params = connection.alias, _columns(event)
     params["stream"] = stream
-    is_plain = event.idempotency_key is None and event._drawn_id is event.id
-    statement = "publish" if is_plain else "publish_once"
+    statement = "publish" if _is_new(event) else "publish_once"
     for _ in range(TRIES):
-        stored = store(connection, statement, params)
+        stored = sql.values(connection, statement, params)
         if stored is not None:
             return _noted(event, _stored(stored, using), using)
         registered = Stream.objects.using(using).register(stream)
@@ -85,26 +103,6 @@ def _insert_one(
             return known[event.pk]
         _refuse_taken([event], using)
     raise _unreadable(event, stream)
-
-
-def _announced(
-    connection: BaseDatabaseWrapper, statement: str, params: dict[str, Any]
-) -> tuple[Any, ...] | None:
-    """Insert, commit and notify at once; that the last of them fails is no failure to publish."""
-    using, began_at = connection.alias, time.monotonic()
-    given = params | {"channel": notifications.CHANNEL}
-    try:
-        stored = sql.values_committed(using, statement, "notify_stream", given)
-    except sql.TransactionEnded as error:
-        # Nothing is stored where there was nothing to insert, as its key is known or its stream is
-        # not, or where the commit was refused: to insert once more, and no more, tells which.
-        stored = sql.values(connection, "published", params)
-        if stored := stored or sql.values(connection, statement, params):
-            logger.warning("Nobody was notified of event %s: %s", params["id"], error)
-        return stored
-    if stored:
-        notifications.herald(using, stored[0]).spare(began_at)
-    return stored
 
 
 def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:

@@ -36,10 +36,11 @@ def channel(stream_id: int) -> str:
 
 
 class Pace:
-    """Whether this process publishes into a stream without a pause."""
+    """Whether this process publishes into a stream without a pause, and who announces that."""
 
     def __init__(self) -> None:
         self.goes_on = False
+        self.herald: Herald | None = None  # of the last event
         self._quiet_since = -math.inf
 
     def begin(self) -> None:
@@ -56,14 +57,15 @@ class Herald:
     """Announces what this process does to one stream, each thing after its commit."""
 
     def __init__(self, using: str, stream_id: int) -> None:
-        self._using, self._channel = using, channel(stream_id)
+        self.channel = channel(stream_id)
+        self._using = using
         self._pace = Pace()
         self._spared_until = self._pause = 0.0
         self._hook = self._announce  # one object: a hook that waits can be recognised
 
     def wake_after_commit(self, pace: Pace, connection: BaseDatabaseWrapper) -> None:
         """Wake the workers of the stream once the current transaction, if any, has committed."""
-        self._pace = pace
+        self._pace, pace.herald = pace, self
         pace.rest()
         if connection.in_atomic_block or not self._is_spared(time.monotonic()):
             _after_commit(self._hook, connection)
@@ -80,7 +82,7 @@ class Herald:
     def _announce(self) -> None:
         now = time.monotonic()
         if not self._is_spared(now):
-            notify(self._channel, self._using)
+            notify(self.channel, self._using)
             self.spare(now)
         self._pace.rest()
 
@@ -100,14 +102,16 @@ def herald(using: str, stream_id: int) -> Herald:
     return Herald(using, stream_id)
 
 
-def goes_along(pace: Pace, connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether an event is to be announced in one round trip with its commit.
+def companion(pace: Pace, connection: BaseDatabaseWrapper) -> Herald | None:
+    """Return who may announce an event in one round trip with its commit; None if nobody.
 
     Somebody waits for an event that comes alone, and hears of it sooner. In a burst most
-    notifications are spared, so they need not be sent along.
+    notifications are spared, so they need not be sent along. Of the first event of a stream the
+    process does not know yet whom to tell.
     """
-    # Our COMMIT would end what somebody has begun past Django.
-    return not pace.goes_on and get_settings().NOTIFY and is_outside(connection)
+    is_alone = not pace.goes_on and get_settings().NOTIFY
+    # What somebody has begun past Django is not committed yet.
+    return pace.herald if is_alone and is_outside(connection) else None
 
 
 def notify_after_commit(name: str, connection: BaseDatabaseWrapper) -> None:

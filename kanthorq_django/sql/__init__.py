@@ -16,10 +16,10 @@ from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.adapt import Transformer
 from psycopg.errors import InvalidTextRepresentation
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from kanthorq_django.sql.round_trip import BY_INDEX, Statement, first_of, rows_of, run
+from kanthorq_django.sql.round_trip import BY_INDEX, Statement, first_of, rows_of, run, run_apart
 from kanthorq_django.sql.session import detached, is_outside
 
 # What workers repeat all day, and publishers. Not what takes long arrays: the plan that the server
@@ -32,7 +32,7 @@ REPEATED = frozenset(
         "ack_one",
         "claim",
         "lock_consumer",
-        "notify_stream",
+        "notify",
         "peek",
         "publish",
         "publish_once",
@@ -47,7 +47,6 @@ _READ_BY_INDEX = frozenset({"ack_group", "ack_last", "ack_one", "claim"})
 # Stands in statements that lock tasks, where those that must not wait say so.
 WAITING = "/* SKIP LOCKED */"
 
-BEGIN = Statement("BEGIN;")
 BEGIN_READ_COMMITTED = Statement("BEGIN ISOLATION LEVEL READ COMMITTED;")
 COMMIT = Statement("COMMIT;")
 ROLLBACK = Statement("ROLLBACK;")
@@ -233,32 +232,27 @@ def _status(connection: BaseDatabaseWrapper) -> TransactionStatus:
     return TransactionStatus.UNKNOWN if raw is None else raw.info.transaction_status
 
 
-class TransactionEnded(Exception):
-    """No transaction is open: it was committed, or its commit was refused, or it never began.
+class Apart(NamedTuple):
+    """The first row of a statement that has been committed, and whether the next one succeeded."""
 
-    The cause says what went wrong.
-    """
+    values: tuple[Any, ...] | None
+    is_followed: bool
 
 
-def values_committed(
-    using: str, name: str, then: str, params: Mapping[str, Any]
-) -> tuple[Any, ...] | None:
+def values_apart(
+    connection: BaseDatabaseWrapper, name: str, then: str, params: Mapping[str, Any]
+) -> Apart | None:
     """Run ``<name>.sql``, commit, and run ``<then>.sql``, all in one round trip.
 
-    Returns the first row of the first. The connection has to be in autocommit mode, outside of
-    any transaction. Raises TransactionEnded from an error that did not leave it open: the caller
-    has to look whether the first was committed.
+    None, and nothing is run, where only a text could be sent. The connection has to be in
+    autocommit mode, outside of any transaction.
     """
-    connection = connections[using]
-    statements = [BEGIN, _statement(name), COMMIT, _statement(then)]
-    with _rolled_back_if_failed(connection):
-        try:
-            _, first, _, _ = run(connection, statements, params)
-        except Exception as error:
-            if _status(connection) == TransactionStatus.IDLE:
-                raise TransactionEnded(str(error)) from error
-            raise
-    return first_of(first, connection)
+    results = run_apart(connection, [_statement(name), _statement(then)], params)
+    if results is None:
+        return None
+    first, *others = results
+    is_followed = any(other.status == ExecStatus.TUPLES_OK for other in others)
+    return Apart(first_of(first, connection), is_followed)
 
 
 def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:

@@ -66,20 +66,53 @@ def run(
     nothing, or where the project's log or wrappers of statements are to see what is run, they go
     as one text; and the first few times, unless the connection ``is_lasting``.
     """
+    session = _session_to_bind(connection, statements, is_lasting=is_lasting)
+    if session is None:
+        return _run_text(connection, statements, params)
+    try:
+        return _run_bound(connection.connection, session, statements, params)
+    except psycopg.Error:
+        with connection.wrap_database_errors:
+            raise
+
+
+def run_apart(
+    connection: BaseDatabaseWrapper, statements: Sequence[Statement], params: Mapping[str, Any]
+) -> list[PGresult] | None:
+    """Run ``statements`` in one round trip, each in a transaction of its own.
+
+    All are run, whatever becomes of the others, and the error of the first is raised. Returns
+    their results, of which others than the first may be errors. None, and nothing is run, where
+    they cannot be bound: as one text they would be one transaction.
+    The connection has to be outside of any transaction.
+    """
+    session = _session_to_bind(connection, statements, is_lasting=False)
+    raw = connection.connection
+    if session is None or not raw.autocommit:
+        return None
+    with connection.wrap_database_errors:
+        groups = bind_apart(raw, session, statements, params)
+        if any(_is_forgotten(_failed(group)) for group in groups):
+            session.prepared.clear()
+            if _failed(groups[0]):
+                groups = bind_apart(raw, session, statements, params)
+        if failed := _failed(groups[0]):
+            raise error_from_result(failed, encoding=raw.info.encoding)
+    return [_failed(group) or group[0] for group in groups]
+
+
+def _session_to_bind(
+    connection: BaseDatabaseWrapper, statements: Sequence[Statement], *, is_lasting: bool
+) -> Session | None:
+    """Make sure of a connection; return what is known of it, None where nothing may be bound."""
     connection.close_if_health_check_failed()
     connection.ensure_connection()  # refuses to block an event loop, and what tests forbid
     connection.validate_thread_sharing()
     connection.validate_no_broken_transaction()
-    raw = connection.connection
-    session = session_of(raw)
-    is_any_repeated = any(statement.is_repeated for statement in statements)
-    if not (is_any_repeated and may_bind(connection, session, is_lasting=is_lasting)):
-        return _run_text(connection, statements, params)
-    try:
-        return _run_bound(raw, session, statements, params)
-    except psycopg.Error:
-        with connection.wrap_database_errors:
-            raise
+    if not any(statement.is_repeated for statement in statements):
+        return None
+    session = session_of(connection.connection)
+    return session if may_bind(connection, session, is_lasting=is_lasting) else None
 
 
 def _run_text(
@@ -109,7 +142,8 @@ def _run_bound(
     begin = [_begin(raw)] if was_outside and not raw.autocommit else []
     sent, places = _with_settings(begin, statements)
     results = bind(raw, session, sent, params)
-    if (failed := _failed(results)) and failed.error_field(_SQLSTATE) in _FORGOTTEN:
+    failed = _failed(results)
+    if _is_forgotten(failed):
         session.prepared.clear()
         if was_outside and not any(result.command_status == b"COMMIT" for result in results):
             if raw.pgconn.transaction_status != _IDLE:
@@ -171,52 +205,88 @@ def bind(
     They are one transaction, unless they begin and commit others. After one that failed, none was
     run. An error that came with the end of the transaction is a result of its own.
     """
+    return _send(raw, [_calls(raw, session, statements, params)])[0]
+
+
+def bind_apart(
+    raw: "psycopg.Connection[Any]",
+    session: Session,
+    statements: Sequence[Statement],
+    params: Mapping[str, Any],
+) -> list[list[PGresult]]:
+    """Do the same, each statement in a transaction of its own; return the results of each."""
+    return _send(raw, [[call] for call in _calls(raw, session, statements, params)])
+
+
+_Call = tuple[bytes, Sequence[Any], Sequence[Any]]  # a statement's name, values and their formats
+
+
+def _calls(
+    raw: "psycopg.Connection[Any]",
+    session: Session,
+    statements: Sequence[Statement],
+    params: Mapping[str, Any],
+) -> list[_Call]:
     adaptation, calls = session.adaptation, []
     for statement in statements:
         name, wanted = _prepared(raw, session, statement.text)
         given = [params[param] for param in wanted]
         formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
         calls.append((name, adaptation.dump_sequence(given, formats), adaptation.formats))
+    return calls
+
+
+def _send(
+    raw: "psycopg.Connection[Any]", groups: Sequence[Sequence[_Call]]
+) -> list[list[PGresult]]:
+    """Send groups of calls, each a transaction; return the results of each."""
     pgconn = raw.pgconn
     with raw.lock:
         try:
-            if len(calls) == 1:  # a pipeline of one costs a publisher 12 us more
-                pgconn.send_query_prepared(*calls[0])
-                return raw.wait(execute(pgconn))
-            return _bind_in_pipeline(raw, calls)
+            if len(groups) == len(groups[0]) == 1:  # a pipeline costs a publisher 12 us more
+                pgconn.send_query_prepared(*groups[0][0])
+                return [raw.wait(execute(pgconn))]
+            return _send_in_pipeline(raw, groups)
         except BaseException:
             _settle(raw)
             raise
 
 
-def _bind_in_pipeline(raw: "psycopg.Connection[Any]", calls: Sequence[Any]) -> list[PGresult]:
+def _send_in_pipeline(
+    raw: "psycopg.Connection[Any]", groups: Sequence[Sequence[_Call]]
+) -> list[list[PGresult]]:
     pgconn = raw.pgconn
     pgconn.enter_pipeline_mode()
-    for call in calls:
-        pgconn.send_query_prepared(*call)
-    pgconn.pipeline_sync()
-    results = raw.wait(_collected(pgconn))
+    for calls in groups:
+        for call in calls:
+            pgconn.send_query_prepared(*call)
+        pgconn.pipeline_sync()
+    found = raw.wait(_collected(pgconn, len(groups)))
     _settle(raw)
-    return results
+    return found
 
 
-def _collected(pgconn: PGconn) -> PQGen[list[PGresult]]:
-    """Send what was queued; return all results, to that of the sync."""
+def _collected(pgconn: PGconn, sync_count: int) -> PQGen[list[list[PGresult]]]:
+    """Send what was queued; return all results, those that came before each sync apart.
+
+    Fewer where the connection was lost, and the server has said why.
+    """
     yield from send(pgconn)
-    results: list[PGresult] = []
-    try:
-        while pgconn.status != ConnStatus.BAD:
+    groups: list[list[PGresult]] = [[]]
+    with suppress(psycopg.OperationalError):  # the connection is lost; the server may say why
+        while len(groups) <= sync_count and pgconn.status != ConnStatus.BAD:
             result = yield from fetch(pgconn)
             if result is None:
                 continue  # it ends those of one statement
             if result.status == ExecStatus.PIPELINE_SYNC:
-                return results
-            results.append(result)
-    except psycopg.OperationalError:
-        pass  # the connection is lost; the server may have said why
-    if not _failed(results):
+                groups.append([])
+            else:
+                groups[-1].append(result)
+    if len(groups) > sync_count:
+        return groups[:-1]
+    if not _failed(groups[-1]):
         raise psycopg.OperationalError(pgconn.error_message.decode(errors="replace"))
-    return results
+    return groups
 
 
 def _settle(raw: "psycopg.Connection[Any]") -> None:
@@ -228,6 +298,11 @@ def _settle(raw: "psycopg.Connection[Any]") -> None:
     if pgconn.pipeline_status or pgconn.transaction_status == TransactionStatus.ACTIVE:
         with suppress(psycopg.Error):
             raw.close()
+
+
+def _is_forgotten(failed: PGresult | None) -> bool:
+    """Tell whether a statement failed as the server does not keep it any more, or not as it was."""
+    return failed is not None and failed.error_field(_SQLSTATE) in _FORGOTTEN
 
 
 def _failed(results: Sequence[PGresult]) -> PGresult | None:

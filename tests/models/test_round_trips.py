@@ -60,8 +60,8 @@ def setting(name: str) -> str:
 
 def test_a_begin_of_ours_is_not_taken_for_the_one_that_psycopg_would_send():
     connection.connection.autocommit = False  # past Django
-    asked = round_trip.Statement("SELECT 7;", is_repeated=True)
-    _, seven, _ = round_trip.run(connection, [sql.BEGIN, asked, sql.COMMIT], {})
+    begin, asked = sql.BEGIN_READ_COMMITTED, round_trip.Statement("SELECT 7;", is_repeated=True)
+    _, seven, _ = round_trip.run(connection, [begin, asked, sql.COMMIT], {})
     assert round_trip.rows_of(seven, connection) == [(7,)]
 
 
@@ -156,16 +156,14 @@ def test_a_connection_whose_answer_was_not_awaited_is_closed(interruptible: None
 
 
 def test_an_interrupted_notification_is_no_success(monkeypatch: pytest.MonkeyPatch):
-    run = sql.run  # type: ignore[attr-defined]
+    run_apart = sql.run_apart  # type: ignore[attr-defined]
 
-    def interrupted(connection: Any, statements: Any, params: Any) -> Any:
-        results = run(connection, statements, params)
-        if sql.COMMIT in statements:
-            raise KeyboardInterrupt
-        return results
+    def interrupted(*given: Any) -> Any:
+        run_apart(*given)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(notifications, "LONE_AFTER", -1)
-    monkeypatch.setattr(sql, "run", interrupted)
+    monkeypatch.setattr(sql, "run_apart", interrupted)
     with pytest.raises(KeyboardInterrupt):
         publish("order.created")
 
@@ -237,11 +235,16 @@ def test_columns_of_another_type_are_met_by_a_new_plan():
     assert Event.objects.count() == USES_BEFORE + 4
 
 
-def test_what_was_committed_is_not_run_again(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kept", ["Wake who listens", "Insert one event"])
+def test_what_the_server_forgot_is_run_again_and_what_was_committed_is_not(
+    monkeypatch: pytest.MonkeyPatch, kept: str
+):
     monkeypatch.setattr(notifications, "LONE_AFTER", -1)
     publish("order.created")
     with connection.cursor() as cursor:
-        cursor.execute("SELECT name FROM pg_prepared_statements WHERE statement LIKE '%Wake the%'")
+        cursor.execute(
+            "SELECT name FROM pg_prepared_statements WHERE statement LIKE %s", [f"%{kept}%"]
+        )
         cursor.execute(f'DEALLOCATE "{cursor.fetchone()[0]}"')
     publish("order.created")
     assert Event.objects.count() == USES_BEFORE + 4

@@ -1,0 +1,2 @@
+-- Wake who listens to a channel.
+SELECT pg_notify(%(channel)s, '');
