@@ -93,26 +93,33 @@ class Listener:
         for call_out in self._calls.values():
             call_out()  # for what happened before we listened
         call = _Call()
+        # What arrives along with an answer is psycopg's.
+        connection.connection.add_notify_handler(lambda heard: self._pass_on(heard.channel, call))
         with selectors.DefaultSelector() as selector:
             selector.register(self._bell, selectors.EVENT_READ)
             selector.register(connection.connection.fileno(), selectors.EVENT_READ)
             while not self._stop.is_set():
                 if call.is_due():
+                    call.made()  # first: the answer may come along with the result
                     self._call_ourselves(connection, is_pooled=is_pooled)
-                    call.made()
                 self._hear(connection, call)
                 # Not by psycopg, which takes the interpreter's lock ten times a second to wait, and
                 # at length after each notification, while those who were woken wait for it.
                 selector.select(SLICE)
 
     def _hear(self, connection: BaseDatabaseWrapper, call: "_Call") -> None:
-        """Pass on what has arrived."""
-        for heard in connection.connection.notifies(timeout=0):
-            if heard.channel == self._own_channel:
-                call.answered()
-                self._backoff.succeeded()
-            else:
-                self._calls[heard.channel]()
+        """Pass on what has arrived, first of all: psycopg's notifies() does much before it does."""
+        pgconn = connection.connection.pgconn
+        pgconn.consume_input()
+        while heard := pgconn.notifies():
+            self._pass_on(heard.relname.decode(), call)
+
+    def _pass_on(self, name: str, call: "_Call") -> None:
+        if name == self._own_channel:
+            call.answered()
+            self._backoff.succeeded()
+        else:
+            self._calls[name]()
 
     def _subscribe(self, connection: BaseDatabaseWrapper) -> bool:
         """Ask for our notifications; return whether a pooler stands between."""
