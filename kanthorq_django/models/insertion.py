@@ -41,7 +41,12 @@ def insert(
 
     Workers of the stream are woken once they are committed. Raises IdempotencyConflict.
     """
-    return unconflicted(connection.alias, partial(_insert, events, stream, connection))
+    try:
+        return unconflicted(connection.alias, partial(_insert, events, stream, connection))
+    except BaseException:
+        for event in events:
+            event._drawn_id = None  # it may be taken: what got no answer may be stored all the same
+        raise
 
 
 def _insert(
@@ -258,7 +263,7 @@ def _stored(moment: tuple[Any, ...], using: str) -> dict[str, Any]:
     stream_id, xid, microseconds = moment
     created_at = moment_of(microseconds, using)
     return {
-        "_drawn_id": None,  # it may be taken from now on, even where the commit gets no answer
+        "_drawn_id": None,
         "stream_id": stream_id,
         "xid": xid,
         "created_at": created_at,
@@ -305,8 +310,7 @@ class _EarlyNotes:
             before = dict(zip(self._stored, given, strict=False))
             if event.__dict__.get("xid") == xid:
                 for name, value in before.items():
-                    if name != "_drawn_id":  # what failed at its commit may be stored all the same
-                        _put_back(event, name, value)
+                    _put_back(event, name, value)
                 event._state.adding, event._state.db = was_adding, using
 
 

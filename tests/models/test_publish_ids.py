@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
@@ -12,7 +13,9 @@ from django.test.utils import CaptureQueriesContext
 from kanthorq_django import publish, publish_many
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.exceptions import InvalidEvent
-from kanthorq_django.models import Event, Stream
+from kanthorq_django.models import Event, Stream, notifications
+from kanthorq_django.sql import round_trip
+from tests.announcements import let_server_keep
 
 Publish = Callable[[dict[str, Any]], object]
 
@@ -140,3 +143,26 @@ def test_events_whose_commit_got_no_answer_are_refused_if_they_were_stored(
         with pytest.raises(InvalidEvent, match=r"^events\[0\]: id"):
             publish_many(events)
         assert Event.objects.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("lone_after", [3600, -1])
+def test_an_event_that_got_no_answer_is_refused_if_it_was_stored(
+    monkeypatch: pytest.MonkeyPatch, lone_after: float
+):
+    monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
+    let_server_keep("default")
+    event, send = Event(subject="a"), round_trip._send
+
+    def lose_the_answer(*given: Any) -> Any:
+        send(*given)
+        raise psycopg.OperationalError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(round_trip, "_send", lose_the_answer)
+        with pytest.raises(OperationalError, match="no answer"):
+            publish_many([event])
+    with transaction.atomic():
+        with pytest.raises(InvalidEvent, match=r"^id"):
+            publish_many([event])
+        assert Event.objects.filter(pk=event.pk).count() == 1
