@@ -86,6 +86,8 @@ class Listener:
             connection.set_autocommit(True)
             yield connection
         finally:
+            if connection.connection is not None:
+                connection.connection.close()  # in a pool it would go on listening, unread
             connection.close()
 
     def _listen(self, connection: BaseDatabaseWrapper) -> None:

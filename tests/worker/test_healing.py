@@ -482,6 +482,23 @@ def test_a_listener_that_hears_nothing_warns_and_polling_goes_on(
     assert caplog.text.count("KANTHORQ['LISTEN'] = False") == 1
 
 
+def test_a_listener_leaves_no_session_that_listens_to_a_pool(monkeypatch: pytest.MonkeyPatch):
+    create, given_back = connections.create_connection, list[Any]()
+
+    def pooled(alias: str) -> Any:
+        wrapper: Any = create(alias)
+        if threading.current_thread().name == "kanthorq-listener":
+            wrapper._close = lambda: given_back.append(wrapper.connection)
+        return wrapper
+
+    monkeypatch.setattr(connections, "create_connection", pooled)
+    accept("plain")
+    with working("plain", listen=True):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+    assert [raw.closed for raw in given_back] == [True]
+
+
 def test_verdicts_wait_for_a_database_that_is_away():
     gated = Gated(visibility_timeout=LONG)
     announce(1, "gated.due")
