@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from asgiref.sync import iscoroutinefunction
 
+from kanthorq_django.domain import subjects
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 
@@ -40,6 +41,10 @@ class Subscription:
     cancel_handler: Handler | None = None
     cancel_retry: RetryPolicy | None = None
     cancel_timeout: timedelta | None = None
+
+    def selects(self, subject: str) -> bool:
+        """Tell whether the filters that are declared here select ``subject``."""
+        return subjects.selects(self.includes, self.excludes, subject)
 
     @property
     def place(self) -> str:

@@ -240,7 +240,7 @@ class Consumer(models.Model):
         if not count:
             return
         with suppress(Exception):  # a filter of the project's; the leases are given by now
-            logger.warning(
+            logger.error(
                 "Consumer %s: %s had no attempt left when due again and went to discarded; %s %s",
                 self.name,
                 counted(count, "task"),

@@ -58,6 +58,7 @@ class Leased:
             resource_key=task.resource_key,
             task=task,
             event=task.event,
+            subject=task.event.subject,
         )
         return leased
 
@@ -76,6 +77,13 @@ class Leased:
         pk: UUID
         (pk,) = self._rows.values(self._index, ("event_id",))
         return pk
+
+    @cached_property
+    def subject(self) -> str | None:
+        """The subject of its event; None if somebody has deleted that."""
+        subject: str | None
+        (subject,) = self._rows.values(self._index, ("event_subject",))
+        return subject
 
     @cached_property
     def resource_key(self) -> str:

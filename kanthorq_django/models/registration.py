@@ -37,6 +37,26 @@ class Registration(NamedTuple):
     serialize: str = Serialize.OFF
 
 
+# The columns that code declares, but for the stream, which never changes.
+DECLARED = (
+    "subject_includes",
+    "subject_excludes",
+    "attempt_max",
+    "visibility_timeout",
+    "timeout",
+    "parked",
+    "serialize",
+    "has_cancel_handler",
+    "cancel_attempt_max",
+)
+
+
+def changes(before: "Consumer", after: "Consumer") -> list[str]:
+    """Return a line for each declared option that is another one now."""
+    pairs = ((name, getattr(before, name), getattr(after, name)) for name in DECLARED)
+    return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
+
+
 class ConsumerQuerySet(models.QuerySet["Consumer"]):
     def register(self, name: str, given: Registration) -> "Consumer":
         """Insert the consumer ``name``, or apply what changed of it, from then on.

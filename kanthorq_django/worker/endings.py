@@ -167,7 +167,7 @@ def _after_verdict(flight: Flight, verdict: Verdict) -> Ending:
         case Retry():
             last = _last_word(flight)
             told = f"asked to be tried again in {verdict.after}{last}"
-            _log(flight, logging.WARNING if last else logging.INFO, told)
+            _log(flight, logging.ERROR if last else logging.INFO, told)
             return _nack(flight.message, verdict, delay=verdict.after)
         case Discard():
             reason = one_line(str(verdict.reason))
@@ -201,8 +201,9 @@ def _failed(flight: Flight, reason: BaseException | str, *, has_traceback: bool 
     error = reason if isinstance(reason, BaseException) else None
     note_refusal(error)
     told = repr(reason) if error is None else type(error).__name__
-    told += _last_word(flight)
-    _log(flight, logging.WARNING, f"failed: {told}", error if has_traceback else None)
+    last = _last_word(flight)
+    level = logging.ERROR if last else logging.WARNING
+    _log(flight, level, f"failed: {told}{last}", error if has_traceback else None)
     return _nack(flight.message, reason)
 
 
@@ -248,8 +249,9 @@ def _refuse_misuse(flight: Flight, result: Any) -> None:
 
 def _log_settled(flight: Flight) -> None:
     if failure := flight.message.failure:
-        told = f"failed, as its handler says: {failure.error}{_last_word(flight)}"
-        return _log(flight, logging.WARNING, told)
+        last = _last_word(flight)
+        level = logging.ERROR if last else logging.WARNING
+        return _log(flight, level, f"failed, as its handler says: {failure.error}{last}")
     return _log(flight, logging.INFO, "handled and settled")
 
 

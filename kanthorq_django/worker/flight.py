@@ -12,7 +12,7 @@ from kanthorq_django.models import Task
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.leased import Leased
 
-# Before a cancellation is offered again that this worker's code, older or newer, cannot handle.
+# Before what this worker's code, older or newer, does not know of is offered again.
 ELSEWHERE = timedelta(seconds=30)
 
 
@@ -52,6 +52,12 @@ class Flight:
         if self.subscription.cancel_handler is None:
             raise Snooze(ELSEWHERE)
         return self.subscription.cancel_handler
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the code of this worker subscribes to the subject; True where nobody can tell."""
+        subject = self.leased.subject
+        return subject is None or self.subscription.selects(subject)
 
     @property
     def is_async(self) -> bool:

@@ -15,17 +15,18 @@ from django.db.models.functions import Now
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.amounts import counted
-from kanthorq_django.domain.subscriptions import Subscription, is_coroutine
+from kanthorq_django.domain.subscriptions import is_coroutine
 from kanthorq_django.message import LEAVING
 from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.models.notifications import SETTLE_LONGEST, SETTLE_SECONDS
+from kanthorq_django.models.registration import changes
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Call, calls
 from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.endings import HandBack
-from kanthorq_django.worker.flight import Flight, Flights
+from kanthorq_django.worker.flight import ELSEWHERE, Flight, Flights
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.lanes import CoroutineLane, ThreadLane
 from kanthorq_django.worker.listener import Listener
@@ -102,7 +103,10 @@ class WorkerLoop:
         return self.handled_count
 
     def _set_up(self) -> None:
+        known = {consumer.name: consumer for consumer in Consumer.objects.using(self._using)}
         consumers = sync(self._options.consumers or None, using=self._using)
+        for consumer in consumers:
+            _tell_of_changes(known.get(consumer.name), consumer)
         self._subscriptions = {consumer.pk: find(consumer.name) for consumer in consumers}
         tick = tick_of(self._subscriptions.values())
         self._warden = Warden(self._flights, tick)
@@ -225,7 +229,7 @@ class WorkerLoop:
         for consumer in self._puller.in_turn(looks):
             demand = self._demands[consumer.pk]
             for haul in self._puller.fetch(consumer, looks[consumer.pk], demand):
-                found = self._hand_over(haul, self._subscriptions[consumer.pk])
+                found = self._hand_over(haul, consumer)
                 if haul.is_claim:
                     demand.learn(found)
                 has_progressed = True
@@ -246,9 +250,13 @@ class WorkerLoop:
             return sys.maxsize  # nothing is counted: lanes hold thousands
         return limit - sum(lane.accepted_count for lane in self._lanes.values())
 
-    def _hand_over(self, haul: Haul, subscription: Subscription) -> list[Call]:
+    def _hand_over(self, haul: Haul, consumer: Consumer) -> list[Call]:
+        subscription = self._subscriptions[consumer.pk]
         flights = [Flight(leased, subscription, haul.asked_at) for leased in haul.leased]
         self._flights.add(flights)
+        if self._puller.is_overruled(consumer):
+            self._hand_back([flight for flight in flights if not flight.is_known], ELSEWHERE)
+            flights = [flight for flight in flights if flight.is_known]
         found = calls(flights, subscription)
         for kind, lane in self._lanes.items():
             if chosen := [call for call in found if call.is_async is kind]:
@@ -277,8 +285,8 @@ class WorkerLoop:
         longest = PACE_CHECKED_EVERY if are_waiting else math.inf
         return min(jittered, longest, self._puller.rest(looks))
 
-    def _hand_back(self, flights: Iterable[Flight]) -> None:
-        self._acknowledger.settle([HandBack(flight.message, AT_ONCE) for flight in flights])
+    def _hand_back(self, flights: Iterable[Flight], delay: timedelta = AT_ONCE) -> None:
+        self._acknowledger.settle([HandBack(flight.message, delay) for flight in flights])
 
     def _shut_down(self) -> None:
         """Hand back what was not started, wait for what runs, write its verdicts, sign out."""
@@ -312,6 +320,27 @@ class WorkerLoop:
         except Error as error:
             logger.warning("worker %s could not sign out: %s", self._row, error)
         connections.close_all()
+
+
+def _tell_of_changes(former: Consumer | None, consumer: Consumer) -> None:
+    """Log what the start of this worker changes for all others, and what it begins anew."""
+    extra = {"consumer": consumer.name}
+    if former is not None:
+        for change in changes(former, consumer):
+            logger.warning(
+                "Consumer %s is changed to what this code declares, for all workers: %s.",
+                consumer.name,
+                change,
+                extra=extra,
+            )
+    elif (lag := consumer.lag()).count:
+        logger.warning(
+            "Consumer %s is new and begins with %s that stream %r holds already.",
+            consumer.name,
+            f"more than {lag.count:,} events" if lag.is_bounded else counted(lag.count, "event"),
+            consumer.stream.name,
+            extra=extra,
+        )
 
 
 def _left(deadline: float) -> float:

@@ -82,6 +82,8 @@ class Puller:
         self._has_due = False  # as far as the last look saw
         self._guessing_since = math.inf  # without a look
         self._refusals: dict[int, PullRefused] = {}
+        self._declared = {consumer.pk: _filters(consumer) for consumer in consumers}
+        self._noticed = dict(self._declared)
         longest = min(1.0, options.poll_interval.total_seconds())
         self._pauses = {consumer.pk: _Pause(consumer, longest) for consumer in consumers}
 
@@ -89,6 +91,10 @@ class Puller:
     def refusals(self) -> list[PullRefused]:
         """Why consumers are not read at present."""
         return list(self._refusals.values())
+
+    def is_overruled(self, consumer: Consumer) -> bool:
+        """Tell whether others have given ``consumer`` filters that this worker does not declare."""
+        return self._noticed[consumer.pk] != self._declared[consumer.pk]
 
     def resume(self, name: str) -> None:
         """Look at once for turns of a consumer that serializes: a key of it has become free."""
@@ -258,6 +264,7 @@ class Puller:
             self._refuse(consumer, error)
             return None
         self._refusals.pop(consumer.pk, None)
+        self._note_filters(consumer)
         self._has_more = len(page.leased) == wanted.limit
         # What waits for its turn is not leased by a pull.
         has_all = 0 < len(page.leased) < wanted.limit and not consumer.serialize
@@ -265,6 +272,21 @@ class Puller:
         if not page.is_idle:
             self._no_turns.pop(consumer.pk, None)
         return None if page.is_idle else page.leased
+
+    def _note_filters(self, consumer: Consumer) -> None:
+        """Say once which filters, that code elsewhere declares, count instead of ours."""
+        if self._noticed[consumer.pk] == (filters := _filters(consumer)):
+            return
+        self._noticed[consumer.pk] = filters
+        if self.is_overruled(consumer):
+            logger.warning(
+                "Consumer %s now selects %s, where this code declares %s: other code has been "
+                "started later. What only one of them subscribes to is not handled here.",
+                consumer.name,
+                _shown(filters),
+                _shown(self._declared[consumer.pk]),
+                extra={"consumer": consumer.name},
+            )
 
     def _may_pull(self, consumer_id: int) -> bool:
         # A burst does not wait for what is refused; anybody else tries again, as after a failover.
@@ -275,6 +297,18 @@ class Puller:
         if str(self._refusals.get(consumer.pk)) != str(reason):
             logger.error("%s", reason, extra={"consumer": consumer.name})
         self._refusals[consumer.pk] = reason
+
+
+_Filters = tuple[list[str], list[str]]  # includes and excludes
+
+
+def _filters(consumer: Consumer) -> _Filters:
+    return list(consumer.subject_includes), list(consumer.subject_excludes)
+
+
+def _shown(filters: _Filters) -> str:
+    includes, excludes = filters
+    return f"{includes} without {excludes}" if excludes else str(includes)
 
 
 class _Pause:

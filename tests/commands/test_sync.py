@@ -6,7 +6,7 @@ from django.core.management.base import CommandError
 
 from kanthorq_django import subscribe
 from kanthorq_django.domain.subscriptions import Registry
-from kanthorq_django.models import Consumer, TaskState
+from kanthorq_django.models import Consumer, OperatorAction, TaskState
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, TaskFactory
 
@@ -88,3 +88,25 @@ def test_a_consumer_that_moved_to_another_stream_is_refused():
 
     with pytest.raises(CommandError, match="cannot move to 'payments'"):
         kanthorq("sync")
+
+
+def test_a_check_changes_nothing_and_tells_with_its_status(undeclared: Registry):
+    subscribe("order.paid", consumer="refunds")(handle)
+    assert (kanthorq("sync", "--check").status, Consumer.objects.count()) == (1, 0)
+    kanthorq("sync")
+    assert kanthorq("sync", "--check").status == 0
+    undeclared.remove("refunds")
+    subscribe("order.>", consumer="refunds")(handle)
+    subscribe("order.>", consumer="shipping")(handle)
+    actions = OperatorAction.objects.count()
+
+    ran = kanthorq("sync", "--check")
+
+    assert ran.status == 1
+    assert [words for words in ran.words if words[0] == "to"] == [
+        ["to", "change", "refunds"],
+        ["to", "create", "shipping"],
+    ]
+    assert "subject_includes: ['order.paid'] -> ['order.>']" in ran.out
+    assert Consumer.objects.get().subject_includes == ["order.paid"]
+    assert OperatorAction.objects.count() == actions

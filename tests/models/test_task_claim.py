@@ -165,7 +165,7 @@ def test_a_stuck_task_without_attempts_left_is_discarded(
     poison = due(consumer, TaskState.RUNNING, attempt_count=3)
     assert consumer.claim() == []
     (told,) = [record for record in caplog.records if record.name == "kanthorq_django"]
-    assert told.levelname == "WARNING"
+    assert told.levelname == "ERROR"
     assert f"Consumer {consumer.name}: 1 task had no attempt left" in told.getMessage()
     assert told.getMessage().endswith(f"; event {poison.event_id}")
     poison.refresh_from_db()

@@ -293,14 +293,15 @@ def test_an_outcome_is_logged_with_fields_to_search_for(
 
 
 @pytest.mark.parametrize(
-    ("attempt_max", "told"), [(1, "no luck, its last attempt ("), (2, "no luck (")]
+    ("attempt_max", "level", "told"),
+    [(1, "ERROR", "no luck, its last attempt ("), (2, "WARNING", "no luck (")],
 )
 def test_a_nack_is_logged_as_the_failure_it_is(
-    task: Task, caplog: pytest.LogCaptureFixture, attempt_max: int, told: str
+    task: Task, caplog: pytest.LogCaptureFixture, attempt_max: int, level: str, told: str
 ):
     fly(task, lambda message: message.nack("no luck"), attempt_max=attempt_max)
     (record,) = caplog.records
-    assert record.levelname == "WARNING"
+    assert record.levelname == level
     assert f"failed, as its handler says: {told}" in record.message
 
 

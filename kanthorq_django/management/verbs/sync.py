@@ -1,5 +1,6 @@
 """``kanthorq sync``: write what code subscribes to into the database."""
 
+import sys
 from argparse import ArgumentParser
 from typing import Any
 
@@ -8,19 +9,8 @@ from django.db import transaction
 from kanthorq_django.domain.states import FINAL
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Consumer, Task
+from kanthorq_django.models.registration import changes as changes_of
 from kanthorq_django.subscribers import find, registry, sync
-
-DECLARED = (
-    "subject_includes",
-    "subject_excludes",
-    "attempt_max",
-    "visibility_timeout",
-    "timeout",
-    "parked",
-    "serialize",
-    "has_cancel_handler",
-    "cancel_attempt_max",
-)
 
 
 class Sync(Verb):
@@ -29,40 +19,49 @@ class Sync(Verb):
     changes = True
     help = "Register consumers, and apply changed filters and options from now on."
     description = (
-        "Workers do the same when they start. Without names, all that code subscribes.\n"
+        "Workers do the same when they start, and who did so last is right. Without names, all "
+        "that code subscribes.\n"
         "A consumer that no code declares is listed as orphaned: it keeps its row and its tasks."
     )
-    examples = ("sync", "sync refunds shipping")
+    examples = ("sync", "sync refunds shipping", "sync --check")
 
     @classmethod
     def add_arguments(cls, parser: ArgumentParser) -> None:
         parser.add_argument("consumers", metavar="CONSUMER", nargs="*", help="default: all")
+        parser.add_argument(
+            "--check", action="store_true", help="change nothing; exit with 1 if there is anything"
+        )
 
-    def run(self, *, consumers: list[str], **_: Any) -> None:
+    def run(self, *, consumers: list[str], check: bool, **_: Any) -> None:
         names = [find(name).consumer for name in consumers] or [
             subscription.consumer for subscription in registry.all()
         ]
-        for name in dict.fromkeys(names):
-            self._sync(name)
+        synced = [self._sync(name, is_check=check) for name in dict.fromkeys(names)]
         if not names:
             self.console.note("No subscriber is declared in any <app>/subscribers.py.")
         self._list_orphans()
+        if check and not all(synced):
+            sys.exit(1)
 
-    def _sync(self, name: str) -> None:
+    def _sync(self, name: str, *, is_check: bool) -> bool:
+        """Write what code declares, if it is no check; return whether that was there already."""
         stored = Consumer.objects.using(self.database).filter(name=name)
         with transaction.atomic(using=self.database):
             before = stored.first()
             sync([name], using=self.database)
-            changes = [] if before is None else _changes(before, stored.get())
-            counts = {"created": int(before is None), "changed": int(bool(changes))}
-            order = self.order(consumer=name, changes=changes)
-            order.record("consumers.sync", using=self.database, counts=counts, ids=[name])
-        if before is None:
-            self.console.line(f"created    {name}")
-            return
-        self.console.line(f"{'changed' if changes else 'unchanged':<10} {name}")
-        for change in changes:
+            found = [] if before is None else changes_of(before, stored.get())
+            if is_check:
+                transaction.set_rollback(True, using=self.database)
+            else:
+                counts = {"created": int(before is None), "changed": int(bool(found))}
+                order = self.order(consumer=name, changes=found)
+                order.record("consumers.sync", using=self.database, counts=counts, ids=[name])
+        words = ("to create", "to change") if is_check else ("created", "changed")
+        told = words[0] if before is None else words[1] if found else "unchanged"
+        self.console.line(f"{told:<10} {name}")
+        for change in found:
             self.console.line(f"             {change}")
+        return told == "unchanged"
 
     def _list_orphans(self) -> None:
         declared = {subscription.consumer for subscription in registry.all()}
@@ -73,9 +72,3 @@ class Sync(Verb):
             self.console.line(
                 f"orphaned   {consumer.name} (no code declares it; {waits} open tasks)"
             )
-
-
-def _changes(before: Consumer, after: Consumer) -> list[str]:
-    """Return a line for each declared option that is another one now."""
-    pairs = ((name, getattr(before, name), getattr(after, name)) for name in DECLARED)
-    return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]

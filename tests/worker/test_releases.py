@@ -1,0 +1,109 @@
+"""Two releases of a project at work side by side: filters that one of them does not declare."""
+
+import logging
+from datetime import timedelta
+
+import pytest
+from django.db.models.functions import Now
+
+from kanthorq_django import publish, subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.subscribers import sync
+from tests.concurrency import wait_until
+from tests.worker.working import PATIENCE, wait_for_state, work_off, working
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def handled() -> list[str]:
+    """The subjects that the former release has handled, whose code knows of payments alone."""
+    found: list[str] = []
+
+    @subscribe("order.paid", stream="orders", consumer="books")
+    def book(message: Message) -> None:
+        found.append(message.event.subject)
+
+    return found
+
+
+def release_another(*includes: str) -> None:
+    """Do what the start of another release's worker does to the row."""
+    Consumer.objects.filter(name="books").update(subject_includes=includes)
+
+
+def test_what_only_newer_code_subscribes_to_is_left_to_it(
+    handled: list[str], caplog: pytest.LogCaptureFixture
+):
+    with working("books"):
+        wait_until(lambda: Consumer.objects.filter(name="books").exists(), PATIENCE)
+        release_another("order.paid", "order.refunded")
+        for subject in ("order.paid", "order.refunded", "order.paid"):
+            publish(subject, stream="orders")
+        wait_for_state(TaskState.COMPLETED, 2)
+        wait_for_state(TaskState.AVAILABLE, 1, event__subject="order.refunded")
+
+    assert handled == ["order.paid", "order.paid"]
+    waiting = Task.objects.available().get()
+    assert waiting.attempt_count == 0
+    soon = Now() + timedelta(seconds=10)
+    assert Task.objects.available().filter(schedule_at__gt=soon).get() == waiting
+    (told,) = [each for each in caplog.records if "now selects" in each.message]
+    assert told.levelname == "WARNING"
+    assert (
+        "now selects ['order.paid', 'order.refunded'], where this code declares ['order.paid']:"
+        in told.message
+    )
+
+
+def test_what_waits_since_filters_were_wider_is_handled_all_the_same(handled: list[str]):
+    sync(["books"])
+    release_another("order.>")
+    publish("order.sent", stream="orders")
+    Consumer.objects.get(name="books").pull()
+    Task.objects.update(state=TaskState.AVAILABLE, schedule_at=Now())
+
+    work_off("books")  # its start narrows the filters again, which says nothing of old tasks
+
+    assert handled == ["order.sent"]
+
+
+def test_a_worker_whose_filters_were_taken_back_says_so(
+    handled: list[str], caplog: pytest.LogCaptureFixture
+):
+    with working("books"):
+        wait_until(lambda: Consumer.objects.filter(name="books").exists(), PATIENCE)
+        release_another("order.sent")
+        publish("order.paid", stream="orders")
+        wait_until(lambda: "now selects ['order.sent']" in caplog.text, PATIENCE)
+        release_another("order.paid")
+        publish("order.paid", stream="orders")
+        wait_for_state(TaskState.COMPLETED)
+    assert caplog.text.count("now selects") == 1
+
+
+@pytest.mark.usefixtures("handled")
+def test_a_start_tells_what_it_changes_for_all_workers(caplog: pytest.LogCaptureFixture):
+    sync(["books"])
+    release_another("order.paid", "order.refunded")
+    work_off("books")
+    work_off("books")
+    (told,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert told.message.endswith(
+        "for all workers: subject_includes: ['order.paid', 'order.refunded'] -> ['order.paid']."
+    )
+
+
+@pytest.mark.usefixtures("handled")
+def test_a_start_tells_of_a_new_consumer_that_begins_with_old_events(
+    caplog: pytest.LogCaptureFixture,
+):
+    for _ in range(3):
+        publish("order.paid", stream="orders")
+    work_off("books")
+    work_off("books")
+    (told,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert told.message == (
+        "Consumer books is new and begins with 3 events that stream 'orders' holds already."
+    )
