@@ -65,11 +65,11 @@ def forget_notifications() -> None:
     notifications.herald.cache_clear()
 
 
-def let_notifications_fail(patch: pytest.MonkeyPatch) -> None:
-    """Let those fail that travel with an event."""
+def let_notifications_fail(patch: pytest.MonkeyPatch, instead: str = "SELECT 1 / 0") -> None:
+    """Let those fail that travel with an event: what is done ``instead`` has to."""
     load = sql.load
 
     def failing(name: str, *, skip_locked: bool = False) -> str:
-        return "SELECT 1 / 0" if name == "notify" else load(name, skip_locked=skip_locked)
+        return instead if name == "notify" else load(name, skip_locked=skip_locked)
 
     patch.setattr(sql, "load", failing)

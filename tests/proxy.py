@@ -16,16 +16,23 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 
 PORT = 5432  # part of the socket's name only
 CHUNK_BYTES = 65_536
+READY = b"Z\0\0\0\5I"  # what the server says after each transaction
 
 
 class Fault:
     """What happens, once, to the connection whose client sends ``fragment``."""
 
     def __init__(
-        self, fragment: str, *, is_carried_out: bool = False, is_silent: bool = False
+        self,
+        fragment: str,
+        *,
+        is_carried_out: bool = False,
+        is_silent: bool = False,
+        is_half_answered: bool = False,
     ) -> None:
         self.fragment = fragment.encode()
         self.is_carried_out, self.is_silent = is_carried_out, is_silent
+        self.is_half_answered = is_half_answered
         self.has_happened = threading.Event()
 
 
@@ -71,6 +78,13 @@ class Proxy:
         Returns an event that is set when it has happened.
         """
         return self._add(Fault(fragment, is_carried_out=True))
+
+    def lose_half_of_reply_to(self, fragment: str) -> threading.Event:
+        """Break the next connection that sends ``fragment`` when one transaction was answered.
+
+        Returns an event that is set when it has happened.
+        """
+        return self._add(Fault(fragment, is_half_answered=True))
 
     def swallow(self, fragment: str) -> threading.Event:
         """Let the next connection that sends ``fragment`` fall silent, before the server knows.
@@ -221,6 +235,12 @@ class _Link:
                 if self._server in select.select([self._client, self._server], [], [])[0]:
                     break
                 sent = self._client.recv(CHUNK_BYTES)
+        if fault.is_half_answered:
+            self._server.sendall(sent)
+            reply = b""
+            while READY not in reply:
+                reply += self._server.recv(CHUNK_BYTES)
+            self._client.sendall(reply[: reply.index(READY) + len(READY)])
         fault.has_happened.set()
 
 

@@ -1,10 +1,13 @@
-"""Worker processes, so that operators see who is alive. No lease depends on these rows."""
+"""Worker processes, so that operators see who is alive. No lease waits for these rows."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Self
 
-from django.db import models
+from django.db import OperationalError, connections, models, transaction
 from django.db.models.functions import Now
+from psycopg.errors import LockNotAvailable
 
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.models.fields import CreatedAtField
@@ -39,8 +42,34 @@ class Worker(models.Model):
         return f"{self.pid}@{self.host}"
 
     def see(self) -> None:
-        """Note that this worker is alive now; a row that a crash took back is written again."""
+        """Note that this worker is alive now; a row that a crash took back is written again.
+
+        Where somebody has locked it, it is noted the next time.
+        """
         rows = Worker.objects.using(self._state.db).filter(pk=self.pk)
-        if not rows.update(seen_at=Now()):
-            self.seen_at = Now()
-            self.save(force_insert=True)
+        try:
+            with _impatient(rows.db):
+                if not rows.update(seen_at=Now()):
+                    self.seen_at = Now()
+                    self.save(force_insert=True)
+        except OperationalError as error:
+            if not isinstance(error.__cause__, LockNotAvailable):
+                raise
+
+    def sign_out(self) -> None:
+        """Delete the row. Raises OperationalError where somebody has locked it."""
+        rows = Worker.objects.using(self._state.db).filter(pk=self.pk)
+        with _impatient(rows.db):
+            rows.delete()
+
+
+@contextmanager
+def _impatient(using: str) -> Iterator[None]:
+    """Run the block in a transaction that waits for no lock: renewals and the end would wait too.
+
+    Raises OperationalError instead.
+    """
+    with transaction.atomic(using=using):
+        with connections[using].cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '100ms'")
+        yield

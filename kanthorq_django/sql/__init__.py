@@ -252,7 +252,10 @@ def values_apart(
         return None
     first, *others = results
     is_followed = any(other.status == ExecStatus.TUPLES_OK for other in others)
-    return Apart(first_of(first, connection), is_followed)
+    done = Apart(first_of(first, connection), is_followed)
+    if connection.connection.closed:  # after the first was committed: no error tells Django
+        connection.close()
+    return done
 
 
 def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:

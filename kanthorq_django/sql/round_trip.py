@@ -82,8 +82,8 @@ def run_apart(
     """Run ``statements`` in one round trip, each in a transaction of its own.
 
     All are run, whatever becomes of the others, and the error of the first is raised. Returns
-    their results, of which others than the first may be errors. None, and nothing is run, where
-    they cannot be bound: as one text they would be one transaction.
+    their results, of which others than the first may be errors, or missing. None, and nothing is
+    run, where they cannot be bound: as one text they would be one transaction.
     The connection has to be outside of any transaction.
     """
     session = _session_to_bind(connection, statements, is_lasting=False)
@@ -183,9 +183,10 @@ def _begin(raw: "psycopg.Connection[Any]") -> Statement:
 
 
 # What the server says of a statement that it does not keep any more, after a DISCARD ALL, and of
-# one whose columns have another type by now. A trigger may say the latter as well, twice then.
-_FORGOTTEN = frozenset({b"26000", b"0A000"})
-_SQLSTATE = DiagnosticField.SQLSTATE
+# one whose columns have another type by now.
+_FORGOTTEN, _OUTDATED = b"26000", b"0A000"
+_REVALIDATE = b"RevalidateCachedQuery"
+_SQLSTATE, _FUNCTION = DiagnosticField.SQLSTATE, DiagnosticField.SOURCE_FUNCTION
 
 # Other values as text: the server knows the types, and takes no integer of another size, nor a
 # moment without a zone, for what it expects.
@@ -269,7 +270,7 @@ def _send_in_pipeline(
 def _collected(pgconn: PGconn, sync_count: int) -> PQGen[list[list[PGresult]]]:
     """Send what was queued; return all results, those that came before each sync apart.
 
-    Fewer where the connection was lost, and the server has said why.
+    Where the connection is lost, of the groups that have ended, and of one that says why.
     """
     yield from send(pgconn)
     groups: list[list[PGresult]] = [[]]
@@ -282,11 +283,12 @@ def _collected(pgconn: PGconn, sync_count: int) -> PQGen[list[list[PGresult]]]:
                 groups.append([])
             else:
                 groups[-1].append(result)
-    if len(groups) > sync_count:
-        return groups[:-1]
-    if not _failed(groups[-1]):
+    *ended, last = groups
+    if _failed(last):
+        return groups
+    if not ended:
         raise psycopg.OperationalError(pgconn.error_message.decode(errors="replace"))
-    return groups
+    return ended
 
 
 def _settle(raw: "psycopg.Connection[Any]") -> None:
@@ -302,7 +304,12 @@ def _settle(raw: "psycopg.Connection[Any]") -> None:
 
 def _is_forgotten(failed: PGresult | None) -> bool:
     """Tell whether a statement failed as the server does not keep it any more, or not as it was."""
-    return failed is not None and failed.error_field(_SQLSTATE) in _FORGOTTEN
+    if failed is None:
+        return False
+    state = failed.error_field(_SQLSTATE)
+    # Of all that is not supported; the text of the error is in the server's language.
+    is_outdated = state == _OUTDATED and failed.error_field(_FUNCTION) == _REVALIDATE
+    return state == _FORGOTTEN or is_outdated
 
 
 def _failed(results: Sequence[PGresult]) -> PGresult | None:

@@ -316,7 +316,7 @@ class WorkerLoop:
         try:
             refresh_connections(self._warden.bounded)
             with self._warden.bounded(connections[self._using]):
-                self._row.delete()
+                self._row.sign_out()
         except Error as error:
             logger.warning("worker %s could not sign out: %s", self._row, error)
         connections.close_all()

@@ -124,9 +124,12 @@ def _warn(flight: Flight) -> None:
 
 
 def _cancel(connection: BaseDatabaseWrapper) -> None:
-    """Ask the server to cancel, from a thread: the question itself may remain unanswered."""
+    """Ask the server to cancel, from a thread: the question itself may remain unanswered.
+
+    Before libpq 17 that would stop all threads, for as long; there a connection is only cut.
+    """
     raw = connection.connection
-    if raw is not None:
+    if raw is not None and psycopg.capabilities.has_cancel_safe():
         logger.warning("A statement takes too long; it is cancelled.")
         threading.Thread(
             target=_cancel_now, args=(raw,), name="kanthorq-cancel", daemon=True

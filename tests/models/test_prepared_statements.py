@@ -196,6 +196,7 @@ def test_an_error_of_a_kept_statement_is_djangos_and_a_savepoint_takes_it_back()
         with pytest.raises(IntegrityError), transaction.atomic():
             Event.objects.publish([again], stream="default")
         publish("order.created")
+    again._drawn_id = event.pk
     with pytest.raises(IntegrityError):
         Event.objects.publish([again], stream="default")
     publish("order.created")

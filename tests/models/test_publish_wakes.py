@@ -20,6 +20,7 @@ from tests.announcements import (
     let_server_keep,
     raw_connection,
 )
+from tests.proxy import through_a_proxy
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -255,6 +256,31 @@ def test_an_event_that_comes_alone_is_published_though_nobody_can_be_notified(
 
 def refuse(*_: object) -> None:
     raise DatabaseError("nobody can be notified")
+
+
+@pytest.mark.usefixtures("lone")
+def test_an_event_whose_commit_was_answered_is_published_though_the_connection_breaks(
+    ear: Ear,
+) -> None:
+    with through_a_proxy() as proxy:
+        let_server_keep("a")
+        publish("order.paid", stream="a")
+        ear.heard()
+        lost = proxy.lose_half_of_reply_to("order.sent")
+        event = publish("order.sent", stream="a")
+        assert lost.is_set()
+        assert Event.objects.get(subject="order.sent") == event
+    assert set(ear.heard()) == {"a"}
+
+
+@pytest.mark.usefixtures("lone")
+def test_an_event_is_announced_though_the_server_ends_the_connection_that_was_to(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_notifications_fail(monkeypatch, "SELECT pg_terminate_backend(pg_backend_pid())")
+    event = publish("order.paid", stream="a")
+    assert ear.heard() == ["a"]
+    assert Event.objects.filter(pk=event.pk).exists()  # on another connection
 
 
 @pytest.mark.usefixtures("lone")

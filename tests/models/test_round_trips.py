@@ -14,6 +14,7 @@ from django.db import (
     DatabaseError,
     IntegrityError,
     InternalError,
+    NotSupportedError,
     OperationalError,
     connection,
     connections,
@@ -248,6 +249,28 @@ def test_what_the_server_forgot_is_run_again_and_what_was_committed_is_not(
         cursor.execute(f'DEALLOCATE "{cursor.fetchone()[0]}"')
     publish("order.created")
     assert Event.objects.count() == USES_BEFORE + 4
+
+
+def test_what_a_trigger_does_not_support_has_nothing_prepared_anew():
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE feature_not_supported; END $$;"
+            "CREATE TRIGGER refusing AFTER INSERT ON kanthorq_django_event "
+            "FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    try:
+        kept = []
+        for _ in range(3):
+            with pytest.raises(NotSupportedError):
+                publish("order.created")
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT count(*) FROM pg_prepared_statements")
+                kept.append(cursor.fetchone()[0])
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION refuse CASCADE")
+    assert len(set(kept)) == 1
 
 
 def test_a_database_that_is_forbidden_is_not_used(monkeypatch: pytest.MonkeyPatch):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connection, connections, transaction
@@ -555,6 +556,52 @@ def test_a_statement_that_waits_for_a_table_is_cancelled_not_left_behind(
             assert len(elsewhere(waiting)) <= 3
         announce()
         wait_for_state(TaskState.COMPLETED, 2)
+
+
+def test_where_a_cancellation_would_stop_all_threads_a_connection_is_only_cut(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """As libpq does before version 17, to whom a network that is silent gives no answer."""
+    cut_soon(monkeypatch)
+    asked: list[object] = []
+    monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
+    monkeypatch.setattr(psycopg.Connection, "cancel_safe", lambda raw, **_: asked.append(raw))
+    accept("plain")
+    with behind_a_proxy() as proxy, working("plain"):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        proxy.freeze()
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+    assert asked == []
+
+
+def test_leases_are_renewed_while_somebody_holds_the_row_of_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(renewer, "SEEN_EVERY", timedelta(0))
+    gated = Gated(visibility_timeout=timedelta(seconds=3))
+    announce(1, "gated.due")
+    with working("gated"):
+        assert gated.is_inside.wait(PATIENCE)
+        began_at = Task.objects.get().schedule_at
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE kanthorq_django_worker IN ACCESS EXCLUSIVE MODE")
+            renewed = began_at + timedelta(seconds=4)
+            wait_until(
+                lambda: elsewhere(lambda: Task.objects.get().schedule_at) > renewed, PATIENCE
+            )
+        gated.gate.set()
+        wait_for_state(TaskState.COMPLETED)
+    assert Task.objects.get().attempt_count == 1
+
+
+def test_a_worker_whose_row_somebody_holds_ends_in_good_order(caplog: Any):
+    accept("plain")
+    with transaction.atomic(), connection.cursor() as cursor, working("plain"):
+        wait_until(lambda: elsewhere(Worker.objects.exists), PATIENCE)
+        cursor.execute("SELECT FROM kanthorq_django_worker FOR UPDATE")
+    assert "could not sign out" in caplog.text
 
 
 def has_seen(count: int, seen: set[int]) -> bool:
