@@ -566,7 +566,7 @@ def test_where_a_cancellation_would_stop_all_threads_a_connection_is_only_cut(
     asked: list[object] = []
     monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
     monkeypatch.setattr(psycopg.Connection, "cancel_safe", lambda raw, **_: asked.append(raw))
-    accept("plain")
+    accept("plain", visibility_timeout=timedelta(seconds=1))  # so that the warden looks often
     with behind_a_proxy() as proxy, working("plain"):
         announce()
         wait_for_state(TaskState.COMPLETED)
@@ -596,7 +596,11 @@ def test_leases_are_renewed_while_somebody_holds_the_row_of_the_worker(
     assert Task.objects.get().attempt_count == 1
 
 
-def test_a_worker_whose_row_somebody_holds_ends_in_good_order(caplog: Any):
+def test_a_worker_whose_row_somebody_holds_ends_in_good_order(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any
+):
+    monkeypatch.setattr(warden, "CANCEL_AFTER", 3600)
+    monkeypatch.setattr(warden, "CUT_AFTER", 3600)
     accept("plain")
     with transaction.atomic(), connection.cursor() as cursor, working("plain"):
         wait_until(lambda: elsewhere(Worker.objects.exists), PATIENCE)
