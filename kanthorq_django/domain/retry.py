@@ -121,6 +121,14 @@ class Never(RetryPolicy):
 
     attempt_max: int | None = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attempt_max != 1:
+            raise ValueError(
+                f"Never() makes one attempt, so its attempt_max cannot be "
+                f"{quoted(self.attempt_max)}; use Fixed()."
+            )
+
     def wait(self, attempt: int) -> timedelta:
         return timedelta(0)
 

@@ -78,7 +78,7 @@ def execute_together(flight: Flight, others: Iterator[Flight]) -> tuple[list[End
     try:
         with transaction.atomic(using=using):
             results, failed = run(_in_time(flight, others, begun), _Opened.by(using))
-            _keep_hooks_apart(using)
+            _keep_hooks_apart(begun, using)
             _ack_and_commit(results, using)
     except BaseException as error:  # noqa: BLE001  # as in execute()
         if not begun:  # the transaction itself could not be begun
@@ -186,7 +186,7 @@ def _call_in_transaction(flights: Sequence[Flight]) -> Any:
     using = flights[0].message.using
     acked: list[Message] = []
     try:
-        with transaction.atomic(using=using):
+        with _counting_hops(flights), transaction.atomic(using=using):  # its hooks are counted, too
             result = _call_and_ack(flights, acked, using)
     except BaseException:
         _tell([message for message in acked if message.is_settled()])  # it was one of its hooks
@@ -239,18 +239,20 @@ class _Opened(NamedTuple):
         raise KanthorqError(REPLACED)
 
 
-def _keep_hooks_apart(using: str) -> None:
+def _keep_hooks_apart(flights: Sequence[Flight], using: str) -> None:
     """Let a hook that raises or exits not keep those of other tasks from running."""
     hooks: list[Any] = connections[using].run_on_commit
     hooks[:] = [
-        (savepoints, functools.partial(_run_apart, hook), True) for savepoints, hook, _ in hooks
+        (savepoints, functools.partial(_run_apart, hook, flights), True)
+        for savepoints, hook, _ in hooks
     ]
 
 
-def _run_apart(hook: Callable[[], object]) -> None:
+def _run_apart(hook: Callable[[], object], flights: Sequence[Flight]) -> None:
     """Run a hook of ``transaction.on_commit()``; Django would let pass what is no Exception."""
     try:
-        hook()
+        with _counting_hops(flights):  # whose it is nobody knows
+            hook()
     except BaseException:
         logger.exception("A hook of a committed transaction, %s, failed.", name_of(hook))
 

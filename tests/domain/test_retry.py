@@ -70,6 +70,12 @@ def test_never_allows_one_attempt() -> None:
     assert Never().next_delay(1) == timedelta(0)
 
 
+@pytest.mark.parametrize("attempt_max", [None, 2])
+def test_never_takes_no_other_number_of_attempts(attempt_max: int | None) -> None:
+    with pytest.raises(ValueError, match="use Fixed"):
+        Never(attempt_max=attempt_max)
+
+
 def test_a_policy_leaves_the_number_of_attempts_to_the_consumer_unless_told() -> None:
     assert Polynomial().attempt_max is None
     assert Exponential(attempt_max=10).attempt_max == 10

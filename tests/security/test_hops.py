@@ -3,12 +3,14 @@
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
-from kanthorq_django import apublish, publish, subscribe
+from kanthorq_django import apublish, publish, publish_many, subscribe
 from kanthorq_django.domain.subscriptions import Registry
 from kanthorq_django.models import Event, Task, TaskState
 from kanthorq_django.testing import drain
+from tests.worker.working import work_off
 
 pytestmark = pytest.mark.django_db
 
@@ -45,6 +47,24 @@ def test_coroutines_are_counted_too(declared: Registry):
     publish("ping", stream="s")
     assert drain("pong") == 4
     assert hops() == [None, 1, 2, 3]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("group_commit", [1, 20])
+def test_what_a_handlers_block_publishes_after_its_commit_is_counted(
+    declared: Registry, settings: Any, group_commit: int
+):
+    settings.KANTHORQ = {"HOPS_MAX": 3, "GROUP_COMMIT": group_commit}
+    left = iter(range(2 * 20))
+
+    @subscribe("ping", consumer="pong", stream="s", attempt_max=1, atomic=True)
+    def again(message):
+        if next(left, None) is not None:  # or it would go on for ever where nothing is counted
+            transaction.on_commit(lambda: publish("ping", stream="s"))
+
+    publish_many([Event(subject="ping") for _ in range(2)], stream="s")
+    assert work_off("pong", concurrency=1) == 8
+    assert sorted(hop or 0 for hop in hops()) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_handlers_in_one_transaction_and_in_batches_are_counted(declared: Registry):
