@@ -27,7 +27,7 @@ logger = logging.getLogger("kanthorq_django")
 COLUMNS = frozenset({"cursor", "window", "position_xid", "position_id", "cluster_id"})
 
 
-ALWAYS = -62_000_000_000_000_000  # microseconds since 1970: before any task was due
+ALWAYS = 0  # microseconds since 1970: no floor at all, see peek.sql
 
 
 class Lag(NamedTuple):

@@ -13,7 +13,8 @@ due_freely AS MATERIALIZED (
         -- Spelt out as in the partial index, so that it is provably enough.
         AND state IN (1, 2, 3, 102) AND (turn_key IS NULL OR state = 3)
         AND state = ANY(%(states)s::smallint[])
-        AND schedule_at >= 'epoch'::timestamptz + %(floor)s::bigint * interval '1 microsecond'  -- as in peek.sql
+        AND schedule_at >= CASE WHEN %(floor)s::bigint > 0  -- as in peek.sql
+            THEN 'epoch'::timestamptz + %(floor)s::bigint * interval '1 microsecond' ELSE '-infinity' END
         AND schedule_at <= statement_timestamp()
         -- One that waits for no turn any more, as it is to be cancelled, takes one place, not two.
         AND id <> ALL(%(in_turn)s::bigint[])
@@ -118,7 +119,8 @@ SELECT
     (SELECT count(*) FROM claimed WHERE state = -102) AS discarded_count,
     ARRAY(SELECT event_id::text FROM claimed WHERE state = -102 ORDER BY id LIMIT 20) AS discarded,
     -- Named: the server keeps the statement, and its columns may not change meanwhile. Moments
-    -- as microseconds since 1970: Python takes twenty times as long to read them as text.
+    -- as microseconds since 1970: Python takes twenty times as long to read them as text. Those
+    -- that SQL may have written as in pull.sql.
     claimed.id,
     claimed.lease_epoch,
     claimed.state,
@@ -133,17 +135,27 @@ SELECT
     claimed.result,
     (extract(epoch FROM claimed.schedule_at) * 1000000)::bigint AS schedule_at,
     (extract(epoch FROM claimed.attempted_at) * 1000000)::bigint AS attempted_at,
-    (extract(epoch FROM claimed.cancel_requested_at) * 1000000)::bigint AS cancel_requested_at,
+    (extract(epoch FROM CASE WHEN claimed.cancel_requested_at < first THEN first
+        WHEN claimed.cancel_requested_at > last THEN last
+        ELSE claimed.cancel_requested_at END) * 1000000)::bigint AS cancel_requested_at,
     (extract(epoch FROM claimed.finalized_at) * 1000000)::bigint AS finalized_at,
-    (extract(epoch FROM claimed.created_at) * 1000000)::bigint AS created_at,
+    (extract(epoch FROM CASE WHEN claimed.created_at < first THEN first
+        WHEN claimed.created_at > last THEN last
+        ELSE claimed.created_at END) * 1000000)::bigint AS created_at,
     event.subject AS event_subject,
     event.body AS event_body,
     event.metadata AS event_metadata,
     event.idempotency_key AS event_idempotency_key,
     event.xid::text::bigint AS event_xid,
-    (extract(epoch FROM event.schedule_at) * 1000000)::bigint AS event_schedule_at,
-    (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
-FROM (SELECT) AS always
+    (extract(epoch FROM CASE WHEN event.schedule_at < first THEN first
+        WHEN event.schedule_at > last THEN last
+        ELSE event.schedule_at END) * 1000000)::bigint AS event_schedule_at,
+    (extract(epoch FROM CASE WHEN event.created_at < first THEN first
+        WHEN event.created_at > last THEN last
+        ELSE event.created_at END) * 1000000)::bigint AS event_created_at
+FROM (
+    SELECT '0002-01-01 00:00Z'::timestamptz, '9998-12-31 23:59:59.999999Z'::timestamptz
+) AS readable (first, last)
 LEFT JOIN claimed ON claimed.state IN (2, 3)
 LEFT JOIN LATERAL (  -- as in pull.sql
     SELECT * FROM kanthorq_django_event

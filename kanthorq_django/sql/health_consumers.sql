@@ -9,7 +9,7 @@ SELECT
     stuck.count AS stuck_count
 FROM kanthorq_django_consumer AS consumer,
     LATERAL (
-        SELECT min(schedule_at) AS since
+        SELECT min(greatest(schedule_at, '0002-01-01 00:00Z')) AS since  -- as in peek.sql
         FROM (
             (
                 SELECT schedule_at

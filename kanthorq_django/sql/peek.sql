@@ -29,9 +29,10 @@ SELECT
             ORDER BY event.xid, event.id
             LIMIT 1
         ) IS NOT NULL AS has_events,
-    -- Whose turn it is only a claim can tell; that one may be due is enough to try.
+    -- Whose turn it is only a claim can tell; that one may be due is enough to try. What SQL made due
+    -- before Python's times, say at -infinity, is told as due when they begin.
     (
-        SELECT (extract(epoch FROM task.schedule_at) * 1000000)::bigint
+        SELECT (extract(epoch FROM greatest(task.schedule_at, '0002-01-01 00:00Z')) * 1000000)::bigint
         FROM kanthorq_django_task AS task
         WHERE task.consumer_id = consumer.id
             AND task.turn_key IS NOT NULL AND task.state IN (1, 2, 102)
@@ -43,14 +44,16 @@ SELECT
     -- The first task that is due, or will be before the worker looks again. Finished tasks leave
     -- dead entries behind on both sides: where leases ended, below, and where leases of what was
     -- finished early would have ended, above. While somebody holds an old snapshot they stay, and
-    -- a look that did not know its bounds would wade through all of them.
+    -- a look that did not know its bounds would wade through all of them. A floor before
+    -- 1970 is the beginning: -infinity is none, and a multiple of an interval not exact so far back.
     (
-        SELECT (extract(epoch FROM task.schedule_at) * 1000000)::bigint
+        SELECT (extract(epoch FROM greatest(task.schedule_at, '0002-01-01 00:00Z')) * 1000000)::bigint
         FROM kanthorq_django_task AS task
         WHERE task.consumer_id = consumer.id
             AND task.state IN (1, 2, 3, 102) AND (task.turn_key IS NULL OR task.state = 3)
             AND task.state = ANY(%(states)s::smallint[])
-            AND task.schedule_at >= 'epoch'::timestamptz + asked.floor * interval '1 microsecond'
+            AND task.schedule_at >= CASE WHEN asked.floor > 0
+                THEN 'epoch'::timestamptz + asked.floor * interval '1 microsecond' ELSE '-infinity' END
             AND task.schedule_at <= statement_timestamp() + %(horizon)s::interval
         ORDER BY task.schedule_at, task.id
         LIMIT 1

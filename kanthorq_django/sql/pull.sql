@@ -155,7 +155,9 @@ SELECT
     ) THEN true ELSE ('another cluster, beyond ' || pg_current_snapshot()::text)::boolean END
         AS is_sane,
     -- Named: the server keeps the statement, and its columns may not change meanwhile. Moments
-    -- as microseconds since 1970: Python takes twenty times as long to read them as text.
+    -- as microseconds since 1970: Python takes twenty times as long to read them as text. Those that
+    -- we do not set ourselves may be any that SQL can write: those that Python cannot hold, and infinity,
+    -- are told as the nearest that it can, in every time zone. (CASE: greatest() would pass over NULL.)
     pulled.id,
     pulled.lease_epoch,
     pulled.state,
@@ -178,9 +180,15 @@ SELECT
     event.metadata AS event_metadata,
     event.idempotency_key AS event_idempotency_key,
     event.xid::text::bigint AS event_xid,
-    (extract(epoch FROM event.schedule_at) * 1000000)::bigint AS event_schedule_at,
-    (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
-FROM (SELECT) AS always
+    (extract(epoch FROM CASE WHEN event.schedule_at < first THEN first
+        WHEN event.schedule_at > last THEN last
+        ELSE event.schedule_at END) * 1000000)::bigint AS event_schedule_at,
+    (extract(epoch FROM CASE WHEN event.created_at < first THEN first
+        WHEN event.created_at > last THEN last
+        ELSE event.created_at END) * 1000000)::bigint AS event_created_at
+FROM (
+    SELECT '0002-01-01 00:00Z'::timestamptz, '9998-12-31 23:59:59.999999Z'::timestamptz
+) AS readable (first, last)
 LEFT JOIN progress ON true
 LEFT JOIN pulled ON pulled.state = 2
 -- One by one, and in the order of the primary key: a plan that the server made while there was hardly

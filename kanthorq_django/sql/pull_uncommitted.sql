@@ -60,9 +60,16 @@ SELECT
     event.metadata AS event_metadata,
     event.idempotency_key AS event_idempotency_key,
     event.xid::text::bigint AS event_xid,
-    (extract(epoch FROM event.schedule_at) * 1000000)::bigint AS event_schedule_at,
-    (extract(epoch FROM event.created_at) * 1000000)::bigint AS event_created_at
+    (extract(epoch FROM CASE WHEN event.schedule_at < first THEN first
+        WHEN event.schedule_at > last THEN last
+        ELSE event.schedule_at END) * 1000000)::bigint AS event_schedule_at,
+    (extract(epoch FROM CASE WHEN event.created_at < first THEN first
+        WHEN event.created_at > last THEN last
+        ELSE event.created_at END) * 1000000)::bigint AS event_created_at
 FROM pulled
+CROSS JOIN (
+    SELECT '0002-01-01 00:00Z'::timestamptz, '9998-12-31 23:59:59.999999Z'::timestamptz
+) AS readable (first, last)
 JOIN kanthorq_django_event AS event ON event.id = pulled.event_id
 WHERE pulled.state = 2
 ORDER BY pulled.id;

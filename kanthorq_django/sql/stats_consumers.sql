@@ -29,7 +29,7 @@ LEFT JOIN (
         count(*) FILTER (WHERE state = 101) AS completed,
         count(*) FILTER (WHERE state = -101) AS cancelled,
         count(*) FILTER (WHERE state = -102) AS discarded,
-        min(schedule_at) FILTER (
+        min(greatest(schedule_at, '0002-01-01 00:00Z')) FILTER (  -- as in peek.sql
             WHERE state IN (1, 2, 3, 102) AND schedule_at <= statement_timestamp()
         ) AS due_since,
         count(*) FILTER (

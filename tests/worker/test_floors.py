@@ -11,7 +11,7 @@ import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from kanthorq_django import sql
+from kanthorq_django import publish, sql
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.models.cursor import ALWAYS, peek
 from kanthorq_django.subscribers import sync
@@ -98,6 +98,21 @@ def test_a_worker_finds_what_is_due_since_long_ago():
     with working("late"):
         Task.objects.filter(pk=task.pk).update(schedule_at=Now() - HOUR)
         wait_for_state(TaskState.COMPLETED)
+
+
+@pytest.mark.parametrize("options", [{}, {"serialize": True}])
+@pytest.mark.parametrize("moment", ["-infinity", "4714-12-01 00:00+00 BC", "0003-01-01 00:00+00"])
+def test_a_worker_finds_what_sql_made_due_before_all_years(moment: str, options: dict[str, Any]):
+    accept("eternal", **options)
+    accept("innocent")
+    (consumer, innocent) = sync(["eternal", "innocent"])
+    publish("work.due", stream="work", resource_key="a")
+    consumer.pull_page(10)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE kanthorq_django_task SET schedule_at = %s::timestamptz", [moment])
+    work_off("eternal", "innocent")
+    for each in (consumer, innocent):
+        assert Task.objects.completed().filter(consumer=each).count() == 1
 
 
 def test_dead_entries_are_not_read_again_and_again():
