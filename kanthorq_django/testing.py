@@ -19,6 +19,7 @@ from psycopg.pq import TransactionStatus
 from kanthorq_django import signals, sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.quoting import quoted
+from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, lease
 from kanthorq_django.models.lease import Lease
@@ -106,7 +107,7 @@ class _Drain:
         else:
             leased += consumer.pull(BATCH_SIZE)
         # Also of what was just pulled and waits for its turn.
-        leased += consumer.claim(BATCH_SIZE)
+        leased += consumer.lease_due(BATCH_SIZE, CLAIMABLE)
         subscription = find(consumer.name)
         return [Flight(each, subscription, time.monotonic()) for each in leased]
 

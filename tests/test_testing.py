@@ -735,6 +735,32 @@ def test_drain_handles_an_event_once_even_if_its_task_is_deleted():
     assert handled == [event.pk for event in events]
 
 
+@pytest.mark.usefixtures("is_committed")
+@pytest.mark.parametrize("serialize", [True, False])
+def test_drain_nacks_a_task_whose_event_was_deleted_and_handles_the_others(*, serialize: bool):
+    handled = []
+
+    @subscribe("order.>", stream="kit", consumer="kit", serialize=serialize)
+    def handle(message):
+        handled.append(message.event.pk)
+
+    due_at = timezone.now() + timedelta(hours=1)
+    events = [
+        publish("order.paid", stream="kit", resource_key=key, schedule_at=due_at) for key in "abc"
+    ]
+    assert drain("kit") == 0
+    Task.objects.update(schedule_at=Now())
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM kanthorq_django_event WHERE id = %s", [events[0].pk])
+
+    assert drain("kit") == 3
+    assert handled == [event.pk for event in events[1:]]
+    assert Task.objects.completed().count() == 2
+    (failed,) = Task.objects.retryable()
+    assert failed.event_id == events[0].pk
+    assert "DoesNotExist" in failed.attempted_errors[-1]["error"]
+
+
 @pytest.mark.django_db
 def test_drain_ends_when_the_test_is_interrupted():
     @subscribe("order.>", stream="kit", consumer="kit")
