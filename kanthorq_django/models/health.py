@@ -180,6 +180,16 @@ def _lag(patient: _Patient) -> Verdict:
     return _oldest("unread events", lags, patient.limits.lag)
 
 
+def _declared(patient: _Patient) -> Verdict:
+    unknown = sorted(patient.declared - {row.name for row in patient.consumers})
+    if unknown:
+        return False, (
+            f"not known to the database: {', '.join(unknown)}; start a worker, or run "
+            "manage.py kanthorq sync"
+        )
+    return True, "every consumer that code declares is known to the database"
+
+
 def _orphans(patient: _Patient) -> Verdict:
     waiting = [
         row.name
@@ -261,6 +271,7 @@ CHECKS: dict[str, Callable[[_Patient], Verdict]] = {
     "stuck": _stuck,
     "due": _due,
     "lag": _lag,
+    "declared": _declared,
     "orphans": _orphans,
     "notifications": _notifications,
     "transactions": _transactions,

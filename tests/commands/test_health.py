@@ -107,6 +107,24 @@ def test_a_consumer_far_behind_its_stream_is_found(consumer: Consumer):
     assert kanthorq("health", "--max-lag", "2h").status == 0
 
 
+@pytest.mark.usefixtures("worker", "consumer")
+def test_a_declared_consumer_that_the_database_does_not_know_is_found():
+    for name in ("parcels", "books"):
+        subscribe("order.>", stream="orders", consumer=name)(lambda message: None)
+
+    what = "not known to the database: books, parcels"
+    assert failed() == {"declared": f"{what}; start a worker, or run manage.py kanthorq sync"}
+    assert kanthorq("health", "--skip", "declared").status == 0
+
+    kanthorq("sync")
+    assert failed() == {}
+
+
+def test_what_is_declared_is_looked_at_right_before_orphans():
+    names = list(CHECKS)
+    assert names[names.index("declared") + 1] == "orphans"
+
+
 @pytest.mark.usefixtures("worker")
 def test_work_for_a_consumer_without_code_is_found_once():
     TaskFactory.create(consumer__name="bygone", schedule_at=LONG)
