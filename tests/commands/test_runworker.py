@@ -18,7 +18,7 @@ from django.conf import settings
 from django.core.management import CommandError, call_command, execute_from_command_line
 
 from kanthorq_django import publish, publish_many, subscribe
-from kanthorq_django.domain.subscriptions import Registry
+from kanthorq_django.domain.subscriptions import Registry, registry
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
 from kanthorq_django.subscribers import sync
@@ -121,6 +121,39 @@ def test_without_names_it_runs_all_consumers(declared: Registry):
     assert set(Consumer.objects.values_list("name", flat=True)) == {"one", "two"}
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--except", "two,three"], ["--except", "two", "--except=three"], ["--except=two,three,two"]],
+    ids=" ".join,
+)
+def test_it_runs_all_consumers_except_some(declared: Registry, arguments: list[str]):
+    declared._subscriptions = {}
+    for name in ("one", "two", "three", "four"):
+        subscribe("work.>", stream="work", consumer=name)(lambda message: None)
+    publish("work.due", stream="work")
+
+    said = run("--burst", *arguments)
+    assert "Working for four, one: " in said
+    assert "Handled 2 tasks." in said
+    assert set(Consumer.objects.values_list("name", flat=True)) == {"one", "four"}
+
+
+def test_several_processes_leave_out_what_is_excepted():
+    names = sorted(subscription.consumer for subscription in registry.all())
+    with runworker("--processes", 2, "--except", ",".join(names[1:])) as worker:
+        worker.wait_until_started(2)
+        assert [row.consumers for row in Worker.objects.all()] == [[names[0]]] * 2
+
+
+def test_without_any_consumer_left_it_refuses_to_work_for_all(declared: Registry):
+    declared._subscriptions = {}
+    subscribe("work.>", stream="work", consumer="one")(lambda message: None)
+
+    with pytest.raises(CommandError, match="--except leaves no consumer to work for"):
+        run("--burst", "--except", "one")
+    assert not Consumer.objects.exists()
+
+
 def test_every_option_reaches_the_worker():
     publish_many([Event(subject="entry.made") for _ in range(9)], stream="ledger")
     options = "--concurrency 2 --batch-size 2 --poll-interval 0.5 --no-listen --max-tasks 4"
@@ -134,6 +167,14 @@ def test_every_option_reaches_the_worker():
     ("arguments", "status", "fact"),
     [
         (["atomik"], 1, "No subscriber declares the consumer 'atomik'; did you mean 'atomic'?"),
+        (
+            ["--except", "atomik"],
+            1,
+            "No subscriber declares the consumer 'atomik'; did you mean 'atomic'?",
+        ),
+        (["--except", "atomic,"], 1, "No subscriber declares the consumer ''; known: "),
+        (["--except"], 2, "argument --except: expected one argument"),
+        (["atomic", "--except", "async"], 1, "Name consumers or leave some out with --except"),
         (["--concurrency", 0], 1, "concurrency must be 1 to 1000, not 0."),
         (["--concurrency", 1_000_000], 1, "concurrency must be 1 to 1000, not 1000000."),
         (["--concurrency", "many"], 2, "argument --concurrency: invalid int value: 'many'"),

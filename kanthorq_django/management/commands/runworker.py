@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -37,6 +39,15 @@ class Command(BaseCommand):
         add = parser.add_argument
         add("consumers", nargs="*", metavar="CONSUMER", help="only these; all by default")
         add(
+            "--except",
+            dest="excepted",
+            type=_names,
+            action="extend",
+            default=[],
+            metavar="A,B",
+            help="all but these; repeatable",
+        )
+        add(
             "--concurrency",
             type=int,
             help="handlers at a time in one process, plain and async ones each",
@@ -54,6 +65,8 @@ class Command(BaseCommand):
     def handle(self, *, processes: int, reload: bool, **options: Any) -> None:
         if not 1 <= processes <= PROCESSES_LIMIT:
             raise CommandError(f"--processes must be 1 to {PROCESSES_LIMIT}, not {processes}.")
+        if options["consumers"] and options["excepted"]:
+            raise CommandError("Name consumers or leave some out with --except, not both.")
         if reload and options["burst"]:
             raise CommandError("--reload waits for changes for ever; leave out --burst.")
         given = {
@@ -62,24 +75,27 @@ class Command(BaseCommand):
             if options.get(name) is not None
         }
         given["consumers"] = tuple(options["consumers"])
+        excepted: list[str] = options["excepted"]
         if settings.DEBUG:
             self.stderr.write(
                 self.style.WARNING("DEBUG is on: each connection remembers its queries in memory.")
             )
         if reload:
-            autoreload.run_with_reloader(self._work_until_reload, processes, given)
+            autoreload.run_with_reloader(self._work_until_reload, processes, given, excepted)
         else:
-            self._work(processes, given)
+            self._work(processes, given, excepted)
 
-    def _work_until_reload(self, processes: int, given: dict[str, Any]) -> None:
+    def _work_until_reload(
+        self, processes: int, given: dict[str, Any], excepted: list[str]
+    ) -> None:
         autoreload.raise_last_exception()  # of a subscriber's import
         try:
-            self._work(processes, given)
+            self._work(processes, given, excepted)
         except CommandError as error:
             # The next change of the code may mend it.
             self.stderr.write(self.style.ERROR(str(error)))
 
-    def _work(self, processes: int, given: dict[str, Any]) -> None:
+    def _work(self, processes: int, given: dict[str, Any], excepted: list[str]) -> None:
         alias = router.db_for_write(Consumer)
         with one_sentence(alias):
             options = WorkerOptions(**given)
@@ -89,6 +105,8 @@ class Command(BaseCommand):
                 )
             if connections[alias].vendor != "postgresql":
                 raise CommandError(f"The database {alias!r} is not PostgreSQL.")
+            if excepted:
+                options = replace(options, consumers=_all_but(excepted))
             self._announce(options, processes, alias)
             if processes > 1:
                 self._supervise(options, processes, alias)
@@ -121,6 +139,15 @@ class Command(BaseCommand):
         patience = supervisor.patience + GRACE
         with stop_on_signals(supervisor.stop, patience=patience, at_once=supervisor.kill):
             supervisor.run()
+
+
+def _all_but(excepted: Iterable[str]) -> tuple[str, ...]:
+    left_out = {find(name).consumer for name in excepted}
+    names = (subscription.consumer for subscription in registry.all())
+    if not (left := tuple(name for name in names if name not in left_out)):
+        # An empty choice would mean all of them.
+        raise CommandError("--except leaves no consumer to work for.")
+    return left
 
 
 def _seconds(text: str) -> timedelta:
