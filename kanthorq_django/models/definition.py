@@ -250,4 +250,7 @@ def _moment(name: str, given: object) -> datetime:
             return moment.astimezone(UTC)
     except Exception:  # noqa: BLE001, S110  # no moment, or one of a zone that is foreign code
         pass
-    raise InvalidSchedule(f"{name} takes aware datetimes, not {quoted(given)}.")
+    raise InvalidSchedule(
+        f"{name} takes aware datetimes, not {quoted(given)}; such as "
+        "datetime(2026, 1, 5, 9, tzinfo=ZoneInfo('Europe/Berlin'))."
+    )
