@@ -22,7 +22,10 @@ from kanthorq_django.worker.warden import Bounded
 MICROSECONDS = 1_000_000  # of a second
 LOOK_EVERY = 0.1  # seconds at most that guesses stand for looks
 GUESSES_MAX = 3  # consumers that pull without a look
-TURNS_AGAIN = 0.05  # seconds until turns are looked for that other workers may have freed
+MOMENT = 0.001  # seconds: what was to be waited for is over, but for the look that finds it
+PAUSE_FIRST, PAUSE_LONGEST = 0.05, 1.0  # seconds, where others are at the same rows
+# Seconds until turns are looked for that other workers may have freed; more when there are none.
+TURNS_AGAIN = 0.05
 
 
 class Look(NamedTuple):
@@ -80,12 +83,16 @@ class Puller:
         # fewer, and leased them.
         self._has_more = self._has_all = False
         self._has_due = False  # as far as the last look saw
+        self._looked_at = -math.inf
         self._guessing_since = math.inf  # without a look
         self._refusals: dict[int, PullRefused] = {}
         self._declared = {consumer.pk: _filters(consumer) for consumer in consumers}
         self._noticed = dict(self._declared)
-        longest = min(1.0, options.poll_interval.total_seconds())
+        longest = min(PAUSE_LONGEST, options.poll_interval.total_seconds())
         self._pauses = {consumer.pk: _Pause(consumer, longest) for consumer in consumers}
+        self._turns_again = {
+            consumer.pk: Backoff("", first=TURNS_AGAIN, longest=longest) for consumer in consumers
+        }
 
     @property
     def refusals(self) -> list[PullRefused]:
@@ -102,6 +109,7 @@ class Puller:
             if consumer.name == name:
                 self._freed_count += 1
                 self._pauses[consumer.pk].relent()
+                self._turns_again[consumer.pk].reset()
                 self._no_turns.pop(consumer.pk, None)
 
     def look(self, *, is_quiet: bool) -> dict[int, Look]:
@@ -110,6 +118,7 @@ class Puller:
         ``is_quiet``: this worker held no lease before the look.
         """
         self._is_quiet, self._guessing_since = is_quiet, math.inf
+        self._looked_at = time.monotonic()
         floors = self._floors.begin()
         with self._bounded(connections[self._using]):
             rows = peek(
@@ -189,9 +198,19 @@ class Puller:
     def rest(self, looks: Mapping[int, Look]) -> float:
         """Return in how many seconds known work can be fetched; infinite when there is none."""
         waits = [
-            self._pauses[pk].seconds if look.has_work else look.due_in for pk, look in looks.items()
+            self._left_alone(pk) if look.has_work else look.due_in for pk, look in looks.items()
         ]
         return min((wait for wait in waits if wait), default=math.inf)
+
+    def _left_alone(self, pk: int) -> float:
+        """Return for how many seconds nothing is asked of a consumer that had work at the look.
+
+        0 for one that there was no room for: who makes room wakes the worker.
+        """
+        until, paused = self._no_turns.get(pk, -math.inf), self._pauses[pk].seconds
+        if until <= self._looked_at:  # not for want of turns
+            return paused
+        return max(paused, until - time.monotonic(), MOMENT)
 
     def fetch(self, consumer: Consumer, look: Look, demand: Demand) -> Iterator[Haul]:
         """Lease what ``demand`` wants: old obligations and new events take turns to come first.
@@ -217,11 +236,17 @@ class Puller:
             if haul is not None:
                 has_progressed = True
                 yield haul
-        # Where a key became free meanwhile, others at its rows are no reason to wait; nor is an
-        # event that they were faster to pull, or what there was no room for.
-        has_progressed |= is_full or look.is_guess or freed_count != self._freed_count
+        has_progressed |= is_full or self._is_explained(consumer, look, freed_count)
         if has_tried:
             self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
+
+    def _is_explained(self, consumer: Consumer, look: Look, freed_count: int) -> bool:
+        """Tell whether nothing was had though nobody is at the consumer's rows.
+
+        Others were faster to pull an event, a key became free meanwhile, or all turns are given.
+        """
+        was_faster = look.is_guess or freed_count != self._freed_count
+        return was_faster or self._without_turns(consumer.pk) > 0
 
     def _steps(self, consumer: Consumer, look: Look, demand: Demand) -> Sequence[_Step]:
         due_tasks = functools.partial(demand.of_due_tasks, self._options.claims)
@@ -251,8 +276,10 @@ class Puller:
         if consumer.turns.were_all_given and freed_count == self._freed_count:
             # A burst does not wait for keys that others have, or whose first task waits itself.
             is_over = self._options.burst and self._is_quiet and not leased
-            until = math.inf if is_over else time.monotonic() + TURNS_AGAIN
-            self._no_turns[consumer.pk] = until
+            again_in = self._turns_again[consumer.pk].grow()
+            self._no_turns[consumer.pk] = math.inf if is_over else time.monotonic() + again_in
+        if leased:
+            self._turns_again[consumer.pk].reset()
         return leased or None
 
     def _pull(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
@@ -315,7 +342,7 @@ class _Pause:
     """How long a consumer is left alone."""
 
     def __init__(self, consumer: Consumer, longest: float) -> None:
-        self._contention = Backoff("", first=0.05, longest=longest)
+        self._contention = Backoff("", first=PAUSE_FIRST, longest=longest)
         self._failure = Backoff(f"consumer {consumer.name}", first=0.5)
         self._until = 0.0
         self._is_contended = False

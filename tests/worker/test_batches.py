@@ -19,7 +19,7 @@ from kanthorq_django.testing import drain
 from kanthorq_django.worker import puller
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
-from tests.worker.working import PATIENCE, announce, work_off, working
+from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -294,6 +294,28 @@ def test_the_rest_of_a_key_follows_a_group_at_once(monkeypatch: pytest.MonkeyPat
     publish_keys(*["a"] * 8)
     with working("grouped"):
         wait_until(lambda: Task.objects.completed().count() == 8, PATIENCE)
+
+
+def test_a_key_that_waits_for_a_handler_of_ours_delays_no_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(puller, "PAUSE_FIRST", 3_600.0)
+    monkeypatch.setattr(puller, "PAUSE_LONGEST", 3_600.0)
+    gate, is_inside = threading.Event(), threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="keyed", serialize=True)
+    def handle(message: Message) -> None:
+        if message.event.resource_key == "busy":
+            is_inside.set()
+            gate.wait(PATIENCE)
+
+    publish_keys("busy", "busy")
+    with working("keyed", poll_interval=timedelta(minutes=1), listen=True) as loop:
+        assert is_inside.wait(PATIENCE)
+        (again,) = loop._puller._turns_again.values()
+        # A claim that came with a pull has found no turn to give, and one of its own.
+        wait_until(lambda: again._wait > 2 * puller.TURNS_AGAIN, PATIENCE)
+        publish_keys("free")
+        wait_for_state(TaskState.COMPLETED, resource_key="free")
+        gate.set()
 
 
 def test_a_group_goes_on_in_order_after_a_failure():
