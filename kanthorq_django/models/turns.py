@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
 
 KEYS_PER_TASK = 4  # keys looked at for each task that is wanted; busy ones yield none
+REACH_GROWTH = 4  # from a look that found nothing to the next
 
 
 class Serialize(models.TextChoices):
@@ -83,14 +84,16 @@ def present_turn_key() -> Case:
 
 def _walk(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
     """Look behind ``after_key``, and on behind keys that are all busy, until the keys end."""
-    found = _look(consumer, after_key, limit)
+    reach = 1
+    found = _look(consumer, after_key, limit, reach)
     while not found and consumer.turns.served_key:
-        found = _look(consumer, consumer.turns.served_key, limit)
+        reach *= REACH_GROWTH
+        found = _look(consumer, consumer.turns.served_key, limit, reach)
     return found
 
 
-def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
-    keys_max = max(limit * KEYS_PER_TASK, 100)
+def _look(consumer: "Consumer", after_key: str, limit: int, reach: int) -> list[int]:
+    keys_max = max(limit * KEYS_PER_TASK, 100) * reach
     rows: list[Any] = sql.rows(
         consumer.using,
         "turns",
@@ -100,6 +103,9 @@ def _look(consumer: "Consumer", after_key: str, limit: int) -> list[int]:
             "is_strict": consumer.serialize == Serialize.STRICT,
             "per_key": consumer.turns.group_size,
             "keys_max": keys_max,
+            # More of what is due than of keys, as it is read faster: once it is all, no key of a
+            # task for later is looked at any more.
+            "due_max": keys_max * reach,
             "limit": limit,
         },
     )

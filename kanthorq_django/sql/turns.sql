@@ -2,6 +2,7 @@
 -- consumer's lock, so nobody else starts one meanwhile. Jumps from key to key through the
 -- index, starting after the key that was served last, so that no key is passed over for long. Where
 -- few tasks are due it takes their keys alone: those of tasks for later may be hundreds of thousands.
+-- How many are few the caller says: of one busy key more may be due than keys are looked at.
 -- A key is busy while one of its tasks has a live lease. Otherwise its first due task is next;
 -- strictly, a task that waits for its retry keeps the ones behind it waiting as well.
 WITH RECURSIVE due AS MATERIALIZED (
@@ -11,14 +12,14 @@ WITH RECURSIVE due AS MATERIALIZED (
         AND turn_key IS NOT NULL AND state IN (1, 2, 102)
         AND schedule_at <= statement_timestamp()
     ORDER BY schedule_at
-    LIMIT %(keys_max)s
+    LIMIT %(due_max)s
 ),
 walked (turn_key, position) AS (
     (
         SELECT turn_key, 1
         FROM kanthorq_django_task
         WHERE consumer_id = %(consumer_id)s AND turn_key > %(after_key)s AND state IN (1, 2, 102)
-            AND (SELECT count(*) FROM due) = %(keys_max)s
+            AND (SELECT count(*) FROM due) = %(due_max)s
         ORDER BY turn_key
         LIMIT 1
     )
@@ -41,8 +42,13 @@ keys (turn_key, position) AS (
     SELECT turn_key, position FROM walked WHERE turn_key IS NOT NULL
     UNION ALL
     SELECT turn_key, row_number() OVER (ORDER BY turn_key)
-    FROM (SELECT DISTINCT turn_key FROM due WHERE turn_key > %(after_key)s) AS few
-    WHERE (SELECT count(*) FROM due) < %(keys_max)s
+    FROM (
+        SELECT DISTINCT turn_key
+        FROM due
+        WHERE turn_key > %(after_key)s AND (SELECT count(*) FROM due) < %(due_max)s
+        ORDER BY turn_key
+        LIMIT %(keys_max)s
+    ) AS few
 ),
 next AS (
     SELECT keys.turn_key, keys.position, head.place, head.id, head.is_ready

@@ -39,6 +39,16 @@ def events_of(tasks: list[Task]) -> list[object]:
     return [task.event_id for task in tasks]
 
 
+def index_scans() -> int:
+    """Return how often this transaction has gone through an index of tasks."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute(
+            "SELECT idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'kanthorq_django_task'"
+        )
+        (count,) = cursor.fetchone()
+    return int(count)
+
+
 @pytest.fixture(params=[Serialize.ON, Serialize.STRICT])
 def consumer(request) -> Consumer:
     return ConsumerFactory.create(serialize=request.param.value)
@@ -116,9 +126,13 @@ def test_keys_take_turns_when_there_is_little_room(consumer):
     assert served == list("abcabcabc")
 
 
-@pytest.mark.parametrize("tasks_per_key", [1, 2], ids=["few are due", "many are due"])
-def test_a_ready_task_is_found_behind_many_busy_keys(consumer, tasks_per_key):
-    publish_keys(consumer, *[f"busy-{number:03}" for number in range(150)] * tasks_per_key)
+@pytest.mark.parametrize(
+    ("keys", "tasks_per_key"),
+    [(150, 1), (150, 2), (600, 2), (150, 12)],
+    ids=["few are due", "many are due", "many keys are due", "too many are due to read them"],
+)
+def test_a_ready_task_is_found_behind_many_busy_keys(consumer, keys, tasks_per_key):
+    publish_keys(consumer, *[f"busy-{number:03}" for number in range(keys)] * tasks_per_key)
     while claimed(consumer):
         pass
     (ready,) = publish_keys(consumer, "ready")
@@ -135,6 +149,24 @@ def test_the_keys_of_tasks_for_later_are_not_gone_through(consumer):
         assert claimed(consumer, 10) == []
     looks = [query for query in captured if "Whose turn is it" in query["sql"]]
     assert len(looks) == 2
+
+
+@pytest.mark.parametrize("due_count", [300, 3_000])
+def test_nor_are_they_where_one_key_has_a_backlog_and_no_turn(consumer, due_count):
+    later_keys = [f"later-{number:04}" for number in range(5_000)]
+    publish_keys(consumer, *later_keys)
+    Task.objects.update(schedule_at=Now() + timedelta(days=1))
+    publish_keys(consumer, *["backlog"] * due_count)
+    (first,) = claimed(consumer)
+    if consumer.serialize == Serialize.STRICT:
+        failed = lease.Failed(Failure("no"), timedelta(minutes=5))
+        lease.nack({first.lease: failed}, consumer.using)
+    (ready,) = publish_keys(consumer, "ready")
+    for expected in ([ready.pk], []):
+        with transaction.atomic():
+            before = index_scans()
+            assert events_of(claimed(consumer, 10)) == expected
+            assert index_scans() - before < len(later_keys)
 
 
 def test_no_more_groups_are_leased_than_calls_are_wanted(consumer):
