@@ -86,7 +86,7 @@ def run_apart(
     run, where they cannot be bound: as one text they would be one transaction.
     The connection has to be outside of any transaction.
     """
-    session = _session_to_bind(connection, statements, is_lasting=False)
+    session = _session_to_bind(connection, statements, may_learn=False)
     raw = connection.connection
     if session is None or not raw.autocommit:
         return None
@@ -102,9 +102,16 @@ def run_apart(
 
 
 def _session_to_bind(
-    connection: BaseDatabaseWrapper, statements: Sequence[Statement], *, is_lasting: bool
+    connection: BaseDatabaseWrapper,
+    statements: Sequence[Statement],
+    *,
+    is_lasting: bool = False,
+    may_learn: bool = True,
 ) -> Session | None:
-    """Make sure of a connection; return what is known of it, None where nothing may be bound."""
+    """Make sure of a connection; return what is known of it, None where nothing may be bound.
+
+    Whether it may is learnt in the course of some uses, of which this is one if it ``may_learn``.
+    """
     connection.close_if_health_check_failed()
     connection.ensure_connection()  # refuses to block an event loop, and what tests forbid
     connection.validate_thread_sharing()
@@ -112,6 +119,8 @@ def _session_to_bind(
     if not any(statement.is_repeated for statement in statements):
         return None
     session = session_of(connection.connection)
+    if session.is_direct is None and not may_learn:
+        return None
     return session if may_bind(connection, session, is_lasting=is_lasting) else None
 
 

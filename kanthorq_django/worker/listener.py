@@ -110,7 +110,10 @@ class Listener:
                 selector.select(SLICE)
 
     def _hear(self, connection: BaseDatabaseWrapper, call: "_Call") -> None:
-        """Pass on what has arrived, first of all: psycopg's notifies() does much before it does."""
+        """Pass on what has arrived.
+
+        By libpq's own calls: psycopg's notifies() takes longer until it yields the first.
+        """
         pgconn = connection.connection.pgconn
         pgconn.consume_input()
         while heard := pgconn.notifies():

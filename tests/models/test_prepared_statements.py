@@ -56,6 +56,20 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("lone_after", [3600, -1])
+def test_a_connection_is_asked_about_when_it_has_been_used_often_enough(
+    monkeypatch: pytest.MonkeyPatch, lone_after: float
+):
+    monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
+    publish("order.created")  # the process knows whom to tell from now on
+    connection.close()
+    for _ in range(USES_BEFORE - 1):
+        publish("order.created")
+    assert kept() == set()
+    publish("order.created")
+    assert kept() != set()
+
+
 def test_what_is_repeated_is_kept_by_the_server():
     publish_often()
     assert any("Insert one event" in statement for statement in kept())
