@@ -22,6 +22,7 @@ from django.utils.asyncio import async_unsafe
 from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import states
+from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.retry import Polynomial, check_delay
@@ -188,10 +189,7 @@ class Message:
         """Do what ``extend()`` does, from a coroutine."""
         await sync_to_async(self.extend)(duration)
 
-    _verb: Any
-    for _verb in (ack, nack, extend, aack, anack, aextend):
-        _verb.alters_data = True  # or a template might call it
-    del _verb
+    alters_data(ack, nack, extend, aack, anack, aextend)
 
     def retry_delay(self) -> timedelta:
         """Return how long the consumer's retry policy lets the next attempt wait."""

@@ -14,6 +14,7 @@ from django.db import connections, models, transaction
 from django.db.models.functions import Now
 from django.db.transaction import TransactionManagementError
 
+from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.failures import one_line
 from kanthorq_django.exceptions import AuditIsAppendOnly
 from kanthorq_django.models.fields import CreatedAtField
@@ -47,11 +48,8 @@ class OperatorActionQuerySet(models.QuerySet["OperatorAction"]):
 
     bulk_update = update
 
-    _verb: Any
-    for _verb in (prune, update, delete):
-        _verb.alters_data = True
-    delete.queryset_only = True  # type: ignore[attr-defined]  # as Django's own
-    del _verb
+    alters_data(prune, update)
+    alters_data(delete, queryset_only=True)  # as Django's own
 
 
 class OperatorAction(models.Model):

@@ -25,6 +25,7 @@ from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.amounts import counted, plural
+from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
@@ -287,14 +288,11 @@ class Consumer(models.Model):
     async def areset(self, event_ids: Iterable[UUID | str]) -> Outcome:
         return await sync_to_async(self.reset)(event_ids)
 
-    _verb: Any
-    for _verb in (
+    alters_data(
         *(pull, pull_page, claim, lease_due),
         *(cancel, resume, release, reset, acancel, aresume, arelease, areset),
         delete,
-    ):
-        _verb.alters_data = True
-    del _verb
+    )
 
     def _claim_in_turn(self, limit: int, states: list[TaskState], floor: int) -> sql.Result:
         if self.serialize == Serialize.OFF:

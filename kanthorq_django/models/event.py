@@ -16,6 +16,7 @@ from django.utils.asyncio import async_unsafe
 
 from kanthorq_django import signals
 from kanthorq_django.conf import Settings, get_settings
+from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import (
@@ -78,11 +79,8 @@ class EventQuerySet(models.QuerySet["Event"]):
         with undelivered(self.order_by().values("stream"), self.db):
             return super().delete()
 
-    _verb: Any
-    for _verb in (publish, bulk_create, update, delete):
-        _verb.alters_data = True
-    delete.queryset_only = True  # type: ignore[attr-defined]
-    del _verb
+    alters_data(publish, bulk_create, update)
+    alters_data(delete, queryset_only=True)
 
 
 class Event(SealableModel):

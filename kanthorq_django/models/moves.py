@@ -12,6 +12,7 @@ from django.db.models.functions import Now
 from django.db.models.sql import Query
 from django.dispatch import Signal
 
+from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import Move, TaskState
 from kanthorq_django.models.isolation import together, undeadlocked
@@ -42,8 +43,7 @@ def bulk_verb(
             raise TypeError(f"Cannot {verb.__name__} a query after .distinct(*fields).")
         return verb(self, *args, **kwargs)
 
-    refuse_parts.alters_data = True  # type: ignore[attr-defined]
-    refuse_parts.queryset_only = True  # type: ignore[attr-defined]
+    alters_data(refuse_parts, queryset_only=True)
     return cast("Callable[Concatenate[QS, P], Outcome]", refuse_parts)
 
 

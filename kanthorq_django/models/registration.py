@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from django.db import models
 
 from kanthorq_django import sql
+from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.moments import readable
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
@@ -98,7 +99,4 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         with unread(self):
             return super().delete()
 
-    _verb: Any = delete
-    _verb.alters_data = True
-    _verb.queryset_only = True
-    del _verb
+    alters_data(delete, queryset_only=True)

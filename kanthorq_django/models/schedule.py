@@ -19,6 +19,7 @@ from django.db import connections, models, router
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
@@ -112,11 +113,7 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
     async def aresume(self) -> Outcome:
         return await sync_to_async(self.resume)()
 
-    _verb: Any
-    for _verb in (acancel, aresume):
-        _verb.alters_data = True
-        _verb.queryset_only = True
-    del _verb
+    alters_data(acancel, aresume, queryset_only=True)
 
     def publish_due(self) -> int:
         """Publish the occurrences that are due; return how many events that made.

@@ -17,6 +17,7 @@ from django.db.models.functions import Coalesce, Now
 
 from kanthorq_django import signals
 from kanthorq_django.domain import states
+from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import CLAIMABLE, FINAL, TaskState
 from kanthorq_django.exceptions import UnguardedMove
@@ -171,10 +172,7 @@ class TaskQuerySet(MovableQuerySet["Task"]):
     async def areset(self) -> Outcome:
         return await sync_to_async(self.reset)()
 
-    for _twin in (acancel, aresume, arelease, areset):
-        _twin.alters_data = True  # type: ignore[attr-defined]
-        _twin.queryset_only = True  # type: ignore[attr-defined]
-    del _twin
+    alters_data(acancel, aresume, arelease, areset, queryset_only=True)
 
 
 class Task(GuardedModel):
