@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -75,10 +76,12 @@ def execute_together(flight: Flight, others: Iterator[Flight]) -> tuple[list[End
     is_careful = time.monotonic() < _careful_until.get(subscription.consumer, 0.0)
     run = _run_in_savepoints if is_careful else _run_in_one
     begun: list[Flight] = []
+    first_hooks: list[int] = []  # of each that has begun, by their places
     try:
         with transaction.atomic(using=using):
-            results, failed = run(_in_time(flight, others, begun), _Opened.by(using))
-            _keep_hooks_apart(begun, using)
+            flights = _noting_hooks(_in_time(flight, others, begun), first_hooks, using)
+            results, failed = run(flights, _Opened.by(using))
+            _keep_hooks_apart(begun, first_hooks, using)
             _ack_and_commit(results, using)
     except BaseException as error:  # noqa: BLE001  # as in execute()
         if not begun:  # the transaction itself could not be begun
@@ -239,19 +242,29 @@ class _Opened(NamedTuple):
         raise KanthorqError(REPLACED)
 
 
-def _keep_hooks_apart(flights: Sequence[Flight], using: str) -> None:
+def _noting_hooks(
+    flights: Iterable[Flight], first_hooks: list[int], using: str
+) -> Iterator[Flight]:
+    """Yield flights; note where in the block's hooks those of each begin."""
+    for flight in flights:
+        first_hooks.append(len(connections[using].run_on_commit))
+        yield flight
+
+
+def _keep_hooks_apart(flights: Sequence[Flight], first_hooks: Sequence[int], using: str) -> None:
     """Let a hook that raises or exits not keep those of other tasks from running."""
     hooks: list[Any] = connections[using].run_on_commit
+    owners = [flights[bisect_right(first_hooks, place) - 1] for place in range(len(hooks))]
     hooks[:] = [
-        (savepoints, functools.partial(_run_apart, hook, flights), True)
-        for savepoints, hook, _ in hooks
+        (savepoints, functools.partial(_run_apart, hook, owner), True)
+        for (savepoints, hook, _), owner in zip(hooks, owners, strict=True)
     ]
 
 
-def _run_apart(hook: Callable[[], object], flights: Sequence[Flight]) -> None:
+def _run_apart(hook: Callable[[], object], flight: Flight) -> None:
     """Run a hook of ``transaction.on_commit()``; Django would let pass what is no Exception."""
     try:
-        with _counting_hops(flights):  # whose it is nobody knows
+        with _counting_hops([flight]):
             hook()
     except BaseException:
         logger.exception("A hook of a committed transaction, %s, failed.", name_of(hook))

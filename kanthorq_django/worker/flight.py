@@ -8,12 +8,14 @@ from datetime import timedelta
 from kanthorq_django.domain.subscriptions import Handler, Subscription
 from kanthorq_django.domain.verdicts import Snooze
 from kanthorq_django.message import Message, Stop
-from kanthorq_django.models import Task
+from kanthorq_django.models import Consumer, Task
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.leased import Leased
 
 # Before what this worker's code, older or newer, does not know of is offered again.
 ELSEWHERE = timedelta(seconds=30)
+# Leases after which nobody else seems to know of it either: some ten minutes.
+LEASES_MAX = 20
 
 
 class Flight:
@@ -53,11 +55,16 @@ class Flight:
             raise Snooze(ELSEWHERE)
         return self.subscription.cancel_handler
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the code of this worker subscribes to the subject; True where nobody can tell."""
+    def is_for_others(self, consumer: Consumer) -> bool:
+        """Tell whether the filters of ``consumer`` select the subject, and those of our code not.
+
+        Never where its key has an order to keep, in which it would lose its place.
+        """
         subject = self.leased.subject
-        return subject is None or self.subscription.selects(subject)
+        if subject is None or self.subscription.selects(subject):
+            return False
+        is_free = self.subscription.serialize != "strict" and self.lease.epoch <= LEASES_MAX
+        return is_free and consumer.selects(subject)
 
     @property
     def is_async(self) -> bool:

@@ -255,8 +255,9 @@ class WorkerLoop:
         flights = [Flight(leased, subscription, haul.asked_at) for leased in haul.leased]
         self._flights.add(flights)
         if self._puller.is_overruled(consumer):
-            self._hand_back([flight for flight in flights if not flight.is_known], ELSEWHERE)
-            flights = [flight for flight in flights if flight.is_known]
+            theirs = {id(flight) for flight in flights if flight.is_for_others(consumer)}
+            self._hand_back([flight for flight in flights if id(flight) in theirs], ELSEWHERE)
+            flights = [flight for flight in flights if id(flight) not in theirs]
         found = calls(flights, subscription)
         for kind, lane in self._lanes.items():
             if chosen := [call for call in found if call.is_async is kind]:

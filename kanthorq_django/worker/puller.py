@@ -236,17 +236,19 @@ class Puller:
             if haul is not None:
                 has_progressed = True
                 yield haul
-        has_progressed |= is_full or self._is_explained(consumer, look, freed_count)
+        has_progressed |= is_full or self._is_explained(consumer, look, freed_count, failure)
         if has_tried:
             self._pauses[consumer.pk].update(failure, has_progressed=has_progressed)
 
-    def _is_explained(self, consumer: Consumer, look: Look, freed_count: int) -> bool:
+    def _is_explained(
+        self, consumer: Consumer, look: Look, freed_count: int, failure: Exception | None
+    ) -> bool:
         """Tell whether nothing was had though nobody is at the consumer's rows.
 
         Others were faster to pull an event, a key became free meanwhile, or all turns are given.
         """
         was_faster = look.is_guess or freed_count != self._freed_count
-        return was_faster or self._without_turns(consumer.pk) > 0
+        return was_faster or (failure is None and self._without_turns(consumer.pk) > 0)
 
     def _steps(self, consumer: Consumer, look: Look, demand: Demand) -> Sequence[_Step]:
         due_tasks = functools.partial(demand.of_due_tasks, self._options.claims)

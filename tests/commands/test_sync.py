@@ -3,6 +3,8 @@ from typing import Any
 
 import pytest
 from django.core.management.base import CommandError
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import subscribe
 from kanthorq_django.domain.subscriptions import Registry
@@ -100,8 +102,10 @@ def test_a_check_changes_nothing_and_tells_with_its_status(undeclared: Registry)
     subscribe("order.>", consumer="shipping")(handle)
     actions = OperatorAction.objects.count()
 
-    ran = kanthorq("sync", "--check")
+    with CaptureQueriesContext(connection) as queries:
+        ran = kanthorq("sync", "--check")
 
+    assert all(query["sql"].startswith("SELECT") for query in queries)
     assert ran.status == 1
     assert [words for words in ran.words if words[0] == "to"] == [
         ["to", "change", "refunds"],

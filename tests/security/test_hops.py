@@ -67,6 +67,23 @@ def test_what_a_handlers_block_publishes_after_its_commit_is_counted(
     assert sorted(hop or 0 for hop in hops()) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_of_handlers_that_share_a_transaction_each_has_its_own_hops(
+    declared: Registry, settings: Any
+):
+    settings.KANTHORQ = {"HOPS_MAX": 3, "GROUP_COMMIT": 20}
+
+    @subscribe("ping", consumer="pong", stream="s", attempt_max=1, atomic=True)
+    def again(message):
+        if not message.event.metadata:
+            transaction.on_commit(lambda: publish("pong", stream="s"))
+
+    far = [Event(subject="ping", metadata={"hops": 3}) for _ in range(2)]
+    publish_many([far[0], Event(subject="ping"), Event(subject="ping"), far[1]], stream="s")
+    assert work_off("pong", concurrency=1) == 4
+    assert sorted(hop or 0 for hop in hops()) == [0, 0, 1, 1, 3, 3]
+
+
 def test_handlers_in_one_transaction_and_in_batches_are_counted(declared: Registry):
     @subscribe("a", consumer="atomic", stream="s", atomic=True)
     def to_b(message):

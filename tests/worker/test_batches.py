@@ -19,7 +19,7 @@ from kanthorq_django.testing import drain
 from kanthorq_django.worker import puller
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
-from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
+from tests.worker.working import PATIENCE, announce, forbidden, wait_for_state, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -315,6 +315,26 @@ def test_a_key_that_waits_for_a_handler_of_ours_delays_no_other(monkeypatch: pyt
         wait_until(lambda: again._wait > 2 * puller.TURNS_AGAIN, PATIENCE)
         publish_keys("free")
         wait_for_state(TaskState.COMPLETED, resource_key="free")
+        gate.set()
+
+
+def test_a_key_that_waits_does_not_have_pulls_that_fail_tried_again_at_once():
+    gate, is_inside = threading.Event(), threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="keyed", serialize=True)
+    def handle(message: Message) -> None:
+        is_inside.set()
+        gate.wait(PATIENCE)
+
+    publish_keys("busy", "busy")
+    with working("keyed", poll_interval=timedelta(seconds=1)) as loop:
+        assert is_inside.wait(PATIENCE)
+        (again,) = loop._puller._turns_again.values()
+        wait_until(lambda: again._wait > 2 * puller.TURNS_AGAIN, PATIENCE)
+        with forbidden("resource_key = 'poison'"):
+            publish_keys("poison")
+            (pause,) = loop._puller._pauses.values()
+            wait_until(lambda: pause.seconds > 0, PATIENCE)
         gate.set()
 
 

@@ -10,6 +10,7 @@ from kanthorq_django import publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.subscribers import sync
+from kanthorq_django.worker import flight, loop
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, wait_for_state, work_off, working
 
@@ -55,6 +56,53 @@ def test_what_only_newer_code_subscribes_to_is_left_to_it(
         "now selects ['order.paid', 'order.refunded'], where this code declares ['order.paid']:"
         in told.message
     )
+
+
+def test_what_nobody_seems_to_subscribe_to_is_handled_after_a_while(
+    handled: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(flight, "ELSEWHERE", timedelta(0))
+    monkeypatch.setattr(loop, "ELSEWHERE", timedelta(0))
+    monkeypatch.setattr(flight, "LEASES_MAX", 3)
+    with working("books"):
+        wait_until(lambda: Consumer.objects.filter(name="books").exists(), PATIENCE)
+        release_another("order.>")
+        publish("order.refunded", stream="orders")
+        wait_for_state(TaskState.COMPLETED)
+    assert handled == ["order.refunded"]
+    assert Task.objects.get().lease_epoch == 4
+
+
+def test_what_no_filter_selects_any_more_is_nobody_elses(handled: list[str]):
+    sync(["books"])
+    release_another("order.>")
+    publish("order.sent", stream="orders")
+    Consumer.objects.get(name="books").pull()
+    Task.objects.update(state=TaskState.PENDING)
+    with working("books"):
+        wait_until(lambda: Consumer.objects.get().subject_includes == ["order.paid"], PATIENCE)
+        release_another("order.paid", "order.refunded")
+        publish("order.paid", stream="orders")
+        wait_for_state(TaskState.COMPLETED)
+        Task.objects.pending().release()
+        wait_for_state(TaskState.COMPLETED, 2)
+    assert handled == ["order.paid", "order.sent"]
+
+
+def test_a_key_in_strict_order_keeps_it():
+    found: list[str] = []
+
+    @subscribe("order.paid", stream="orders", consumer="books", serialize="strict")
+    def book(message: Message) -> None:
+        found.append(message.event.subject)
+
+    with working("books"):
+        wait_until(lambda: Consumer.objects.filter(name="books").exists(), PATIENCE)
+        release_another("order.>")
+        for subject in ("order.sent", "order.paid"):
+            publish(subject, stream="orders", resource_key="k")
+        wait_for_state(TaskState.COMPLETED, 2)
+    assert found == ["order.sent", "order.paid"]
 
 
 def test_what_waits_since_filters_were_wider_is_handled_all_the_same(handled: list[str]):

@@ -158,4 +158,4 @@ def _seconds(text: str) -> timedelta:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+    return tuple(name.strip() for name in text.split(","))

@@ -10,7 +10,7 @@ from kanthorq_django.domain.states import FINAL
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.models.registration import changes as changes_of
-from kanthorq_django.subscribers import find, registry, sync
+from kanthorq_django.subscribers import declared, find, registry, sync
 
 
 class Sync(Verb):
@@ -29,34 +29,42 @@ class Sync(Verb):
     def add_arguments(cls, parser: ArgumentParser) -> None:
         parser.add_argument("consumers", metavar="CONSUMER", nargs="*", help="default: all")
         parser.add_argument(
-            "--check", action="store_true", help="change nothing; exit with 1 if there is anything"
+            "--check", action="store_true", help="only tell; exit with 1 if anything would change"
         )
 
     def run(self, *, consumers: list[str], check: bool, **_: Any) -> None:
         names = [find(name).consumer for name in consumers] or [
             subscription.consumer for subscription in registry.all()
         ]
-        synced = [self._sync(name, is_check=check) for name in dict.fromkeys(names)]
+        step = self._check if check else self._sync
+        were_there = [step(name) for name in dict.fromkeys(names)]
         if not names:
             self.console.note("No subscriber is declared in any <app>/subscribers.py.")
         self._list_orphans()
-        if check and not all(synced):
+        if check and not all(were_there):
             sys.exit(1)
 
-    def _sync(self, name: str, *, is_check: bool) -> bool:
-        """Write what code declares, if it is no check; return whether that was there already."""
+    def _sync(self, name: str) -> bool:
+        """Write what code declares; return whether that was there already."""
         stored = Consumer.objects.using(self.database).filter(name=name)
         with transaction.atomic(using=self.database):
             before = stored.first()
             sync([name], using=self.database)
             found = [] if before is None else changes_of(before, stored.get())
-            if is_check:
-                transaction.set_rollback(True, using=self.database)
-            else:
-                counts = {"created": int(before is None), "changed": int(bool(found))}
-                order = self.order(consumer=name, changes=found)
-                order.record("consumers.sync", using=self.database, counts=counts, ids=[name])
-        words = ("to create", "to change") if is_check else ("created", "changed")
+            counts = {"created": int(before is None), "changed": int(bool(found))}
+            order = self.order(consumer=name, changes=found)
+            order.record("consumers.sync", using=self.database, counts=counts, ids=[name])
+        return self._tell(name, before, found, ("created", "changed"))
+
+    def _check(self, name: str) -> bool:
+        """Tell what ``_sync()`` would do, and do nothing."""
+        before = Consumer.objects.using(self.database).filter(name=name).first()
+        found = [] if before is None else changes_of(before, declared(name))
+        return self._tell(name, before, found, ("to create", "to change"))
+
+    def _tell(
+        self, name: str, before: Consumer | None, found: list[str], words: tuple[str, str]
+    ) -> bool:
         told = words[0] if before is None else words[1] if found else "unchanged"
         self.console.line(f"{told:<10} {name}")
         for change in found:
