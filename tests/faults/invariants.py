@@ -163,7 +163,12 @@ def untold_failures(facts: Facts) -> Iterator[str]:
 
 
 def unkept_operations(facts: Facts) -> Iterator[str]:
-    """I8: what an operator was told to be cancelled does not complete, unless it is resumed."""
+    """I8: what an operator was told to be cancelled does not complete, unless it is resumed.
+
+    Or unless the server has lost what it had told.
+    """
+    if not facts.is_durable:
+        return
     resumed = {
         (operation.consumer, event)
         for operation in facts.operations

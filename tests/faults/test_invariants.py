@@ -176,6 +176,7 @@ def test_a_task_that_was_cancelled_must_not_complete_unless_it_was_resumed():
         verb="cancel", consumer="exact", updated=frozenset({"e1"}), outcome=COMMITTED
     )
     assert broken(replace(SOUND, operations=[cancel])) == {"I8 operators are told"}
+    assert judge(replace(SOUND, operations=[cancel], is_durable=False)) == []
     resume = replace(cancel, verb="resume")
     assert judge(replace(SOUND, operations=[cancel, resume])) == []
 
