@@ -127,20 +127,12 @@ def sync(consumers: Iterable[str] | None = None, *, using: str | None = None) ->
 def declared(consumer: str) -> "Consumer":
     """Return the row that code declares for ``consumer``, unsaved. Raises as ``find()`` does."""
     from kanthorq_django.models import Consumer
+    from kanthorq_django.models.registration import DECLARED
 
-    given = _registration(find(consumer))
-    return Consumer(
-        name=consumer,
-        subject_includes=list(given.includes),
-        subject_excludes=list(given.excludes),
-        attempt_max=given.attempt_max,
-        visibility_timeout=given.visibility_timeout,
-        timeout=given.timeout,
-        parked=given.parked,
-        serialize=given.serialize,
-        has_cancel_handler=given.has_cancel_handler,
-        cancel_attempt_max=given.cancel_attempt_max,
-    )
+    given = _registration(find(consumer))._asdict()
+    columns = {column: given[column.removeprefix("subject_")] for column in DECLARED}
+    filters = {column: list(columns[column]) for column in ("subject_includes", "subject_excludes")}
+    return Consumer(name=consumer, **columns | filters)
 
 
 def _with_on_cancel(handler: Callable[[M], R], subscription: Subscription) -> Subscriber[M, R]:

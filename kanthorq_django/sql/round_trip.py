@@ -154,7 +154,7 @@ def _run_bound(
     failed = _failed(results)
     if _is_forgotten(failed):
         session.prepared.clear()
-        if was_outside and not any(result.command_status == b"COMMIT" for result in results):
+        if was_outside:  # nothing is sent behind a COMMIT, so nothing was committed
             if raw.pgconn.transaction_status != _IDLE:
                 psycopg.ClientCursor(raw).execute("ROLLBACK")
             results = bind(raw, session, sent, params)

@@ -310,7 +310,7 @@ class Puller:
         if self.is_overruled(consumer):
             logger.warning(
                 "Consumer %s now selects %s, where this code declares %s: other code has been "
-                "started later. What only one of them subscribes to is not handled here.",
+                "started later. What only that subscribes to is left to it for a while.",
                 consumer.name,
                 _shown(filters),
                 _shown(self._declared[consumer.pk]),
