@@ -3,14 +3,15 @@
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from kanthorq_django import apublish, publish, publish_many, subscribe
 from kanthorq_django.domain.subscriptions import Registry
 from kanthorq_django.models import Event, Task, TaskState
 from kanthorq_django.testing import drain
-from tests.worker.working import work_off
+from kanthorq_django.worker import executor
+from tests.worker.working import PATIENCE, work_off
 
 pytestmark = pytest.mark.django_db
 
@@ -18,6 +19,12 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture(autouse=True)
 def three_hops(settings) -> None:
     settings.KANTHORQ = {"HOPS_MAX": 3}
+
+
+def current_transaction() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id()::text::bigint")
+        return int(cursor.fetchone()[0])
 
 
 def hops() -> list[Any]:
@@ -69,19 +76,28 @@ def test_what_a_handlers_block_publishes_after_its_commit_is_counted(
 
 @pytest.mark.django_db(transaction=True)
 def test_of_handlers_that_share_a_transaction_each_has_its_own_hops(
-    declared: Registry, settings: Any
+    declared: Registry, settings: Any, monkeypatch: pytest.MonkeyPatch
 ):
     settings.KANTHORQ = {"HOPS_MAX": 3, "GROUP_COMMIT": 20}
+    monkeypatch.setattr(executor, "SHARED_SECONDS", PATIENCE)
+    transactions: list[int] = []
 
     @subscribe("ping", consumer="pong", stream="s", attempt_max=1, atomic=True)
     def again(message):
+        transactions.append(current_transaction())
         if not message.event.metadata:
             transaction.on_commit(lambda: publish("pong", stream="s"))
 
-    far = [Event(subject="ping", metadata={"hops": 3}) for _ in range(2)]
-    publish_many([far[0], Event(subject="ping"), Event(subject="ping"), far[1]], stream="s")
-    assert work_off("pong", concurrency=1) == 4
-    assert sorted(hop or 0 for hop in hops()) == [0, 0, 1, 1, 3, 3]
+    pairs = 30
+    publish_many(
+        [Event(subject="ping", metadata=meta) for _ in range(pairs) for meta in ({"hops": 3}, {})],
+        stream="s",
+    )
+    assert work_off("pong", concurrency=1, batch_size=2 * pairs) == 2 * pairs
+    assert len(set(transactions)) < pairs
+    assert [event.metadata for event in Event.objects.filter(subject="pong")] == pairs * [
+        {"hops": 1}
+    ]
 
 
 def test_handlers_in_one_transaction_and_in_batches_are_counted(declared: Registry):
