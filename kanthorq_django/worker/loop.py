@@ -211,6 +211,7 @@ class WorkerLoop:
         is_quiet = not len(self._flights)  # before the look: a handler's last act may be to publish
         told, self._told = self._told, set()  # one that comes this moment leads to a look at least
         self._looked_at = time.monotonic()
+        self._puller.look_for_turns(told)
         looks = self._puller.guess(told) or self._puller.look(is_quiet=is_quiet)
         if is_quiet and self._is_done(looks):
             self._stop.set()

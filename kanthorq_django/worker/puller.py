@@ -147,6 +147,15 @@ class Puller:
             extra={"consumer": consumer.name},
         )
 
+    def look_for_turns(self, told: Collection[int]) -> None:
+        """Forget that turns were all given where something happened in streams, by their ids.
+
+        It may be that somebody resumed a task whose key is free.
+        """
+        for pk in self._no_turns.keys() & self._consumers.keys():
+            if self._consumers[pk].stream_id in told:
+                self._no_turns.pop(pk, None)  # a handler's end may be faster
+
     def guess(self, told: Collection[int]) -> dict[int, Look]:
         """Return what is known without a look: by notifications of streams ``told`` by their ids.
 

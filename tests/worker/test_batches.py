@@ -9,8 +9,9 @@ from datetime import timedelta
 import pytest
 from django.db import connections
 from django.db.models.functions import Now
+from django.utils.timezone import now
 
-from kanthorq_django import Fixed, publish_many, subscribe
+from kanthorq_django import Fixed, publish, publish_many, subscribe
 from kanthorq_django.exceptions import ConfigurationError, LeaseLost, TaskCancelled
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
@@ -314,6 +315,29 @@ def test_a_key_that_waits_for_a_handler_of_ours_delays_no_other(monkeypatch: pyt
         # A claim that came with a pull has found no turn to give, and one of its own.
         wait_until(lambda: again._wait > 2 * puller.TURNS_AGAIN, PATIENCE)
         publish_keys("free")
+        wait_for_state(TaskState.COMPLETED, resource_key="free")
+        gate.set()
+
+
+def test_a_task_that_is_resumed_waits_for_no_key_but_its_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(puller, "TURNS_AGAIN", 3_600.0)
+    gate, is_inside = threading.Event(), threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="keyed", serialize=True)
+    def handle(message: Message) -> None:
+        if message.event.resource_key == "busy":
+            is_inside.set()
+            gate.wait(PATIENCE)
+
+    publish("work.due", stream="work", resource_key="free", schedule_at=now() + timedelta(days=1))
+    publish_keys("busy", "busy")
+    with working("keyed", poll_interval=timedelta(minutes=1), listen=True) as loop:
+        assert is_inside.wait(PATIENCE)
+        free = Task.objects.filter(resource_key="free")
+        wait_until(lambda: len(free.cancel().updated) == 1, PATIENCE)
+        (again,) = loop._puller._turns_again.values()
+        wait_until(lambda: again._wait < puller.TURNS_AGAIN, PATIENCE)
+        free.resume()
         wait_for_state(TaskState.COMPLETED, resource_key="free")
         gate.set()
 
