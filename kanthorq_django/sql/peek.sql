@@ -1,5 +1,8 @@
 -- One cheap look for all consumers of a worker: who has new events, and when is the next task
 -- due? Reads only, so an idle worker writes nothing and uses up no transaction id.
+WITH open AS MATERIALIZED (
+    SELECT xid FROM pg_snapshot_xip(pg_current_snapshot()) AS xid
+)
 SELECT
     consumer.id,
     -- Also where a pull has to refuse or to mend, so that it is not taken for idle.
@@ -12,7 +15,7 @@ SELECT
         -- behind xid = open.xid where one transaction published all that it knows of.
         OR EXISTS (
             SELECT FROM pg_snapshot_xip(consumer."cursor") AS open (xid)
-            WHERE (
+            WHERE pg_visible_in_snapshot(open.xid, pg_current_snapshot()) AND (
                 SELECT event.id
                 FROM kanthorq_django_event AS event
                 WHERE event.stream_id = consumer.stream_id
@@ -21,12 +24,32 @@ SELECT
                 LIMIT 1
             ) IS NOT NULL
         )
+        -- Of transactions that began after the cursor, those that have been open longest are jumped
+        -- over: nobody sees their events yet, of which there may be a million.
         OR (
-            SELECT event.id
-            FROM kanthorq_django_event AS event
-            WHERE event.stream_id = consumer.stream_id
-                AND event.xid >= pg_snapshot_xmax(consumer."cursor")
-            ORDER BY event.xid, event.id
+            SELECT fresh.id
+            FROM (
+                SELECT xid, id, lead(xid, 1, pg_snapshot_xmax(pg_current_snapshot())) OVER (ORDER BY xid, id)
+                FROM (
+                    SELECT pg_snapshot_xmax(consumer."cursor"), '00000000-0000-0000-0000-000000000000'::uuid
+                    UNION ALL
+                    (
+                        SELECT xid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+                        FROM open
+                        WHERE xid >= pg_snapshot_xmax(consumer."cursor")
+                        ORDER BY xid
+                        LIMIT 10
+                    )
+                ) AS jump (xid, id)
+            ) AS gap (xid, id, until),
+            LATERAL (
+                SELECT event.id
+                FROM kanthorq_django_event AS event
+                WHERE event.stream_id = consumer.stream_id
+                    AND (event.xid, event.id) > (gap.xid, gap.id) AND event.xid < gap.until
+                ORDER BY event.xid, event.id
+                LIMIT 1
+            ) AS fresh
             LIMIT 1
         ) IS NOT NULL AS has_events,
     -- Whose turn it is only a claim can tell; that one may be due is enough to try. What SQL made due

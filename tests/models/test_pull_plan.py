@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import psycopg
 import pytest
 from django.db import connection, transaction
 from pytest_django import DjangoDbBlocker
@@ -211,13 +212,7 @@ def test_late_events_that_fill_a_page_leave_fresh_ones_unread(reader: Consumer):
 def test_what_is_not_committed_is_looked_through_once_however_much_is_pulled(reader: Consumer):
     with raw_connection() as publisher:
         publisher.autocommit = False
-        publisher.execute(
-            """
-            INSERT INTO kanthorq_django_event (id, stream_id, subject, body, metadata, resource_key)
-            SELECT gen_random_uuid(), %s, 'a.b', '', '{}', '' FROM generate_series(1, %s)
-            """,
-            [reader.stream_id, PAGE_SIZE],
-        )
+        insert(publisher, reader, PAGE_SIZE)
         scans = pull_scans(reader, includes=">")
         publisher.rollback()
 
@@ -228,15 +223,49 @@ def test_what_is_not_committed_is_looked_through_once_however_much_is_pulled(rea
 def test_an_idle_look_probes_the_end_of_the_index(reader: Consumer):
     place(reader, "pg_current_snapshot()")
 
-    params = {
+    assert_bounded(event_scans(sql.load("peek"), look(reader)), rows=0)
+
+
+@pytest.mark.parametrize("began", ["before the cursor", "after it"])
+def test_a_look_jumps_over_what_is_not_committed(reader: Consumer, began: str):
+    place(reader, "pg_current_snapshot()")
+    with raw_connection() as publisher, raw_connection() as other:
+        publisher.autocommit = other.autocommit = False
+        insert(publisher, reader, PAGE_SIZE)
+        insert(other, reader, PAGE_SIZE)
+        with (
+            raw_connection() as later
+        ):  # ends while they are open, so that a snapshot tells of them
+            later.execute("SELECT pg_current_xact_id()")
+        if began == "before the cursor":
+            place(reader, "pg_current_snapshot()")
+        assert_bounded(event_scans(sql.load("peek"), look(reader)), rows=0)
+
+        with raw_connection() as later:
+            insert(later, reader, 1)
+        scans = event_scans(sql.load("peek"), look(reader))
+        assert round(sum(scan.rows for scan in scans)) == 1  # a mean of all jumps, times these
+        publisher.rollback()
+        other.rollback()
+
+
+def insert(publisher: psycopg.Connection[Any], reader: Consumer, count: int) -> None:
+    publisher.execute(
+        """
+        INSERT INTO kanthorq_django_event (id, stream_id, subject, body, metadata, resource_key)
+        SELECT gen_random_uuid(), %s, 'a.b', '', '{}', '' FROM generate_series(1, %s)
+        """,
+        [reader.stream_id, count],
+    )
+
+
+def look(reader: Consumer) -> dict[str, Any]:
+    return {
         "consumer_ids": [reader.pk],
         "floors": [ALWAYS],
         "states": [1],
         "horizon": timedelta(0),
     }
-    scans = event_scans(sql.load("peek"), params)
-
-    assert_bounded(scans, rows=0)
 
 
 def test_the_lag_reads_no_further_than_its_limit(reader: Consumer):
