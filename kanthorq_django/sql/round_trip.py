@@ -333,10 +333,10 @@ def _prepared(raw: "psycopg.Connection[Any]", session: Session, text: str) -> Pr
     """Return how to call ``text``, which the server of ``raw`` keeps from now on."""
     if (prepared := session.prepared.get(text)) is None:
         name = f"kanthorq_{next(session.numbers)}".encode()
-        numbered, params = _numbered(text)
+        wanted, params = numbered(text)
         with raw.lock:
             try:
-                raw.pgconn.send_prepare(name, numbered.encode())
+                raw.pgconn.send_prepare(name, wanted.encode())
                 failed = _failed(raw.wait(execute(raw.pgconn)))
             finally:
                 _settle(raw)
@@ -347,7 +347,7 @@ def _prepared(raw: "psycopg.Connection[Any]", session: Session, text: str) -> Pr
 
 
 @functools.cache
-def _numbered(text: str) -> tuple[str, tuple[str, ...]]:
+def numbered(text: str) -> tuple[str, tuple[str, ...]]:
     """Return ``text`` with numbers for parameters, as PREPARE wants it, and their names."""
     names: list[str] = []
 

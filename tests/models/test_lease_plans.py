@@ -15,7 +15,7 @@ from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.models import Consumer, Event, Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.registration import Registration
-from kanthorq_django.sql.round_trip import _numbered
+from kanthorq_django.sql.round_trip import numbered
 from tests.models.test_pull_plan import nodes
 
 FINISHED = 10_000
@@ -110,7 +110,7 @@ def plan_of(verb: Callable[[], None], *, is_kept: bool) -> dict[str, Any]:
     def explain(execute: Any, statement: str, params: Any, *rest: Any) -> Any:
         if "UPDATE kanthorq_django_task" not in statement:
             return execute(statement, params, *rest)
-        text, names = _numbered(statement.removesuffix("COMMIT;"))
+        text, names = numbered(statement.removesuffix("COMMIT;"))
         mode = "force_generic_plan" if is_kept else "force_custom_plan"
         places = ", ".join(["%s"] * len(names))
         with connection.connection.cursor() as cursor:
