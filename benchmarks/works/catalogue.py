@@ -13,6 +13,10 @@ from benchmarks.works.publishing import PublishMany, PublishOneByOne
 from benchmarks.works.work import Comparison, Goal, JointWork, Metric, Work
 
 RATE = Metric(name="rate", unit="/s")
+DURATIONS = (
+    Metric(name="time", unit="ms", is_better_when_higher=False),
+    Metric(name="each", unit="us", is_better_when_higher=False),
+)
 FLATNESS = Metric(name="flatness", unit="")
 DELAYS = tuple(Metric(name=name, unit="ms", is_better_when_higher=False) for name in ("p50", "p99"))
 LONGEST = Metric(name="max", unit="ms", is_better_when_higher=False)
@@ -195,7 +199,11 @@ LONG: tuple[Work | JointWork, ...] = (
     ),
     Drain(
         comparison=Comparison(
-            name="queued", title="Drain of short and long queues", metrics=(RATE,), is_sequence=True
+            name="queued",
+            title="Drain of short and long queues",
+            metrics=DURATIONS,
+            reference="100,000 queued",
+            is_sequence=True,
         ),
         work="queued",
     ),

@@ -26,7 +26,8 @@ COUNT_MAX = 20_000  # of a second's work: whoever is faster has the same number 
 class Drain:
     """Jobs a second, from the first handler to the last acknowledgement in the database.
 
-    ``flatness`` is the rate of the last tenth over that of the first.
+    ``time`` is how long that takes, ``each`` the part of one job, ``flatness`` the rate of the
+    last tenth over that of the first.
     """
 
     comparison: Comparison
@@ -44,7 +45,7 @@ class Drain:
         seconds = scale.seconds * self.seconds_times * min(processes, 2)
         count = round(min(entry.jobs_per_second, COUNT_MAX) * seconds)
         if entry.count:
-            count = max(1_000, round(entry.count * scale.part))
+            count = max(min(1_000, entry.count), round(entry.count * scale.part))
         fill = self.fill(entry, count, scale)
         board = Board.create(arena.board_path, count)
         environment = entry.environment
@@ -62,8 +63,11 @@ class Drain:
                 arena.check_effects(database, count)
         arena.check_board(board, count)
         first = curve[0]
+        seconds = ended_at - first.at
         return {
-            "rate": (count - first.done_count) / (ended_at - first.at),
+            "rate": (count - first.done_count) / seconds,
+            "time": seconds * 1_000,
+            "each": seconds * 1_000_000 / count,
             "flatness": rate_between(curve, 0.9, 1) / (rate_between(curve, 0, 0.1) or 1),
         }
 

@@ -60,7 +60,7 @@ PEER = Peer(
         ),
         "queued": tuple(
             Entry(f"{count:,} queued", "noop", 20_000, count=count)
-            for count in (1_000, 10_000, 100_000, 1_000_000)
+            for count in (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
         ),
         "body": tuple(
             Entry(
