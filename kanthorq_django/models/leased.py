@@ -111,7 +111,7 @@ def pulled_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
     (since,) = rows.values(0, ("attempted_at",)) if len(rows) else (None,)
     return [
         Leased(Lease(pk, 1, since), 1, consumer, rows, index, is_cancellation=False)
-        for index, pk in enumerate(rows.integers("id"))
+        for index, pk in enumerate(rows.column("id"))
         if pk is not None
     ]
 
@@ -120,7 +120,7 @@ def claimed_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
     """Return what the rows of a claim of ``consumer`` lease to us; some have no task."""
     consumer._state.db = consumer.using  # as in pulled_by()
     names = ("id", "lease_epoch", "attempted_at", "attempt", "state")
-    columns = zip(*map(rows.integers, names), strict=True)
+    columns = zip(*map(rows.column, names), strict=True)
     return [
         Leased(
             Lease(pk, epoch, since),

@@ -130,9 +130,9 @@ SELECT
     claimed.resource_key,
     claimed.turn_key,
     claimed.attempt_count,
-    claimed.attempted_errors,
+    claimed.attempted_errors::text,
     claimed.cancel_attempt_count,
-    claimed.result,
+    claimed.result::text,
     (extract(epoch FROM claimed.schedule_at) * 1000000)::bigint AS schedule_at,
     (extract(epoch FROM claimed.attempted_at) * 1000000)::bigint AS attempted_at,
     (extract(epoch FROM CASE WHEN claimed.cancel_requested_at < first THEN first
@@ -144,7 +144,7 @@ SELECT
         ELSE claimed.created_at END) * 1000000)::bigint AS created_at,
     event.subject AS event_subject,
     event.body AS event_body,
-    event.metadata AS event_metadata,
+    event.metadata::text AS event_metadata,
     event.idempotency_key AS event_idempotency_key,
     event.xid::text::bigint AS event_xid,
     (extract(epoch FROM CASE WHEN event.schedule_at < first THEN first

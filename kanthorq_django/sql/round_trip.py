@@ -13,7 +13,7 @@ from psycopg.abc import PQGen
 from psycopg.adapt import PyFormat
 from psycopg.errors import error_from_result
 from psycopg.generators import execute, fetch, send
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from kanthorq_django.sql.session import Prepared, Session, adaptation_of, may_bind, session_of
@@ -26,12 +26,14 @@ class Statement(NamedTuple):
     """SQL with named parameters, and whether it is run so often that its plan is to be kept.
 
     What travels with such a one is kept along with it. One that reads ``by_index`` does so by
-    whatever plan the server keeps; the settings that it takes for it are as before afterwards.
+    whatever plan the server keeps; the settings that it takes for it are as before afterwards. Rows
+    that come ``in_binary`` where they are bound have no jsonb, which Django reads as text.
     """
 
     text: str
     is_repeated: bool = False
     by_index: bool = False
+    in_binary: bool = False
 
 
 # The server may keep a plan that it made while a table was nearly empty, or had never been looked
@@ -202,6 +204,7 @@ _SQLSTATE, _FUNCTION = DiagnosticField.SQLSTATE, DiagnosticField.SOURCE_FUNCTION
 _AS_BINARY = frozenset({bytes, UUID})
 # To look up a member of an enumeration takes longer than to encode a value.
 _BINARY, _TEXT = PyFormat.BINARY, PyFormat.TEXT
+_ROWS = {True: Format.BINARY, False: Format.TEXT}
 
 
 def bind(
@@ -228,7 +231,8 @@ def bind_apart(
     return _send(raw, [[call] for call in _calls(raw, session, statements, params)])
 
 
-_Call = tuple[bytes, Sequence[Any], Sequence[Any]]  # a statement's name, values and their formats
+# A statement's name, its values, their formats, and that of its rows.
+_Call = tuple[bytes, Sequence[Any], Sequence[Any], Format]
 
 
 def _calls(
@@ -242,7 +246,8 @@ def _calls(
         name, wanted = _prepared(raw, session, statement.text)
         given = [params[param] for param in wanted]
         formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
-        calls.append((name, adaptation.dump_sequence(given, formats), adaptation.formats))
+        values = adaptation.dump_sequence(given, formats)
+        calls.append((name, values, adaptation.formats, _ROWS[statement.in_binary]))
     return calls
 
 

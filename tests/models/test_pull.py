@@ -1,4 +1,6 @@
 import itertools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from uuid import UUID
 
@@ -6,6 +8,7 @@ import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from psycopg.pq import Format
 from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many, signals
@@ -303,3 +306,48 @@ def test_what_was_pulled_can_be_read_after_its_connection_was_closed():
     event = leased.event
     assert (event.subject, event.json(), event.metadata) == ("a.b", {"x": 1}, {"k": "v"})
     assert (leased.task.event, leased.task.resource_key) == (event, "r")
+
+
+def as_stored(instance: Event | Task) -> dict[str, object]:
+    return {
+        field.attname: getattr(instance, field.attname) for field in instance._meta.concrete_fields
+    }
+
+
+def as_it_is(execute: Callable[..., object], *given: object) -> object:
+    return execute(*given)
+
+
+@pytest.mark.parametrize(
+    ("watched", "form"),
+    [(nullcontext, Format.BINARY), (lambda: connection.execute_wrapper(as_it_is), Format.TEXT)],
+    ids=["in binary", "as text"],
+)
+def test_what_is_leased_is_what_is_stored(
+    watched: Callable[[], AbstractContextManager[None]], form: Format
+):
+    consumer = register()
+    publish(
+        "größe.\U0001f40d",
+        bytes(range(256)) * 100,
+        stream="s",
+        metadata={"ü": [1, None, 1.5, {"\\": '"'}]},
+        resource_key="ß",
+        idempotency_key="é",
+        schedule_at=timezone.now(),
+    )
+    with watched():
+        (pulled,) = consumer.pull_page(10).leased
+    assert as_stored(pulled.event) == as_stored(Event.objects.get())
+    assert as_stored(pulled.task) == as_stored(Task.objects.get())
+
+    history = [{"error": "ValueError: \U0001f40d", "attempt": 1}]
+    due = {"state": TaskState.RETRYABLE, "schedule_at": timezone.now()}
+    Task.objects.update(**due, attempted_errors=history, result={"ü": [True, 10**20]})
+    with watched():
+        (claimed,) = consumer.lease_due(10, [TaskState.RETRYABLE])
+    assert as_stored(claimed.event) == as_stored(Event.objects.get())
+    assert as_stored(claimed.task) == as_stored(Task.objects.get())
+    assert claimed.task.attempted_errors == history
+    assert (pulled.lease.epoch, claimed.lease.epoch) == (1, 2)
+    assert {leased._rows._result.fformat(0) for leased in (pulled, claimed)} == {form}
