@@ -20,8 +20,7 @@ from kanthorq_django.message import LEAVING
 from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.models.notifications import SETTLE_LONGEST, SETTLE_SECONDS
-from kanthorq_django.models.registration import changes
-from kanthorq_django.subscribers import find, sync
+from kanthorq_django.subscribers import find
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Call, calls
 from kanthorq_django.worker.demand import Demand
@@ -36,6 +35,7 @@ from kanthorq_django.worker.probe import watched
 from kanthorq_django.worker.puller import Haul, Look, Puller
 from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
+from kanthorq_django.worker.taking_over import take_over
 from kanthorq_django.worker.upkeep import Backoff, is_unavailable, refresh_connections
 from kanthorq_django.worker.warden import Warden, tick_of
 
@@ -103,10 +103,7 @@ class WorkerLoop:
         return self.handled_count
 
     def _set_up(self) -> None:
-        known = {consumer.name: consumer for consumer in Consumer.objects.using(self._using)}
-        consumers = sync(self._options.consumers or None, using=self._using)
-        for consumer in consumers:
-            _tell_of_changes(known.get(consumer.name), consumer)
+        consumers = take_over(self._options.consumers, self._using)
         self._subscriptions = {consumer.pk: find(consumer.name) for consumer in consumers}
         tick = tick_of(self._subscriptions.values())
         self._warden = Warden(self._flights, tick)
@@ -322,27 +319,6 @@ class WorkerLoop:
         except Error as error:
             logger.warning("worker %s could not sign out: %s", self._row, error)
         connections.close_all()
-
-
-def _tell_of_changes(former: Consumer | None, consumer: Consumer) -> None:
-    """Log what the start of this worker changes for all others, and what it begins anew."""
-    extra = {"consumer": consumer.name}
-    if former is not None:
-        for change in changes(former, consumer):
-            logger.warning(
-                "Consumer %s is changed to what this code declares, for all workers: %s.",
-                consumer.name,
-                change,
-                extra=extra,
-            )
-    elif (lag := consumer.lag()).count:
-        logger.warning(
-            "Consumer %s is new and begins with %s that stream %r holds already.",
-            consumer.name,
-            f"more than {lag.count:,} events" if lag.is_bounded else counted(lag.count, "event"),
-            consumer.stream.name,
-            extra=extra,
-        )
 
 
 def _left(deadline: float) -> float:

@@ -12,7 +12,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import NoReturn
 
@@ -41,15 +41,20 @@ def run_process(options: WorkerOptions) -> int:
     return _run(options)
 
 
-def run_child(options: WorkerOptions, parent_pid: int) -> None:
-    """Run one worker in a spawned child, and stop when its supervisor is gone."""
+def run_child(options: WorkerOptions, parent_pid: int, databases: Mapping[str, str]) -> None:
+    """Run one worker in a spawned child, and stop when its supervisor is gone.
+
+    In ``databases``, names by alias, those of the supervisor.
+    """
     # Ctrl-C reaches the whole process group; the supervisor alone decides about the end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     import django
-    from django.db import OperationalError
+    from django.db import OperationalError, connections
 
     django.setup()
+    for alias, name in databases.items():
+        connections.settings[alias]["NAME"] = name
     _watch_parent(parent_pid)
     try:
         _run(options, is_child=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
+from django.db import connections
+
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
@@ -40,6 +42,8 @@ class Supervisor:
     def __init__(self, options: WorkerOptions, count: int) -> None:
         self._options = options
         self._context = multiprocessing.get_context("spawn")
+        # In a test they are not those of the settings, which a child reads for itself.
+        self._databases = {alias: connections[alias].settings_dict["NAME"] for alias in connections}
         self._stop = threading.Event()
         self._slots = [_Slot() for _ in range(count)]
 
@@ -85,7 +89,9 @@ class Supervisor:
 
     def _start(self, slot: _Slot, now: float) -> None:
         process = self._context.Process(
-            target=run_child, args=(self._options, os.getpid()), name="kanthorq-worker"
+            target=run_child,
+            args=(self._options, os.getpid(), self._databases),
+            name="kanthorq-worker",
         )
         # Blocked signals stay blocked in the child, until it is ready to ignore Ctrl-C. The
         # tracker comes first: whoever starts it finds these signals unblocked afterwards.

@@ -360,3 +360,11 @@ def test_reload_waits_for_code_that_can_be_run():
         worker.wait_for("did you mean 'atomic'")
         assert worker.is_running
     assert "Traceback" not in worker.text
+
+
+@pytest.mark.django_db
+def test_a_transaction_that_is_open_is_refused_with_what_to_do():
+    sync(["atomic"])
+    with pytest.raises(CommandError, match=r"in a TestCase use .*drain\(\)"):
+        call_command("runworker", "atomic", burst=True)
+    assert Consumer.objects.count() == 1  # the test's connection is as it was

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from django.core.management import call_command
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Consumer, Event, Task, Worker
@@ -33,6 +34,20 @@ def test_a_killed_process_is_replaced_and_all_stop_together():
         assert not any(map(is_alive, survivors))
     assert f"worker process {first} died with status -9" in supervisor.text
     assert set(Worker.objects.values_list("pid", flat=True)) == {first}  # it said no goodbye
+
+
+def test_what_a_start_changes_is_told_once_for_all_processes():
+    publish_many([Event(subject="entry.due") for _ in range(3)], stream="ledger")
+    with runworker("atomic", *TWO, "--burst") as supervisor:
+        assert supervisor.wait() == 0
+    told = "Consumer atomic is new and begins with 3 events that stream 'ledger' holds already."
+    assert supervisor.text.count(told) == 1
+
+
+def test_processes_that_a_test_starts_work_in_its_database():
+    publish("entry.due", stream="ledger")
+    call_command("runworker", "atomic", burst=True, processes=2)
+    assert Task.objects.completed().count() == 1
 
 
 def test_processes_end_when_their_supervisor_was_killed():

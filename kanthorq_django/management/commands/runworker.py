@@ -17,11 +17,12 @@ from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.management.refusals import one_sentence
 from kanthorq_django.models import Consumer
-from kanthorq_django.subscribers import find, sync
+from kanthorq_django.subscribers import find
 from kanthorq_django.worker.options import PULLERS, WorkerOptions
 from kanthorq_django.worker.probe import watched
 from kanthorq_django.worker.process import GRACE, run_process, stop_on_signals
 from kanthorq_django.worker.supervisor import Supervisor
+from kanthorq_django.worker.taking_over import take_over
 
 PROCESSES_LIMIT = 256
 MAX_TASKS_HELP = "exit after this many tasks; of several processes, each is replaced then"
@@ -105,6 +106,11 @@ class Command(BaseCommand):
                 )
             if connections[alias].vendor != "postgresql":
                 raise CommandError(f"The database {alias!r} is not PostgreSQL.")
+            if connections[alias].in_atomic_block:
+                raise CommandError(
+                    "A worker commits what it does, and a transaction is open: in a TestCase use "
+                    "kanthorq_django.testing.drain(), or a TransactionTestCase."
+                )
             if excepted:
                 options = replace(options, consumers=_all_but(excepted))
             self._announce(options, processes, alias)
@@ -133,7 +139,7 @@ class Command(BaseCommand):
     def _supervise(self, options: WorkerOptions, processes: int, alias: str) -> None:
         # What no process could do is refused here, once, instead of by all of them for ever.
         with watched(alias):
-            sync(options.consumers or None, using=alias)
+            take_over(options.consumers, alias)
         connections.close_all()
         supervisor = Supervisor(options, processes)
         patience = supervisor.patience + GRACE
