@@ -21,6 +21,7 @@ from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import (
     Backoff,
+    is_about_values,
     is_unavailable,
     leave_connections,
     spare_connections,
@@ -31,6 +32,7 @@ BATCH_MAX = 1_000  # verdicts in one statement
 BEHIND = 2  # such statements that are still to be written, after which no more tasks are leased
 LOCKED_RETRY = 0.5  # seconds until a verdict is tried again whose task somebody has locked
 RESULT_REFUSED = Failure("The database refused to store the result of the handler.")
+ACK_REFUSED = Failure("The database refused to end the task; the log of the worker has it.")
 FAILURE_REFUSED = Failure(
     "The database refused to store the failure; the log of the worker has it."
 )
@@ -49,6 +51,7 @@ class Acknowledger:
         self._written = written
         self._bounded = bounded
         self._endings: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
+        self._unsettled: list[Ending] = []
         self._locked: list[Ending] = []
         self._untold: list[tuple[Signal, dict[str, Any]]] = []
         self._abandon = threading.Event()
@@ -125,6 +128,9 @@ class Acknowledger:
             self._persist(self._write_nacks, by_kind[Nack])
             for _, together in itertools.groupby(sorted(by_kind[HandBack], key=_delay), key=_delay):
                 self._persist(self._write_hand_backs, list(together))
+            # Apart: if this is what fails, nothing that was written is to be written again.
+            unsettled, self._unsettled = self._unsettled, []
+            self._persist(self._sort_out, unsettled)
         finally:  # what nobody writes any more is not to be renewed either
             locked = {ending.lease for ending in self._locked}
             self._written([ending.lease for ending in endings if ending.lease not in locked])
@@ -160,9 +166,8 @@ class Acknowledger:
             return
         logger.error("A verdict could not be written.", exc_info=error)
         match endings[0], error:
-            case Ack(message), DatabaseError():
-                nack = Nack(message, RESULT_REFUSED, lease.AT_ONCE, is_final=True)
-                self._persist(self._write_nacks, [nack])
+            case Ack() as ack, DatabaseError():
+                self._persist(self._write_nacks, [_refused_ack(ack, error)])
             case Nack(failure=failure) as nack, DatabaseError() if failure is not FAILURE_REFUSED:
                 self._persist(self._write_nacks, [replace(nack, failure=FAILURE_REFUSED)])
 
@@ -175,8 +180,7 @@ class Acknowledger:
                 for ack in acks
                 if ack.lease.task_id in settled
             ]
-        if len(settled) < len(acks):
-            self._sort_out([ack for ack in acks if ack.lease.task_id not in settled])
+        self._unsettled += [ack for ack in acks if ack.lease.task_id not in settled]
 
     def _write_nacks(self, nacks: Sequence[Nack]) -> None:
         failed = {
@@ -188,13 +192,13 @@ class Acknowledger:
             for nack in nacks
             if nack.lease.task_id in settled
         ]
-        self._sort_out([nack for nack in nacks if nack.lease.task_id not in settled])
+        self._unsettled += [nack for nack in nacks if nack.lease.task_id not in settled]
 
     def _write_hand_backs(self, backs: Sequence[HandBack]) -> None:
         """Give back tasks that share a delay."""
         leases = [back.lease for back in backs]
         ours = lease.hand_back(leases, self._using, delay=backs[0].delay, skip_locked=True)
-        self._sort_out([back for back in backs if back.lease.task_id not in ours])
+        self._unsettled += [back for back in backs if back.lease.task_id not in ours]
 
     def _tell(self) -> None:
         """Tell receivers last: they may do anything to the connection."""
@@ -204,8 +208,6 @@ class Acknowledger:
 
     def _sort_out(self, unsettled: Sequence[Ending]) -> None:
         """Keep those whose tasks are merely locked; the leases of the others are over."""
-        if not unsettled:
-            return
         held = lease.held((ending.lease for ending in unsettled), self._using)
         for ending in unsettled:
             if ending.lease in held:
@@ -216,6 +218,16 @@ class Acknowledger:
 
 def _delay(back: HandBack) -> Any:
     return back.delay
+
+
+def _refused_ack(ack: Ack, error: DatabaseError) -> Nack:
+    """Return what to write where the database has refused an ack.
+
+    A result that it cannot store it would refuse again.
+    """
+    if ack.result is not None and is_about_values(error):
+        return Nack(ack.message, RESULT_REFUSED, lease.AT_ONCE, is_final=True)
+    return Nack(ack.message, ACK_REFUSED, ack.message.retry_delay())
 
 
 def _without_superseded(endings: list[Ending]) -> list[Ending]:

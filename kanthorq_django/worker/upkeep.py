@@ -5,14 +5,23 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import psycopg
-from django.db import InterfaceError, InternalError, OperationalError, connections
+from django.db import (
+    DataError,
+    Error,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connections,
+)
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
+from psycopg.errors import ReadOnlySqlTransaction
 
 from kanthorq_django.sql.session import is_idle
 from kanthorq_django.worker.log import logger
@@ -45,14 +54,16 @@ class _Own(threading.local):
 _own = _Own()
 
 # Whether what they begin may write, as it was when they were first made: a pool gives them again.
-_access: WeakKeyDictionary[Any, tuple[object, ...]] = WeakKeyDictionary()
+_access: WeakKeyDictionary[Any, "_Access"] = WeakKeyDictionary()
+_read_only_until = float("-inf")  # the last moment at which a write was refused for that
 
 
 @receiver(connection_created)
 def _note_connection(connection: BaseDatabaseWrapper, **_: object) -> None:
     _own.connections = None
     if connection.vendor == "postgresql":
-        _access.setdefault(connection.connection, _access_of(connection.connection))
+        raw = connection.connection
+        _access.setdefault(raw, _Access(_access_of(raw), time.monotonic()))
 
 
 # libpq's own defaults wait for hours on a host that is gone without a word.
@@ -105,7 +116,7 @@ def _known_connections() -> Sequence[BaseDatabaseWrapper]:
 
 def _is_sound(connection: BaseDatabaseWrapper, bounded: Bounded, *, has_rested: bool) -> bool:
     try:
-        if connection.in_atomic_block:
+        if connection.in_atomic_block or _is_outdated(connection):
             return False
         if connection.connection is None:
             return not connection.errors_occurred
@@ -158,7 +169,32 @@ def _is_altered(connection: BaseDatabaseWrapper) -> bool:
     if connection.vendor != "postgresql" or raw is None or raw.closed:
         return False
     made_with = _access.get(raw)
-    return made_with is not None and made_with != _access_of(raw)
+    return made_with is not None and made_with.modes != _access_of(raw)
+
+
+def _is_outdated(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether its session may not write, and was made before a write was refused for that.
+
+    A default of the database or of the role, or a standby that was asked for a moment, is for ever
+    that of the sessions which were made meanwhile.
+    """
+    raw = connection.connection
+    if connection.vendor != "postgresql" or raw is None or raw.closed:
+        return False
+    made_with = _access.get(raw)
+    if made_with is None or made_with.since >= _read_only_until:
+        return False
+    return any(
+        raw.pgconn.parameter_status(name) == b"on"
+        for name in (b"default_transaction_read_only", b"in_hot_standby")
+    )
+
+
+class _Access(NamedTuple):
+    """Whether what a connection begins may write, and since when it has been like that."""
+
+    modes: tuple[object, ...]
+    since: float
 
 
 def _access_of(raw: Any) -> tuple[object, ...]:
@@ -171,11 +207,19 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, UNAVAILABLE) and not sqlstate.startswith(_ABOUT_THE_ASKED)
 
 
+def is_about_values(error: BaseException) -> bool:
+    """Tell whether the database refused what it was given, and would refuse it again."""
+    sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
+    return isinstance(error, (DataError, IntegrityError)) or sqlstate.startswith("54")
+
+
 def note_refusal(error: BaseException | None) -> None:
-    """Remember that the server had no connection left, if that is what ``error`` says."""
-    global _refused_at  # noqa: PLW0603  # what one thread meets concerns all of this process
+    """Remember that the server had no connection left, or none that may write, if that is it."""
+    global _refused_at, _read_only_until  # noqa: PLW0603  # what one thread meets concerns all
     if isinstance(error, OperationalError) and any(text in str(error) for text in _REFUSALS):
         _refused_at = time.monotonic()
+    if isinstance(error, Error) and isinstance(error.__cause__, ReadOnlySqlTransaction):
+        _read_only_until = time.monotonic()
 
 
 def are_scarce() -> bool:
@@ -196,7 +240,7 @@ def leave_connections() -> None:
     nothing else to do, and what the next handlers write would never be committed, or be refused.
     """
     for connection in _known_connections():
-        if _is_left_open(connection) or _is_altered(connection):
+        if _is_left_open(connection) or _is_altered(connection) or _is_outdated(connection):
             _forget(connection)
     _own.used_at = time.monotonic()
 
@@ -214,6 +258,9 @@ class Backoff:
     def failed(self, error: BaseException) -> float:
         """Return how many seconds to wait before the next try."""
         note_refusal(error)
+        for connection in _known_connections():
+            if _is_outdated(connection):
+                _forget(connection)
         if not self._is_failing:
             self._is_failing = True
             expected = isinstance(error, (*UNAVAILABLE, psycopg.OperationalError))

@@ -294,6 +294,46 @@ def test_a_session_that_is_read_only_from_the_beginning_is_kept():
     assert Task.objects.completed().count() == 3
 
 
+@contextmanager
+def read_only_database() -> Iterator[None]:
+    """Let sessions that are made within the block write nothing; those that exist still may."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_database()")
+        name = connection.ops.quote_name(cursor.fetchone()[0])
+        cursor.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        try:
+            yield
+        finally:
+            cursor.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+
+
+def test_handlers_write_again_once_their_database_may_be_written(caplog: pytest.LogCaptureFixture):
+    retry = Fixed(delay=timedelta(milliseconds=50), attempt_max=1_000)
+
+    @subscribe("work.>", stream="work", consumer="writes", retry=retry)
+    def handle(message: Message) -> None:
+        Entry.objects.create(event_id=message.event.pk)
+
+    with working("writes", concurrency=1):
+        wait_until(lambda: bool(backends(LOOK)), PATIENCE)
+        with read_only_database():
+            announce(1)  # the thread's connection is made for it
+            wait_until(lambda: "failed: InternalError" in caplog.text, PATIENCE)
+        wait_for_state(TaskState.COMPLETED)
+    assert Entry.objects.count() == 1
+
+
+def test_a_worker_pulls_again_once_its_database_may_be_written(caplog: pytest.LogCaptureFixture):
+    accept("writes")
+    with working("writes"):
+        wait_until(lambda: bool(backends(LOOK)), PATIENCE)
+        with read_only_database():
+            terminate(LOOK)
+            announce(1)
+            wait_until(lambda: "in a read-only transaction" in caplog.text, PATIENCE)
+        wait_for_state(TaskState.COMPLETED)
+
+
 def leave() -> None:
     sys.exit(0)
 
