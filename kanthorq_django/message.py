@@ -8,7 +8,8 @@ that rolls back leaves the message as open as it was.
 
 import functools
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -80,6 +81,7 @@ class Message:
         # What the handler decided itself. A rolled-back verdict never becomes durable.
         self._has_verdict = False
         self._is_durable = False
+        self._refusal: Error | None = None  # of the database, to write it
         self._given_in: tuple[object, object] | None = None  # the transaction of its verdict
         self.failure: Failure | None = None  # what it gave to nack()
 
@@ -132,8 +134,10 @@ class Message:
         if the commit of the first got no answer but was carried out; LeaseLost when the task is
         no longer this worker's, CrossDatabaseAck, and InvalidBody for a result that is not JSON.
         """
-        using = self._check_database()
-        if lease.ack({self.lease: encode_result(result)}, using):
+        using, results = self._check_database(), {self.lease: encode_result(result)}
+        with self._noting_refusal():
+            is_ours = bool(lease.ack(results, using))
+        if is_ours:
             self.failure = None  # of a nack() that was rolled back
             decide([self], using)
             self._tell(signals.acked)
@@ -153,7 +157,9 @@ class Message:
         wait = self.retry_delay() if delay is None else delay
         check_delay("delay", wait)
         failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
-        if lease.nack({self.lease: lease.Failed(failure, wait)}, using):
+        with self._noting_refusal():
+            is_ours = bool(lease.nack({self.lease: lease.Failed(failure, wait)}, using))
+        if is_ours:
             self.failure = failure
             decide([self], using)
             self._tell(signals.nacked, reason=reason)
@@ -211,6 +217,11 @@ class Message:
         """Tell whether the handler called ``ack()`` or ``nack()``, lasting or not."""
         return self._has_verdict
 
+    @property
+    def refusal(self) -> Error | None:
+        """What the database said to the last ``ack()`` or ``nack()``, if it did not take it."""
+        return self._refusal
+
     def is_settled(self) -> bool:
         """Tell whether the handler's verdict is known to last; False also while that is unknown."""
         return self._is_durable
@@ -218,11 +229,25 @@ class Message:
     def reopen(self) -> None:
         """Forget a verdict that was rolled back with a transaction which others shared."""
         self._has_verdict = False
-        self.failure = None
+        self.failure = self._refusal = None
 
     def is_open(self) -> bool:
         """Ask the row whether the task can still be ended with this message."""
         return self._held().exists()
+
+    @contextmanager
+    def _noting_refusal(self) -> Iterator[None]:
+        """Remember a verdict that the database did not take.
+
+        A handler that goes on after that, and returns, has not asked for an ack by its return: its
+        block was rolled back, or it said that it had failed.
+        """
+        self._refusal = None
+        try:
+            yield
+        except Error as error:
+            self._has_verdict, self._refusal = True, error
+            raise
 
     def _check_database(self) -> str:
         """Return the tasks' database. Raises CrossDatabaseAck if only another one is in a block."""
@@ -327,25 +352,21 @@ def decide(messages: Collection[Message], using: str) -> None:
             message.endure()
 
 
-def _endure_if_kept(messages: Iterable[Message], using: str) -> None:
-    """Let verdicts endure, after the commit, unless a savepoint has taken them back.
+def _endure_if_kept(messages: Collection[Message], using: str) -> None:
+    """Let verdicts endure, after the commit, unless their rows say that nothing was kept.
 
-    Django takes hooks back with blocks of its own alone, not with
-    ``transaction.savepoint_rollback()``.
+    PostgreSQL rolls back what is to be committed after a statement has failed, and Django notices
+    only what failed in a way of its own; nor does it take hooks back with a savepoint that is not
+    one of its blocks.
     """
-    has_had_savepoints = bool(connections[using].savepoint_state)
-    for message in messages:
-        if not has_had_savepoints or _is_kept(message):
-            message.endure()
-
-
-def _is_kept(message: Message) -> bool:
-    """Ask the row whether the verdict was kept; False also while it cannot be asked."""
     try:
-        return not message.is_open()
+        held = lease.held((message.lease for message in messages), using)
     except Error as error:
-        logger.info("Whether the verdict on %s lasts is unknown: %s", message.task, error)
-        return False
+        logger.info("Whether verdicts last is unknown: %s", error)
+        return
+    for message in messages:
+        if message.lease not in held:
+            message.endure()
 
 
 def _own_blocks(using: str) -> list[Any]:

@@ -27,8 +27,15 @@ from kanthorq_django.models.leased import Leased, pulled_by
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Round, calls
-from kanthorq_django.worker.endings import Ending, HandBack, after_interrupt
-from kanthorq_django.worker.executor import aexecute, execute
+from kanthorq_django.worker.endings import (
+    Ending,
+    HandBack,
+    after_error,
+    after_interrupt,
+    after_return,
+    concluded,
+)
+from kanthorq_django.worker.executor import acall, call
 from kanthorq_django.worker.flight import Flight
 
 BATCH_SIZE = 1_000
@@ -87,8 +94,8 @@ class _Drain:
 
     def _handle(self, consumer: Consumer, flights: Sequence[Flight]) -> None:
         self._handled[consumer.pk] += [flight.leased.event_id for flight in flights]
-        for call in calls(flights, find(consumer.name)):
-            for round_ in call.rounds:
+        for each in calls(flights, find(consumer.name)):
+            for round_ in each.rounds:
                 self._snoozed |= _snoozed(_settled(round_, self._acknowledger))
 
     def _lease_awake(self, consumer: Consumer) -> list[Flight]:
@@ -175,7 +182,7 @@ class _Committer:
         self._before = {
             name: held
             for name, held in vars(connection).items()
-            if name in {"savepoint_ids", *_SAVEPOINT_VERBS}
+            if name in {"close", "savepoint_ids", *_SAVEPOINT_VERBS}
         }
 
     def __enter__(self) -> None:
@@ -184,9 +191,10 @@ class _Committer:
         self._connection.savepoint_ids = _BlockSavepoints(self._connection)  # type: ignore[assignment]  # Django's too
         for verb in _SAVEPOINT_VERBS:
             setattr(self._connection, verb, self._within_blocks(getattr(self._connection, verb)))
+        self._connection.close = self._close_within_blocks(self._connection.close)  # type: ignore[method-assign]
 
     def __exit__(self, *raised: object) -> None:
-        for verb in _SAVEPOINT_VERBS:
+        for verb in ("close", *_SAVEPOINT_VERBS):
             delattr(self._connection, verb)
         vars(self._connection).update(self._before)
         self._connection.execute_wrappers.remove(self._execute)
@@ -226,6 +234,18 @@ class _Committer:
         def run(*savepoint: str | None) -> str | None:
             is_for_nothing = savepoint == (None,) if savepoint else self._is_outside
             return None if is_for_nothing else verb(*savepoint)
+
+        return run
+
+    def _close_within_blocks(self, close: Callable[[], None]) -> Callable[[], None]:
+        """Keep the connection outside of blocks, where a worker's would be made anew.
+
+        What the test has written is on it.
+        """
+
+        def run() -> None:
+            if not self._is_outside:
+                close()
 
         return run
 
@@ -273,18 +293,40 @@ def _begins_with(statement: object, *verbs: str) -> bool:
 
 
 def _handle(round_: Round) -> list[Ending]:
+    """Do what ``execute()`` and ``aexecute()`` do, on the connections of the test to the end."""
     for flight in round_:
         flight.start()
-    if round_[0].is_async:
-        return async_to_sync(_ahandle)(round_)
-    return execute(*round_, let_out=(KeyboardInterrupt,))  # it is the test that is to end
-
-
-async def _ahandle(round_: Round) -> list[Ending]:
-    try:
-        return await aexecute(*round_)
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task and task.cancelling():
-            raise  # it is the test that is to end
+    result, error = async_to_sync(_acall)(round_) if round_[0].is_async else _call(round_)
+    if isinstance(error, asyncio.CancelledError) and round_[0].is_async:
         return after_interrupt(error, *round_)
+    if error is not None:
+        return after_error(round_, error)
+    for flight in round_:
+        _endure_if_written(flight.message)
+    return concluded(after_return, round_, result)
+
+
+def _call(round_: Round) -> tuple[Any, BaseException | None]:
+    try:
+        return call(round_), None
+    except KeyboardInterrupt:
+        raise  # it is the test that is to end
+    except BaseException as error:  # noqa: BLE001  # as execute() does
+        return None, error
+
+
+async def _acall(round_: Round) -> tuple[Any, BaseException | None]:
+    try:
+        return await acall(round_), None
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+            raise  # as above
+        return None, error
+
+
+def _endure_if_written(message: Message) -> None:
+    """Ask the row where no commit will ever tell: a test drains inside its own transaction."""
+    is_undecided = message.has_verdict() and not message.is_settled()
+    if is_undecided and connections[message.using].in_atomic_block and not message.is_open():
+        message.endure()

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, IntegrityError, connection, connections, transaction
 from django.db.models.functions import Now
@@ -785,3 +785,54 @@ def test_drain_ends_when_the_test_is_interrupted_after_the_handler():
     publish("order.paid", stream="kit")
     with pytest.raises(KeyboardInterrupt):
         drain("kit")
+
+
+@pytest.mark.django_db
+def test_drain_sees_an_ack_inside_a_block_of_a_coroutine(caplog: pytest.LogCaptureFixture):
+    @subscribe("order.>", stream="kit", consumer="kit")
+    async def handle(message):
+        @sync_to_async
+        def book() -> None:
+            with transaction.atomic():
+                Entry.objects.create(event_id=message.event.pk)
+                message.ack({"kept": True})
+
+        await book()
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    assert Task.objects.get(state=TaskState.COMPLETED).result == {"kept": True}
+    assert [each for each in caplog.records if each.levelname != "INFO"] == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_drain_sees_a_coroutines_ack_inside_a_block_of_the_test(caplog: pytest.LogCaptureFixture):
+    @subscribe("order.>", stream="kit", consumer="kit")
+    async def handle(message):
+        await message.aack()
+
+    with transaction.atomic():
+        publish("order.paid", stream="kit")
+        assert drain("kit") == 1
+    assert Task.objects.completed().count() == 1
+    assert [each for each in caplog.records if each.levelname != "INFO"] == []
+
+
+@pytest.mark.django_db
+def test_a_handler_that_closes_its_connections_leaves_the_test_its_own():
+    @subscribe("order.>", stream="kit", consumer="plain")
+    def handle(message):
+        Entry.objects.create(event_id=message.event.pk)
+        connections.close_all()
+
+    @subscribe("order.>", stream="kit", consumer="coroutine")
+    async def count(message):
+        async with ThreadSensitiveContext():
+            try:
+                return await Entry.objects.acount()
+            finally:
+                await sync_to_async(connections.close_all)()
+
+    publish("order.paid", stream="kit")
+    assert drain("plain") == drain("coroutine") == 1
+    assert list(Task.objects.order_by("pk").values_list("result", flat=True)) == [None, 1]

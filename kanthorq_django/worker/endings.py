@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db import connections
-
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure, one_line
 from kanthorq_django.domain.interrupts import is_interrupt
@@ -129,12 +127,12 @@ def after_error(flights: Sequence[Flight], error: BaseException) -> list[Ending]
 
 def after_return(flight: Flight, result: Any) -> Ending:
     message = flight.message
-    if message.is_settled() or _is_settled_in_test(message):
+    if message.is_settled():
         _log_settled(flight)
         return Ending(message)
     if message.has_verdict():
         # Fenced like any nack: if the verdict was committed after all, the row says so.
-        return _failed(flight, VERDICT_ROLLED_BACK)
+        return _failed(flight, message.refusal or VERDICT_ROLLED_BACK)
     try:
         ending = Ack(message, kept_result(flight, result))
     except KanthorqError as error:
@@ -189,12 +187,6 @@ def _after_stop(flight: Flight, error: BaseException) -> Ending:
     if not is_meant or flight.stop.reason == LEAVING:
         return HandBack(flight.message, AT_ONCE)
     return _nack(flight.message, error)
-
-
-def _is_settled_in_test(message: Message) -> bool:
-    """Ask the row where no commit will ever tell: a test drains inside its own transaction."""
-    using = message.using
-    return message.has_verdict() and connections[using].in_atomic_block and not message.is_open()
 
 
 def _failed(flight: Flight, reason: BaseException | str, *, has_traceback: bool = True) -> Nack:

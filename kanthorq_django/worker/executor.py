@@ -48,16 +48,10 @@ CAREFUL_SECONDS = 60.0  # with savepoints, after a shared transaction that faile
 _careful_until: dict[str, float] = {}  # by consumer
 
 
-def execute(*flights: Flight, let_out: tuple[type[BaseException], ...] = ()) -> list[Ending]:
-    """Run a plain handler once; every exception becomes endings, so the worker lives on.
-
-    Those of ``let_out`` are raised.
-    """
+def execute(*flights: Flight) -> list[Ending]:
+    """Run a plain handler once; every exception becomes endings, so the worker lives on."""
     try:
-        call = _call_in_transaction if flights[0].subscription.atomic else _call
         result = call(flights)
-    except let_out:
-        raise
     except BaseException as error:  # noqa: BLE001  # sys.exit() in a handler is its failure, not ours
         return after_error(flights, error)
     return concluded(after_return, flights, result)
@@ -139,7 +133,7 @@ def _in_time(flight: Flight, others: Iterator[Flight], begun: list[Flight]) -> I
 async def aexecute(*flights: Flight) -> list[Ending]:
     """Run an ``async def`` handler, as ``execute()`` does."""
     try:
-        result = await _acall(flights)
+        result = await acall(flights)
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  # sys.exit() would end the loop for all others
@@ -147,8 +141,13 @@ async def aexecute(*flights: Flight) -> list[Ending]:
     return concluded(after_return, flights, result)
 
 
-async def _acall(flights: Sequence[Flight]) -> Any:
-    """Call and await the handler, as ``_call()`` calls it."""
+def call(flights: Sequence[Flight]) -> Any:
+    """Call the handler and return what it does, in a transaction of its own if it is to be so."""
+    return _call_in_transaction(flights) if flights[0].subscription.atomic else _call(flights)
+
+
+async def acall(flights: Sequence[Flight]) -> Any:
+    """Call and await the handler."""
     pid = os.getpid()
     try:
         with _counting_hops(flights):

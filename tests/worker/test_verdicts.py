@@ -2,28 +2,35 @@
 
 import secrets
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from django.db import transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.dispatch import Signal
 from pytest_django import Settings
 
 from kanthorq_django import Fixed, Snooze, signals, subscribe
+from kanthorq_django.domain.failures import Failure
 from kanthorq_django.message import Message
-from kanthorq_django.models import Stream, Task, TaskState
+from kanthorq_django.models import Stream, Task, TaskState, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker.acknowledger import Acknowledger
-from kanthorq_django.worker.endings import Ack, Ending
+from kanthorq_django.worker.endings import Ack, Ending, Nack
 from tests.factories import TaskFactory
 from tests.flights import settle
-from tests.worker.working import accept, announce, forbidden, indexed, work_off
+from tests.ledger.models import Entry
+from tests.worker.working import accept, altered, announce, forbidden, indexed, work_off
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+LATER = Fixed(delay=timedelta(hours=1))
 
 
 def states() -> Counter[int]:
@@ -207,3 +214,133 @@ def test_what_a_handler_has_ended_itself_waits_for_no_thread():
 
     assert gone == [message.lease for message in messages]
     assert never_started._endings.empty()
+
+
+def in_a_block(message: Message) -> None:
+    with transaction.atomic():
+        Entry.objects.create(event_id=message.event.pk)
+        message.ack()
+
+
+def in_a_block_of_its_own(message: Message) -> None:
+    with transaction.atomic():
+        Entry.objects.create(event_id=message.event.pk)
+        with transaction.atomic():
+            message.ack()
+
+
+def ack(message: Message) -> None:
+    message.ack()
+
+
+def nack(message: Message) -> None:
+    message.nack("it failed")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "refused"),
+    [
+        (in_a_block, "state = 101"),
+        (in_a_block_of_its_own, "state = 101"),
+        (ack, "state = 101"),
+        (nack, 'state = 102 AND attempted_errors @> \'[{"error": "it failed"}]\''),
+    ],
+)
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_verdict_that_the_database_refused_is_no_ack_though_the_handler_goes_on(
+    verdict: Callable[[Message], None], refused: str, atomic: bool
+):
+    @subscribe("work.>", stream="work", consumer="swallows", atomic=atomic, retry=LATER)
+    def handle(message: Message) -> None:
+        with suppress(DatabaseError), transaction.atomic() if atomic else nullcontext():
+            verdict(message)
+
+    announce(1)
+    with forbidden(refused):
+        work_off("swallows")
+    (failure,) = Task.objects.get(state=TaskState.RETRYABLE).attempted_errors
+    assert "guard" in failure["error"] or "rolled back" in failure["error"]
+    assert not Entry.objects.exists()
+
+
+def fail_unnoticed(message: Message) -> None:
+    with suppress(DatabaseError), connection.cursor() as cursor:
+        cursor.execute("SELECT 1 / 0")
+
+
+def roll_back_to_a_savepoint(message: Message) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ROLLBACK TO SAVEPOINT own")
+
+
+@pytest.mark.parametrize("undo", [fail_unnoticed, roll_back_to_a_savepoint])
+@pytest.mark.parametrize("end", [Message.ack, lambda message: message.nack("no")])
+def test_a_verdict_that_a_commit_did_not_keep_is_told_as_rolled_back(
+    undo: Callable[[Message], None], end: Callable[[Message], None]
+):
+    @subscribe("work.>", stream="work", consumer="unlucky", retry=LATER)
+    def handle(message: Message) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SAVEPOINT own")
+            end(message)
+            undo(message)
+
+    announce(1)
+    work_off("unlucky")
+    (failure,) = Task.objects.get(state=TaskState.RETRYABLE).attempted_errors
+    assert "was rolled back" in failure["error"]
+
+
+def test_a_verdict_in_a_block_that_is_left_open_is_told_as_rolled_back():
+    @subscribe("work.>", stream="work", consumer="leaks", retry=LATER)
+    def handle(message: Message) -> None:
+        transaction.atomic().__enter__()
+        message.ack()
+
+    announce(1)
+    work_off("leaks")
+    (failure,) = Task.objects.get(state=TaskState.RETRYABLE).attempted_errors
+    assert "was rolled back" in failure["error"]
+
+
+@pytest.mark.parametrize("result", [None, 7])
+def test_a_task_that_may_not_be_ended_for_a_moment_is_tried_again(result: int | None):
+    """As where rights are given anew: the result is not what is refused."""
+
+    @subscribe("work.>", stream="work", consumer="done", retry=LATER)
+    def handle(message: Message) -> int | None:
+        return result
+
+    announce(1)
+    with refused_by_a_trigger("insufficient_privilege"):
+        work_off("done")
+    (failure,) = Task.objects.get(state=TaskState.RETRYABLE).attempted_errors
+    assert "refused to end the task" in failure["error"]
+
+
+def refused_by_a_trigger(condition: str) -> AbstractContextManager[None]:
+    """Let PostgreSQL refuse for ``condition`` that tasks are completed while the block runs."""
+    return altered(
+        f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE {condition}; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON kanthorq_django_task
+            FOR EACH ROW WHEN (NEW.state = 101) EXECUTE FUNCTION refuse()
+        """,
+        "DROP TRIGGER refuse ON kanthorq_django_task; DROP FUNCTION refuse",
+    )
+
+
+def test_what_was_written_is_not_written_again_where_only_the_rest_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    tasks = [TaskFactory.create(state=TaskState.RUNNING) for _ in range(2)]
+    messages = [Message(task) for task in tasks]
+    messages[1].ack()
+    held = Mock(side_effect=[OperationalError("gone"), set()])
+    monkeypatch.setattr(lease, "held", held)
+    nacks: list[Ending] = [Nack(message, Failure("no"), timedelta(hours=1)) for message in messages]
+    Acknowledger("default", written=lambda leases: None).write(nacks)
+    assert states() == {TaskState.RETRYABLE: 1, TaskState.COMPLETED: 1}
+    lost = [each.task_id for each in caplog.records if "was over" in each.message]  # type: ignore[attr-defined]
+    assert lost == [tasks[1].pk]
