@@ -11,6 +11,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.db.models.sql import Query
 from django.dispatch import Signal
+from django.utils.asyncio import async_unsafe
 
 from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.outcome import Outcome
@@ -33,14 +34,19 @@ QS = TypeVar("QS", bound=models.QuerySet[Any])
 def bulk_verb(
     verb: Callable[Concatenate[QS, P], Outcome],
 ) -> Callable[Concatenate[QS, P], Outcome]:
-    """Keep a verb off the manager and out of templates; refuse slices, ``.distinct(*fields)``."""
+    """Keep a verb off the manager and out of templates; refuse slices, ``.distinct(*fields)``.
 
+    A coroutine is told of the verb's twin.
+    """
+    name = verb.__name__
+
+    @async_unsafe(f"{name}() cannot be called from an async context; use `await a{name}(…)`.")
     @functools.wraps(verb)
     def refuse_parts(self: QS, *args: P.args, **kwargs: P.kwargs) -> Outcome:
         if self.query.is_sliced:
-            raise TypeError(f"Cannot {verb.__name__} a query once a slice has been taken.")
+            raise TypeError(f"Cannot {name} a query once a slice has been taken.")
         if self.query.distinct_fields:
-            raise TypeError(f"Cannot {verb.__name__} a query after .distinct(*fields).")
+            raise TypeError(f"Cannot {name} a query after .distinct(*fields).")
         return verb(self, *args, **kwargs)
 
     alters_data(refuse_parts, queryset_only=True)

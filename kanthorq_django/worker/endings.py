@@ -160,7 +160,8 @@ def _after_verdict(flight: Flight, verdict: Verdict) -> Ending:
     """Return the ending that the handler asked for by raising."""
     match verdict:
         case Snooze():
-            _log(flight, logging.INFO, "snoozed")
+            is_ours = not flight.is_cancellation or flight.subscription.cancel_handler is not None
+            _log(flight, logging.INFO, "snoozed" if is_ours else "was left to other code")
             return HandBack(flight.message, verdict.delay, is_snooze=True)
         case Retry():
             last = _last_word(flight)

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection
 from django.db.backends.postgresql.base import ServerBindingCursor
 from django.db.models.functions import Now
@@ -128,6 +129,15 @@ def test_the_twins_for_coroutines_do_the_same(verb: str, state: TaskState):
     assert outcome == Outcome(updated=(task.event_id,))
     outcome = async_to_sync(getattr(other.consumer, verb))([other.event_id])
     assert outcome == Outcome(updated=(other.event_id,))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_coroutine_that_calls_a_verb_is_told_of_its_twin(verb: str):
+    async def forget() -> None:
+        getattr(Task.objects.all(), verb)()
+
+    with pytest.raises(SynchronousOnlyOperation, match=rf"use `await a{verb}\(…\)`"):
+        async_to_sync(forget)()
 
 
 def test_acancel_asks_running_tasks_as_well():
