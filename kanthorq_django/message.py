@@ -360,12 +360,12 @@ def _endure_if_kept(messages: Collection[Message], using: str) -> None:
     one of its blocks.
     """
     try:
-        held = lease.held((message.lease for message in messages), using)
+        found = lease.last_states((message.lease for message in messages), using)
     except Error as error:
         logger.info("Whether verdicts last is unknown: %s", error)
         return
     for message in messages:
-        if message.lease not in held:
+        if found.get(message.lease) not in LEASED:
             message.endure()
 
 

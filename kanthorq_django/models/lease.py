@@ -102,9 +102,13 @@ def renew(extensions: Mapping[Lease, timedelta], using: str) -> dict[Lease, Any]
     return _by_lease(sql.rows(using, "renew", params))
 
 
-def held(leases: Iterable[Lease], using: str) -> set[Lease]:
-    """Return those of ``leases`` that nobody has ended; locks nothing."""
-    return set(_by_lease(sql.rows(using, "held", _params(list(leases)))))
+def last_states(leases: Iterable[Lease], using: str) -> dict[Lease, TaskState]:
+    """Return the states of tasks that nobody was given after these leases; locks nothing.
+
+    One that is not leased any more was ended by the holder of its lease.
+    """
+    found = _by_lease(sql.rows(using, "last_leases", _params(list(leases))))
+    return {lease: TaskState(row.state) for lease, row in found.items()}
 
 
 def asked_to_cancel(leases: Iterable[Lease], using: str) -> list[Lease]:

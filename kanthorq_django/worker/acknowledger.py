@@ -15,6 +15,7 @@ from django.dispatch import Signal
 from kanthorq_django import signals
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.interrupts import is_interrupt
+from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
@@ -28,6 +29,7 @@ from kanthorq_django.worker.upkeep import (
 )
 from kanthorq_django.worker.warden import Bounded
 
+ACKED = {*ACK.targets, *ACK_CANCELLING.targets}
 BATCH_MAX = 1_000  # verdicts in one statement
 BEHIND = 2  # such statements that are still to be written, after which no more tasks are leased
 LOCKED_RETRY = 0.5  # seconds until a verdict is tried again whose task somebody has locked
@@ -175,12 +177,13 @@ class Acknowledger:
         results = {ack.lease: ack.result for ack in acks}
         settled = lease.ack(results, self._using, skip_locked=True)
         if signals.acked.has_listeners(Task):
-            self._untold += [
-                (signals.acked, {"message": ack.message})
-                for ack in acks
-                if ack.lease.task_id in settled
-            ]
+            for ack in acks:
+                if ack.lease.task_id in settled:
+                    self._note_acked(ack)
         self._unsettled += [ack for ack in acks if ack.lease.task_id not in settled]
+
+    def _note_acked(self, ack: Ack) -> None:
+        self._untold.append((signals.acked, {"message": ack.message}))
 
     def _write_nacks(self, nacks: Sequence[Nack]) -> None:
         failed = {
@@ -207,11 +210,17 @@ class Acknowledger:
             signals.tell_of_what_lasts(signal, Task, **told)
 
     def _sort_out(self, unsettled: Sequence[Ending]) -> None:
-        """Keep those whose tasks are merely locked; the leases of the others are over."""
-        held = lease.held((ending.lease for ending in unsettled), self._using)
+        """Keep those whose tasks are merely locked; the leases of the others are over.
+
+        Unless an ack was written before, and only its answer was lost.
+        """
+        found = lease.last_states((ending.lease for ending in unsettled), self._using)
         for ending in unsettled:
-            if ending.lease in held:
+            state = found.get(ending.lease)
+            if state in LEASED:
                 self._locked.append(ending)
+            elif isinstance(ending, Ack) and state in ACKED:
+                self._note_acked(ending)
             else:
                 _log_lost(ending)
 

@@ -337,10 +337,33 @@ def test_what_was_written_is_not_written_again_where_only_the_rest_is_in_doubt(
     tasks = [TaskFactory.create(state=TaskState.RUNNING) for _ in range(2)]
     messages = [Message(task) for task in tasks]
     messages[1].ack()
-    held = Mock(side_effect=[OperationalError("gone"), set()])
-    monkeypatch.setattr(lease, "held", held)
+    monkeypatch.setattr(lease, "last_states", Mock(side_effect=[OperationalError("gone"), {}]))
     nacks: list[Ending] = [Nack(message, Failure("no"), timedelta(hours=1)) for message in messages]
     Acknowledger("default", written=lambda leases: None).write(nacks)
     assert states() == {TaskState.RETRYABLE: 1, TaskState.COMPLETED: 1}
     lost = [each.task_id for each in caplog.records if "was over" in each.message]  # type: ignore[attr-defined]
     assert lost == [tasks[1].pk]
+
+
+def test_an_ack_whose_answer_was_lost_is_told_once_and_not_taken_for_late(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    message = Message(TaskFactory.create(state=TaskState.RUNNING))
+    told = Mock()
+    written, answers = lease.ack, iter([OperationalError("server closed the connection"), None])
+
+    def ack(*given: Any, **options: Any) -> set[int]:
+        settled = written(*given, **options)
+        if error := next(answers):
+            raise error
+        return settled
+
+    monkeypatch.setattr(lease, "ack", ack)
+    signals.acked.connect(told)
+    try:
+        Acknowledger("default", written=lambda leases: None).write([Ack(message, None)])
+    finally:
+        signals.acked.disconnect(told)
+    assert states() == {TaskState.COMPLETED: 1}
+    assert told.call_count == 1
+    assert "was over" not in caplog.text
