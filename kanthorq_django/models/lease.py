@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from django.db import DataError
+from django.db import DataError, connections
 
 from kanthorq_django import sql
 from kanthorq_django.conf import get_settings
@@ -107,8 +107,12 @@ def last_states(leases: Iterable[Lease], using: str) -> dict[Lease, TaskState]:
 
     One that is not leased any more was ended by the holder of its lease.
     """
-    found = _by_lease(sql.rows(using, "last_leases", _params(list(leases))))
-    return {lease: TaskState(row.state) for lease, row in found.items()}
+    given = list(leases)
+    if len(given) == 1:
+        found = sql.values(connections[using], "last_lease", _one(given[0]))
+        return {given[0]: TaskState(found[0])} if found else {}
+    rows = _by_lease(sql.rows(using, "last_leases", _params(given)))
+    return {lease: TaskState(row.state) for lease, row in rows.items()}
 
 
 def asked_to_cancel(leases: Iterable[Lease], using: str) -> list[Lease]:

@@ -31,6 +31,7 @@ REPEATED = frozenset(
         "ack_last",
         "ack_one",
         "claim",
+        "last_lease",
         "lock_consumer",
         "notify",
         "peek",
@@ -42,7 +43,7 @@ REPEATED = frozenset(
 
 # Those of them that a plan which the server made at a bad moment would make slow, and that run also
 # in the application's transactions; pulls and looks have transactions of their own for it.
-_READ_BY_INDEX = frozenset({"ack_group", "ack_last", "ack_one", "claim"})
+_READ_BY_INDEX = frozenset({"ack_group", "ack_last", "ack_one", "claim", "last_lease"})
 
 # Whose rows carry bodies. As text these are twice as long: with 10,000 bytes each a row takes three
 # times as long from the table to Python, with 100 twice as long.

@@ -90,12 +90,21 @@ def hand_back() -> None:
     lease.hand_back(leases(LEASED), "default", skip_locked=True)
 
 
+def last_states() -> None:
+    lease.last_states(leases(LEASED), "default")
+
+
+def last_state() -> None:
+    lease.last_states(leases(1), "default")
+
+
 def claim() -> None:
     Consumer.objects.get().lease_due(LEASED, CLAIMABLE)
 
 
-VERBS = (renew, ack, ack_one, ack_last, ack_group, nack, hand_back, claim)
+VERBS = (renew, ack, ack_one, ack_last, ack_group, nack, hand_back, last_states, last_state, claim)
 PRIMARY_KEY = "kanthorq_django_task_pkey"
+OURS = ("UPDATE kanthorq_django_task", "attempted_at IS NOT DISTINCT FROM")
 INDEXES = {claim: {PRIMARY_KEY, "kanthorq_task_due"}}
 
 
@@ -108,7 +117,7 @@ def plan_of(verb: Callable[[], None], *, is_kept: bool) -> dict[str, Any]:
     found: list[Any] = []
 
     def explain(execute: Any, statement: str, params: Any, *rest: Any) -> Any:
-        if "UPDATE kanthorq_django_task" not in statement:
+        if not any(part in statement for part in OURS):
             return execute(statement, params, *rest)
         text, names = numbered(statement.removesuffix("COMMIT;"))
         mode = "force_generic_plan" if is_kept else "force_custom_plan"
