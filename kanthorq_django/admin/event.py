@@ -7,9 +7,9 @@ from uuid import UUID
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.db.models import BinaryField, F, Func, IntegerField, QuerySet, Value
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
 from django.template.loader import render_to_string
 from django.utils.html import format_html
@@ -32,6 +32,7 @@ from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
 from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.models import Consumer, Event, Schedule, Stream, Task
 from kanthorq_django.models.encryption import is_sealed
+from kanthorq_django.models.isolation import check_read_committed, together
 
 AT_ONCE = timedelta(0)
 KINDS = {
@@ -108,9 +109,15 @@ class EventAdmin(ReadOnlyAdmin):
         counts = {str(self.opts.verbose_name_plural): 1, gettext("tasks"): count}
         return [str(event), [told]], counts, set(), []
 
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Ask, or delete, where consumers that begin to read the event meanwhile are seen."""
+        with together(router.db_for_write(Event), may_idle=True):
+            return super().delete_view(request, *args, **kwargs)
+
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         """Delete the event with its tasks. Raises PermissionDenied if one was reset meanwhile."""
         using = obj._state.db
+        check_read_committed(using, "deleted")
         sql.rows(using, "lock_stream", {"stream_id": obj.stream_id})
         if _task_count_if_spent(obj) is None or not _prune(obj):
             raise PermissionDenied

@@ -7,8 +7,11 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.test import Client
 
-from kanthorq_django.models import Task, TaskState
-from tests.admin.pages import answer, ask_for_all, tick, told
+from kanthorq_django import publish
+from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.models.registration import Registration
+from tests.admin.conftest import MakeClient
+from tests.admin.pages import answer, ask_for_all, page, tick, told
 from tests.concurrency import (
     DEADLINE_SECONDS,
     begin_elsewhere,
@@ -54,3 +57,17 @@ def test_what_left_the_filter_before_the_verb_came_to_it_is_left_alone(operator:
     assert "1 task updated, 1 left alone" in told(response)[0][1]
     moved.refresh_from_db()
     assert moved.state == TaskState.COMPLETED
+
+
+def test_no_consumer_joins_a_stream_whose_event_is_being_deleted(client_of: MakeClient):
+    def join() -> list[Task]:
+        return Consumer.objects.register("newcomer", Registration("orders", [">"])).pull()
+
+    event = publish("order.paid", stream="orders")
+    client = client_of("delete_event")
+    with transaction.atomic():
+        response = client.post(page("event_delete", event.pk), {"post": "yes"})
+        joining = begin_elsewhere(join)
+        wait_until(lambda: is_waited_for() or joining.done())
+    assert response.status_code == 302
+    assert joining.result(DEADLINE_SECONDS) == []

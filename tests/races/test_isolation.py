@@ -9,12 +9,15 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 from django.db.models.signals import pre_delete
 from django.db.transaction import TransactionManagementError
+from django.test import Client
 
 from kanthorq_django import publish, publish_many
+from kanthorq_django.admin.event import EventAdmin
 from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.retention import Pruned, prune
+from tests.admin.pages import page
 from tests.concurrency import (
     DEADLINE_SECONDS,
     begin_elsewhere,
@@ -204,6 +207,39 @@ def test_no_event_is_deleted_where_who_reads_it_cannot_be_seen(
     with transaction.atomic(), pytest.raises(TransactionManagementError, match="REPEATABLE READ"):
         delete(event)
     delete(event)
+    assert not Event.objects.exists()
+
+
+@pytest.mark.parametrize("level", ["read committed", "repeatable read"])
+def test_no_event_is_deleted_in_the_admin_that_a_consumer_begins_to_read(
+    admin_client: Client,
+    stricter_default: StricterDefault,
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+):
+    ask = EventAdmin.has_delete_permission
+
+    def join_after(*args: Any) -> bool:
+        is_allowed = ask(*args)
+        elsewhere(lambda: Consumer.objects.register("newcomer", Registration("orders", [">"])))
+        return is_allowed
+
+    event = publish("order.paid", stream="orders")
+    stricter_default("settings", level)
+    monkeypatch.setattr(EventAdmin, "has_delete_permission", join_after)
+    assert admin_client.post(page("event_delete", event.pk), {"post": "yes"}).status_code == 403
+    (task,) = Consumer.objects.get(name="newcomer").pull()
+    assert task.event == event
+
+
+def test_no_event_is_deleted_in_the_admin_where_who_reads_it_cannot_be_seen(
+    admin_client: Client, stricter_default: StricterDefault
+):
+    address = page("event_delete", publish("order.paid", stream="orders").pk)
+    stricter_default("server", "repeatable read")
+    with transaction.atomic(), pytest.raises(TransactionManagementError, match="REPEATABLE READ"):
+        admin_client.post(address, {"post": "yes"})
+    assert admin_client.post(address, {"post": "yes"}).status_code == 302
     assert not Event.objects.exists()
 
 
