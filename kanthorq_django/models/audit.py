@@ -40,6 +40,19 @@ class OperatorActionQuerySet(models.QuerySet["OperatorAction"]):
             if len(pks) < BATCH:
                 return count
 
+    def bulk_create(
+        self,
+        objs: "Iterable[OperatorAction]",
+        batch_size: int | None = None,
+        ignore_conflicts: bool = False,
+        update_conflicts: bool = False,
+        *args: Any,
+        **options: Any,
+    ) -> "list[OperatorAction]":
+        if update_conflicts:
+            raise AuditIsAppendOnly("What operators did is never edited.")
+        return super().bulk_create(objs, batch_size, ignore_conflicts, False, *args, **options)
+
     def update(self, *_: Any, **__: Any) -> int:
         raise AuditIsAppendOnly("What operators did is never edited.")
 
@@ -48,7 +61,7 @@ class OperatorActionQuerySet(models.QuerySet["OperatorAction"]):
 
     bulk_update = update
 
-    alters_data(prune, update)
+    alters_data(prune, bulk_create, update)
     alters_data(delete, queryset_only=True)  # as Django's own
 
 
@@ -78,10 +91,11 @@ class OperatorAction(models.Model):
     def __str__(self) -> str:
         return f"{self.action} by {self.operator}"
 
-    def save(self, *args: Any, **kwargs: Any) -> None:
+    def save(self, **options: Any) -> None:
         if not self._state.adding:
             raise AuditIsAppendOnly("What operators did is never edited.")
-        super().save(*args, **kwargs)
+        # Django would update the row that has the key of this one.
+        super().save(**options | {"force_insert": True})
 
     def delete(self, *_: Any, **__: Any) -> Any:
         raise AuditIsAppendOnly("What operators did is kept until prune finds it old enough.")

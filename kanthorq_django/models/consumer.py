@@ -125,15 +125,19 @@ class Consumer(models.Model):
     def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
         """Save all but the cursor of a stored consumer, which pulls may have moved meanwhile.
 
-        Raises InvalidFilter, or ConfigurationError for another stream, before anything is written.
+        A new one is inserted or not at all. Raises InvalidFilter, or ConfigurationError for
+        another stream, before anything is written.
         """
+        is_new = self._state.adding and not options.get("force_update")
         named = None if update_fields is None else set(update_fields)
         written = self.__dict__.keys() if named is None else named
         for name in {"subject_includes", "subject_excludes"}.intersection(written):
             check_filters(getattr(self, name))
         if self.pk and not self._state.adding and {"stream", "stream_id"}.intersection(written):
             self._check_stream(options.get("using") or self.using)
-        if named is None and not self._state.adding:
+        if named is None and is_new:
+            options["force_insert"] = True
+        elif named is None:
             named = unguarded_columns(self, cursors.COLUMNS)
         super().save(update_fields=named, **options)
 

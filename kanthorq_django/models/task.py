@@ -292,13 +292,17 @@ class Task(GuardedModel):
     def save(self, *, update_fields: Iterable[str] | None = None, **options: Any) -> None:
         """Save what stands beside the life of a stored task, which may have moved meanwhile.
 
-        An instance that is stale would give a lease twice, or undo what was done. Raises
-        UnguardedMove if the life was changed here. ``update_fields`` may name it, as ``update()``
-        may: whoever does so sees to it that nobody else moves the task.
+        An instance that is stale would give a lease twice, or undo what was done; so would a new
+        one under the key of another, which is inserted or not at all. Raises UnguardedMove if the
+        life was changed here. ``update_fields`` may name it, as ``update()`` may: whoever does so
+        sees to it that nobody else moves the task.
         """
-        is_new = self._state.adding or self.pk is None or options.get("force_insert")
+        is_adding = self._state.adding and not options.get("force_update")
+        is_new = is_adding or self.pk is None or options.get("force_insert")
         written = None if update_fields is None else set(update_fields)
-        if written is None and not is_new:
+        if written is None and is_new:
+            options["force_insert"] = True
+        elif written is None:
             self._check_unmoved()
             written = unguarded_columns(self, LIFE)
         super().save(update_fields=written, **options)

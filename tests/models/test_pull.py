@@ -5,7 +5,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from psycopg.pq import Format
@@ -280,6 +280,18 @@ def test_saving_a_consumer_that_was_loaded_earlier_does_not_move_its_cursor_back
 
     assert cursor_of(consumer) == before
     assert consumer.attempt_max == 3
+
+
+def test_a_new_consumer_takes_neither_the_place_nor_the_cursor_of_another():
+    consumer = register()
+    publish_some(1)
+    consumer.pull()
+    before = cursor_of(consumer)
+    new = Consumer(pk=consumer.pk, name=consumer.name, stream=consumer.stream)
+    with pytest.raises(IntegrityError):
+        new.save()
+    new.save(force_update=True)
+    assert cursor_of(consumer) == before
 
 
 def test_an_idle_pull_is_one_look_that_writes_nothing():

@@ -5,7 +5,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.core import serializers
+from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import publish
@@ -137,6 +138,27 @@ def test_what_was_assigned_and_is_stored_by_now_is_known_once_it_is_read():
     task.resource_key = "key"
     task.save()
     assert Task.objects.get().resource_key == "key"
+
+
+def test_a_new_task_takes_neither_the_place_nor_the_lease_of_another():
+    leased = TaskFactory.create(state=TaskState.RUNNING)
+    new = Task(pk=leased.pk, consumer=leased.consumer, event=leased.event)
+    with pytest.raises(IntegrityError):
+        new.save()
+    with pytest.raises(UnguardedMove):
+        new.save(force_update=True)
+    assert Task.objects.values_list("state", "lease_epoch").get() == (TaskState.RUNNING, 1)
+
+
+def test_a_fixture_takes_the_place_of_what_is_stored():
+    TaskFactory.create()
+    dump = serializers.serialize("json", [*Consumer.objects.all(), *Task.objects.all()])
+    Task.objects.update(resource_key="moved")
+    Consumer.objects.update(attempt_max=3)
+    for loaded in serializers.deserialize("json", dump):
+        loaded.save()
+    assert Task.objects.get().resource_key == ""
+    assert Consumer.objects.get().attempt_max == 16
 
 
 def test_a_copy_without_a_key_is_a_new_task():

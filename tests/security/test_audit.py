@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.core.management.base import CommandError
-from django.db import InternalError, connection, transaction
+from django.db import IntegrityError, InternalError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.db.transaction import TransactionManagementError
@@ -268,10 +268,20 @@ def test_a_row_is_never_edited_or_deleted_by_code():
         rows.delete,
         lambda: rows.update(operator="mallory"),
         lambda: rows.bulk_update([told], ["operator"]),
+        lambda: rows.bulk_create([told], update_conflicts=True, update_fields=["operator"]),
         lambda: OperatorAction.objects.update_or_create(pk=told.pk, defaults={"operator": "m"}),
     ):
         with pytest.raises(AuditIsAppendOnly):
             attempt()
+    assert the_action().operator == "alice"
+
+
+def test_a_new_row_takes_the_place_of_no_other():
+    ORDER.record("tasks.cancel", using="default", counts={"updated": 1})
+    forged = OperatorAction(pk=the_action().pk, operator="mallory")
+    for save in (forged.save, lambda: OperatorAction.objects.bulk_create([forged])):
+        with pytest.raises(IntegrityError), transaction.atomic():
+            save()
     assert the_action().operator == "alice"
 
 
