@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
+from kanthorq_django import sql
 from kanthorq_django.models.isolation import check_read_committed, together
 from kanthorq_django.models.stream import Stream
 
@@ -22,7 +23,7 @@ def is_whole(rows: "models.QuerySet[Any]") -> bool:
 
 @contextmanager
 def unread(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
-    """Run the block in a transaction in which nobody pulls for ``consumers``.
+    """Run the block in a transaction in which nobody pulls for ``consumers``, or moves their tasks.
 
     Nothing but this lock keeps a pull from making tasks between the deletion of those there are
     and that of their consumer. Their streams are locked before, as where events are deleted.
@@ -31,7 +32,7 @@ def unread(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
     with together(using, may_idle=True):  # Django collects row by row, and tells receivers
         stored = consumers.model._base_manager.using(using).filter(pk__in=chosen)
         _lock(Stream._base_manager.using(using).filter(pk__in=stored.values("stream")), no_key=True)
-        _lock(stored, no_key=True)
+        sql.rows(using, "lock_tasks", {"consumer_ids": _lock(stored, no_key=True)})
         yield
 
 

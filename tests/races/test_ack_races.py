@@ -286,6 +286,25 @@ def test_verbs_over_the_same_tasks_in_opposite_orders_do_not_deadlock(
         assert not [result for result in results if isinstance(result, DatabaseError)]
 
 
+@pytest.mark.parametrize(
+    "delete", [Consumer.delete, lambda one: Consumer.objects.filter(pk=one.pk).delete()]
+)
+def test_a_deletion_locks_the_tasks_of_its_consumer_in_the_order_of_verbs(
+    consumer: Consumer, delete: Callable[[Consumer], Any]
+):
+    fill(consumer, 2)
+    first, second = Task.objects.order_by("pk")
+    # What an update writes lies behind the other one, where a deletion comes to it last.
+    Task.objects.filter(pk=first.pk).update(resource_key="moved")
+    with transaction.atomic():
+        assert Task.objects.select_for_update().get(pk=first.pk)
+        deleting = begin_elsewhere(lambda: delete(consumer))
+        wait_until(is_waited_for)
+        assert Task.objects.select_for_update(nowait=True).get(pk=second.pk)
+    deleting.result(DEADLINE_SECONDS)
+    assert not Task.objects.exists()
+
+
 @pytest.mark.parametrize("is_enclosed", [False, True])
 def test_a_verb_outlives_a_deadlock_with_a_handler_that_acks_in_another_order(is_enclosed: bool):
     acked = threading.Event()
