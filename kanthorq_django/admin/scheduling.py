@@ -100,9 +100,10 @@ class SchedulingAdmin(GuardedAdmin):
     def delete_queryset(self, request: HttpRequest, queryset: Any) -> None:
         """Delete the ticked ones, and record which, in one transaction."""
         with together(_using()):
-            names = list(queryset.values_list("name", flat=True))
+            locked = _locked(queryset)
+            names = list(locked.values_list("name", flat=True))
             record(order_on_list(request), "delete", names, deleted=len(names))
-            super().delete_queryset(request, queryset)
+            super().delete_queryset(request, locked)
 
     def _may(self, request: HttpRequest, verb: str) -> bool:
         codename = get_permission_codename(verb, self.opts)
@@ -120,8 +121,9 @@ class SchedulingAdmin(GuardedAdmin):
         """Do it and log it in one transaction, and tell how many were updated or left alone."""
         try:
             with together(_using()):
-                names = dict(schedules.values_list("pk", "name"))
-                outcome = operation.apply(schedules)
+                locked = _locked(schedules)
+                names = dict(locked.values_list("pk", "name"))
+                outcome = operation.apply(locked)
                 _log(operation, outcome.updated, names, request.user.pk)
                 changed = [names[pk] for pk in outcome.updated]
                 counts = {"updated": len(changed), "noop": len(outcome.noop)}
@@ -159,6 +161,16 @@ class SchedulingAdmin(GuardedAdmin):
 def record(order: Order, verb: str, names: Iterable[str], **counts: int) -> None:
     """Write into the audit what becomes of the schedules called ``names``."""
     order.record(f"schedules.{verb}", using=_using(), counts=counts, ids=names)
+
+
+def _locked(schedules: ScheduleQuerySet) -> ScheduleQuerySet:
+    """Return those of ``schedules`` that there are now, and that nobody can change meanwhile.
+
+    Asked anew, a filter may select others than were told of.
+    """
+    rows = Schedule.objects.using(_using()).filter(pk__in=schedules.order_by().values("pk"))
+    locked = rows.select_for_update(of=("self",), no_key=True).order_by("pk")
+    return schedules.filter(pk__in=list(locked.values_list("pk", flat=True)))
 
 
 def _using() -> str:

@@ -1,6 +1,7 @@
 """What operators are told when workers are faster."""
 
 import threading
+from typing import Any
 
 import pytest
 from django.db import transaction
@@ -8,10 +9,13 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from kanthorq_django import publish
-from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.admin import scheduling
+from kanthorq_django.models import Consumer, OperatorAction, Schedule, Task, TaskState
 from kanthorq_django.models.registration import Registration
+from kanthorq_django.models.schedule import ScheduleQuerySet
 from tests.admin.conftest import MakeClient
 from tests.admin.pages import answer, ask_for_all, page, tick, told
+from tests.admin.schedules import kept
 from tests.concurrency import (
     DEADLINE_SECONDS,
     begin_elsewhere,
@@ -71,3 +75,55 @@ def test_no_consumer_joins_a_stream_whose_event_is_being_deleted(client_of: Make
         wait_until(lambda: is_waited_for() or joining.done())
     assert response.status_code == 302
     assert joining.result(DEADLINE_SECONDS) == []
+
+
+def do_to_all_schedules(client: Client, verb: str, query: str = "") -> Any:
+    ticked = Schedule.objects.values_list("pk", flat=True).first()
+    data = {"action": verb, "select_across": "1", "_selected_action": [str(ticked)], "post": "yes"}
+    return client.post(page("schedule_changelist") + query, data)
+
+
+def test_a_schedule_that_is_added_meanwhile_is_not_deleted_with_all_that_match(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    def delete_once_there_is_another(self: ScheduleQuerySet) -> Any:
+        elsewhere(lambda: kept("newcomer"))
+        return super(ScheduleQuerySet, self).delete()
+
+    kept("report")
+    monkeypatch.setattr(ScheduleQuerySet, "delete", delete_once_there_is_another)
+    do_to_all_schedules(admin_client, "delete_selected")
+
+    assert Schedule.objects.get().name == "newcomer"
+    recorded = OperatorAction.objects.get()
+    assert (recorded.counts, recorded.sample) == ({"deleted": 1}, ["report"])
+
+
+def test_a_schedule_that_is_added_meanwhile_is_not_cancelled_with_all_that_match(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+):
+    def cancel_once_there_is_another(schedules: ScheduleQuerySet) -> Any:
+        elsewhere(lambda: kept("newcomer"))
+        return schedules.cancel()
+
+    kept("report")
+    slow = scheduling.CANCEL._replace(apply=cancel_once_there_is_another)
+    monkeypatch.setattr(scheduling, "CANCEL", slow)
+    response = do_to_all_schedules(admin_client, "cancel")
+
+    assert "1 schedule updated." in told(response)[0][1]
+    assert Schedule.objects.get(cancelled_at=None).name == "newcomer"
+    assert OperatorAction.objects.get().sample == ["report"]
+
+
+def test_a_schedule_that_left_the_filter_meanwhile_is_not_deleted(admin_client: Client):
+    held = kept("report")
+    with transaction.atomic():
+        assert Schedule.objects.select_for_update().get(pk=held.pk)
+        deleting = begin_elsewhere(
+            lambda: do_to_all_schedules(admin_client, "delete_selected", "?q=report.due")
+        )
+        wait_until(is_waited_for)
+        Schedule.objects.filter(pk=held.pk).update(subject="parcel.sent")
+    deleting.result(DEADLINE_SECONDS)
+    assert Schedule.objects.get() == held
