@@ -182,6 +182,18 @@ def test_a_verb_of_tasks_records_the_account_and_the_filters(verb: str, state: T
     assert told.sample == [str(task.event_id)]
 
 
+@pytest.mark.parametrize(("uid", "told"), [(0, " (sudo by alice)"), (1, "")])
+def test_who_stands_behind_sudo_is_told_of_root_alone(
+    monkeypatch: pytest.MonkeyPatch, uid: int, told: str
+):
+    """Anybody else can set the variable."""
+    monkeypatch.setattr("os.getuid", lambda: uid)
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    plain = shell_user()
+    monkeypatch.setenv("SUDO_USER", "alice")
+    assert shell_user() == plain + told
+
+
 def test_a_dry_run_records_nothing():
     task = TaskFactory.create()
     kanthorq("tasks", "cancel", "--consumer", task.consumer.name, "--dry-run")
