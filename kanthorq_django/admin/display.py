@@ -14,6 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from kanthorq_django.domain.moments import told_in
 from kanthorq_django.domain.states import TaskState
 
 NOTHING = "—"
@@ -78,7 +79,7 @@ def moment(when: datetime | None) -> str:
     """Return how long ago or how soon ``when`` is; the exact time is its tooltip."""
     if when is None:
         return NOTHING
-    local = timezone.localtime(when) if timezone.is_aware(when) else when
+    local = told_in(timezone.get_current_timezone(), when)
     return format_html(
         '<time datetime="{}" title="{}">{}</time>',
         local.isoformat(timespec="seconds"),
@@ -91,7 +92,7 @@ def exact_moment(when: datetime | None) -> str:
     """Return ``when`` to the millisecond, and how long ago or how soon that is."""
     if when is None:
         return NOTHING
-    local = timezone.localtime(when) if timezone.is_aware(when) else when
+    local = told_in(timezone.get_current_timezone(), when)
     text = local.isoformat(sep=" ", timespec="milliseconds")
     return format_html('<time datetime="{}">{}</time> ({})', text, text, naturaltime(when))
 

@@ -1,6 +1,6 @@
 """Moments that PostgreSQL stores, Python reads back and every time zone can tell."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 from kanthorq_django.domain.quoting import quoted
 
@@ -25,6 +25,16 @@ def moment_problem(moment: datetime) -> str | None:
     if YEAR_MIN <= year <= YEAR_MAX:
         return None
     return f"{moment} must be in the years {YEAR_MIN} to {YEAR_MAX}"
+
+
+def told_in(zone: tzinfo, moment: datetime) -> datetime:
+    """Return ``moment`` by the clocks of ``zone``; as it is if it is naive, or beyond them."""
+    if moment.tzinfo is None:
+        return moment
+    try:
+        return moment.astimezone(zone)
+    except OverflowError:
+        return moment
 
 
 def readable(moment: datetime) -> datetime:

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from django.utils import timezone
 
+from kanthorq_django.domain.moments import told_in
 from kanthorq_django.domain.quoting import quoted
 
 DURATION_MAX = timedelta(days=36_500)  # PostgreSQL can subtract it from any current time
@@ -45,7 +46,7 @@ def format_moment(moment: datetime | None) -> str:
     """Return ``moment`` in the current time zone and with its offset; ``-`` for none."""
     if moment is None:
         return "-"
-    return format_local(timezone.localtime(moment) if timezone.is_aware(moment) else moment)
+    return format_local(told_in(timezone.get_current_timezone(), moment))
 
 
 def format_local(moment: datetime) -> str:
@@ -60,5 +61,5 @@ def format_recorded(stored: object) -> str:
     try:
         moment = datetime.fromisoformat(str(stored))
         return format_moment(moment) if timezone.is_aware(moment) else str(stored)
-    except (ValueError, OverflowError):  # the latter beyond the years that a zone can tell
+    except ValueError:
         return str(stored)

@@ -39,7 +39,13 @@ from kanthorq_django.models.envelope import (
     settle_id,
     settle_schedule_at,
 )
-from kanthorq_django.models.fields import CreatedAtField, SubjectField, XidField, moment_of
+from kanthorq_django.models.fields import (
+    CreatedAtField,
+    SubjectField,
+    XidField,
+    always_readable,
+    moment_of,
+)
 from kanthorq_django.models.hops import count_hops
 from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql import Result
@@ -102,7 +108,7 @@ class Event(SealableModel):
     metadata = models.JSONField(default=dict, blank=True)
     resource_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, default="")
     idempotency_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, null=True)  # noqa: DJ001  # null: none
-    schedule_at = models.DateTimeField(null=True, blank=True)
+    schedule_at = always_readable(models.DateTimeField(null=True, blank=True))
     created_at = CreatedAtField()
 
     # False on an event that publish() found already stored under its idempotency key.

@@ -1,7 +1,7 @@
 """Column types that Django lacks, and those that carry a rule of ours."""
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
@@ -11,6 +11,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from kanthorq_django.domain import subjects
+from kanthorq_django.domain.moments import YEAR_MAX, YEAR_MIN
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import InvalidFilter
 
@@ -28,6 +29,8 @@ else:
     _JSONField = models.JSONField
     _DateTimeField = models.DateTimeField
 
+
+_F = TypeVar("_F", bound="models.Field[Any, Any]")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -123,6 +126,26 @@ def _filters_problem(value: object) -> str | None:
     return None
 
 
+_FIRST = f"'{YEAR_MIN:04}-01-01 00:00Z'::timestamptz"
+_LAST = f"'{YEAR_MAX:04}-12-31 23:59:59.999999Z'::timestamptz"
+
+
+def _nearest(compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+    # Not greatest(), which would pass over NULL.
+    clamped = f"CASE WHEN {sql} < {_FIRST} THEN {_FIRST} WHEN {sql} > {_LAST} THEN {_LAST}"
+    return f"{clamped} ELSE {sql} END", (*params, *params, *params)
+
+
+def always_readable(field: _F) -> _F:
+    """Let ``field`` read what SQL has written beyond Python's times as the nearest of these.
+
+    Pulls and claims do so too: a single moment at infinity would stop every page that shows it.
+    No class of its own: Django mixes that with no other in an expression, not even with Now().
+    """
+    field.select_format = _nearest  # type: ignore[method-assign]  # as if it were a method
+    return field
+
+
 class CreatedAtField(_DateTimeField):
     """When the row was inserted, by the database's clock."""
 
@@ -130,6 +153,7 @@ class CreatedAtField(_DateTimeField):
         kwargs.setdefault("db_default", Now())
         kwargs.setdefault("editable", False)
         super().__init__(*args, **kwargs)
+        always_readable(self)
 
 
 def moment_of(microseconds: int, using: str | None) -> datetime:

@@ -24,7 +24,12 @@ from kanthorq_django.exceptions import UnguardedMove
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
 from kanthorq_django.models.event import Event
-from kanthorq_django.models.fields import CreatedAtField, microseconds_of, moment_of
+from kanthorq_django.models.fields import (
+    CreatedAtField,
+    always_readable,
+    microseconds_of,
+    moment_of,
+)
 from kanthorq_django.models.guarded import GuardedModel, unguarded_columns
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.moves import MovableQuerySet, bulk_verb
@@ -197,18 +202,18 @@ class Task(GuardedModel):
         choices=[(state.value, state.label) for state in TaskState],
         default=TaskState.AVAILABLE.value,
     )
-    schedule_at = models.DateTimeField(db_default=Now())
+    schedule_at = always_readable(models.DateTimeField(db_default=Now()))
     lease_epoch = models.BigIntegerField(default=0, db_default=0)
     attempt_count = models.PositiveIntegerField(default=0, db_default=0)
-    attempted_at = models.DateTimeField(null=True, blank=True)
+    attempted_at = always_readable(models.DateTimeField(null=True, blank=True))
     # [{"at": ISO time, "attempt": from 1, "verb": "handle" | "cancel", "error": …, "stack": …}]
     attempted_errors = models.JSONField(
         default=list, db_default=Value([], models.JSONField()), blank=True
     )
-    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    cancel_requested_at = always_readable(models.DateTimeField(null=True, blank=True))
     cancel_attempt_count = models.PositiveIntegerField(default=0, db_default=0)
     result = models.JSONField(null=True, blank=True)
-    finalized_at = models.DateTimeField(null=True, blank=True)
+    finalized_at = always_readable(models.DateTimeField(null=True, blank=True))
     created_at = CreatedAtField()
 
     GUARDED = LIFE

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from django.test import Client
 from django.utils import timezone
+from pytest_django import Settings
 
 from kanthorq_django.admin.display import link, page_url
 from kanthorq_django.admin.task import ERROR_SHOWN
@@ -24,6 +25,20 @@ def _listed(client: Client, **query: Any) -> list[Task]:
 def _failure(attempt: int, error: str, stack: str = "") -> dict[str, object]:
     at = "2030-01-02T03:04:05+00:00"
     return {"at": at, "attempt": attempt, "verb": "handle", "error": error, "stack": stack}
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+@pytest.mark.parametrize(
+    "at", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59-12:00", "9999-12-31T23:59:59+00:00"]
+)
+def test_a_failure_at_a_moment_that_no_clock_there_tells_is_shown(
+    viewer: Client, settings: Settings, at: str, zone: str
+):
+    settings.TIME_ZONE = zone
+    failure = _failure(1, "ValueError: no") | {"at": at}
+    task = TaskFactory.create(state=TaskState.DISCARDED, attempted_errors=[failure])
+    text = text_of(viewer.get(page("task_change", task.pk)))
+    assert "ValueError: no" in text
 
 
 def test_tasks_come_newest_first(viewer: Client):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
+from django.test import Client
 from pytest_django import Settings
 
 from kanthorq_django import publish, subscribe
@@ -17,6 +18,7 @@ from kanthorq_django.models.cursor import ALWAYS, peek
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.testing import drain
 from kanthorq_django.worker.floors import Floors
+from tests.admin.pages import page
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, TaskFactory
 
@@ -172,6 +174,31 @@ def test_a_task_that_is_due_before_all_years_is_found_where_the_look_tells_to_be
 
     assert rows[0].due_at < 0
     assert len(consumer.lease_due(1, CLAIMABLE, floors[consumer.pk])) == 1
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+@pytest.mark.parametrize("moment", WILD)
+def test_pages_and_listings_tell_it(
+    admin_client: Client, settings: Settings, moment: str, zone: str
+):
+    settings.TIME_ZONE = zone
+    task = TaskFactory.create(attempt_count=1)
+    for column in ("schedule_at", "attempted_at", "cancel_requested_at", "created_at"):
+        set_tasks(column, moment)
+    execute("UPDATE kanthorq_django_event SET created_at = %s, schedule_at = %s", moment, moment)
+
+    for noun, row in (("task", task), ("event", task.event), ("stream", task.consumer.stream)):
+        assert admin_client.get(page(f"{noun}_changelist")).status_code == 200
+        assert admin_client.get(page(f"{noun}_change", row.pk)).status_code == 200
+    (listed,) = kanthorq("tasks", "list", "--json").json
+    assert listed["schedule_at"][:4] in {f"{WILD[moment]:04}", f"{WILD[moment] + 1:04}"}
+    for verb in ("list", "show"):
+        assert str(task.event_id) in kanthorq("tasks", verb, "--event", task.event_id).out
+
+
+def test_what_has_no_moment_is_read_as_none():
+    task = TaskFactory.create()
+    assert (task.finalized_at, task.event.schedule_at) == (None, None)
 
 
 @pytest.mark.parametrize("moment", WILD)
