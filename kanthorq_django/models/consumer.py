@@ -44,7 +44,7 @@ from kanthorq_django.models.fields import (
 )
 from kanthorq_django.models.guarded import unguarded_columns
 from kanthorq_django.models.leased import Leased, claimed_by
-from kanthorq_django.models.registration import ConsumerQuerySet
+from kanthorq_django.models.registration import ConsumerQuerySet, check_consumer_name
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, Turns, next_in_turn, turns_locked
 
@@ -126,11 +126,13 @@ class Consumer(models.Model):
         """Save all but the cursor of a stored consumer, which pulls may have moved meanwhile.
 
         A new one is inserted or not at all. Raises InvalidFilter, or ConfigurationError for
-        another stream, before anything is written.
+        another stream or what cannot name a consumer, before anything is written.
         """
         is_new = self._state.adding and not options.get("force_update")
         named = None if update_fields is None else set(update_fields)
         written = self.__dict__.keys() if named is None else named
+        if "name" in written:
+            check_consumer_name(self.name)
         for name in {"subject_includes", "subject_excludes"}.intersection(written):
             check_filters(getattr(self, name))
         if self.pk and not self._state.adding and {"stream", "stream_id"}.intersection(written):

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
 
 
+def check_consumer_name(name: object) -> None:
+    """Raise ConfigurationError if ``name`` cannot name a consumer."""
+    if problem := name_problem(name):
+        raise ConfigurationError(f"{quoted(name)} cannot name a consumer: {problem}.")
+
+
 class Registration(NamedTuple):
     """What code declares about a consumer."""
 
@@ -65,8 +71,7 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         ``deliver`` counts for a new consumer only. Raises ConfigurationError when the
         consumer exists in another stream: its cursor belongs to that one.
         """
-        if problem := name_problem(name):
-            raise ConfigurationError(f"{quoted(name)} cannot name a consumer: {problem}.")
+        check_consumer_name(name)
         self._for_write = True
         params = {
             **given._asdict(),

@@ -2,13 +2,14 @@
 
 import re
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 
 from kanthorq_django import publish, publish_many
-from kanthorq_django.exceptions import InvalidFilter
+from kanthorq_django.exceptions import ConfigurationError, InvalidFilter
 from kanthorq_django.models import Consumer, Event, Stream
 from tests.factories import ConsumerFactory, StreamFactory
 
@@ -77,6 +78,27 @@ def test_a_row_with_an_old_bad_filter_is_saved_for_its_other_columns() -> None:
     assert Consumer.objects.get().attempt_max == 3
     with pytest.raises(InvalidFilter):
         consumer.save()
+
+
+@pytest.mark.parametrize("name", ["a b", "emails\nforged", "x" * 129, "", None])
+def test_what_cannot_name_a_consumer_is_stored_by_nobody(name: Any) -> None:
+    consumer = ConsumerFactory.create()
+    refused = pytest.raises(ConfigurationError, match="cannot name a consumer")
+    with refused:
+        Consumer.objects.create(stream=consumer.stream, name=name)
+    kept, consumer.name = consumer.name, name
+    with refused:
+        consumer.save()
+    assert Consumer.objects.get().name == kept
+
+
+def test_a_row_with_an_old_bad_name_is_saved_for_its_other_columns() -> None:
+    consumer = ConsumerFactory.create()
+    Consumer.objects.update(name="a b")
+    consumer.refresh_from_db()
+    consumer.attempt_max = 3
+    consumer.save(update_fields=["attempt_max"])
+    assert Consumer.objects.get().attempt_max == 3
 
 
 def test_valid_rows_pass_validation() -> None:
