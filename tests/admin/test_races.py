@@ -15,7 +15,7 @@ from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.schedule import ScheduleQuerySet
 from tests.admin.conftest import MakeClient
 from tests.admin.pages import answer, ask_for_all, page, tick, told
-from tests.admin.schedules import kept
+from tests.admin.schedules import kept, shown_in
 from tests.concurrency import (
     DEADLINE_SECONDS,
     begin_elsewhere,
@@ -127,3 +127,16 @@ def test_a_schedule_that_left_the_filter_meanwhile_is_not_deleted(admin_client: 
         Schedule.objects.filter(pk=held.pk).update(subject="parcel.sent")
     deleting.result(DEADLINE_SECONDS)
     assert Schedule.objects.get() == held
+
+
+def test_a_schedule_that_is_deleted_while_it_is_changed_is_not_found(admin_client: Client):
+    row = kept()
+    given = shown_in(admin_client, row) | {"subject": "report.other"}
+    with transaction.atomic():
+        Schedule.objects.filter(pk=row.pk).delete()
+        changing = begin_elsewhere(
+            lambda: admin_client.post(page("schedule_change", row.pk), given)
+        )
+        wait_until(is_waited_for)
+    assert changing.result(DEADLINE_SECONDS).status_code == 404
+    assert not OperatorAction.objects.exists()
