@@ -87,18 +87,20 @@ def test_no_more_handlers_run_at_a_time_than_asked_for():
 
 
 def test_coroutines_overlap_on_one_loop():
-    overlap, threads = Overlap(), set()
+    overlap, threads, all_are_here = Overlap(), set(), asyncio.Event()
 
-    @subscribe("work.>", stream="work", consumer="waits")
-    async def wait(message: Message) -> None:
+    @subscribe("work.>", stream="work", consumer="meets")
+    async def meet(message: Message) -> None:
         threads.add(threading.get_ident())
         with overlap:
-            await asyncio.sleep(0.2)
+            if overlap.inside == 20:
+                all_are_here.set()
+            await asyncio.wait_for(all_are_here.wait(), PATIENCE)
 
     announce(20)
 
-    assert work_off("waits", concurrency=20) == 20
-    assert overlap.most == 20
+    assert work_off("meets", concurrency=20) == 20
+    assert Task.objects.completed().count() == 20
     assert len(threads) == 1
 
 

@@ -46,7 +46,7 @@ def test_a_look_that_takes_long_does_not_stand_for_the_one_after_a_notification(
         if unwanted.is_set() and not any(row.has_events for row in rows):
             unwanted.clear()
             elsewhere(lambda: publish("work.wanted", stream="work"))  # which is spared
-            time.sleep(1.2)
+            time.sleep(1.2)  # so that the second look would be due before this one ends
         return rows
 
     monkeypatch.setattr(puller, "peek", slow)
