@@ -6,7 +6,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 
 class KanthorqError(Exception):
-    """Base of every error below. Never raised itself."""
+    """Base of every error below, and raised itself where none of them names the fact."""
 
 
 class ConfigurationError(KanthorqError, ImproperlyConfigured):
@@ -69,7 +69,7 @@ class LeaseLost(MessageError):
 
 
 class AlreadyAcknowledged(MessageError):
-    """The message was ended with the opposite verdict before."""
+    """The message was ended before: with the opposite verdict, or for good in another block."""
 
 
 class CrossDatabaseAck(MessageError):

@@ -7,7 +7,7 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Event ids of the tasks that a bulk verb met; each task stands in one tuple only.
+    """Event ids of the tasks that a bulk verb met, or ids of schedules; each in one tuple only.
 
     An event that several consumers owe may stand in several, once for each of its tasks.
 

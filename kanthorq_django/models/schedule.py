@@ -376,7 +376,7 @@ class Schedule(ProgressModel, SealableModel):
     def upcoming(self, count: int = 5) -> list[datetime]:
         """Return the next occurrences, in UTC.
 
-        None while cancelled, once ended, or when the rule cannot be read any more.
+        An empty list while cancelled, once ended, or when the rule cannot be read any more.
         """
         if self.next_at is None or self.cancelled_at is not None:
             return []
