@@ -3,11 +3,17 @@
 from typing import Any
 
 from django.contrib import admin
-from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.admin.content import pretty_value
-from kanthorq_django.admin.display import NOTHING, exact_moment, moment, number, visible
+from kanthorq_django.admin.display import (
+    NOTHING,
+    exact_moment,
+    moment,
+    number,
+    preformatted,
+    visible,
+)
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.models import OperatorAction
 
@@ -65,4 +71,4 @@ class OperatorActionAdmin(ReadOnlyAdmin):
 
 
 def _as_json(value: Any) -> str:
-    return format_html('<pre class="kq-content" tabindex="0">{}</pre>', pretty_value(value))
+    return preformatted(pretty_value(value))

@@ -62,6 +62,11 @@ def _spelled(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
 
 
+def preformatted(text: str) -> SafeString:
+    """Return ``text`` with its lines as they are; by the keyboard too, one can scroll it."""
+    return format_html('<pre class="kq-content" tabindex="0">{}</pre>', text)
+
+
 def badge(text: object, kind: str) -> SafeString:
     """Return ``text`` as a pill; its colour is the style sheet's affair."""
     return format_html('<span class="kq-badge kq-{}">{}</span>', kind, text)

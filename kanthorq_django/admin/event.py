@@ -22,6 +22,7 @@ from kanthorq_django.admin.display import (
     NOTHING,
     exact_moment,
     moment,
+    preformatted,
     visible,
 )
 from kanthorq_django.admin.due import task_badge, with_is_due
@@ -158,8 +159,7 @@ class EventAdmin(ReadOnlyAdmin):
     def metadata_text(self, event: Event) -> str:
         if not event.metadata:
             return NOTHING
-        text = content.pretty_value(event.metadata)
-        return format_html('<pre class="kq-content" tabindex="0">{}</pre>', text)
+        return preformatted(content.pretty_value(event.metadata))
 
     @admin.display(description=_("content"))
     def body_text(self, event: Any) -> str:

@@ -19,7 +19,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.admin import content
-from kanthorq_django.admin.display import NOTHING, badge, exact_moment, moment
+from kanthorq_django.admin.display import NOTHING, badge, exact_moment, moment, preformatted
 from kanthorq_django.admin.event import body_text
 from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.orders import order_of
@@ -194,8 +194,7 @@ class ScheduleAdmin(SchedulingAdmin):
 
     @admin.display(description=_("metadata"))
     def metadata_text(self, schedule: Schedule) -> str:
-        text = content.pretty_value(schedule.metadata)
-        return format_html('<pre class="kq-content" tabindex="0">{}</pre>', text)
+        return preformatted(content.pretty_value(schedule.metadata))
 
     @admin.display(description=_("body"))
     def body_text(self, schedule: Schedule) -> str:

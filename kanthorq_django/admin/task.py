@@ -21,6 +21,7 @@ from kanthorq_django.admin.display import (
     NOTHING,
     exact_moment,
     moment,
+    preformatted,
     visible,
 )
 from kanthorq_django.admin.due import due_text, task_badge, with_is_due
@@ -193,9 +194,7 @@ class TaskAdmin(OperatingAdmin):
 
     @admin.display(description=_("result"))
     def result_text(self, task: Task) -> str:
-        if task.result is None:
-            return NOTHING
-        return format_html('<pre class="kq-content">{}</pre>', pretty_value(task.result))
+        return NOTHING if task.result is None else preformatted(pretty_value(task.result))
 
     @admin.display(description=_("errors"))
     def errors(self, task: Task) -> str:

@@ -23,7 +23,9 @@ INLINE = re.compile(
 @pytest.fixture
 def pages(admin_client: Client) -> dict[str, str]:
     failure = {"at": "2030-01-01", "attempt": 1, "verb": "cancel", "error": "E", "stack": "S"}
-    task = TaskFactory.create(state=TaskState.DISCARDED, attempted_errors=[failure])
+    task = TaskFactory.create(
+        state=TaskState.DISCARDED, attempted_errors=[failure], result={"sent": 1}
+    )
     worker = Worker.objects.create(host="shop-1", pid=42, concurrency=10, consumers=["emails"])
     planned = schedule(
         "report", rrule="FREQ=DAILY", dtstart=datetime(2026, 1, 1, tzinfo=UTC), subject="report.due"
@@ -73,3 +75,9 @@ def test_nothing_is_told_by_colour_alone(pages: dict[str, str]):
     for html in pages.values():
         for text in re.findall(r'<span class="kq-badge[^"]*">(.*?)</span>', html):
             assert text.strip()
+
+
+def test_what_can_be_scrolled_is_reached_by_the_keyboard(pages: dict[str, str]):
+    blocks = [each for html in pages.values() for each in re.findall(r"<pre[^>]*>", html)]
+    assert blocks
+    assert all('tabindex="0"' in block for block in blocks)
