@@ -28,10 +28,13 @@ STARTS = ("all", "new")
 
 def check(subscription: Subscription) -> None:
     """Raise ConfigurationError naming the consumer and its first option that is wrong."""
-    name = subscription.consumer
-    for noun, given in (("consumer", name), ("stream", subscription.stream)):
-        if problem := name_problem(given):
-            raise ConfigurationError(f"{quoted(given)} cannot name a {noun}: {problem}.")
+    name, stream = subscription.consumer, subscription.stream
+    if problem := name_problem(name):
+        raise ConfigurationError(f"{quoted(name)} cannot name a consumer: {problem}.")
+    if problem := name_problem(stream):
+        raise ConfigurationError(
+            f"Consumer {name!r}: {quoted(stream)} cannot name a stream: {problem}."
+        )
     _check_filters(name, "include", subscription.includes)
     _check_filters(name, "exclude", subscription.excludes)
     if not subscription.includes:

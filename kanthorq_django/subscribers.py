@@ -29,7 +29,10 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 
 class Subscriber(Protocol[M_contra, R_co]):
-    """A handler as ``@subscribe`` leaves it: the same callable, with one attribute more."""
+    """A handler as ``@subscribe`` leaves it: the same callable, with one attribute more.
+
+    An object that has no name gets that of its class.
+    """
 
     __name__: str
 
@@ -152,11 +155,14 @@ def _with_on_cancel(handler: Callable[[M], R], subscription: Subscription) -> Su
         return register
 
     try:
+        if not hasattr(handler, "__name__"):
+            handler.__name__ = type(handler).__name__
         handler.on_cancel = on_cancel  # type: ignore[attr-defined]  # functions take attributes
     except (AttributeError, TypeError) as error:
         raise ConfigurationError(
             f"{name_of(handler)} cannot be a handler, as it takes no attribute; use a function."
         ) from error
+    on_cancel.__qualname__ = f"{handler.__name__}.on_cancel"  # in Python's words for wrong options
     return cast("Subscriber[M, R]", handler)
 
 

@@ -51,6 +51,13 @@ def test_a_subscriber_stays_the_function_that_it_was() -> None:
     assert find("repayments").handler is refund
 
 
+def test_an_object_that_handles_gets_the_name_of_its_class_unless_it_has_one() -> None:
+    plain, named = HandlesAsync(), HandlesAsync()
+    vars(named)["__name__"] = "refund"
+    for handler, name in ((plain, "HandlesAsync"), (named, "refund")):
+        assert subscribe("order.>", consumer="repayments")(handler).__name__ == name
+
+
 def test_a_declaration_is_noted_with_every_option() -> None:
     moment = datetime(2026, 11, 20, tzinfo=UTC)
     retry = Exponential(attempt_max=7)
@@ -241,8 +248,8 @@ def test_what_has_no_name_needs_one() -> None:
         ({"consumer": ""}, "cannot name a consumer"),
         ({"consumer": "a b"}, "'a b' cannot name a consumer"),
         ({"consumer": "x" * 129}, "129 characters, the limit is 128"),
-        ({"stream": "a/b"}, "'a/b' cannot name a stream"),
-        ({"stream": None}, "cannot name a stream: it must be a str"),
+        ({"stream": "a/b"}, "Consumer 'repayments': 'a/b' cannot name a stream"),
+        ({"stream": None}, "Consumer 'repayments': None cannot name a stream: it must be a str"),
         ({"attempt_max": 0}, "attempt_max must be 1 to 32767, not 0"),
         ({"attempt_max": -1}, "attempt_max must be"),
         ({"attempt_max": 32_768}, "attempt_max must be"),

@@ -68,6 +68,12 @@ def test_on_cancel_without_its_parentheses_is_refused_by_the_consumers_name() ->
     assert find("repayments").cancel_handler is None
 
 
+def test_an_option_that_on_cancel_does_not_take_is_refused_by_the_handlers_name() -> None:
+    handler: Any = declare().handler
+    with pytest.raises(TypeError, match=r"^refund\.on_cancel\(\) got an unexpected .* 'atomic'"):
+        handler.on_cancel(atomic=True)
+
+
 def test_a_second_cancellation_handler_is_refused() -> None:
     noted = declare()
     handler: Any = noted.handler
