@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import Error, connections, transaction
+from django.db import Error, InterfaceError, OperationalError, connections, transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Greatest, Now
 from django.dispatch import Signal
@@ -135,7 +135,7 @@ class Message:
         no longer this worker's, CrossDatabaseAck, and InvalidBody for a result that is not JSON.
         """
         using, results = self._check_database(), {self.lease: encode_result(result)}
-        with self._noting_refusal():
+        with self._noting_refusal(is_ack=True):
             is_ours = bool(lease.ack(results, using))
         if is_ours:
             self.failure = None  # of a nack() that was rolled back
@@ -157,7 +157,7 @@ class Message:
         wait = self.retry_delay() if delay is None else delay
         check_delay("delay", wait)
         failure = Failure.of(reason, stack_size_max=get_settings().ERROR_SIZE_MAX)
-        with self._noting_refusal():
+        with self._noting_refusal(is_ack=False):
             is_ours = bool(lease.nack({self.lease: lease.Failed(failure, wait)}, using))
         if is_ours:
             self.failure = failure
@@ -236,17 +236,20 @@ class Message:
         return self._held().exists()
 
     @contextmanager
-    def _noting_refusal(self) -> Iterator[None]:
+    def _noting_refusal(self, *, is_ack: bool) -> Iterator[None]:
         """Remember a verdict that the database did not take.
 
         A handler that goes on after that, and returns, has not asked for an ack by its return: its
-        block was rolled back, or it said that it had failed.
+        block was rolled back, or it said that it had failed. Only where it acknowledged outside of
+        a block, and the connection was lost, its return says the same once more.
         """
         self._refusal = None
         try:
             yield
         except Error as error:
-            self._has_verdict, self._refusal = True, error
+            is_lost = isinstance(error, (OperationalError, InterfaceError))
+            if not (is_ack and is_lost and _transaction(self.using) is None):
+                self._has_verdict, self._refusal = True, error
             raise
 
     def _check_database(self) -> str:

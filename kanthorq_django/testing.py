@@ -191,7 +191,7 @@ class _Committer:
         self._connection.savepoint_ids = _BlockSavepoints(self._connection)  # type: ignore[assignment]  # Django's too
         for verb in _SAVEPOINT_VERBS:
             setattr(self._connection, verb, self._within_blocks(getattr(self._connection, verb)))
-        self._connection.close = self._close_within_blocks(self._connection.close)  # type: ignore[method-assign]
+        self._connection.close = self._do_not_close  # type: ignore[method-assign]
 
     def __exit__(self, *raised: object) -> None:
         for verb in ("close", *_SAVEPOINT_VERBS):
@@ -237,17 +237,13 @@ class _Committer:
 
         return run
 
-    def _close_within_blocks(self, close: Callable[[], None]) -> Callable[[], None]:
-        """Keep the connection outside of blocks, where a worker's would be made anew.
+    def _do_not_close(self) -> None:
+        """Keep the connection, on which is what the test has written.
 
-        What the test has written is on it.
+        A worker's would be made anew, and a block of its handler be lost with it.
         """
-
-        def run() -> None:
-            if not self._is_outside:
-                close()
-
-        return run
+        if not self._is_outside:
+            self._connection.needs_rollback = True
 
     def _commit(self) -> None:
         self._take_back_what_failed()
@@ -320,7 +316,8 @@ async def _acall(round_: Round) -> tuple[Any, BaseException | None]:
         return await acall(round_), None
     except BaseException as error:
         task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+        is_interrupted = isinstance(error, asyncio.CancelledError) and task and task.cancelling()
+        if isinstance(error, KeyboardInterrupt) or is_interrupted:
             raise  # as above
         return None, error
 

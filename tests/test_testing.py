@@ -836,3 +836,16 @@ def test_a_handler_that_closes_its_connections_leaves_the_test_its_own():
     publish("order.paid", stream="kit")
     assert drain("plain") == drain("coroutine") == 1
     assert list(Task.objects.order_by("pk").values_list("result", flat=True)) == [None, 1]
+
+
+@pytest.mark.django_db
+def test_an_atomic_handler_that_closes_its_connection_fails_as_in_a_worker():
+    @subscribe("order.>", stream="kit", consumer="kit", atomic=True)
+    def handle(message):
+        Entry.objects.create(event_id=message.event.pk)
+        connections.close_all()
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 1
+    assert Task.objects.retryable().count() == 1
+    assert not Entry.objects.exists()

@@ -45,8 +45,8 @@ REPEATED = frozenset(
 # in the application's transactions; pulls and looks have transactions of their own for it.
 _READ_BY_INDEX = frozenset({"ack_group", "ack_last", "ack_one", "claim", "last_lease"})
 
-# Whose rows carry bodies. As text these are twice as long: with 10,000 bytes each a row takes three
-# times as long from the table to Python, with 100 twice as long.
+# Whose rows carry bodies. As text each byte travels as two digits, which takes three times as long
+# for a row of 10,000 bytes, from the table to Python, and less than twice as long for one of 100.
 _IN_BINARY = frozenset({"claim", "pull"})
 
 # Stands in statements that lock tasks, where those that must not wait say so.

@@ -1,4 +1,4 @@
--- What last_leases.sql tells, of one, as its plan may be kept.
+-- last_leases.sql for a single lease: without arrays the server can keep its plan.
 SELECT state
 FROM kanthorq_django_task
 WHERE id = %(id)s AND lease_epoch = %(lease_epoch)s

@@ -24,8 +24,9 @@ SELECT
                 LIMIT 1
             ) IS NOT NULL
         )
-        -- Of transactions that began after the cursor, those that have been open longest are jumped
-        -- over: nobody sees their events yet, of which there may be a million.
+        -- Of transactions that began after the cursor, the ten that have been open longest are jumped
+        -- over: nobody sees their events yet, of which there may be a million. No more, or a look
+        -- beside hundreds of others would take long.
         OR (
             SELECT fresh.id
             FROM (
@@ -50,6 +51,16 @@ SELECT
                 ORDER BY event.xid, event.id
                 LIMIT 1
             ) AS fresh
+            LIMIT 1
+        ) IS NOT NULL
+        -- Events from another cluster, which a pull refuses, are far ahead. Behind the last that has
+        -- ended here no more transactions are open than there are connections.
+        OR (
+            SELECT event.id
+            FROM kanthorq_django_event AS event
+            WHERE event.stream_id = consumer.stream_id
+                AND event.xid >= (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 1000)::text::xid8
+            ORDER BY event.xid, event.id
             LIMIT 1
         ) IS NOT NULL AS has_events,
     -- Whose turn it is only a claim can tell; that one may be due is enough to try. What SQL made due

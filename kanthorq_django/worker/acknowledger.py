@@ -15,7 +15,7 @@ from django.dispatch import Signal
 from kanthorq_django import signals
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.interrupts import is_interrupt
-from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED
+from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED, Move
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
@@ -29,7 +29,6 @@ from kanthorq_django.worker.upkeep import (
 )
 from kanthorq_django.worker.warden import Bounded
 
-ACKED = {*ACK.targets, *ACK_CANCELLING.targets}
 BATCH_MAX = 1_000  # verdicts in one statement
 BEHIND = 2  # such statements that are still to be written, after which no more tasks are leased
 LOCKED_RETRY = 0.5  # seconds until a verdict is tried again whose task somebody has locked
@@ -167,6 +166,8 @@ class Acknowledger:
                 self._persist(write, [ending])
             return
         logger.error("A verdict could not be written.", exc_info=error)
+        if write == self._sort_out:
+            return  # what became of it nobody knows: the lease runs out
         match endings[0], error:
             case Ack() as ack, DatabaseError():
                 self._persist(self._write_nacks, [_refused_ack(ack, error)])
@@ -219,7 +220,7 @@ class Acknowledger:
             state = found.get(ending.lease)
             if state in LEASED:
                 self._locked.append(ending)
-            elif isinstance(ending, Ack) and state in ACKED:
+            elif isinstance(ending, Ack) and state in _acked(ending).targets:
                 self._note_acked(ending)
             else:
                 _log_lost(ending)
@@ -227,6 +228,10 @@ class Acknowledger:
 
 def _delay(back: HandBack) -> Any:
     return back.delay
+
+
+def _acked(ack: Ack) -> Move:
+    return ACK_CANCELLING if ack.message.is_cancellation else ACK
 
 
 def _refused_ack(ack: Ack, error: DatabaseError) -> Nack:

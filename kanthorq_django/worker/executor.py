@@ -203,8 +203,9 @@ def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -
     opened = _Opened.by(using)
     result = _call(flights)
     opened.refuse_another()
-    if any(message.has_verdict() and message.is_open() for message in messages):
-        raise KanthorqError(VERDICT_ROLLED_BACK)
+    for message in messages:
+        if message.has_verdict() and message.is_open():
+            raise message.refusal or KanthorqError(VERDICT_ROLLED_BACK)
     unsaid = [message for message in messages if not message.has_verdict()]
     kept = kept_result(flights[0], result) if unsaid else None
     end = _ack_and_commit if len(unsaid) == 1 else _ack_each
@@ -279,7 +280,7 @@ def _call_and_keep(flight: Flight, opened: _Opened) -> dict[Message, str | None]
     if not message.has_verdict():
         return {message: kept_result(flight, result)}
     if message.is_open():
-        raise KanthorqError(VERDICT_ROLLED_BACK)
+        raise message.refusal or KanthorqError(VERDICT_ROLLED_BACK)
     return {}
 
 

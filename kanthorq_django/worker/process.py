@@ -44,7 +44,7 @@ def run_process(options: WorkerOptions) -> int:
 def run_child(options: WorkerOptions, parent_pid: int, databases: Mapping[str, str]) -> None:
     """Run one worker in a spawned child, and stop when its supervisor is gone.
 
-    In ``databases``, names by alias, those of the supervisor.
+    ``databases`` are the names of the supervisor's, by alias.
     """
     # Ctrl-C reaches the whole process group; the supervisor alone decides about the end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -53,8 +53,8 @@ def run_child(options: WorkerOptions, parent_pid: int, databases: Mapping[str, s
     from django.db import OperationalError, connections
 
     django.setup()
-    for alias, name in databases.items():
-        connections.settings[alias]["NAME"] = name
+    for alias in databases.keys() & connections.settings.keys():  # a deployment may remove one
+        connections.settings[alias]["NAME"] = databases[alias]
     _watch_parent(parent_pid)
     try:
         _run(options, is_child=True)

@@ -148,9 +148,9 @@ class Puller:
         )
 
     def look_for_turns(self, told: Collection[int]) -> None:
-        """Forget that turns were all given where something happened in streams, by their ids.
+        """Ask again for turns of consumers of the streams ``told``, by their ids.
 
-        It may be that somebody resumed a task whose key is free.
+        What happened there may be that somebody resumed a task whose key is free.
         """
         for pk in self._no_turns.keys() & self._consumers.keys():
             if self._consumers[pk].stream_id in told:

@@ -10,9 +10,7 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 from django.db import (
-    DataError,
     Error,
-    IntegrityError,
     InterfaceError,
     InternalError,
     OperationalError,
@@ -34,6 +32,9 @@ UNAVAILABLE = (OperationalError, InterfaceError, InternalError)
 # routine or trigger of the project's, a limit such as that of an index's row, a damaged page.
 _ABOUT_THE_ASKED = ("27", "2F", "38", "39", "54", "XX001", "XX002")
 
+# What cannot be stored: data, what a constraint on it forbids, and what exceeds a limit.
+_ABOUT_VALUES = ("22", "23514", "54")
+
 # How the server, or a pooler, says that it has no connection left; there is no code before one is
 # made. In another language than English a worker only waits, as for a server that is away.
 _REFUSALS = ("too many connections", "too many clients", "connection slots", "no more connections")
@@ -41,6 +42,7 @@ SCARCE_FOR = 10.0  # seconds after a refusal
 _refused_at = float("-inf")
 
 CHECK_AFTER_IDLE = 1.0  # seconds a connection may rest before it is tried out
+READ_ONLY_FOR = 1.0  # seconds at least between two sessions that may not write
 
 
 class _Own(threading.local):
@@ -173,16 +175,15 @@ def _is_altered(connection: BaseDatabaseWrapper) -> bool:
 
 
 def _is_outdated(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether its session may not write, and was made before a write was refused for that.
+    """Tell whether its session may not write, and a new one might, as some write was refused.
 
-    A default of the database or of the role, or a standby that was asked for a moment, is for ever
-    that of the sessions which were made meanwhile.
+    A session keeps the default that the database or the role had when it began.
     """
     raw = connection.connection
     if connection.vendor != "postgresql" or raw is None or raw.closed:
         return False
     made_with = _access.get(raw)
-    if made_with is None or made_with.since >= _read_only_until:
+    if made_with is None or made_with.since > _read_only_until - READ_ONLY_FOR:
         return False
     return any(
         raw.pgconn.parameter_status(name) == b"on"
@@ -210,7 +211,7 @@ def is_unavailable(error: BaseException) -> bool:
 def is_about_values(error: BaseException) -> bool:
     """Tell whether the database refused what it was given, and would refuse it again."""
     sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
-    return isinstance(error, (DataError, IntegrityError)) or sqlstate.startswith("54")
+    return sqlstate.startswith(_ABOUT_VALUES)
 
 
 def note_refusal(error: BaseException | None) -> None:

@@ -119,7 +119,7 @@ DUE, TURN_DUE, TASK = "kanthorq_task_due", "kanthorq_task_turn_due", "kanthorq_d
 @pytest.mark.parametrize(
     ("name", "used", "indexes"),
     [
-        ("peek", look, [UNREAD, UNREAD, TURN_DUE, DUE]),
+        ("peek", look, [UNREAD, UNREAD, UNREAD, TURN_DUE, DUE]),
         ("pull", pull, [UNREAD, UNREAD, UNREAD, EVENT]),
         ("claim", claim, [DUE, TASK, TASK, TASK, EVENT]),
     ],

@@ -105,6 +105,20 @@ def test_an_event_ahead_of_this_cluster_is_refused_instead_of_skipped(consumer: 
     assert not Task.objects.exists()
 
 
+def test_an_event_ahead_of_this_cluster_is_seen_where_all_others_are_read(consumer: Consumer):
+    consumer.pull()
+    publish("a.restored", stream="s")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE kanthorq_django_event SET"
+            " xid = (xid::text::bigint + 100000)::text::xid8 WHERE subject = 'a.restored'"
+        )
+
+    assert has_events(consumer)
+    with pytest.raises(ForeignCluster):
+        consumer.pull()
+
+
 def test_another_stream_is_read_all_the_same(consumer: Consumer):
     publish("a.restored", stream="elsewhere")
     with connection.cursor() as cursor:

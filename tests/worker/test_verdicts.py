@@ -1,5 +1,6 @@
 """Verdicts that the database, or somebody's code, refuses."""
 
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable
@@ -367,3 +368,51 @@ def test_an_ack_whose_answer_was_lost_is_told_once_and_not_taken_for_late(
     assert states() == {TaskState.COMPLETED: 1}
     assert told.call_count == 1
     assert "was over" not in caplog.text
+
+
+def test_an_ack_outside_of_a_block_that_got_no_answer_is_said_once_more_by_the_return(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    written = lease.ack
+
+    def ack(results: Any, using: str, **options: Any) -> set[int]:
+        settled = written(results, using, **options)
+        if not options:  # the handler's own
+            raise OperationalError("server closed the connection")
+        return settled
+
+    monkeypatch.setattr(lease, "ack", ack)
+
+    @subscribe("work.>", stream="work", consumer="acks")
+    def handle(message: Message) -> None:
+        with suppress(OperationalError):
+            message.ack()
+
+    announce(1)
+    work_off("acks")
+    assert states() == {TaskState.COMPLETED: 1}
+    assert [each.message for each in caplog.records if each.levelno > logging.INFO][1:] == []
+
+
+def test_a_conflict_that_is_not_about_the_result_has_a_task_tried_again():
+    @subscribe("work.>", stream="work", consumer="done", retry=LATER)
+    def handle(message: Message) -> int:
+        return 7
+
+    announce(1)
+    with refused_by_a_trigger("unique_violation"):
+        work_off("done")
+    assert states() == {TaskState.RETRYABLE: 1}
+
+
+def test_the_databases_own_reason_is_kept_with_an_atomic_handler():
+    @subscribe("work.>", stream="work", consumer="atomic", atomic=True, retry=LATER)
+    def handle(message: Message) -> None:
+        with suppress(DatabaseError), transaction.atomic():
+            message.ack()
+
+    announce(1)
+    with forbidden("state = 101"):
+        work_off("atomic")
+    (failure,) = Task.objects.get(state=TaskState.RETRYABLE).attempted_errors
+    assert "guard" in failure["error"]
