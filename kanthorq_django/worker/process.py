@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import NoReturn
@@ -21,7 +22,8 @@ from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
 
 PARENT_CHECKED_EVERY = 1.0  # seconds
-GRACE = 15.0  # seconds beyond the shutdown timeout, for a database that does not answer
+GRACE = 14.0  # seconds beyond the shutdown timeout, for a database that does not answer
+LAST_WORDS = 1.0  # seconds more, for a log that does not take what there is to say
 RELOAD_GRACE = 5.0  # seconds that a code reloader may have to wait for running handlers
 REFUSED = 78  # status of a child that would refuse again; EX_CONFIG of sysexits.h
 
@@ -32,13 +34,13 @@ SWITCH_EVERY = 0.001  # seconds; Python's default is 0.005
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def run_process(options: WorkerOptions) -> int:
-    """Run one worker in this process until it is done; return how many handlers it started.
+def run_process(options: WorkerOptions, tell: Callable[[int], None]) -> None:
+    """Run one worker in this process until it is done; tell how many handlers it started.
 
     Raises as ``WorkerLoop.run()``. Does not return when handlers outlive the shutdown timeout:
     the interpreter would wait for what they started.
     """
-    return _run(options)
+    _run(options, tell)
 
 
 def run_child(options: WorkerOptions, parent_pid: int, databases: Mapping[str, str]) -> None:
@@ -80,8 +82,10 @@ def stop_on_signals(
     Unless ``heeds_second`` is False: then the first one alone counts.
 
     The process also leaves, with status 1, when the block has not ended ``patience`` seconds
-    after the first signal. Outside of the main thread, as under a code reloader, signals are
-    left alone, and ``stop`` is called when the interpreter exits.
+    after the first signal, whatever keeps it: a log that nobody reads keeps each thread that
+    says something. Neither may the interpreter take longer to exit after the block. Outside of
+    the main thread, as under a code reloader, signals are left alone, and ``stop`` is called
+    when the interpreter exits.
     """
     if threading.current_thread() is not threading.main_thread():
         with _stop_at_exit(stop):
@@ -117,33 +121,38 @@ class _Signals:
         self._heeds_second = heeds_second
         self._patience = patience
         self._at_once = at_once
-        self._is_stopping = False
+        self._deadline: float | None = None  # once the first one has arrived
         self._arrivals: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._ended = threading.Event()
 
     def arrive(self, number: int, _: FrameType | None) -> None:
-        if self._is_stopping:
+        if self._deadline is not None:
             if not self._heeds_second:
                 return
             if self._at_once is not None:
                 self._at_once()
             os._exit(128 + number)
-        self._is_stopping = True
+        self._deadline = time.monotonic() + self._patience
         self._arrivals.put(True)
 
     def relay(self) -> None:
         if self._arrivals.get():
             self._stop()
             if not self._ended.wait(self._patience):
-                logger.error("It took too long to stop in good order.")
-                _leave(1)
+                if self._at_once is not None:
+                    self._at_once()
+                _leave(1, "It took too long to stop in good order.")
 
     def end(self) -> None:
         self._ended.set()
         self._arrivals.put(False)
+        if self._deadline is not None:
+            atexit.register(_exit_until, self._deadline)
 
 
-def _run(options: WorkerOptions, *, is_child: bool = False) -> int:
+def _run(
+    options: WorkerOptions, tell: Callable[[int], None] | None = None, *, is_child: bool = False
+) -> None:
     from kanthorq_django.worker.loop import WorkerLoop
     from kanthorq_django.worker.upkeep import expect_dead_hosts
 
@@ -158,10 +167,11 @@ def _run(options: WorkerOptions, *, is_child: bool = False) -> int:
     )
     with stopping, _rarely_collecting(), _switching_often():
         count = loop.run()
-    if loop.has_stragglers:
-        loop.tell_stragglers()
-        _leave(0)
-    return count
+        if loop.has_stragglers:
+            loop.tell_stragglers()
+            _leave(0)
+        if tell is not None:
+            tell(count)
 
 
 @contextlib.contextmanager
@@ -208,13 +218,31 @@ def _switching_often() -> Iterator[None]:
         sys.setswitchinterval(interval)
 
 
-def _leave(status: int) -> NoReturn:
-    """End this process without waiting for its threads."""
+def _leave(status: int, last_words: str = "") -> NoReturn:
+    """End this process without waiting for its threads, nor for ever for whoever reads its log."""
+    with contextlib.suppress(RuntimeError):  # there can be no more threads
+        farewell = threading.Thread(target=_say_last, args=(last_words,), daemon=True)
+        farewell.start()
+        farewell.join(LAST_WORDS)
+    os._exit(status)
+
+
+def _say_last(words: str) -> None:
     with contextlib.suppress(Exception):
+        if words:
+            logger.error(words)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(status)
+
+
+def _exit_until(deadline: float) -> None:
+    """Let the kernel end this process then, as no thread may begin while the interpreter exits.
+
+    It waits for the locks of the log, which a thread may hold that nobody hears.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, max(LAST_WORDS, deadline - time.monotonic()))
 
 
 @contextlib.contextmanager

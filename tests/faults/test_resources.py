@@ -1,7 +1,10 @@
 """What runs out: space for tables, for the log and for words, and time for statements."""
 
+import json
+import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +17,8 @@ from tests.faults.ground import Ground
 from tests.faults.small_disk import Disk, move_log, small_disk
 from tests.faults.stage import Stage
 from tests.quick_run import sooner
+
+GRACE = 2.0  # seconds beyond the shutdown timeout, instead of many
 
 
 @pytest.fixture
@@ -128,3 +133,34 @@ def test_a_worker_that_can_tell_nobody_anything_goes_on(stage: Stage):
     mute.send(signal.SIGTERM)
     assert mute.wait() in (0, 120), "120: Python itself could not flush its last words"
     stage.check()
+
+
+def test_a_worker_whose_output_nobody_reads_ends_within_its_time(stage: Stage, tmp_path: Path):
+    pipe = tmp_path / "output"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    grace = json.dumps({"kanthorq_django.worker.process.GRACE": GRACE})
+    stuck = stage.worker("--shutdown-timeout", 1, FAULTS_OUTPUT=str(pipe), FAULTS_SET=grace)
+    stage.wait_until_started()
+    fill(pipe)
+    client = stage.client()
+    client.do("both 5")  # some of which fail, and that is logged
+    began = time.monotonic()
+
+    stuck.send(signal.SIGTERM)
+
+    assert stuck.wait() == 1
+    assert time.monotonic() - began < 1 + GRACE + 2
+    os.close(reader)
+    stage.worker()
+    stage.settle()
+    stage.check()
+
+
+def fill(pipe: Path) -> None:
+    """Let the pipe take no more from anybody."""
+    writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.close(writer)

@@ -110,6 +110,63 @@ def test_a_process_that_cannot_stop_in_good_order_leaves_all_the_same():
         assert process.wait(PATIENCE) == 1
 
 
+def test_a_log_that_nobody_reads_does_not_keep_a_process_that_cannot_stop():
+    with asked_to_stop(within="fill(sys.stderr); time.sleep(60)") as process:
+        assert process.wait(PATIENCE) == 1
+
+
+def test_a_log_that_a_thread_is_stuck_in_does_not_keep_the_interpreter():
+    stuck = """
+        handler = logging.StreamHandler(sys.stderr)
+        fill(sys.stderr)
+        record = logging.makeLogRecord({})
+        threading.Thread(target=handler.handle, args=[record], daemon=True).start()
+        while handler.lock.acquire(blocking=False):
+            handler.lock.release()
+    """
+    with asked_to_stop(after=stuck) as process:
+        assert process.wait(PATIENCE) == -signal.SIGALRM
+
+
+@contextmanager
+def asked_to_stop(within: str = "", after: str = "") -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a process with something to do when SIGTERM has come: ``within`` its time, and after."""
+    script = """
+        import contextlib, logging, os, sys, threading, time
+        from kanthorq_django.worker.process import stop_on_signals
+
+        def fill(stream):
+            os.set_blocking(stream.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(stream.fileno(), bytes(4096))
+            os.set_blocking(stream.fileno(), True)
+
+        asked = threading.Event()
+        with stop_on_signals(asked.set, patience=0.2):
+            print("ready", flush=True)
+            asked.wait()
+            exec(sys.argv[1])
+        exec(sys.argv[2])
+    """
+    parts = map(textwrap.dedent, (script, within, after))
+    process = subprocess.Popen(
+        [sys.executable, "-c", *parts],
+        cwd=settings.BASE_DIR,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_second_signal_ends_the_process_at_once(gate: Path):
     with at_the_gate(gate) as worker:
         worker.send(signal.SIGTERM)

@@ -117,8 +117,10 @@ class Command(BaseCommand):
             if processes > 1:
                 self._supervise(options, processes, alias)
             else:
-                count = run_process(options)
-                self._say(self.style.SUCCESS(f"Handled {counted(count, 'task')}."))
+                run_process(options, self._tell)
+
+    def _tell(self, count: int) -> None:
+        self._say(self.style.SUCCESS(f"Handled {counted(count, 'task')}."))
 
     def _say(self, text: str) -> None:
         """Print; a full disk behind the output keeps no worker from its work."""
