@@ -34,6 +34,13 @@ MOMENT = timedelta(microseconds=1)
 class Unpublished(Exception):
     """What is due of one schedule could not be published; it is still due."""
 
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
 
 def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
     """Publish what is due by ``now`` and step on; return how many events that made.
@@ -59,7 +66,7 @@ def publish_occurrences(schedule: "Schedule", now: datetime) -> int:
             return 0
         if _concerns_all(error, using):
             raise
-        raise Unpublished(f"{schedule.name}: {type(error).__name__}: {error}") from error
+        raise Unpublished(schedule.name, f"{type(error).__name__}: {error}") from error
 
 
 def _concerns_all(error: BaseException, using: str) -> bool:

@@ -1,8 +1,11 @@
 """A worker's turn at the schedules: whoever comes first publishes what is due."""
 
 import time
+from collections.abc import Iterable
 
+from kanthorq_django.domain.failures import one_line
 from kanthorq_django.models import Schedule
+from kanthorq_django.models.occurrences import Unpublished
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import Backoff
 
@@ -17,7 +20,7 @@ class Scheduler:
         self._using = using
         self._next_look = time.monotonic()
         self._backoff = Backoff("scheduler", longest=LOOK_EVERY)
-        self._told: set[str] = set()  # what schedules have for trouble, each said once
+        self._told: set[str] = set()  # names of schedules in trouble, which is said once
 
     @property
     def seconds(self) -> float:
@@ -42,10 +45,13 @@ class Scheduler:
 
         Returns in how many seconds.
         """
-        for each in error.exceptions if isinstance(error, ExceptionGroup) else ():
-            if str(each) not in self._told:
-                self._told.add(str(each))
-                logger.warning("A schedule could not publish; %s", each)
+        self._tell(error.exceptions if isinstance(error, ExceptionGroup) else ())
         seconds = self._backoff.failed(error)
         self._next_look = time.monotonic() + seconds
         return seconds
+
+    def _tell(self, errors: Iterable[Exception]) -> None:
+        for error in errors:
+            if isinstance(error, Unpublished) and error.name not in self._told:
+                self._told.add(error.name)
+                logger.warning("A schedule could not publish; %s", one_line(str(error)))

@@ -265,15 +265,25 @@ def test_a_receiver_may_take_longer_than_a_client_that_has_gone():
 
 def test_each_schedule_that_fails_is_named_once_in_the_log(caplog: pytest.LogCaptureFixture):
     scheduler, told = Scheduler("default"), []
-    for names in (["a"], ["a", "b"], ["a", "b"]):
-        scheduler.postpone(ExceptionGroup("no", [Unpublished(f"{name}: no") for name in names]))
+    for turn, names in enumerate((["a"], ["a", "b"], ["a", "b"])):
+        failures = [Unpublished(name, f"request {turn} was refused") for name in names]
+        scheduler.postpone(ExceptionGroup("no", failures))
         told.append([text for text in caplog.messages if "A schedule could" in text])
         caplog.clear()
     assert told == [
-        ["A schedule could not publish; a: no"],
-        ["A schedule could not publish; b: no"],
+        ["A schedule could not publish; a: request 0 was refused"],
+        ["A schedule could not publish; b: request 1 was refused"],
         [],
     ]
+
+
+def test_what_a_schedule_fails_with_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture):
+    failure = Unpublished("report", "ValueError: no\n\x1b[2Jworker 1 stopped")
+    Scheduler("default").postpone(ExceptionGroup("no", [failure]))
+    assert caplog.messages[0] == (
+        "A schedule could not publish; report: ValueError: no \N{REPLACEMENT CHARACTER}[2Jworker 1"
+        " stopped"
+    )
 
 
 @pytest.mark.django_db(transaction=True)
