@@ -115,19 +115,26 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
 
     alters_data(acancel, aresume, queryset_only=True)
 
-    def publish_due(self) -> int:
+    def publish_due(self, *, limit: int | None = None) -> int:
         """Publish the occurrences that are due; return how many events that made.
 
-        A schedule that fails, say by a receiver of ``published``, keeps no other from its turn:
-        when those have had theirs, an ExceptionGroup of the failures is raised.
+        Of a schedule that catches up with all that it missed, at most a hundred. With a ``limit``
+        it is enough when so many schedules have had their turn. One that fails, say by a receiver
+        of ``published``, keeps no other from it: when they have had theirs, an ExceptionGroup of
+        the failures is raised.
         """
         self._for_write = True
-        count, failures = 0, dict[UUID, Unpublished]()
-        while True:
-            made, new = unconflicted(self.db, partial(self._publish_due, tuple(failures)))
-            count, failures = count + made, failures | new
-            if not new and not (failures and made):
+        count, served, failures = 0, set[UUID](), dict[UUID, Unpublished]()
+        while limit is None or len(served) < limit:
+            passed_over = served | failures.keys()
+            made, new = unconflicted(self.db, partial(self._publish_due, passed_over))
+            if not (made or new):
                 break
+            count, served, failures = (
+                count + sum(made.values()),
+                served | made.keys(),
+                failures | new,
+            )
         if failures:
             raise ExceptionGroup("Schedules could not publish", list(failures.values()))
         return count
@@ -138,9 +145,11 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
         first = waiting.values_list("next_at", Now(output_field=MomentField())).first()
         return None if first is None else (first[0] - first[1]).total_seconds()
 
-    def _publish_due(self, passed_over: Collection[UUID]) -> tuple[int, dict[UUID, Unpublished]]:
-        """Give some schedules their turn; return how many events that made, and who failed."""
-        count, failures = 0, dict[UUID, Unpublished]()
+    def _publish_due(
+        self, passed_over: Collection[UUID]
+    ) -> tuple[dict[UUID, int], dict[UUID, Unpublished]]:
+        """Give some schedules their turn; return how many events each made, and who failed."""
+        made, failures = dict[UUID, int](), dict[UUID, Unpublished]()
         with brief(self.db):
             due = self.filter(next_at__lte=Now(), cancelled_at=None).exclude(pk__in=passed_over)
             locked = due.select_for_update(of=("self",), no_key=True, skip_locked=True)
@@ -148,10 +157,10 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
             now = database_now(self.db)
             for schedule in rows:
                 try:
-                    count += publish_occurrences(schedule, now)
+                    made[schedule.pk] = publish_occurrences(schedule, now)
                 except Unpublished as error:
                     failures[schedule.pk] = error
-        return count, failures
+        return made, failures
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
         self._for_write = True

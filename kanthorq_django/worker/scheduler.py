@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from kanthorq_django.domain.failures import one_line
 from kanthorq_django.models import Schedule
 from kanthorq_django.models.occurrences import Unpublished
+from kanthorq_django.models.schedule import TURN_SIZE
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import Backoff
 
@@ -28,9 +29,9 @@ class Scheduler:
         return max(0.0, self._next_look - time.monotonic())
 
     def turn(self) -> float:
-        """Publish what is due; return in how many seconds to come back."""
+        """Publish what is due, or some of it; return in how many seconds to come back."""
         schedules = Schedule.objects.using(self._using)
-        count = schedules.publish_due()
+        count = schedules.publish_due(limit=TURN_SIZE)  # tasks wait meanwhile
         seconds = schedules.seconds_to_next()
         if seconds is not None and seconds <= 0 and not count:
             seconds = OTHERS_AT_IT
