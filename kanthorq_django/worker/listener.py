@@ -117,14 +117,14 @@ class Listener:
         pgconn = connection.connection.pgconn
         pgconn.consume_input()
         while heard := pgconn.notifies():
-            self._pass_on(heard.relname.decode(), call)
+            self._pass_on(heard.relname.decode(errors="replace"), call)
 
     def _pass_on(self, name: str, call: "_Call") -> None:
         if name == self._own_channel:
             call.answered()
             self._backoff.succeeded()
-        else:
-            self._calls[name]()
+        elif call_out := self._calls.get(name):  # else the project listens to it as well
+            call_out()
 
     def _subscribe(self, connection: BaseDatabaseWrapper) -> bool:
         """Ask for our notifications; return whether a pooler stands between."""

@@ -540,6 +540,29 @@ def test_a_listener_leaves_no_session_that_listens_to_a_pool(monkeypatch: pytest
     assert [raw.closed for raw in given_back] == [True]
 
 
+def test_a_listener_passes_over_channels_of_the_project(caplog: pytest.LogCaptureFixture):
+    def listen_as_well(connection: BaseDatabaseWrapper, **_: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("LISTEN cache_of_the_project")
+
+    accept("plain")
+    connection_created.connect(listen_as_well)
+    try:
+        with working("plain", listen=True, poll_interval=LONG):
+            announce()
+            wait_for_state(TaskState.COMPLETED)
+            wait_until(_listening, PATIENCE)
+            listening = _listening()
+            with connection.cursor() as cursor:
+                cursor.execute("NOTIFY cache_of_the_project")
+            announce()
+            wait_for_state(TaskState.COMPLETED, 2)
+            assert _listening() == listening
+    finally:
+        connection_created.disconnect(listen_as_well)
+    assert "listener" not in caplog.text
+
+
 def test_verdicts_wait_for_a_database_that_is_away():
     gated = Gated(visibility_timeout=LONG)
     announce(1, "gated.due")
