@@ -29,9 +29,9 @@ from kanthorq_django.domain.rules import (
 from kanthorq_django.domain.times_of_day import TimesOfDay
 from kanthorq_django.domain.week_numbers import OUR_PARTS, in_weeks
 
-# The longest wait that a calendar can ask for: 29 February on a given weekday, across 2100.
-HORIZON_YEARS = 41
-HORIZON = timedelta(days=366 * HORIZON_YEARS)
+# After so many years all days are on the same weekdays again.
+CALENDAR_YEARS = 400
+SEARCH_END = datetime(MAXYEAR - 1, 12, 31)  # noqa: DTZ001  # local; zones need a day beyond
 YEAR_MIN, YEAR_MAX = 1900, 3000
 # A change of the clock can swap the order of two local times that are no further apart.
 GAP_MAX = timedelta(hours=3)
@@ -132,8 +132,18 @@ class Recurrence:
         """Yield local times from before ``moment`` on, or from the first if they are counted."""
         start, until = self._local(moment) - GAP_MAX, self._until()
         begin = self.origin if "COUNT" in self.parts else max(self.origin, start)
-        found = self._walk(begin, max(begin, start) + HORIZON)
+        found = self._walk(begin, self._end_of_search(max(begin, start)))
         return (local for local in takewhile(lambda local: local <= until, found) if local >= begin)
+
+    def _end_of_search(self, start: datetime) -> datetime:
+        """Return when the steps of the rule have met each day of the calendar that they ever meet.
+
+        In years that is a few hundred steps, in days 146,097.
+        """
+        years = CALENDAR_YEARS * int(self.parts.get("INTERVAL", "1"))
+        if start.year + years > SEARCH_END.year:
+            return SEARCH_END
+        return start.replace(year=start.year + years)
 
     def _until(self) -> datetime:
         """Return a local time that no occurrence is later than."""
@@ -162,10 +172,13 @@ class Recurrence:
     def _walk_days(self, begin: datetime, end: datetime) -> Iterator[datetime]:
         """Find matching days first: stepping by minutes to the next leap day would take ages."""
         parts = {name: self.parts[name] for name in _DAY_PARTS if name in self.parts}
+        if parts.keys().isdisjoint(_DAY_CHOICES):
+            parts["BYDAY"] = ",".join(WEEKDAYS)
         midnight = datetime.combine(begin.date(), time.min)
         times = TimesOfDay.of(self.parts, self.origin)
         tried = 0
-        for day in _dateutil({"FREQ": "DAILY"} | parts, midnight, end):
+        # The same days as of DAILY, which takes as long for a month as this for a year.
+        for day in _dateutil({"FREQ": "YEARLY"} | parts, midnight, end):
             tried += 1
             for local in times.on(day):
                 if local >= begin:
@@ -242,11 +255,10 @@ def _later(origin: datetime, months: int) -> datetime:
 def _dateutil(parts: dict[str, str], start: datetime, end: datetime) -> Iterator[datetime]:
     """Yield the naive moments of a rule in [``start``, ``end``].
 
-    dateutil heeds an end only where the rule matches, and else goes on to the year 9999. The
-    calendar repeats every 400 years, weekdays included, so the search is done that much
-    later, where 9999 is near.
+    dateutil heeds an end only where the rule matches, and else goes on to the year 9999. So the
+    search is done as many calendars later, where 9999 is near.
     """
-    years = (MAXYEAR - end.year) // 400 * 400
+    years = (MAXYEAR - end.year) // CALENDAR_YEARS * CALENDAR_YEARS
     text = ";".join(f"{name}={value}" for name, value in parts.items())
     try:
         rule = rrulestr(text, dtstart=start.replace(year=start.year + years))

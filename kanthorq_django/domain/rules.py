@@ -14,7 +14,7 @@ from kanthorq_django.domain.quoting import quoted
 
 TEXT_SIZE_MAX = 500  # characters
 COUNT_MAX = 10_000
-# So that the next occurrence lies within the horizon of a search.
+# 40 years: nobody waits longer for a next time, but for one that is as rare as 29 February.
 INTERVALS_MAX = {"YEARLY": 40, "MONTHLY": 480}
 INTERVAL_MAX = 1_000  # of the other frequencies
 # In a day, of a rule that goes by days or more: HOURLY and MINUTELY are found with less work.
