@@ -167,8 +167,8 @@ class WorkerLoop:
         if self._stop.is_set():
             return  # asked between the loop's look and the line above, which forgot the wake-up
         try:
-            due_in = self._publish_scheduled()
-            seconds = min(self._fetch(), due_in)
+            self._publish_scheduled()
+            seconds = self._fetch()
         except Error as error:
             if self._options.burst and not is_unavailable(error):
                 raise
@@ -177,7 +177,13 @@ class WorkerLoop:
             return
         self._backoff.succeeded()
         if seconds:
-            self._wake.wait(self._settled(seconds))
+            self._rest_until(time.monotonic() + self._settled(seconds))
+
+    def _rest_until(self, moment: float) -> None:
+        """Rest, but for the schedules; what they publish is looked for at once."""
+        while (seconds := moment - time.monotonic()) > 0:
+            if self._wake.wait(min(seconds, self._scheduled_in())) or self._publish_scheduled():
+                return
 
     def _settled(self, seconds: float) -> float:
         """Cut short a rest until a look that began late enough after the last notification.
@@ -190,18 +196,22 @@ class WorkerLoop:
         due_at = next_at if self._looked_at < next_at else last_at
         return min(seconds, max(0.0, due_at - time.monotonic()))
 
-    def _publish_scheduled(self) -> float:
-        if not self._options.pulls:
-            return math.inf
-        if seconds := self._scheduler.seconds:
-            return seconds
+    def _scheduled_in(self) -> float:
+        """Return in how many seconds the schedules are due."""
+        return self._scheduler.seconds if self._options.pulls else math.inf
+
+    def _publish_scheduled(self) -> bool:
+        """Publish what is due of the schedules, if it is time; tell whether there may be any."""
+        if self._scheduled_in() > 0:
+            return False
         try:
             with self._warden.bounded(connections[self._using]):
-                return self._scheduler.turn()
+                return self._scheduler.turn() > 0
         except Exception as error:
             if self._options.burst and not is_unavailable(error):
                 raise
-            return self._scheduler.postpone(error)
+            self._scheduler.postpone(error)
+            return True  # of those that did not fail
 
     def _fetch(self) -> float:
         """Lease and hand over one round of tasks; return how many seconds to rest."""

@@ -28,8 +28,8 @@ class Scheduler:
         """In how many seconds its next turn is due."""
         return max(0.0, self._next_look - time.monotonic())
 
-    def turn(self) -> float:
-        """Publish what is due, or some of it; return in how many seconds to come back."""
+    def turn(self) -> int:
+        """Publish what is due, or some of it; return how many events that made."""
         schedules = Schedule.objects.using(self._using)
         count = schedules.publish_due(limit=TURN_SIZE)  # tasks wait meanwhile
         seconds = schedules.seconds_to_next()
@@ -39,17 +39,12 @@ class Scheduler:
         self._next_look = time.monotonic() + rest
         self._backoff.succeeded()
         self._told.clear()
-        return self.seconds
+        return count
 
-    def postpone(self, error: Exception) -> float:
-        """Come back later after ``error``, which must not keep events from their consumers.
-
-        Returns in how many seconds.
-        """
+    def postpone(self, error: Exception) -> None:
+        """Come back later after ``error``, which must not keep events from their consumers."""
         self._tell(error.exceptions if isinstance(error, ExceptionGroup) else ())
-        seconds = self._backoff.failed(error)
-        self._next_look = time.monotonic() + seconds
-        return seconds
+        self._next_look = time.monotonic() + self._backoff.failed(error)
 
     def _tell(self, errors: Iterable[Exception]) -> None:
         for error in errors:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 from django.dispatch import Signal
 from django.utils import timezone
@@ -19,6 +20,9 @@ from kanthorq_django import Fixed, publish, publish_many, schedule, signals, sub
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
+from kanthorq_django.worker.listener import Listener
+from kanthorq_django.worker.loop import WorkerLoop
+from kanthorq_django.worker.scheduler import Scheduler
 from tests.concurrency import elsewhere, wait_until
 from tests.errors import Abort
 from tests.worker.working import (
@@ -38,6 +42,13 @@ AT_ONCE = Fixed(timedelta(0))
 LONG_ENOUGH = threading.Event()  # never set
 
 
+@pytest.fixture
+def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each notification lead to one look, and not to others for what comes soon after."""
+    monkeypatch.setattr("kanthorq_django.worker.loop.SETTLE_LONGEST", 0.0)
+
+
+@pytest.mark.usefixtures("unsettled")
 def test_a_notification_wakes_a_worker_long_before_its_poll():
     accept("woken")
 
@@ -47,6 +58,28 @@ def test_a_notification_wakes_a_worker_long_before_its_poll():
             wait_for_state(TaskState.COMPLETED, count)
 
 
+def test_what_is_published_before_a_worker_listens_is_found_when_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    is_at_rest, rest, begin = threading.Event(), WorkerLoop._rest, Listener._subscribe
+
+    def noted(loop: WorkerLoop, looks: Any) -> float:
+        is_at_rest.set()
+        return rest(loop, looks)
+
+    def late(listener: Listener, connection: BaseDatabaseWrapper) -> bool:
+        is_at_rest.wait(PATIENCE)
+        elsewhere(announce)
+        return begin(listener, connection)
+
+    monkeypatch.setattr(WorkerLoop, "_rest", noted)
+    monkeypatch.setattr(Listener, "_subscribe", late)
+    accept("woken")
+    with working("woken", poll_interval=LONG, listen=True):
+        wait_for_state(TaskState.COMPLETED)
+
+
+@pytest.mark.usefixtures("unsettled")
 def test_a_resumed_task_wakes_a_worker_too():
     accept("woken")
     (consumer,) = sync(["woken"])
@@ -170,6 +203,31 @@ def test_a_schedule_that_fails_does_not_stop_events(caplog: Any):
     told = [record.message for record in caplog.records if "scheduler" in record.message]
     assert len(told) == 2
     assert told[1] == "scheduler works again"
+
+
+def test_a_look_at_the_schedules_is_none_for_tasks(monkeypatch: pytest.MonkeyPatch):
+    turns, take_a_turn = list[Scheduler](), Scheduler.turn
+
+    def counted(scheduler: Scheduler) -> int:
+        turns.append(scheduler)
+        return take_a_turn(scheduler)
+
+    monkeypatch.setattr("kanthorq_django.worker.scheduler.LOOK_EVERY", 0.02)
+    monkeypatch.setattr(Scheduler, "turn", counted)
+    accept("seldom")
+    with working("seldom", poll_interval=LONG):
+        wait_until(lambda: len(turns) > 5, PATIENCE)  # it rests after the first one
+        announce()
+        wait_until(lambda: len(turns) > 25, PATIENCE)
+        assert not Task.objects.exists()
+
+
+def test_what_a_worker_publishes_itself_it_handles_at_once():
+    accept("ticking")
+    start = timezone.now() + timedelta(seconds=1.5)
+    schedule("ticks", rrule="FREQ=DAILY", dtstart=start, subject="work.tick", stream="work")
+    with working("ticking", poll_interval=LONG):
+        wait_for_state(TaskState.COMPLETED)
 
 
 def leave_a_block_open() -> None:
