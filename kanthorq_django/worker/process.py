@@ -22,8 +22,12 @@ from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
 
 PARENT_CHECKED_EVERY = 1.0  # seconds
-GRACE = 14.0  # seconds beyond the shutdown timeout, for a database that does not answer
-LAST_WORDS = 1.0  # seconds more, for a log that does not take what there is to say
+# Seconds beyond the shutdown timeout: whoever is to stop has ended after 15 of them. Of several
+# processes each ends itself before its supervisor would kill it, and that one ends after that.
+GRACE = 12.0  # for a database that does not answer
+LAST_WORDS = 1.0  # more, for a log that does not take what there is to say
+KILL_AFTER = GRACE + LAST_WORDS + 0.5
+SUPERVISOR_GRACE = KILL_AFTER + 0.5
 RELOAD_GRACE = 5.0  # seconds that a code reloader may have to wait for running handlers
 REFUSED = 78  # status of a child that would refuse again; EX_CONFIG of sysexits.h
 

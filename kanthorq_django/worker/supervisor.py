@@ -16,12 +16,11 @@ from django.db import connections
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
-from kanthorq_django.worker.process import GRACE, REFUSED, run_child
+from kanthorq_django.worker.process import KILL_AFTER, REFUSED, SUPERVISOR_GRACE, run_child
 
 TICK = 0.1  # seconds between two looks at the processes
 RESTART_FIRST, RESTART_LONGEST = 0.5, 30.0  # seconds before a process that died is replaced
 HEALTHY_AFTER = 60.0  # seconds of life after which a death is a first one again
-KILL_AFTER = GRACE + 5.0  # seconds beyond the shutdown timeout; a process ends itself before
 
 
 @dataclass
@@ -50,7 +49,7 @@ class Supervisor:
     @property
     def patience(self) -> float:
         """How many seconds the end may take after ``stop()``."""
-        return self._options.shutdown_timeout.total_seconds() + KILL_AFTER
+        return self._options.shutdown_timeout.total_seconds() + SUPERVISOR_GRACE
 
     def stop(self) -> None:
         """Ask for the end."""
@@ -137,7 +136,8 @@ class Supervisor:
         alive = [slot.process for slot in self._slots if slot.process is not None]
         for process in alive:
             process.terminate()
-        deadline = time.monotonic() + self.patience
+        patience = self._options.shutdown_timeout.total_seconds() + KILL_AFTER
+        deadline = time.monotonic() + patience
         for process in alive:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():

@@ -122,6 +122,16 @@ def test_a_second_signal_ends_all_at_once(tmp_path: Path):
         wait_until(lambda: not any(map(is_alive, workers)), PATIENCE)
 
 
+def test_a_frozen_process_holds_up_the_end_no_longer_than_promised():
+    with runworker("atomic", *TWO, "--shutdown-timeout", 0.2) as supervisor:
+        frozen, _ = supervisor.wait_until_started(2)
+        os.kill(frozen, signal.SIGSTOP)
+        supervisor.send(signal.SIGTERM)
+
+        assert supervisor.wait(0.2 + 15) == 0
+        assert not is_alive(frozen)
+
+
 def test_a_burst_ends_when_every_process_is_done():
     publish_many([Event(subject="entry.made") for _ in range(50)], stream="ledger")
     with runworker("atomic", "--burst", *TWO) as supervisor:

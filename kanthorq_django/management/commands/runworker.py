@@ -20,7 +20,7 @@ from kanthorq_django.models import Consumer
 from kanthorq_django.subscribers import find
 from kanthorq_django.worker.options import PULLERS, WorkerOptions
 from kanthorq_django.worker.probe import watched
-from kanthorq_django.worker.process import GRACE, run_process, stop_on_signals
+from kanthorq_django.worker.process import run_process, stop_on_signals
 from kanthorq_django.worker.supervisor import Supervisor
 from kanthorq_django.worker.taking_over import take_over
 
@@ -144,8 +144,9 @@ class Command(BaseCommand):
             take_over(options.consumers, alias)
         connections.close_all()
         supervisor = Supervisor(options, processes)
-        patience = supervisor.patience + GRACE
-        with stop_on_signals(supervisor.stop, patience=patience, at_once=supervisor.kill):
+        with stop_on_signals(
+            supervisor.stop, patience=supervisor.patience, at_once=supervisor.kill
+        ):
             supervisor.run()
 
 
