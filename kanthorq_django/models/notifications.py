@@ -28,6 +28,9 @@ SPARE_SECONDS = 0.003  # from one notification of a stream to the next, in one p
 SPARE_LONGEST = 0.05  # the same, after it has been doubled again and again
 SETTLE_SECONDS = 0.005  # until a worker that was woken, or has found something, looks again
 SETTLE_LONGEST = 0.06  # until it looks in any case; has to be longer than what is spared
+# Streams, or channels, of which a process remembers what it sent: also of those that were rolled
+# back and never are. One that is forgotten while it is used costs a notification more.
+REMEMBERED_MAX = 4_096
 
 
 def channel(stream_id: int) -> str:
@@ -90,13 +93,13 @@ class Herald:
         return self._pace.goes_on and now < self._spared_until
 
 
-@functools.cache
+@functools.lru_cache(REMEMBERED_MAX)
 def pace(using: str, stream: str) -> Pace:
     """Return the one pace of a stream, by its name: its id is known only from the database."""
     return Pace()
 
 
-@functools.cache
+@functools.lru_cache(REMEMBERED_MAX)
 def herald(using: str, stream_id: int) -> Herald:
     """Return the one herald of a stream."""
     return Herald(using, stream_id)
@@ -133,7 +136,7 @@ def _after_commit(hook: Callable[[], None], connection: BaseDatabaseWrapper) -> 
 # the __qualname__ of a robust hook that failed.
 
 
-@functools.cache
+@functools.lru_cache(REMEMBERED_MAX)
 def _notifier(using: str, name: str) -> Callable[[], None]:
     return lambda: notify(name, using)
 

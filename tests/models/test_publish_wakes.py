@@ -50,6 +50,29 @@ def test_a_transaction_announces_each_stream_once_and_after_its_commit(ear: Ear)
     assert ear.heard() == ["a", "b"]
 
 
+def test_a_process_remembers_no_more_streams_than_it_may() -> None:
+    remembered = (notifications.pace, notifications.herald, notifications._notifier)
+    for number in range(notifications.REMEMBERED_MAX + 10):
+        notifications.pace("default", f"never-committed-{number}")
+        notifications.herald("default", number)
+        notifications._notifier("default", f"kanthorq_{number}")
+    sizes = {kept.cache_info().currsize for kept in remembered}
+    assert sizes == {notifications.REMEMBERED_MAX}
+
+
+def test_a_stream_that_is_forgotten_within_a_transaction_is_announced_all_the_same(
+    ear: Ear,
+) -> None:
+    with transaction.atomic():
+        publish("order.paid", stream="a")
+        forget_notifications()
+        publish("order.paid", stream="a")
+    assert set(ear.heard()) == {"a"}
+    forget_notifications()
+    publish("order.paid", stream="a")
+    assert ear.heard() == ["a"]
+
+
 def test_many_events_announce_their_stream_once(ear: Ear) -> None:
     publish_many((Event(subject="order.paid") for _ in range(100)), stream="a")
     assert ear.heard() == ["a"]
