@@ -94,13 +94,14 @@ def rows(
 
 
 def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[Any]:
-    """Do what ``rows()`` does, by a plan that is made once, as ``result_alone()`` does."""
+    """Do what ``rows()`` does, by a plan that is made once, as that of ``transaction_of()`` is.
+
+    Inside a transaction it does no more than that: the settings would last as long.
+    """
     connection = connections[using]
     if not is_outside(connection):
-        _, found = run(connection, [BY_ONE_PLAN, _statement(name)], params, is_lasting=True)
-    else:
-        found = _alone(connection, [BY_ONE_PLAN, _statement(name)], params)[-1]
-    return _named(found, connection)
+        return rows(using, name, params)
+    return _named(_alone(connection, [BY_ONE_PLAN, _statement(name)], params)[-1], connection)
 
 
 def values(

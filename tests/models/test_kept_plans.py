@@ -202,3 +202,18 @@ def test_what_a_verdict_sets_for_its_plan_is_as_before_afterwards(reader: Consum
     with connection.cursor() as asked:
         asked.execute("SHOW jit")
         assert asked.fetchone() == (jit,)
+
+
+def test_a_look_within_a_transaction_leaves_its_settings_alone(reader: Consumer):
+    names = ["enable_seqscan", "enable_bitmapscan", "enable_sort", "jit", "plan_cache_mode"]
+
+    def settings() -> list[tuple[Any, ...]]:
+        with connection.cursor() as asked:
+            asked.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [names])
+            return sorted(asked.fetchall())
+
+    publish("order.created")
+    before = settings()
+    with transaction.atomic():
+        assert cursor.has_unread(reader)
+        assert settings() == before
