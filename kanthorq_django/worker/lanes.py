@@ -218,7 +218,8 @@ class CoroutineLane(Lane):
         self._is_refresh_due = False
 
     async def _refresh(self) -> None:
-        with contextlib.suppress(*UNAVAILABLE):  # a handler that needs it will find out
+        # A handler that needs one will find out, and of RuntimeError see _stay_open().
+        with contextlib.suppress(*UNAVAILABLE, RuntimeError):
             await sync_to_async(self._renew)()
 
     def _renew(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import sys
 import threading
@@ -18,6 +19,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from kanthorq_django import Discard, Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
+from kanthorq_django.worker import lanes
 from tests.errors import Abort
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
@@ -141,6 +143,28 @@ def test_a_coroutine_that_uses_the_orm_does_not_hold_up_one_that_does_not():
         wait_for_state(TaskState.COMPLETED, 3, consumer__name="is-quick")
         end.set()
         wait_for_state(TaskState.COMPLETED, 1, consumer__name="uses-orm")
+
+
+def test_an_interpreter_that_exits_is_no_error_of_a_coroutine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As under a code reloader: threads take nothing more, and coroutines go on for a moment."""
+
+    def refused(_: object) -> Callable[[], Coroutine[Any, Any, None]]:
+        async def refuse() -> None:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+        return refuse
+
+    @subscribe("work.>", stream="work", consumer="async")
+    async def handle(message: Message) -> None:
+        pass
+
+    monkeypatch.setattr(lanes, "sync_to_async", refused)
+    announce()
+    assert work_off("async") == 1
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_plain_and_async_handlers_share_a_worker():
