@@ -275,6 +275,24 @@ def test_renew_moves_the_end_of_a_lease_away_but_never_nearer():
     assert fields(long)["schedule_at"] == end
 
 
+def test_a_lease_that_ran_out_while_it_had_its_keys_turn_is_lost_and_others_are_renewed():
+    over = Now() - MINUTE
+    lost = running(turn_key="a", schedule_at=over)
+    kept = [
+        running(turn_key="b", schedule_at=Now() + MINUTE / 2),
+        running(schedule_at=over),
+        cancelling(turn_key="a", schedule_at=over),
+    ]
+    before = fields(lost)
+    rows = lease.renew(dict.fromkeys([each.lease for each in (lost, *kept)], MINUTE), "default")
+    found = {held: (row.is_renewed, row.is_ours) for held, row in rows.items()}
+    assert found == {
+        lost.lease: (False, False),
+        **dict.fromkeys([k.lease for k in kept], (True, True)),
+    }
+    assert fields(lost) == before
+
+
 def test_renew_tells_of_each_lease_how_it_stands():
     ours, asked = running(), running(cancel_requested_at=Now())
     taken, done = running(lease_epoch=2), TaskFactory.create(state=TaskState.COMPLETED)

@@ -14,6 +14,7 @@ from pytest_django import Settings
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.registration import Registration
+from tests.concurrency import elsewhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -229,6 +230,17 @@ def test_deliver_new_starts_at_the_registration():
     late = publish_some(2)
 
     assert pulled(consumer) == late
+
+
+def test_deliver_new_includes_what_its_own_transaction_publishes_after_others_have_committed():
+    """The snapshot of a transaction takes its own events for read once a later one has ended."""
+    with transaction.atomic():
+        early = publish_some(1)
+        elsewhere(lambda: publish("order.paid", stream="others"))
+        consumer = register(deliver="new")
+        late = publish_some(1)
+
+    assert pulled(consumer) == early + late
 
 
 def test_deliver_all_starts_at_the_beginning_however_late_it_registers():

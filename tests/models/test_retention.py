@@ -11,7 +11,15 @@ from django.db.models.functions import Now
 from kanthorq_django import publish, publish_many, signals, sql
 from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Event, OperatorAction, Stream, Task, TaskState
+from kanthorq_django.models import (
+    Consumer,
+    Event,
+    OperatorAction,
+    Stream,
+    Task,
+    TaskState,
+    retention,
+)
 from kanthorq_django.models.audit import Order
 from kanthorq_django.models.retention import Pruned, count_prunable, prune
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory
@@ -332,6 +340,25 @@ def test_a_cursor_of_another_cluster_stops_it(stream: Stream, consumer: Consumer
     for verb in (prune, count_prunable):
         with pytest.raises(ForeignCluster, match=r"'refunds'.*rebase"):
             verb(WEEK)
+    assert Event.objects.exists()
+
+
+def test_no_event_may_go_by_a_cursor_that_becomes_foreign_meanwhile(
+    stream: Stream, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    EventFactory.create(stream=stream)
+    pull_and_ack(consumer)
+    age()
+    check = retention._check_cursors
+
+    def restored_after(*args: Any) -> None:
+        check(*args)
+        Consumer.objects.update(cluster_id=17)
+
+    monkeypatch.setattr(retention, "_check_cursors", restored_after)
+    assert count_prunable(WEEK) == Pruned()
+    Consumer.objects.update(cluster_id=consumer.cluster_id)
+    assert prune(WEEK) == Pruned()
     assert Event.objects.exists()
 
 
