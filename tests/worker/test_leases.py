@@ -227,6 +227,31 @@ def test_a_long_block_after_an_ack_keeps_its_lease():
     assert Task.objects.get().lease_epoch == task.lease_epoch
 
 
+def test_a_handler_that_has_acknowledged_may_take_its_time_to_return():
+    """Its task is nobody's any more, which the renewals of its worker's leases find."""
+    cancelled: list[bool] = []
+    is_acked, end = threading.Event(), threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="acks-early", visibility_timeout=SHORT)
+    def handle(message: Message) -> None:
+        is_first = message.event.json() == 0
+        if is_first:
+            message.ack()
+            is_acked.set()
+        end.wait(PATIENCE)
+        if is_first:
+            cancelled.append(message.cancelled)
+
+    announce(2)
+    with working("acks-early", concurrency=2):
+        assert is_acked.wait(PATIENCE)
+        wait_for_state(TaskState.RUNNING)
+        wait_until_renewed(Task.objects.running().get(), times=4)
+        end.set()
+        wait_for_state(TaskState.COMPLETED, 2)
+    assert cancelled == [False]
+
+
 def test_a_locked_row_does_not_stop_the_renewal_of_others():
     end = threading.Event()
 

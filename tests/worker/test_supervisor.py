@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from django.core.management import call_command
@@ -11,6 +12,14 @@ from django.core.management import call_command
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Consumer, Event, Task, Worker
 from kanthorq_django.subscribers import sync
+from kanthorq_django.worker.options import WorkerOptions
+from kanthorq_django.worker.supervisor import (
+    HEALTHY_AFTER,
+    RESTART_FIRST,
+    RESTART_LONGEST,
+    Supervisor,
+    _Slot,
+)
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.processes import PATIENCE, is_alive, runworker
@@ -155,6 +164,16 @@ def test_a_process_that_has_handled_enough_is_replaced():
         wait_until(lambda: Task.objects.completed().count() == 6, PATIENCE)
         assert supervisor.terminate() == 0
     assert "died" not in supervisor.text
+
+
+@pytest.mark.parametrize(
+    ("lived", "pause"), [(HEALTHY_AFTER - 1, RESTART_LONGEST), (HEALTHY_AFTER + 1, RESTART_FIRST)]
+)
+def test_a_process_that_dies_after_a_healthy_life_is_replaced_at_once(lived: float, pause: float):
+    supervisor = Supervisor(WorkerOptions(), 1)
+    slot = _Slot(process=mock.Mock(exitcode=-9, pid=1), pause=RESTART_LONGEST)
+    supervisor._bury(slot, lived)
+    assert slot.restart_at == lived + pause
 
 
 def test_what_no_process_could_do_is_refused_at_once():
