@@ -1,7 +1,18 @@
 -- One cheap look for all consumers of a worker: who has new events, and when is the next task
 -- due? Reads only, so an idle worker writes nothing and uses up no transaction id.
-WITH open AS MATERIALIZED (
-    SELECT xid FROM pg_snapshot_xip(pg_current_snapshot()) AS xid
+WITH gap AS MATERIALIZED (
+    -- Between the transactions that have been open longest, a few of them so that a look beside
+    -- hundreds of others stays short.
+    SELECT xid, lead(xid, 1, pg_snapshot_xmax(pg_current_snapshot())) OVER (ORDER BY xid) AS until
+    FROM (
+        SELECT '0'::xid8
+        UNION ALL
+        (
+            SELECT xid FROM pg_snapshot_xip(pg_current_snapshot()) AS open (xid)
+            ORDER BY xid
+            LIMIT 16
+        )
+    ) AS open (xid)
 )
 SELECT
     consumer.id,
@@ -24,33 +35,26 @@ SELECT
                 LIMIT 1
             ) IS NOT NULL
         )
-        -- Of transactions that began after the cursor, the ten that have been open longest are jumped
-        -- over: nobody sees their events yet, of which there may be a million. No more, or a look
-        -- beside hundreds of others would take long.
+        -- Transactions that began after the cursor, but for those that are open: nobody sees their
+        -- events yet, of which there may be a million.
         OR (
             SELECT fresh.id
-            FROM (
-                SELECT xid, id, lead(xid, 1, pg_snapshot_xmax(pg_current_snapshot())) OVER (ORDER BY xid, id)
-                FROM (
-                    SELECT pg_snapshot_xmax(consumer."cursor"), '00000000-0000-0000-0000-000000000000'::uuid
-                    UNION ALL
-                    (
-                        SELECT xid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'
-                        FROM open
-                        WHERE xid >= pg_snapshot_xmax(consumer."cursor")
-                        ORDER BY xid
-                        LIMIT 10
-                    )
-                ) AS jump (xid, id)
-            ) AS gap (xid, id, until),
+            FROM gap,
             LATERAL (
                 SELECT event.id
                 FROM kanthorq_django_event AS event
                 WHERE event.stream_id = consumer.stream_id
-                    AND (event.xid, event.id) > (gap.xid, gap.id) AND event.xid < gap.until
+                    AND (event.xid, event.id) > (
+                        greatest(gap.xid, pg_snapshot_xmax(consumer."cursor")),
+                        CASE WHEN gap.xid < pg_snapshot_xmax(consumer."cursor")
+                            THEN '00000000-0000-0000-0000-000000000000'::uuid
+                            ELSE 'ffffffff-ffff-ffff-ffff-ffffffffffff' END
+                    )
+                    AND event.xid < gap.until
                 ORDER BY event.xid, event.id
                 LIMIT 1
             ) AS fresh
+            WHERE gap.until > pg_snapshot_xmax(consumer."cursor")
             LIMIT 1
         ) IS NOT NULL
         -- Events from another cluster, which a pull refuses, are far ahead. Behind the last that has

@@ -21,7 +21,7 @@ from project.postgres.base import DatabaseWrapper
 from project.postgres.launcher import Server, project_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEADLINE_SECONDS = 30
+DEADLINE_SECONDS = 60  # a server that stops writes a checkpoint, on a disk that may be busy
 
 START = """
 import os, signal, subprocess, sys
