@@ -81,7 +81,7 @@ class Message:
         # What the handler decided itself. A rolled-back verdict never becomes durable.
         self._has_verdict = False
         self._is_durable = False
-        self._refusal: Error | None = None  # of the database, to write it
+        self._refusal: Error | None = None  # why the database did not take its verdict
         self._given_in: tuple[object, object] | None = None  # the transaction of its verdict
         self.failure: Failure | None = None  # what it gave to nack()
 
