@@ -21,7 +21,7 @@ from project.postgres.base import DatabaseWrapper
 from project.postgres.launcher import Server, project_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEADLINE_SECONDS = 60  # a server that stops writes a checkpoint, on a disk that may be busy
+DEADLINE_SECONDS = 30
 
 START = """
 import os, signal, subprocess, sys
@@ -34,7 +34,13 @@ server = project_server(Path(sys.argv[1]), durable=False)
 server.start()
 print(server.pid, flush=True)
 """
-STAY = "sys.stdin.read()"
+# Looks again and again: a signal that comes just before a read blocks is noticed after it alone.
+STAY = """
+import select
+while not select.select([sys.stdin], [], [], 0.05)[0]:
+    pass
+sys.stdin.read()
+"""
 
 
 def python_path(first: Path) -> str:

@@ -297,9 +297,8 @@ def test_the_rest_of_a_key_follows_a_group_at_once(monkeypatch: pytest.MonkeyPat
         wait_until(lambda: Task.objects.completed().count() == 8, PATIENCE)
 
 
-def test_a_key_that_waits_for_a_handler_of_ours_delays_no_other(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(puller, "PAUSE_FIRST", 3_600.0)
-    monkeypatch.setattr(puller, "PAUSE_LONGEST", 3_600.0)
+def busy_key() -> tuple[threading.Event, threading.Event]:
+    """Let tasks of the key "busy" wait for the first event; the second tells that one does."""
     gate, is_inside = threading.Event(), threading.Event()
 
     @subscribe("work.>", stream="work", consumer="keyed", serialize=True)
@@ -308,6 +307,13 @@ def test_a_key_that_waits_for_a_handler_of_ours_delays_no_other(monkeypatch: pyt
             is_inside.set()
             gate.wait(PATIENCE)
 
+    return gate, is_inside
+
+
+def test_a_key_that_waits_for_a_handler_of_ours_delays_no_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(puller, "PAUSE_FIRST", 3_600.0)
+    monkeypatch.setattr(puller, "PAUSE_LONGEST", 3_600.0)
+    gate, is_inside = busy_key()
     publish_keys("busy", "busy")
     with working("keyed", poll_interval=timedelta(minutes=1), listen=True) as loop:
         assert is_inside.wait(PATIENCE)
@@ -321,14 +327,7 @@ def test_a_key_that_waits_for_a_handler_of_ours_delays_no_other(monkeypatch: pyt
 
 def test_a_task_that_is_resumed_waits_for_no_key_but_its_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(puller, "TURNS_AGAIN", 3_600.0)
-    gate, is_inside = threading.Event(), threading.Event()
-
-    @subscribe("work.>", stream="work", consumer="keyed", serialize=True)
-    def handle(message: Message) -> None:
-        if message.event.resource_key == "busy":
-            is_inside.set()
-            gate.wait(PATIENCE)
-
+    gate, is_inside = busy_key()
     publish("work.due", stream="work", resource_key="free", schedule_at=now() + timedelta(days=1))
     publish_keys("busy", "busy")
     with working("keyed", poll_interval=timedelta(minutes=1), listen=True) as loop:

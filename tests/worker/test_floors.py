@@ -121,12 +121,12 @@ def test_dead_entries_are_not_read_again_and_again():
     (consumer,) = sync(["held"])
     known = Floors([consumer.pk])
     with held_snapshot():
-        announce(3_000)
+        announce(5_000)
         while tasks := consumer.pull(1_000):
             _finish_long_ago([task.pk for task in tasks])
         look(known)
         without = blocks_read({consumer.pk: ALWAYS})
-        assert without > 5 * blocks_read({consumer.pk: known[consumer.pk]})
+        assert without > 10 * blocks_read({consumer.pk: known[consumer.pk]})
 
 
 def _finish_long_ago(ids: list[int]) -> None:
