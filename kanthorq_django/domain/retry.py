@@ -48,18 +48,26 @@ class RetryPolicy(ABC):
         """Return how long the attempt that follows ``attempt`` has to wait.
 
         ``attempt`` counts from 1; ``chance`` (0 to 1, drawn when None) places the wait
-        within its jitter. Raises ValueError if ``attempt`` is below 1.
+        within its jitter. Raises ValueError if ``attempt`` is below 1, and TypeError if ``wait()``
+        returns no timedelta.
         """
         if attempt < 1:
             raise ValueError(f"attempt counts from 1, got {quoted(attempt)}.")
         drawn = random.random() if chance is None else chance  # noqa: S311  # not a secret
         try:
-            wait = self.wait(attempt)
+            wait = self._checked_wait(attempt)
             most = min(wait * (1 + self.jitter), self.longest)
         except OverflowError:
             wait = most = self.longest
         least = min(wait, self.longest) * (1 - self.jitter)
         return least + (most - least) * drawn
+
+    def _checked_wait(self, attempt: int) -> timedelta:
+        wait: object = self.wait(attempt)  # of a project's own class, whatever its annotation says
+        if not isinstance(wait, timedelta):
+            called = f"{type(self).__name__}.wait({attempt})"
+            raise TypeError(f"{called} must return a timedelta, not {quoted(wait)}.")
+        return wait
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,7 +202,7 @@ def _call_and_ack(flights: Sequence[Flight], acked: list[Message], using: str) -
     messages = [flight.message for flight in flights]
     opened = _Opened.by(using)
     result = _call(flights)
-    opened.refuse_another()
+    opened.refuse_unfit()
     for message in messages:
         if message.has_verdict() and message.is_open():
             raise message.refusal or KanthorqError(VERDICT_ROLLED_BACK)
@@ -230,16 +230,17 @@ class _Opened(NamedTuple):
     def is_kept(self) -> bool:
         return connections[self.using] is self.wrapper and self.wrapper.connection is self.raw
 
-    def refuse_another(self) -> None:
-        """Raise KanthorqError if a handler has put another connection in its place.
+    def refuse_unfit(self) -> None:
+        """Raise KanthorqError if what a handler wrote is lost, so its task must not end well.
 
-        What was written before is lost with the old one, so the task must not be ended well.
+        It has put another connection in the place of this one, or wants the block rolled back.
         """
-        if self.is_kept:
-            return
-        self.raw.close()  # or what it locked stays locked until somebody collects it
-        self.wrapper.close()
-        raise KanthorqError(REPLACED)
+        if not self.is_kept:
+            self.raw.close()  # or what it locked stays locked until somebody collects it
+            self.wrapper.close()
+            raise KanthorqError(REPLACED)
+        if self.wrapper.needs_rollback:
+            raise KanthorqError(MARKED_FOR_ROLLBACK)
 
 
 def _noting_hooks(
@@ -274,9 +275,7 @@ def _call_and_keep(flight: Flight, opened: _Opened) -> dict[Message, str | None]
     """Return the message with its result as JSON, or nothing if the handler ended it itself."""
     message = flight.message
     result = _call([flight])
-    opened.refuse_another()
-    if opened.wrapper.needs_rollback:  # of what it shares, if it has no savepoint
-        raise KanthorqError(MARKED_FOR_ROLLBACK)
+    opened.refuse_unfit()
     if not message.has_verdict():
         return {message: kept_result(flight, result)}
     if message.is_open():

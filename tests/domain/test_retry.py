@@ -179,3 +179,14 @@ def test_a_policy_of_ones_own_needs_a_wait() -> None:
     assert Weekly(jitter=0, longest=WAIT_LIMIT).next_delay(2) == timedelta(weeks=2)
     with pytest.raises(TypeError, match="abstract"):
         RetryPolicy()  # type: ignore[abstract]  # that is the point
+
+
+@pytest.mark.parametrize("waited", [5, 1.5, None, "an hour"])
+def test_a_policy_of_ones_own_that_returns_no_timedelta_is_told(waited: Any) -> None:
+    class Weekly(RetryPolicy):
+        def wait(self, attempt: int) -> timedelta:
+            return waited  # type: ignore[no-any-return]  # that is the point
+
+    problem = rf"Weekly\.wait\(2\) must return a timedelta, not {waited!r}"
+    with pytest.raises(TypeError, match=problem):
+        Weekly().next_delay(2)

@@ -343,6 +343,7 @@ def test_an_atomic_handler_that_dooms_its_transaction_leaves_nothing_behind(task
     fly(task, handle, atomic=True)
     task.refresh_from_db()
     assert task.state == TaskState.RETRYABLE
+    assert "left its transaction marked for rollback" in last_error(task)
     assert not Entry.objects.exists()
 
 
