@@ -47,6 +47,7 @@ from kanthorq_django.models.leased import Leased, claimed_by
 from kanthorq_django.models.registration import ConsumerQuerySet, check_consumer_name
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, Turns, next_in_turn, turns_locked
+from kanthorq_django.sql.result import Result
 
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet
@@ -241,7 +242,7 @@ class Consumer(models.Model):
                 "another; declare a new one."
             )
 
-    def _log_discarded(self, rows: sql.Result) -> None:
+    def _log_discarded(self, rows: Result) -> None:
         """Say which tasks ended in a claim; no signal tells, as there is no message of them."""
         count, events = rows.values(0, ("discarded_count", "discarded"))
         if not count:
@@ -300,7 +301,7 @@ class Consumer(models.Model):
         delete,
     )
 
-    def _claim_in_turn(self, limit: int, states: list[TaskState], floor: int) -> sql.Result:
+    def _claim_in_turn(self, limit: int, states: list[TaskState], floor: int) -> Result:
         if self.serialize == Serialize.OFF:
             return self._claim(limit, states, [], floor)
         with turns_locked(self) as is_ours:
@@ -320,7 +321,7 @@ class Consumer(models.Model):
 
     def _claim(
         self, limit: int, states: list[TaskState], in_turn: list[int], floor: int = ALWAYS
-    ) -> sql.Result:
+    ) -> Result:
         return sql.result_alone(
             self.using,
             "claim",

@@ -15,6 +15,7 @@ from kanthorq_django.domain import subjects
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
 from kanthorq_django.models.leased import Leased, pulled_by
+from kanthorq_django.sql.result import Result
 from kanthorq_django.sql.session import is_outside
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def read_page(consumer: "Consumer", limit: int) -> Page:
         consumer.subject_excludes = json.loads(locked[0].subject_excludes)
 
 
-def _lock_and_read(consumer: "Consumer", limit: int) -> tuple[list[Any], sql.Result]:
+def _lock_and_read(consumer: "Consumer", limit: int) -> tuple[list[Any], Result]:
     """Read a page, if nobody else does so, and if the filters are still those we know.
 
     Returns the consumer's row, if it could be locked. Raises ForeignCluster.

@@ -48,7 +48,7 @@ from kanthorq_django.models.fields import (
 )
 from kanthorq_django.models.hops import count_hops
 from kanthorq_django.models.stream import Stream, check_stream_name
-from kanthorq_django.sql import Result
+from kanthorq_django.sql.result import Result
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer

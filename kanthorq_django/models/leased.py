@@ -11,10 +11,10 @@ from uuid import UUID
 from django.db import DEFAULT_DB_ALIAS
 from django.utils.functional import cached_property
 
-from kanthorq_django import sql
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.lease import Lease
+from kanthorq_django.sql.result import Result
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -32,7 +32,7 @@ class Leased:
         lease: Lease,
         attempt: int,
         consumer: "Consumer",
-        rows: sql.Result,
+        rows: Result,
         index: int,
         *,
         is_cancellation: bool,
@@ -105,7 +105,7 @@ class Leased:
         return task
 
 
-def pulled_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
+def pulled_by(consumer: "Consumer", rows: Result) -> list[Leased]:
     """Return what the rows of a pull of ``consumer`` lease to us: all of them alike, and new."""
     consumer._state.db = consumer.using  # as save() does: tasks follow their consumer
     (since,) = rows.values(0, ("attempted_at",)) if len(rows) else (None,)
@@ -116,7 +116,7 @@ def pulled_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
     ]
 
 
-def claimed_by(consumer: "Consumer", rows: sql.Result) -> list[Leased]:
+def claimed_by(consumer: "Consumer", rows: Result) -> list[Leased]:
     """Return what the rows of a claim of ``consumer`` lease to us; some have no task."""
     consumer._state.db = consumer.using  # as in pulled_by()
     names = ("id", "lease_epoch", "attempted_at", "attempt", "state")

@@ -5,22 +5,21 @@ Every deciding time in them is ``statement_timestamp()``, which Django's ``Now()
 """
 
 import functools
-import threading
-from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg.adapt import Transformer
 from psycopg.errors import InvalidTextRepresentation
-from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from kanthorq_django.sql.round_trip import BY_INDEX, Statement, first_of, rows_of, run, run_apart
-from kanthorq_django.sql.session import detached, is_outside
+from kanthorq_django.sql.binding import Statement
+from kanthorq_django.sql.result import Result, first_of, named_rows_of, rows_of
+from kanthorq_django.sql.round_trip import BY_INDEX, run, run_apart
+from kanthorq_django.sql.session import is_outside
 
 # What workers repeat all day, and publishers. Not what takes long arrays: the plan that the server
 # keeps expects ten elements, and is ten times slower with a thousand. (Those of ack_group are as
@@ -90,7 +89,7 @@ def rows(
     """
     connection = connections[using]
     (result,) = run(connection, [_statement(name, skip_locked=skip_locked)], params)
-    return _named(result, connection)
+    return named_rows_of(result, connection)
 
 
 def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[Any]:
@@ -101,7 +100,9 @@ def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[A
     connection = connections[using]
     if not is_outside(connection):
         return rows(using, name, params)
-    return _named(_alone(connection, [BY_ONE_PLAN, _statement(name)], params)[-1], connection)
+    return named_rows_of(
+        _alone(connection, [BY_ONE_PLAN, _statement(name)], params)[-1], connection
+    )
 
 
 def values(
@@ -117,54 +118,6 @@ def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool =
     connection = connections[using]
     (result,) = run(connection, [_statement(name, skip_locked=skip_locked)], params)
     return {pk for (pk,) in rows_of(result, connection)}
-
-
-class Result:
-    """The rows of a statement, each decoded when it is asked for, by whatever thread."""
-
-    def __init__(self, result: PGresult, connection: BaseDatabaseWrapper) -> None:
-        """Take a result of ``connection``; its rows live on the client."""
-        self._result = result
-        self._adaptation = Transformer(detached(connection.connection))
-        self._layout = _layout_of(result)
-        self._lock = threading.Lock()
-        self._loaders: dict[tuple[str, ...], list[tuple[int, Callable[[bytes], Any]]]] = {}
-
-    def __len__(self) -> int:
-        return self._result.ntuples
-
-    def __getitem__(self, index: int) -> Any:
-        with self._lock:
-            self._adaptation.set_pgresult(self._result)
-            return self._adaptation.load_row(index, self._layout.row._make)
-
-    def values(self, index: int, columns: tuple[str, ...]) -> list[Any]:
-        """Return these values of one row, without decoding the others."""
-        loaders = self._loaders.get(columns) or self._loaders_of(columns)
-        found = self._result.get_value
-        return [
-            None if (raw := found(index, place)) is None else load(raw) for place, load in loaders
-        ]
-
-    def _loaders_of(self, columns: tuple[str, ...]) -> list[tuple[int, Callable[[bytes], Any]]]:
-        places = [self._layout.places[column] for column in columns]
-        with self._lock:
-            self._loaders[columns] = [(place, self._loader_of(place)) for place in places]
-        return self._loaders[columns]
-
-    def _loader_of(self, place: int) -> Callable[[bytes], Any]:
-        result = self._result
-        given = Format(result.fformat(place))
-        load: Callable[[bytes], Any]
-        load = self._adaptation.get_loader(result.ftype(place), given).load
-        return load
-
-    def column(self, name: str) -> list[Any]:
-        """Return a column without decoding the others."""
-        ((place, load),) = self._loaders_of((name,))
-        found, indexes = self._result.get_value, range(len(self))
-        values = (found(index, place) for index in indexes)
-        return [None if raw is None else load(raw) for raw in values]
 
 
 def result(using: str, name: str, params: Mapping[str, Any]) -> Result:
@@ -198,7 +151,7 @@ def transaction_of(
     connection = connections[using]
     statements = [BY_ONE_PLAN, _statement(name), _statement(then)]
     _, first, second = _alone(connection, statements, params)
-    return _named(first, connection), Result(second, connection)
+    return named_rows_of(first, connection), Result(second, connection)
 
 
 def _alone(
@@ -222,7 +175,7 @@ def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any
     statements = [BEGIN_READ_COMMITTED, LEAVE_IDLE, BY_INDEX, _statement(name)]
     with _rolled_back_if_failed(connection):
         *_, found = run(connection, statements, params)
-        yield _named(found, connection)
+        yield named_rows_of(found, connection)
     run(connection, [COMMIT], {})
 
 
@@ -281,27 +234,3 @@ def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:
 def is_failed_cast(error: Error, text: str) -> bool:
     """Tell whether ``error`` is that of a statement of ours that cast what has ``text`` in it."""
     return isinstance(error.__cause__, InvalidTextRepresentation) and text in str(error)
-
-
-def _named(result: PGresult, connection: BaseDatabaseWrapper) -> list[Any]:
-    """Return rows whose columns are attributes."""
-    return rows_of(result, connection, _layout_of(result).row._make)
-
-
-class _Layout(NamedTuple):
-    """Where each column of a result stands, and a type for its rows."""
-
-    places: Mapping[str, int]
-    row: Any  # the columns are known at run time only
-
-
-def _layout_of(result: PGresult) -> _Layout:
-    # psycopg's own description makes an object of each, which takes as long as a short statement.
-    return _layout(tuple(map(result.fname, range(result.nfields))))
-
-
-@functools.cache
-def _layout(names: tuple[bytes | None, ...]) -> _Layout:
-    columns = [(name or b"").decode() for name in names]
-    places = {column: place for place, column in enumerate(columns)}
-    return _Layout(places, namedtuple("Row", columns))

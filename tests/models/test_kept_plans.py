@@ -12,6 +12,7 @@ from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.models import Consumer, Event, Task, cursor, lease, notifications
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.sql import round_trip
+from kanthorq_django.sql.binding import Statement
 from kanthorq_django.sql.session import USES_BEFORE, session_of
 from tests.announcements import forget_notifications, raw_connection
 
@@ -86,8 +87,8 @@ def claim(consumer: Consumer) -> None:
 def plan_of(name: str, monkeypatch: pytest.MonkeyPatch, used: Callable[[], None]) -> str:
     """Return the plan that the server keeps of ``<name>.sql`` after its first uses."""
     given: dict[str, Any] = {}
-    settings: list[round_trip.Statement] = []
-    bind = round_trip.bind
+    settings: list[Statement] = []
+    bind = round_trip.bind  # type: ignore[attr-defined]
 
     def noted(raw: Any, session: Any, statements: Any, params: Any) -> Any:
         given.update(params)
@@ -163,7 +164,7 @@ def test_verdicts_read_no_tasks_but_their_own_when_many_came_since_the_first(
             end(Task.objects.running().order_by("id")[0])
     add_tasks(reader, LATER, 2)
     # What a transaction has read is counted until it ends.
-    monkeypatch.setattr(sql, "COMMIT", round_trip.Statement("SELECT;"))
+    monkeypatch.setattr(sql, "COMMIT", Statement("SELECT;"))
     task = Task.objects.running().order_by("id")[0]
     with transaction.atomic():
         before = rows_read()

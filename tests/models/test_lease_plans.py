@@ -15,7 +15,7 @@ from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.models import Consumer, Event, Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.registration import Registration
-from kanthorq_django.sql.round_trip import numbered
+from kanthorq_django.sql.binding import numbered
 from tests.models.test_pull_plan import nodes
 
 FINISHED = 10_000

@@ -46,7 +46,7 @@ def publish_often() -> None:
 def bound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The statements that were bound by libpq's protocol."""
     found: list[str] = []
-    bind = round_trip.bind
+    bind = round_trip.bind  # type: ignore[attr-defined]
 
     def noted(raw: Any, session: Any, statements: Any, params: Any) -> Any:
         found.extend(statement.text for statement in statements)

@@ -14,7 +14,7 @@ from kanthorq_django import publish, publish_many
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.exceptions import InvalidEvent
 from kanthorq_django.models import Event, Stream, notifications
-from kanthorq_django.sql import round_trip
+from kanthorq_django.sql import binding
 from tests.announcements import let_server_keep
 
 Publish = Callable[[dict[str, Any]], object]
@@ -152,14 +152,14 @@ def test_an_event_that_got_no_answer_is_refused_if_it_was_stored(
 ):
     monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
     let_server_keep("default")
-    event, send = Event(subject="a"), round_trip._send
+    event, send = Event(subject="a"), binding._send
 
     def lose_the_answer(*given: Any) -> Any:
         send(*given)
         raise psycopg.OperationalError("no answer")
 
     with monkeypatch.context() as patched:
-        patched.setattr(round_trip, "_send", lose_the_answer)
+        patched.setattr(binding, "_send", lose_the_answer)
         with pytest.raises(OperationalError, match="no answer"):
             publish_many([event])
     with transaction.atomic():

@@ -29,6 +29,8 @@ from kanthorq_django import publish, publish_many, sql, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Stream, Task, TaskState, notifications
 from kanthorq_django.sql import round_trip
+from kanthorq_django.sql.binding import Statement
+from kanthorq_django.sql.result import rows_of
 from kanthorq_django.sql.session import USES_BEFORE
 from kanthorq_django.testing import drain
 from tests.announcements import forget_notifications, raw_connection
@@ -61,9 +63,9 @@ def setting(name: str) -> str:
 
 def test_a_begin_of_ours_is_not_taken_for_the_one_that_psycopg_would_send():
     connection.connection.autocommit = False  # past Django
-    begin, asked = sql.BEGIN_READ_COMMITTED, round_trip.Statement("SELECT 7;", is_repeated=True)
+    begin, asked = sql.BEGIN_READ_COMMITTED, Statement("SELECT 7;", is_repeated=True)
     _, seven, _ = round_trip.run(connection, [begin, asked, sql.COMMIT], {})
-    assert round_trip.rows_of(seven, connection) == [(7,)]
+    assert rows_of(seven, connection) == [(7,)]
 
 
 def test_a_transaction_that_begins_with_an_event_is_as_the_project_wants_it():

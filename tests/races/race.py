@@ -14,6 +14,7 @@ from django.db import OperationalError, connections, transaction
 
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.models import Event, Stream, Task
+from kanthorq_django.sql.result import Result
 
 DEADLINE = 20.0  # seconds after which something that should happen counts as never happening
 UNIQUE_GUARD = "ON CONFLICT (consumer_id, event_id) DO NOTHING"
@@ -225,7 +226,7 @@ def between_lock_and_read(
     Its statements are sent one after the other then, in the same order.
     """
 
-    def in_steps(using: str, name: str, then: str, params: Any) -> tuple[list[Any], sql.Result]:
+    def in_steps(using: str, name: str, then: str, params: Any) -> tuple[list[Any], Result]:
         with sql.begun(using, name, params) as locked:
             step()
             return locked, sql.result(using, then, params)

@@ -12,7 +12,7 @@ from kanthorq_django.models import Consumer, Event, Task
 from kanthorq_django.models.cursor import ALWAYS, peek
 from kanthorq_django.models.lease import ack, ack_and_commit, renew
 from kanthorq_django.models.registration import Registration
-from kanthorq_django.sql.round_trip import numbered
+from kanthorq_django.sql.binding import numbered
 
 WRITING = ("publish", "pull", "claim", "renew", "ack", "ack_last")
 LIMIT = 100
