@@ -22,8 +22,9 @@ from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, lease
+from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.lease import Lease
-from kanthorq_django.models.leased import Leased, pulled_by
+from kanthorq_django.models.leased import Leased, pulled_by, tell_of
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Round, calls
@@ -114,7 +115,7 @@ class _Drain:
         else:
             leased += consumer.pull(BATCH_SIZE)
         # Also of what was just pulled and waits for its turn.
-        leased += consumer.lease_due(BATCH_SIZE, CLAIMABLE)
+        leased += lease_due(consumer, BATCH_SIZE, CLAIMABLE)
         subscription = find(consumer.name)
         return [Flight(each, subscription, time.monotonic()) for each in leased]
 
@@ -127,7 +128,7 @@ class _Drain:
             "excludes": subjects.to_regex(consumer.subject_excludes),
         }
         leased = pulled_by(consumer, sql.result(self._using, "pull_uncommitted", params))
-        consumer.tell(signals.pulled, leased)
+        tell_of(signals.pulled, consumer, leased)
         return leased
 
 

@@ -5,12 +5,11 @@ transaction was not visible in the stored snapshot and is visible now. Commit or
 insertion order; a position would skip what commits late, and one that waits for the oldest
 open transaction would stall behind every long write.
 
-Next, tasks that are due later are claimed: see task.py.
+Next, tasks that are due later, or again, are claimed: see task.py.
 """
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -18,22 +17,19 @@ from uuid import UUID
 from asgiref.sync import sync_to_async
 from django.db import models, router
 from django.db.models.expressions import RawSQL
-from django.dispatch import Signal
 from django.utils.functional import cached_property
 
-from kanthorq_django import signals, sql
-from kanthorq_django.conf import get_settings
+from kanthorq_django import signals
 from kanthorq_django.domain import subjects
-from kanthorq_django.domain.amounts import counted, plural
 from kanthorq_django.domain.callables import alters_data
-from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.exceptions import ConfigurationError, ForeignCluster
 from kanthorq_django.models import cursor as cursors
-from kanthorq_django.models.cursor import ALWAYS, Lag, Page
+from kanthorq_django.models.claim import lease_due
+from kanthorq_django.models.cursor import Lag, Page
 from kanthorq_django.models.deletion import unread
 from kanthorq_django.models.fields import (
     CreatedAtField,
@@ -43,11 +39,10 @@ from kanthorq_django.models.fields import (
     check_filters,
 )
 from kanthorq_django.models.guarded import unguarded_columns
-from kanthorq_django.models.leased import Leased, claimed_by
+from kanthorq_django.models.leased import tell_of
 from kanthorq_django.models.registration import ConsumerQuerySet, check_consumer_name
 from kanthorq_django.models.stream import Stream
-from kanthorq_django.models.turns import Serialize, Turns, next_in_turn, turns_locked
-from kanthorq_django.sql.result import Result
+from kanthorq_django.models.turns import Serialize, Turns
 
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet
@@ -56,12 +51,6 @@ logger = logging.getLogger("kanthorq_django")
 
 LIMIT_MAX = 1_000_000  # tasks that one pull or claim leases
 BEGINNING = "1:1:"  # the snapshot in which nothing has happened yet
-LEASE_RAN_OUT = (
-    "The lease ran out before the task was settled: the worker died, hung or was too slow."
-)
-NO_ATTEMPT_LEFT = (
-    "No attempt at the cancellation is left: its consumer allows no more than there were."
-)
 
 
 def _everything() -> list[str]:
@@ -196,7 +185,7 @@ class Consumer(models.Model):
             if not cursors.mend(self):
                 raise
             return Page([], is_idle=False)
-        self.tell(signals.pulled, page.leased)
+        tell_of(signals.pulled, self, page.leased)
         return page
 
     def claim(
@@ -212,26 +201,8 @@ class Consumer(models.Model):
         Raises ValueError for a state that no claim takes.
         """
         _check_states(states := frozenset(states))
-        return [leased.task for leased in self.lease_due(limit, states)]
-
-    def lease_due(
-        self, limit: int, states: Iterable[TaskState], floor: int = ALWAYS
-    ) -> list[Leased]:
-        """Do what ``claim()`` does, without building the tasks.
-
-        Nothing that waits for no turn is due before ``floor``, microseconds since 1970, as far as
-        the caller knows.
-        """
         _check_limit(limit)
-        wanted = sorted(states)
-        while True:
-            rows = self._claim_in_turn(limit, wanted, floor)
-            leased = claimed_by(self, rows)
-            self._log_discarded(rows)
-            if leased or rows[0].due_count == 0:
-                break
-        self.tell(signals.claimed, leased)
-        return leased
+        return [leased.task for leased in lease_due(self, limit, states)]
 
     def _check_stream(self, using: str) -> None:
         """Raise ConfigurationError if it would move: its cursor says nothing of another stream."""
@@ -241,34 +212,6 @@ class Consumer(models.Model):
                 f"Consumer {self.name!r} reads the stream {stored.name!r} and cannot move to "
                 "another; declare a new one."
             )
-
-    def _log_discarded(self, rows: Result) -> None:
-        """Say which tasks ended in a claim; no signal tells, as there is no message of them."""
-        count, events = rows.values(0, ("discarded_count", "discarded"))
-        if not count:
-            return
-        with suppress(Exception):  # a filter of the project's; the leases are given by now
-            logger.error(
-                "Consumer %s: %s had no attempt left when due again and went to discarded; %s %s",
-                self.name,
-                counted(count, "task"),
-                plural(count, "event"),
-                ", ".join(events) + (" …" if count > len(events) else ""),
-            )
-
-    def tell(self, signal: Signal, leased: Iterable[Leased]) -> None:
-        """Tell receivers what was leased, which has been committed, whatever goes wrong here."""
-        if not signal.has_listeners(Consumer):
-            return
-        try:
-            tasks = [each.task for each in leased]
-        except BaseException as error:
-            if is_interrupt(error):
-                raise
-            # A receiver of post_init, say.
-            logger.exception("Tasks of consumer %s could not be told of.", self.name)
-        else:
-            signals.tell_of_what_lasts(signal, Consumer, consumer=self, tasks=tasks)
 
     def cancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:
         """Cancel this consumer's tasks of these events; unknown ids are in ``noop`` too."""
@@ -296,52 +239,10 @@ class Consumer(models.Model):
         return await sync_to_async(self.reset)(event_ids)
 
     alters_data(
-        *(pull, pull_page, claim, lease_due),
+        *(pull, pull_page, claim),
         *(cancel, resume, release, reset, acancel, aresume, arelease, areset),
         delete,
     )
-
-    def _claim_in_turn(self, limit: int, states: list[TaskState], floor: int) -> Result:
-        if self.serialize == Serialize.OFF:
-            return self._claim(limit, states, [], floor)
-        with turns_locked(self) as is_ours:
-            # A part stays free for what waits for no turn, as cancellations do; of a single
-            # place, every other one.
-            turns = self.turns
-            turns.claim_count += 1
-            turns.were_all_given = False
-            if limit == 1 and turns.claim_count % 2:
-                rows = self._claim(limit, states, [], floor)
-                if rows[0].due_count:
-                    return rows
-            share = max(1, limit - max(1, limit // 4))
-            in_turn = next_in_turn(self, share) if is_ours else []
-            turns.were_all_given = is_ours and len(in_turn) < share
-            return self._claim(limit - len(in_turn), states, in_turn, floor)
-
-    def _claim(
-        self, limit: int, states: list[TaskState], in_turn: list[int], floor: int = ALWAYS
-    ) -> Result:
-        return sql.result_alone(
-            self.using,
-            "claim",
-            {
-                "consumer_id": self.pk,
-                "states": states,
-                "limit": limit,
-                "visibility_timeout": self.visibility_timeout,
-                "in_turn": in_turn,
-                "floor": floor,
-                "handler_ran_out": LEASE_RAN_OUT + self._timeout_told,
-                "lease_ran_out": LEASE_RAN_OUT,
-                "no_attempt_left": NO_ATTEMPT_LEFT,
-                "errors_max": get_settings().ERRORS_MAX,
-            },
-        )
-
-    @property
-    def _timeout_told(self) -> str:
-        return "" if self.timeout is None else f" Its handler's timeout is {self.timeout}."
 
     def _move(
         self,

@@ -4,13 +4,18 @@ Most handlers never look at their task, and some not at their event; building bo
 than all else that a worker does for a task.
 """
 
+import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS
+from django.dispatch import Signal
 from django.utils.functional import cached_property
 
+from kanthorq_django import signals
+from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.lease import Lease
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
     from kanthorq_django.models.task import Task
 
+logger = logging.getLogger("kanthorq_django")
 
 CANCELLING = TaskState.CANCELLING.value
 
@@ -133,3 +139,20 @@ def claimed_by(consumer: "Consumer", rows: Result) -> list[Leased]:
         for index, (pk, epoch, since, attempt, state) in enumerate(columns)
         if pk is not None
     ]
+
+
+def tell_of(signal: Signal, consumer: "Consumer", leased: Iterable[Leased]) -> None:
+    """Tell receivers what was leased, which has been committed, whatever goes wrong here."""
+    from kanthorq_django.models.consumer import Consumer
+
+    if not signal.has_listeners(Consumer):
+        return
+    try:
+        tasks = [each.task for each in leased]
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        # A receiver of post_init, say.
+        logger.exception("Tasks of consumer %s could not be told of.", consumer.name)
+    else:
+        signals.tell_of_what_lasts(signal, Consumer, consumer=consumer, tasks=tasks)

@@ -1,8 +1,8 @@
 """Step 3 of 5, claim: tasks, their columns, and what operators may do with them.
 
-Next, a worker handles what was leased: see worker/executor.py. What the holder of a lease
-may do stands in lease.py; the moves themselves in domain/states.py, how many are made at once
-in moves.py.
+The claim itself is in claim.py. Next, a worker handles what was leased: see worker/executor.py.
+What the holder of a lease may do stands in lease.py; the moves themselves in domain/states.py,
+how many are made at once in moves.py.
 """
 
 import json

@@ -10,6 +10,7 @@ from django.db import connections
 
 from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.models import Consumer
+from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.worker.demand import Demand, Wanted
@@ -283,7 +284,7 @@ class Puller:
 
     def _claim(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
         freed_count = self._freed_count
-        leased = consumer.lease_due(wanted.limit, wanted.states, self._floors[consumer.pk])
+        leased = lease_due(consumer, wanted.limit, wanted.states, self._floors[consumer.pk])
         if consumer.turns.were_all_given and freed_count == self._freed_count:
             # A burst does not wait for keys that others have, or whose first task waits itself.
             is_over = self._options.burst and self._is_quiet and not leased

@@ -14,7 +14,7 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.models import cancellations as module
 from kanthorq_django.models.cancellations import Cancellations, cancellations
-from kanthorq_django.models.consumer import LEASE_RAN_OUT
+from kanthorq_django.models.claim import LEASE_RAN_OUT
 from kanthorq_django.models.lease import hand_back
 from tests.factories import ConsumerFactory, TaskFactory
 

@@ -10,6 +10,7 @@ from django.db import connection, transaction
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.models import Consumer, Event, Task, cursor, lease, notifications
+from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.sql import round_trip
 from kanthorq_django.sql.binding import Statement
@@ -81,7 +82,7 @@ def pull(consumer: Consumer) -> None:
 
 
 def claim(consumer: Consumer) -> None:
-    consumer.lease_due(100, CLAIMABLE)
+    lease_due(consumer, 100, CLAIMABLE)
 
 
 def plan_of(name: str, monkeypatch: pytest.MonkeyPatch, used: Callable[[], None]) -> str:

@@ -13,6 +13,7 @@ from kanthorq_django import publish_many
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.models import Consumer, Event, Task, lease
+from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.sql.binding import numbered
@@ -99,7 +100,7 @@ def last_state() -> None:
 
 
 def claim() -> None:
-    Consumer.objects.get().lease_due(LEASED, CLAIMABLE)
+    lease_due(Consumer.objects.get(), LEASED, CLAIMABLE)
 
 
 VERBS = (renew, ack, ack_one, ack_last, ack_group, nack, hand_back, last_states, last_state, claim)

@@ -12,7 +12,7 @@ from kanthorq_django import publish, signals
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
-from kanthorq_django.models.consumer import LEASE_RAN_OUT, NO_ATTEMPT_LEFT
+from kanthorq_django.models.claim import LEASE_RAN_OUT, NO_ATTEMPT_LEFT
 from kanthorq_django.models.lease import hand_back
 from tests.clock import now
 from tests.concurrency import elsewhere

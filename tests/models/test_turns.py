@@ -14,7 +14,8 @@ from kanthorq_django import publish_many
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Event, Task, TaskState, lease
+from kanthorq_django.models import Consumer, Event, Task, TaskState, claim, lease
+from kanthorq_django.models.cursor import ALWAYS
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 from tests.concurrency import elsewhere
@@ -257,7 +258,7 @@ def test_two_workers_that_see_different_moments_do_not_both_serve_a_key():
             picked = next_in_turn(mine, 10) if is_ours else []
             has_picked.set()
             assert may_go_on.wait(10)
-            mine._claim(10, [TaskState.AVAILABLE, TaskState.RETRYABLE], picked)
+            claim._claim(mine, 10, [TaskState.AVAILABLE, TaskState.RETRYABLE], picked, ALWAYS)
         connections.close_all()
 
     other = threading.Thread(target=pick_and_claim, daemon=True)

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from unittest import mock
 
 from django.db import connection, connections
 
-from kanthorq_django.models import Consumer
+from kanthorq_django.models import Consumer, claim
 from tests.concurrency import DEADLINE_SECONDS
 
 R = TypeVar("R")
@@ -65,16 +66,16 @@ class InterruptedConsumer:
 
     def __init__(self, consumer: Consumer, step: Callable[[], object]) -> None:
         self._consumer, self._step = consumer, step
-        self._claim = consumer._claim
-        vars(consumer)["_claim"] = self._step_and_claim  # shadows the method of the class
+        self._patch = mock.patch.object(claim, "_claim", self._step_and_claim)
 
     def claim(self, limit: int) -> list[Any]:
+        self._patch.start()
         return list(self._consumer.claim(limit))
 
     def _step_and_claim(self, *given: Any) -> Any:
-        del vars(self._consumer)["_claim"]  # once is enough
+        self._patch.stop()  # once is enough
         self._step()
-        return self._claim(*given)
+        return claim._claim(*given)
 
 
 def _backend_pid() -> int:

@@ -1,0 +1,112 @@
+"""The claim: tasks that are due are leased, those that wait for no turn and those whose turn it is.
+
+What becomes of each is decided in claim.sql; whose turn it is, in turns.py.
+"""
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from kanthorq_django import signals, sql
+from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.amounts import counted, plural
+from kanthorq_django.domain.states import TaskState
+from kanthorq_django.models.cursor import ALWAYS
+from kanthorq_django.models.leased import Leased, claimed_by, tell_of
+from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
+from kanthorq_django.sql.result import Result
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.consumer import Consumer
+
+logger = logging.getLogger("kanthorq_django")
+
+LEASE_RAN_OUT = (
+    "The lease ran out before the task was settled: the worker died, hung or was too slow."
+)
+NO_ATTEMPT_LEFT = (
+    "No attempt at the cancellation is left: its consumer allows no more than there were."
+)
+
+
+def lease_due(
+    consumer: "Consumer", limit: int, states: Iterable[TaskState], floor: int = ALWAYS
+) -> list[Leased]:
+    """Do what ``Consumer.claim()`` does, without building the tasks.
+
+    Nothing that waits for no turn is due before ``floor``, microseconds since 1970, as far as
+    the caller knows.
+    """
+    wanted = sorted(states)
+    while True:
+        rows = _claim_in_turn(consumer, limit, wanted, floor)
+        leased = claimed_by(consumer, rows)
+        _log_discarded(consumer, rows)
+        if leased or rows[0].due_count == 0:
+            break
+    tell_of(signals.claimed, consumer, leased)
+    return leased
+
+
+def _claim_in_turn(consumer: "Consumer", limit: int, states: list[TaskState], floor: int) -> Result:
+    if consumer.serialize == Serialize.OFF:
+        return _claim(consumer, limit, states, [], floor)
+    with turns_locked(consumer) as is_ours:
+        # A part stays free for what waits for no turn, as cancellations do; of a single
+        # place, every other one.
+        turns = consumer.turns
+        turns.claim_count += 1
+        turns.were_all_given = False
+        if limit == 1 and turns.claim_count % 2:
+            rows = _claim(consumer, limit, states, [], floor)
+            if rows[0].due_count:
+                return rows
+        share = max(1, limit - max(1, limit // 4))
+        in_turn = next_in_turn(consumer, share) if is_ours else []
+        turns.were_all_given = is_ours and len(in_turn) < share
+        return _claim(consumer, limit - len(in_turn), states, in_turn, floor)
+
+
+def _claim(
+    consumer: "Consumer",
+    limit: int,
+    states: list[TaskState],
+    in_turn: list[int],
+    floor: int,
+) -> Result:
+    return sql.result_alone(
+        consumer.using,
+        "claim",
+        {
+            "consumer_id": consumer.pk,
+            "states": states,
+            "limit": limit,
+            "visibility_timeout": consumer.visibility_timeout,
+            "in_turn": in_turn,
+            "floor": floor,
+            "handler_ran_out": LEASE_RAN_OUT + _timeout_told(consumer),
+            "lease_ran_out": LEASE_RAN_OUT,
+            "no_attempt_left": NO_ATTEMPT_LEFT,
+            "errors_max": get_settings().ERRORS_MAX,
+        },
+    )
+
+
+def _timeout_told(consumer: "Consumer") -> str:
+    return "" if consumer.timeout is None else f" Its handler's timeout is {consumer.timeout}."
+
+
+def _log_discarded(consumer: "Consumer", rows: Result) -> None:
+    """Say which tasks ended in a claim; no signal tells, as there is no message of them."""
+    count, events = rows.values(0, ("discarded_count", "discarded"))
+    if not count:
+        return
+    with suppress(Exception):  # a filter of the project's; the leases are given by now
+        logger.error(
+            "Consumer %s: %s had no attempt left when due again and went to discarded; %s %s",
+            consumer.name,
+            counted(count, "task"),
+            plural(count, "event"),
+            ", ".join(events) + (" …" if count > len(events) else ""),
+        )
