@@ -13,8 +13,9 @@ from django.db import connections
 from kanthorq_django.conf import get_settings
 from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.endings import Ending, after_interrupt, after_timeout, untold
-from kanthorq_django.worker.executor import aexecute, execute, execute_together, leave_as_child_of
+from kanthorq_django.worker.executor import aexecute, execute, leave_as_child_of
 from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.group_commit import execute_together
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import (

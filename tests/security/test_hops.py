@@ -10,7 +10,7 @@ from kanthorq_django import apublish, publish, publish_many, subscribe
 from kanthorq_django.domain.subscriptions import Registry
 from kanthorq_django.models import Event, Task, TaskState
 from kanthorq_django.testing import drain
-from kanthorq_django.worker import executor
+from kanthorq_django.worker import group_commit
 from tests.worker.working import PATIENCE, work_off
 
 pytestmark = pytest.mark.django_db
@@ -79,7 +79,7 @@ def test_of_handlers_that_share_a_transaction_each_has_its_own_hops(
     declared: Registry, settings: Any, monkeypatch: pytest.MonkeyPatch
 ):
     settings.KANTHORQ = {"HOPS_MAX": 3, "GROUP_COMMIT": 20}
-    monkeypatch.setattr(executor, "SHARED_SECONDS", PATIENCE)
+    monkeypatch.setattr(group_commit, "SHARED_SECONDS", PATIENCE)
     transactions: list[int] = []
 
     @subscribe("ping", consumer="pong", stream="s", attempt_max=1, atomic=True)

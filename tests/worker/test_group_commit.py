@@ -18,7 +18,7 @@ from kanthorq_django import Fixed, Retry, subscribe
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
-from kanthorq_django.worker import executor
+from kanthorq_django.worker import group_commit
 from kanthorq_django.worker.loop import WorkerLoop
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
@@ -33,8 +33,8 @@ MANY = 60  # tasks, after which a worker has learnt to fetch more than it can st
 @pytest.fixture(autouse=True)
 def grouped(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.KANTHORQ = {"GROUP_COMMIT": 20}
-    monkeypatch.setattr(executor, "SHARED_SECONDS", PATIENCE)
-    monkeypatch.setattr(executor, "_careful_until", {})
+    monkeypatch.setattr(group_commit, "SHARED_SECONDS", PATIENCE)
+    monkeypatch.setattr(group_commit, "_careful_until", {})
 
 
 def transaction_ids() -> Counter[int]:
@@ -83,7 +83,7 @@ def test_the_ack_of_all_and_the_commit_are_one_round_trip():
 
 
 def test_a_transaction_that_lasts_is_shared_no_further(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(executor, "SHARED_SECONDS", 0)
+    monkeypatch.setattr(group_commit, "SHARED_SECONDS", 0)
     subscribe("work.>", stream="work", consumer="grouped", atomic=True)(write)
     announce(100)
 
@@ -157,7 +157,7 @@ def take_over(pk: int) -> None:
 def test_a_lost_lease_takes_the_transaction_back_and_the_others_run_alone(
     are_savepoints_used: bool, is_explicit: bool
 ):
-    executor._careful_until["grouped"] = math.inf if are_savepoints_used else 0
+    group_commit._careful_until["grouped"] = math.inf if are_savepoints_used else 0
     lost: list[int] = []
 
     @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
