@@ -1,7 +1,8 @@
 """What waits to be started, how much more there is room for, and what is given back.
 
 A lane holds no more than it starts within about a second, so that idle peers never starve
-behind a hoarder. How its calls are run is in lanes.py.
+behind a hoarder. How its calls are run is in thread_lane.py and in
+coroutine_lane.py.
 """
 
 import itertools

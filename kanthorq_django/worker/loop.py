@@ -23,11 +23,11 @@ from kanthorq_django.models.notifications import SETTLE_LONGEST, SETTLE_SECONDS
 from kanthorq_django.subscribers import find
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.call import Call, calls
+from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.endings import HandBack
 from kanthorq_django.worker.flight import ELSEWHERE, Flight, Flights
 from kanthorq_django.worker.lane import Lane
-from kanthorq_django.worker.lanes import CoroutineLane, ThreadLane
 from kanthorq_django.worker.listener import Listener
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
@@ -36,6 +36,7 @@ from kanthorq_django.worker.puller import Haul, Look, Puller
 from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
 from kanthorq_django.worker.taking_over import take_over
+from kanthorq_django.worker.thread_lane import ThreadLane
 from kanthorq_django.worker.upkeep import Backoff, is_unavailable, refresh_connections
 from kanthorq_django.worker.warden import Warden, tick_of
 

@@ -19,7 +19,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from kanthorq_django import Discard, Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import lanes
+from kanthorq_django.worker import coroutine_lane
 from tests.errors import Abort
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
@@ -160,7 +160,7 @@ def test_an_interpreter_that_exits_is_no_error_of_a_coroutine(
     async def handle(message: Message) -> None:
         pass
 
-    monkeypatch.setattr(lanes, "sync_to_async", refused)
+    monkeypatch.setattr(coroutine_lane, "sync_to_async", refused)
     announce()
     assert work_off("async") == 1
     gc.collect()

@@ -1,0 +1,111 @@
+"""Where plain handlers run: threads, as many as may run at a time."""
+
+import os
+import threading
+import time
+
+from django.db import connections
+
+from kanthorq_django.conf import get_settings
+from kanthorq_django.worker.call import Call, Round
+from kanthorq_django.worker.endings import Ending, untold
+from kanthorq_django.worker.executor import execute, leave_as_child_of
+from kanthorq_django.worker.group_commit import execute_together
+from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker.log import logger
+from kanthorq_django.worker.upkeep import (
+    are_scarce,
+    is_unavailable,
+    leave_connections,
+    note_refusal,
+    refresh_connections,
+    spare_connections,
+)
+
+REFUSED_PAUSE = 0.3  # seconds until a task is given back that no connection was left for
+
+
+class ThreadLane(Lane):
+    """Plain handlers, each thread with Django connections of its own."""
+
+    def start(self) -> None:
+        self._pause = threading.Event()
+        self._pid = os.getpid()
+        self.group_size = get_settings().GROUP_COMMIT
+        self._threads = [
+            threading.Thread(target=self._run, name=f"kanthorq-handler-{number}", daemon=True)
+            for number in range(self.concurrency)
+        ]
+        super().start()
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            try:
+                is_open = self._work()
+            except BaseException:
+                # Such as one that somebody sets on this thread, for a handler that took too long.
+                logger.exception("A handler's thread was to end; it goes on.")
+        connections.close_all()
+
+    def _work(self) -> bool:
+        """Wait for a call and run it; False when the lane is closed."""
+        if (call := self._next(spare_connections)) is None:
+            return False
+        began_at = time.monotonic()
+        count = 1
+        try:
+            if (share := self._share(call)) > 1:
+                count = self._handle_together(call, share)
+            else:
+                # Of a single one nothing is left to be taken back; nearly all are.
+                for round_ in self._rounds(call) if len(call.rounds) > 1 else call.rounds:
+                    self._handle(round_)
+            spare_connections()
+        finally:
+            self._ended(count, time.monotonic() - began_at)
+        return True
+
+    def _handle_together(self, call: Call, share: int) -> int:
+        """Run a call and others in one transaction; return how many calls they were."""
+        started = self._ready(call.rounds[0])
+        if not started:
+            return 1
+        endings, spoiled = execute_together(started[0], self._joining(call, share - 1))
+        self._conclude(endings)
+        for flight in spoiled:
+            self._handle((flight,))
+        return len(endings) + len(spoiled)
+
+    def _handle(self, round_: Round) -> None:
+        try:
+            if started := self._ready(round_):
+                self._conclude(execute(*started))
+        except BaseException as error:  # noqa: BLE001  # its lease would be renewed for ever
+            self._settle([untold(flight, error) for flight in round_])  # fenced, if it was settled
+
+    def _ready(self, round_: Round) -> Round:
+        """Note the start of a round, on connections that are fit for it; return what may run."""
+        if started := self._startable(round_):
+            try:
+                refresh_connections(self._bounded)
+                if are_scarce():
+                    connections[started[0].message.using].ensure_connection()
+            except BaseException as error:  # noqa: BLE001  # of a receiver, as any other
+                self._refused(error)
+                self._hand_back(started)
+                return ()
+        return started
+
+    def _conclude(self, endings: list[Ending]) -> None:
+        leave_as_child_of(self._pid)  # one that a hook forked, or a receiver of a signal
+        leave_connections()
+        self._settle(endings)
+
+    def _refused(self, error: BaseException) -> None:
+        """Wait a little after ``error``; the thread has to outlive also what receivers raise."""
+        note_refusal(error)
+        if not is_unavailable(error):
+            logger.error("A connection could not be made ready for a handler.", exc_info=error)
+            connections.close_all()  # what a receiver began to set up is not to be used
+        self._pause.wait(REFUSED_PAUSE)
