@@ -1,8 +1,7 @@
 """What waits to be started, how much more there is room for, and what is given back.
 
 A lane holds no more than it starts within about a second, so that idle peers never starve
-behind a hoarder. How its calls are run is in thread_lane.py and in
-coroutine_lane.py.
+behind a hoarder. How its calls are run is in thread_lane.py and coroutine_lane.py.
 """
 
 import itertools
@@ -16,11 +15,11 @@ from kanthorq_django.models.lease import AT_ONCE
 from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.pace import Throughput, UsualDuration
 from kanthorq_django.worker.warden import Bounded
 
 RELENT_EVERY = 2.0  # seconds
 WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
-QUICK = 50e-6  # seconds; a round trip to a database takes longer
 STALLED_AFTER = 0.005  # seconds in which quick handlers would have started hundreds
 
 Settle = Callable[[Sequence[Ending]], None]
@@ -45,8 +44,8 @@ class Lane:
         self._remainders: set[_Remainder] = set()
         self._threads: list[threading.Thread] = []
         self._running = 0
-        self._pace = _Pace()
-        self._usual = _Usual()
+        self._throughput = Throughput()
+        self._usual = UsualDuration()
         self._is_watched = False
         self._is_refusing = False
         self._is_closed = False
@@ -124,7 +123,7 @@ class Lane:
             return self._emptied.wait_for(lambda: not self._running, seconds)
 
     def _target(self) -> int:
-        return self.concurrency + self._pace.per_second(self._ended_count)
+        return self.concurrency + self._throughput.per_second(self._ended_count)
 
     def _room(self) -> int:
         target = self._target()
@@ -283,37 +282,3 @@ class _Remainder:
 
 def _flights(found: Iterable[_Waiting]) -> list[Flight]:
     return [flight for waiting in found for flight in waiting.call.flights]
-
-
-class _Pace:
-    """How many calls have ended within about the last second, so that as many were started."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._count = 0
-        self._rate = 0
-
-    def per_second(self, count: int) -> int:
-        now = time.monotonic()
-        elapsed, ended = now - self._since, count - self._count
-        if elapsed < 1:
-            return max(self._rate, ended)
-        self._since, self._count, self._rate = now, count, int(ended / elapsed)
-        return self._rate
-
-
-class _Usual:
-    """How long calls take of late; a lane begins with the opinion that they take long."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        self._seconds, self.is_quick = 20 * QUICK, False
-
-    def has_slowed(self, seconds: float) -> bool:
-        """Note how long a call took; tell whether they were quick until now."""
-        # Cut off, for one in a hundred waits for the interpreter's lock.
-        self._seconds += (min(seconds, 20 * QUICK) - self._seconds) / 64
-        was_quick, self.is_quick = self.is_quick, self._seconds < QUICK
-        return was_quick and not self.is_quick

@@ -8,7 +8,7 @@ import pytest
 from kanthorq_django import publish_many, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Task
-from kanthorq_django.worker import lane
+from kanthorq_django.worker import lane, pace
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, announce, work_off, working
 
@@ -18,7 +18,7 @@ ENOUGH = 400  # calls until a lane takes its handlers for quick
 
 
 def test_one_thread_runs_what_is_quick(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lane, "QUICK", 1.0)
+    monkeypatch.setattr(pace, "QUICK", 1.0)
     monkeypatch.setattr(lane, "STALLED_AFTER", PATIENCE)
     lock, running, peaks = threading.Lock(), 0, list[int]()
 
@@ -67,7 +67,7 @@ def test_what_blocks_after_a_rest_does_not_wait_for_the_first_of_it(
 
 
 def test_all_threads_are_there_when_the_next_handlers_block(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lane, "QUICK", 0.1)
+    monkeypatch.setattr(pace, "QUICK", 0.1)
     meeting = threading.Barrier(8)
 
     @subscribe("work.>", stream="work", consumer="quick")
