@@ -18,15 +18,11 @@ from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED, Move
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
+from kanthorq_django.worker.backoff import Backoff
+from kanthorq_django.worker.database_errors import is_about_values, is_unavailable
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import (
-    Backoff,
-    is_about_values,
-    is_unavailable,
-    leave_connections,
-    spare_connections,
-)
+from kanthorq_django.worker.upkeep import leave_connections, spare_connections
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # verdicts in one statement

@@ -9,16 +9,13 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 
 from kanthorq_django.worker.call import Call, Round
+from kanthorq_django.worker.database_errors import UNAVAILABLE
 from kanthorq_django.worker.endings import after_interrupt, after_timeout
 from kanthorq_django.worker.executor import aexecute
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import (
-    UNAVAILABLE,
-    leave_connections,
-    refresh_connections,
-)
+from kanthorq_django.worker.upkeep import leave_connections, refresh_connections
 
 
 class CoroutineLane(Lane):

@@ -22,8 +22,10 @@ from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.models.notifications import SETTLE_LONGEST, SETTLE_SECONDS
 from kanthorq_django.subscribers import find
 from kanthorq_django.worker.acknowledger import Acknowledger
+from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.call import Call, calls
 from kanthorq_django.worker.coroutine_lane import CoroutineLane
+from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.endings import HandBack
 from kanthorq_django.worker.flight import ELSEWHERE, Flight, Flights
@@ -37,7 +39,7 @@ from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
 from kanthorq_django.worker.taking_over import take_over
 from kanthorq_django.worker.thread_lane import ThreadLane
-from kanthorq_django.worker.upkeep import Backoff, is_unavailable, refresh_connections
+from kanthorq_django.worker.upkeep import refresh_connections
 from kanthorq_django.worker.warden import Warden, tick_of
 
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started

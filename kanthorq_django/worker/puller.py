@@ -13,11 +13,13 @@ from kanthorq_django.models import Consumer
 from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
+from kanthorq_django.worker.backoff import Backoff
+from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.demand import Demand, Wanted
 from kanthorq_django.worker.floors import Floors
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
-from kanthorq_django.worker.upkeep import Backoff, is_unavailable, leave_connections
+from kanthorq_django.worker.upkeep import leave_connections
 from kanthorq_django.worker.warden import Bounded
 
 MICROSECONDS = 1_000_000  # of a second

@@ -10,9 +10,10 @@ from django.db import connections
 from kanthorq_django.message import ASKED, LEASE_OVER
 from kanthorq_django.models import Worker, lease
 from kanthorq_django.models.worker import SEEN_EVERY
+from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.probe import Probe
-from kanthorq_django.worker.upkeep import Backoff, spare_connections
+from kanthorq_django.worker.upkeep import spare_connections
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # leases in one statement

@@ -7,8 +7,8 @@ from kanthorq_django.domain.failures import one_line
 from kanthorq_django.models import Schedule
 from kanthorq_django.models.occurrences import Unpublished
 from kanthorq_django.models.schedule import TURN_SIZE
+from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import Backoff
 
 LOOK_EVERY = 5.0  # seconds after which a schedule that was added meanwhile is noticed
 OTHERS_AT_IT = 1.0  # seconds to leave what is due to the worker that has it locked

@@ -8,6 +8,7 @@ from django.db import connections
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.worker.call import Call, Round
+from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.endings import Ending, untold
 from kanthorq_django.worker.executor import execute, leave_as_child_of
 from kanthorq_django.worker.group_commit import execute_together
@@ -15,7 +16,6 @@ from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import (
     are_scarce,
-    is_unavailable,
     leave_connections,
     note_refusal,
     refresh_connections,

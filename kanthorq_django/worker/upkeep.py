@@ -1,33 +1,20 @@
 """Keeping database connections usable in threads that live for weeks."""
 
 import contextlib
-import random
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import psycopg
-from django.db import Error, InterfaceError, InternalError, OperationalError, connections
+from django.db import Error, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 from psycopg.errors import ReadOnlySqlTransaction
 
 from kanthorq_django.sql.session import is_idle
-from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.warden import Bounded
-
-# What the database's absence looks like, and, as InternalError, a primary that became a standby.
-UNAVAILABLE = (OperationalError, InterfaceError, InternalError)
-
-# Classes of errors that psycopg counts among these, though they are about what was asked for: a
-# routine or trigger of the project's, a limit such as that of an index's row, a damaged page.
-_ABOUT_THE_ASKED = ("27", "2F", "38", "39", "54", "XX001", "XX002")
-
-# What cannot be stored: data, what a constraint on it forbids, and what exceeds a limit.
-_ABOUT_VALUES = ("22", "23514", "54")
 
 # How the server, or a pooler, says that it has no connection left; there is no code before one is
 # made. In another language than English a worker only waits, as for a server that is away.
@@ -196,18 +183,6 @@ def _access_of(raw: Any) -> tuple[object, ...]:
     return raw.read_only, raw.pgconn.parameter_status(b"default_transaction_read_only")
 
 
-def is_unavailable(error: BaseException) -> bool:
-    """Tell whether ``error`` says that the database is away: what failed may go well later."""
-    sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
-    return isinstance(error, UNAVAILABLE) and not sqlstate.startswith(_ABOUT_THE_ASKED)
-
-
-def is_about_values(error: BaseException) -> bool:
-    """Tell whether the database refused what it was given, and would refuse it again."""
-    sqlstate = getattr(error.__cause__, "sqlstate", None) or ""
-    return sqlstate.startswith(_ABOUT_VALUES)
-
-
 def note_refusal(error: BaseException | None) -> None:
     """Remember that the server had no connection left, or none that may write, if that is it."""
     global _refused_at, _read_only_until  # noqa: PLW0603  # what one thread meets concerns all
@@ -240,43 +215,8 @@ def leave_connections() -> None:
     _own.used_at = time.monotonic()
 
 
-class Backoff:
-    """Capped, jittered waits that double from failure to failure; says once what goes wrong."""
-
-    def __init__(self, what: str, *, first: float = 0.1, longest: float = 5.0) -> None:
-        """Name ``what`` may fail; ``first`` and ``longest`` waits are seconds."""
-        self._what = what
-        self._first, self._longest = first, longest
-        self._wait = first
-        self._is_failing = False
-
-    def failed(self, error: BaseException) -> float:
-        """Return how many seconds to wait before the next try."""
-        note_refusal(error)
-        for connection in _known_connections():
-            if _is_outdated(connection):
-                _forget(connection)
-        if not self._is_failing:
-            self._is_failing = True
-            expected = isinstance(error, (*UNAVAILABLE, psycopg.OperationalError))
-            logger.warning(
-                "%s interrupted, trying again: %s",
-                self._what,
-                " ".join(str(error).split()),
-                exc_info=None if expected else error,
-            )
-        return self.grow()
-
-    def succeeded(self) -> None:
-        if self._is_failing:
-            self._is_failing = False
-            logger.warning("%s works again", self._what)
-            self.reset()
-
-    def grow(self) -> float:
-        """Return the next wait in seconds without a word, as when others are merely faster."""
-        wait, self._wait = self._wait, min(self._wait * 2, self._longest)
-        return wait * random.uniform(0.5, 1)  # noqa: S311  # not a secret
-
-    def reset(self) -> None:
-        self._wait = self._first
+def replace_outdated_connections() -> None:
+    """Let go of this thread's connections whose sessions may not write, where new ones might."""
+    for connection in _known_connections():
+        if _is_outdated(connection):
+            _forget(connection)

@@ -1,0 +1,49 @@
+"""How long the parts of a worker wait after a failure, and that it is told once."""
+
+import random
+
+import psycopg
+
+from kanthorq_django.worker.database_errors import UNAVAILABLE
+from kanthorq_django.worker.log import logger
+from kanthorq_django.worker.upkeep import note_refusal, replace_outdated_connections
+
+
+class Backoff:
+    """Capped, jittered waits that double from failure to failure; says once what goes wrong."""
+
+    def __init__(self, what: str, *, first: float = 0.1, longest: float = 5.0) -> None:
+        """Name ``what`` may fail; ``first`` and ``longest`` waits are seconds."""
+        self._what = what
+        self._first, self._longest = first, longest
+        self._wait = first
+        self._is_failing = False
+
+    def failed(self, error: BaseException) -> float:
+        """Return how many seconds to wait before the next try."""
+        note_refusal(error)
+        replace_outdated_connections()
+        if not self._is_failing:
+            self._is_failing = True
+            expected = isinstance(error, (*UNAVAILABLE, psycopg.OperationalError))
+            logger.warning(
+                "%s interrupted, trying again: %s",
+                self._what,
+                " ".join(str(error).split()),
+                exc_info=None if expected else error,
+            )
+        return self.grow()
+
+    def succeeded(self) -> None:
+        if self._is_failing:
+            self._is_failing = False
+            logger.warning("%s works again", self._what)
+            self.reset()
+
+    def grow(self) -> float:
+        """Return the next wait in seconds without a word, as when others are merely faster."""
+        wait, self._wait = self._wait, min(self._wait * 2, self._longest)
+        return wait * random.uniform(0.5, 1)  # noqa: S311  # not a secret
+
+    def reset(self) -> None:
+        self._wait = self._first
