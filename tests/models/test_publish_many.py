@@ -14,7 +14,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidBody, InvalidEvent
-from kanthorq_django.models import Event, Stream, insertion
+from kanthorq_django.models import Event, Stream, idempotency, insertion
 from tests.factories import StreamFactory
 
 pytestmark = pytest.mark.django_db
@@ -227,7 +227,7 @@ def test_a_batch_that_met_a_conflict_can_be_published_without_it() -> None:
 def test_large_keyed_batches_go_out_in_statements_of_bounded_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(insertion, "STATEMENT_SIZE_MAX", 1_000)
+    monkeypatch.setattr(idempotency, "STATEMENT_SIZE_MAX", 1_000)
     publish("order.paid", b"x" * 600, idempotency_key="k07")
     given = [
         Event(subject="order.paid", body=b"x" * 600, idempotency_key=f"k{number:02}")
@@ -243,7 +243,7 @@ def test_large_keyed_batches_go_out_in_statements_of_bounded_size(
 
 
 def test_no_statement_takes_more_rows_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(insertion, "STATEMENT_ROWS_MAX", 3)
+    monkeypatch.setattr(idempotency, "STATEMENT_ROWS_MAX", 3)
     events = publish_many(Event(subject="a", idempotency_key=f"k{n}") for n in range(7))
     assert Event.objects.count() == len(events) == 7
 

@@ -9,7 +9,7 @@ from django.db import connection, transaction
 
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
-from kanthorq_django.models import Event, Task, insertion
+from kanthorq_django.models import Event, Task, idempotency
 from tests.announcements import Ear
 from tests.factories import StreamFactory
 from tests.ledger.models import Entry
@@ -38,13 +38,13 @@ def test_a_key_whose_event_is_pruned_before_it_is_looked_at_is_free(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     first = publish("order.paid", idempotency_key="k0")
-    look = insertion._known
+    look = idempotency.known_of
 
     def prune_first(*args: Any) -> Any:
         Event.objects.filter(pk=first.pk).delete()
         return look(*args)
 
-    monkeypatch.setattr(insertion, "_known", prune_first)
+    monkeypatch.setattr(idempotency, "known_of", prune_first)
     events = [Event(subject="order.paid", idempotency_key=f"k{n}") for n in range(count)]
     published = publish_many(events)
     assert [event.created for event in published] == [True] * count
@@ -56,7 +56,7 @@ def test_a_key_of_an_event_that_cannot_be_read_is_a_conflict(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     publish("order.paid", idempotency_key="k0")
-    monkeypatch.setattr(insertion, "_known", lambda *_: {})
+    monkeypatch.setattr(idempotency, "known_of", lambda *_: {})
     events = [Event(subject="order.paid", idempotency_key=f"k{n}") for n in range(count)]
     with pytest.raises(IdempotencyConflict, match=r"'k0' was used .* cannot read"):
         publish_many(events)

@@ -24,7 +24,7 @@ from kanthorq_django.models import (
     consumer,
     definition,
     envelope,
-    insertion,
+    idempotency,
     occurrences,
     retention,
 )
@@ -56,7 +56,7 @@ REFUSED: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
         ("events at once", "events without an end"),
     ),
     "events in one statement": (
-        (insertion.STATEMENT_ROWS_MAX, insertion.STATEMENT_SIZE_MAX // 2**20),
+        (idempotency.STATEMENT_ROWS_MAX, idempotency.STATEMENT_SIZE_MAX // 2**20),
         (),  # more go through COPY, without an error
     ),
     "hops of a chain": ((), ()),  # test_hops.py

@@ -1,0 +1,90 @@
+"""An event as a row: what is written of it, and what it only gets when it is stored."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kanthorq_django.models.encryption import seal
+from kanthorq_django.models.fields import moment_of
+
+if TYPE_CHECKING:
+    from kanthorq_django.models.event import Event
+
+_ABSENT = object()  # what a deferred field holds
+
+
+def columns_of(event: "Event") -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "subject": event.subject,
+        "body": seal(event.id, event.body),
+        # As text that the connection refuses where no pull could read it.
+        "metadata": json.dumps(event.metadata, ensure_ascii=False) if event.metadata else "{}",
+        "resource_key": event.resource_key,
+        "idempotency_key": event.idempotency_key,
+        "schedule_at": event.schedule_at,
+    }
+
+
+def stored_by(moment: tuple[Any, ...], using: str) -> dict[str, Any]:
+    """Return what an event only gets when it is stored, from a row of publish.sql and its like."""
+    stream_id, xid, microseconds = moment
+    created_at = moment_of(microseconds, using)
+    return {
+        "_drawn_id": None,
+        "stream_id": stream_id,
+        "xid": xid,
+        "created_at": created_at,
+        "created": True,  # of a copy of an event that was found by its key it was False
+    }
+
+
+def noted(event: "Event", stored: Mapping[str, Any], using: str) -> "Event":
+    """Return ``event`` as it is stored now."""
+    event.__dict__.update(stored)
+    event._state.adding, event._state.db = False, using
+    return event
+
+
+class EarlyNotes:
+    """Events noted as stored before they are committed, and what they were before that."""
+
+    def __init__(self, events: Sequence["Event"]) -> None:
+        self._events = events
+        self._stored: Mapping[str, Any] = {}
+        # In flat lists: an object for each event would set off collections of all garbage.
+        self._given: list[Any] = []
+        self._were_adding: list[bool] = []
+        self._databases: list[str | None] = []
+
+    def note(self, stored: Mapping[str, Any], using: str) -> None:
+        self._stored = stored
+        self._given = [
+            event.__dict__.get(name, _ABSENT) for event in self._events for name in stored
+        ]
+        self._were_adding = [event._state.adding for event in self._events]
+        self._databases = [event._state.db for event in self._events]
+        for event in self._events:
+            noted(event, stored, using)
+
+    def take_back(self) -> None:
+        """Let the events be as they were given, so that they can be published again.
+
+        But for those that another thread has published, and noted, meanwhile.
+        """
+        given, xid = iter(self._given), self._stored.get("xid")
+        states = zip(self._events, self._were_adding, self._databases, strict=False)
+        for event, was_adding, using in states:
+            before = dict(zip(self._stored, given, strict=False))
+            if event.__dict__.get("xid") == xid:
+                for name, value in before.items():
+                    _put_back(event, name, value)
+                event._state.adding, event._state.db = was_adding, using
+
+
+def _put_back(event: "Event", name: str, value: Any) -> None:
+    """Set a field to what it held, which is nothing where it was deferred."""
+    if value is _ABSENT:
+        event.__dict__.pop(name, None)
+    else:
+        event.__dict__[name] = value
