@@ -24,8 +24,8 @@ from kanthorq_django.admin.event import body_text
 from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.orders import order_of
 from kanthorq_django.admin.readonly import RelatedFilter
+from kanthorq_django.admin.schedule_actions import ScheduleActionsAdmin, record
 from kanthorq_django.admin.schedule_form import ScheduleForm, json_problem, strays
-from kanthorq_django.admin.scheduling import SchedulingAdmin, record
 from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.models import Schedule, Stream
 from kanthorq_django.models.definition import TIMING, readable_exdates
@@ -65,7 +65,7 @@ class ScheduleList(ChangeList):
 
 
 @admin.register(Schedule)
-class ScheduleAdmin(SchedulingAdmin):
+class ScheduleAdmin(ScheduleActionsAdmin):
     """What code declares can be changed here too, until code declares it anew."""
 
     form = ScheduleForm

@@ -19,7 +19,7 @@ from kanthorq_django.models.audit import Order
 from kanthorq_django.models.task import TaskQuerySet
 
 if TYPE_CHECKING:
-    from kanthorq_django.admin.operating import OperatingAdmin
+    from kanthorq_django.admin.task_actions import TaskActionsAdmin
 
 SECONDS_MAX = 10.0  # that one request may work; proxies give up on longer ones
 
@@ -50,7 +50,7 @@ class ProgressForm(forms.Form):
 
 
 def operate(
-    operation: Operation, model_admin: "OperatingAdmin", request: HttpRequest, tasks: TaskQuerySet
+    operation: Operation, model_admin: "TaskActionsAdmin", request: HttpRequest, tasks: TaskQuerySet
 ) -> HttpResponse | None:
     """Ask, or go on where the form says; return None once all tasks have been looked at.
 
@@ -123,7 +123,7 @@ def _kinds(operation: Operation, tasks: TaskQuerySet) -> Iterator[_Kind]:
 
 
 def _page(
-    operation: Operation, model_admin: "OperatingAdmin", request: HttpRequest, **context: Any
+    operation: Operation, model_admin: "TaskActionsAdmin", request: HttpRequest, **context: Any
 ) -> HttpResponse:
     request.current_app = model_admin.admin_site.name
     return TemplateResponse(

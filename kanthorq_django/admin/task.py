@@ -26,9 +26,9 @@ from kanthorq_django.admin.display import (
 )
 from kanthorq_django.admin.due import due_text, task_badge, with_is_due
 from kanthorq_django.admin.links import links_of
-from kanthorq_django.admin.operating import OperatingAdmin
 from kanthorq_django.admin.readonly import RelatedFilter
 from kanthorq_django.admin.select_all import MEANING
+from kanthorq_django.admin.task_actions import TaskActionsAdmin
 from kanthorq_django.domain.failures import ERROR_SIZE_MAX, recorded
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
@@ -93,7 +93,7 @@ class TaskList(ChangeList):
 
 
 @admin.register(Task)
-class TaskAdmin(OperatingAdmin):
+class TaskAdmin(TaskActionsAdmin):
     """A list that a million tasks do not slow down, and a page that tells a task's whole story."""
 
     list_display = ("id", "badge", "subject", "consumer_link", "attempts", "due")

@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from kanthorq_django import publish
-from kanthorq_django.admin import scheduling
+from kanthorq_django.admin import schedule_actions
 from kanthorq_django.models import Consumer, OperatorAction, Schedule, Task, TaskState
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.schedule import ScheduleQuerySet
@@ -107,8 +107,8 @@ def test_a_schedule_that_is_added_meanwhile_is_not_cancelled_with_all_that_match
         return schedules.cancel()
 
     kept("report")
-    slow = scheduling.CANCEL._replace(apply=cancel_once_there_is_another)
-    monkeypatch.setattr(scheduling, "CANCEL", slow)
+    slow = schedule_actions.CANCEL._replace(apply=cancel_once_there_is_another)
+    monkeypatch.setattr(schedule_actions, "CANCEL", slow)
     response = do_to_all_schedules(admin_client, "cancel")
 
     assert "1 schedule updated." in told(response)[0][1]

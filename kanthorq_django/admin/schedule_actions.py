@@ -6,22 +6,18 @@ from uuid import UUID
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.auth import get_permission_codename
 from django.contrib.contenttypes.models import ContentType
-from django.core.exceptions import PermissionDenied
 from django.db import router
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest
 from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
-from django.views.decorators.http import require_POST
 
+from kanthorq_django.admin.buttons import ButtonsAdmin
 from kanthorq_django.admin.display import disclosed
 from kanthorq_django.admin.orders import ReasonedActionForm, order_of, order_on_list
-from kanthorq_django.admin.readonly import GuardedAdmin
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.models import Schedule
@@ -38,6 +34,10 @@ class Operation(NamedTuple):
     effect: str | Promise
     apply: Callable[[ScheduleQuerySet], Outcome]
 
+    @property
+    def action(self) -> str:
+        return self.verb
+
 
 CANCEL = Operation(
     "cancel",
@@ -53,17 +53,18 @@ RESUME = Operation(
 )
 
 
-class SchedulingAdmin(GuardedAdmin):
+class ScheduleActionsAdmin(ButtonsAdmin):
     """Offers each operation to those who have the permission of that name, and to nobody else."""
 
+    operations = (CANCEL, RESUME)
     actions = ("cancel", "resume")
     action_form = ReasonedActionForm
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "cancel")
+        return self.may(request, "cancel")
 
     def has_resume_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "resume")
+        return self.may(request, "resume")
 
     @admin.action(permissions=["cancel"], description=_("Cancel selected schedules"))
     def cancel(self, request: HttpRequest, schedules: ScheduleQuerySet) -> None:
@@ -73,25 +74,12 @@ class SchedulingAdmin(GuardedAdmin):
     def resume(self, request: HttpRequest, schedules: ScheduleQuerySet) -> None:
         self._operate(RESUME, request, schedules, order_on_list(request))
 
-    def get_urls(self) -> list[URLPattern]:
-        return [
-            path(
-                f"<path:object_id>/{operation.verb}/",
-                self.admin_site.admin_view(require_POST(self._view_of(operation))),
-                name=f"{self.opts.app_label}_{self.opts.model_name}_{operation.verb}",
-            )
-            for operation in (CANCEL, RESUME)
-        ] + super().get_urls()
+    def offered(self, row: Schedule) -> Iterable[Operation]:
+        return [CANCEL if row.cancelled_at is None else RESUME]
 
-    def render_change_form(
-        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> HttpResponse:
-        schedule = context["original"]
-        if schedule is not None:
-            operation = CANCEL if schedule.cancelled_at is None else RESUME
-            if self._may(request, operation.verb):
-                context["operations"] = [(operation, self._url(operation.verb, schedule.pk))]
-        return super().render_change_form(request, context, *args, **kwargs)
+    def operate_on(self, row: Schedule, operation: Operation, request: HttpRequest) -> None:
+        chosen = Schedule.objects.using(_using()).filter(pk=row.pk)
+        self._operate(operation, request, chosen, order_of(request, schedule=row.name))
 
     def delete_model(self, request: HttpRequest, obj: Schedule) -> None:
         record(order_of(request, schedule=obj.name), "delete", [obj.name], deleted=1)
@@ -104,12 +92,6 @@ class SchedulingAdmin(GuardedAdmin):
             names = list(locked.values_list("name", flat=True))
             record(order_on_list(request), "delete", names, deleted=len(names))
             super().delete_queryset(request, locked)
-
-    def _may(self, request: HttpRequest, verb: str) -> bool:
-        codename = get_permission_codename(verb, self.opts)
-        return self.has_view_permission(request) and request.user.has_perm(
-            f"{self.opts.app_label}.{codename}"
-        )
 
     def _operate(
         self,
@@ -136,26 +118,6 @@ class SchedulingAdmin(GuardedAdmin):
         level = messages.WARNING if outcome.noop or not outcome.updated else messages.SUCCESS
         told = format_html("{}: {} {}", operation.name, _counted(outcome), _by_name(outcome, names))
         self.message_user(request, told, level)
-
-    def _view_of(self, operation: Operation) -> Callable[..., HttpResponse]:
-        def operate(request: HttpRequest, object_id: str) -> HttpResponse:
-            if not self._may(request, operation.verb):
-                raise PermissionDenied
-            schedule = self.get_object(request, object_id)
-            if schedule is None:
-                raise Http404
-            chosen = Schedule.objects.using(_using()).filter(pk=schedule.pk)
-            self._operate(operation, request, chosen, order_of(request, schedule=schedule.name))
-            query = request.GET.urlencode()
-            return HttpResponseRedirect(
-                self._url("change", schedule.pk) + (f"?{query}" if query else "")
-            )
-
-        return operate
-
-    def _url(self, page: str, schedule_id: UUID) -> str:
-        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
-        return reverse(name, args=(schedule_id,), current_app=self.admin_site.name)
 
 
 def record(order: Order, verb: str, names: Iterable[str], **counts: int) -> None:

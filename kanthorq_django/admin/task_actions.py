@@ -1,18 +1,14 @@
-"""The ways to an operation: a ticked list, a button on a task's page, and all that match."""
+"""The ways to an operation on tasks: a ticked list, a button on a task's page, all that match."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
 
 from django.contrib import admin, messages
-from django.contrib.auth import get_permission_codename
-from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
-from django.views.decorators.http import require_POST
 
 from kanthorq_django.admin import select_all
+from kanthorq_django.admin.buttons import ButtonsAdmin
 from kanthorq_django.admin.operations import OPERATIONS, Operation, Report, carry_out
 from kanthorq_django.admin.orders import ReasonedActionForm, is_on_all, order_of, order_on_list
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
@@ -20,23 +16,24 @@ from kanthorq_django.models import Task
 from kanthorq_django.models.task import TaskQuerySet
 
 
-class OperatingAdmin(ReadOnlyAdmin):
+class TaskActionsAdmin(ButtonsAdmin, ReadOnlyAdmin):
     """Offers each operation to those who have the permission of that name, and to nobody else."""
 
+    operations = tuple(OPERATIONS.values())
     actions = tuple(OPERATIONS)
     action_form = ReasonedActionForm
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "cancel")
+        return self.may(request, "cancel")
 
     def has_resume_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "resume")
+        return self.may(request, "resume")
 
     def has_release_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "release")
+        return self.may(request, "release")
 
     def has_reset_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "reset")
+        return self.may(request, "reset")
 
     @admin.action(permissions=["cancel"], description=_("Cancel selected tasks"))
     def cancel(self, request: HttpRequest, tasks: TaskQuerySet) -> HttpResponse | None:
@@ -60,26 +57,14 @@ class OperatingAdmin(ReadOnlyAdmin):
     def reset(self, request: HttpRequest, tasks: TaskQuerySet) -> HttpResponse | None:
         return self._operate(OPERATIONS["reset"], request, tasks)
 
-    def get_urls(self) -> list[URLPattern]:
-        return [
-            path(
-                f"<path:object_id>/{operation.action}/",
-                self.admin_site.admin_view(require_POST(self._view_of(operation))),
-                name=f"{self.opts.app_label}_{self.opts.model_name}_{operation.action}",
-            )
-            for operation in OPERATIONS.values()
-        ] + super().get_urls()
+    def offered(self, row: Task) -> Iterable[Operation]:
+        return (operation for operation in OPERATIONS.values() if _is_offered(operation, row))
 
-    def render_change_form(
-        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> HttpResponse:
-        task = context["original"]
-        context["operations"] = [
-            (operation, self._url(operation.action, task.pk))
-            for operation in OPERATIONS.values()
-            if _is_offered(operation, task) and self._may(request, operation.verb)
-        ]
-        return super().render_change_form(request, context, *args, **kwargs)
+    def operate_on(self, row: Task, operation: Operation, request: HttpRequest) -> None:
+        order = order_of(request, event=row.event_id, consumer=row.consumer.name)
+        tasks = Task.objects.using(row._state.db).filter(pk=row.pk)
+        report, _done = carry_out(operation, tasks, order)
+        self.tell(request, operation, report)
 
     def tell(self, request: HttpRequest, operation: Operation, report: Report) -> None:
         """Show what happened, counted and id by id; as a warning if something was left alone."""
@@ -87,12 +72,6 @@ class OperatingAdmin(ReadOnlyAdmin):
         level = messages.WARNING if report.noop or not is_changed else messages.SUCCESS
         told = format_html("{}: {} {}", operation.name, str(report), report.by_event)
         self.message_user(request, told, level)
-
-    def _may(self, request: HttpRequest, verb: str) -> bool:
-        codename = get_permission_codename(verb, self.opts)
-        return self.has_view_permission(request) and request.user.has_perm(
-            f"{self.opts.app_label}.{codename}"
-        )
 
     def _operate(
         self, operation: Operation, request: HttpRequest, tasks: TaskQuerySet
@@ -103,28 +82,6 @@ class OperatingAdmin(ReadOnlyAdmin):
         report, _done = carry_out(operation, tasks, order_on_list(request))
         self.tell(request, operation, report)
         return None
-
-    def _view_of(self, operation: Operation) -> Callable[..., HttpResponse]:
-        def operate(request: HttpRequest, object_id: str) -> HttpResponse:
-            if not self._may(request, operation.verb):
-                raise PermissionDenied
-            task = self.get_object(request, object_id)
-            if task is None:
-                raise Http404
-            order = order_of(request, event=task.event_id, consumer=task.consumer.name)
-            tasks = Task.objects.using(task._state.db).filter(pk=task.pk)
-            report, _done = carry_out(operation, tasks, order)
-            self.tell(request, operation, report)
-            query = request.GET.urlencode()
-            return HttpResponseRedirect(
-                self._url("change", task.pk) + (f"?{query}" if query else "")
-            )
-
-        return operate
-
-    def _url(self, page: str, task_id: int) -> str:
-        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
-        return reverse(name, args=(task_id,), current_app=self.admin_site.name)
 
 
 def _is_offered(operation: Operation, task: Task) -> bool:
