@@ -1,4 +1,7 @@
-"""What a consumer has read of its stream, and where reading is refused."""
+"""What a consumer has read of its stream, and where that is refused.
+
+In an open transaction, on a standby, and in another cluster than the one that wrote the cursor.
+"""
 
 import json
 import logging

@@ -11,7 +11,7 @@ from django.utils import timezone
 from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster, RebaseRefused
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
-from kanthorq_django.models.cluster import Rebased, rebase
+from kanthorq_django.models.rebase import Rebased, rebase
 from tests.clusters.throwaway import Cluster, database_alias
 from tests.clusters.world import STREAM, World, read_all, world_in_full_swing
 from tests.races.race import UNIQUE_GUARD, altered
@@ -224,7 +224,7 @@ def test_a_rebase_is_refused_inside_a_transaction(database: str):
 def test_a_rebase_is_refused_while_a_publisher_stays_open(
     database: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("kanthorq_django.models.cluster.LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr("kanthorq_django.models.rebase.LOCK_TIMEOUT", "50ms")
     settings = connections[database].settings_dict
     with database_alias(f"{database}_open", **settings) as other, transaction.atomic(other):
         publish("order.paid", stream=STREAM, using=other)

@@ -5,7 +5,7 @@ from typing import Any
 
 from kanthorq_django.domain.amounts import counted
 from kanthorq_django.management.verbs.verb import Verb
-from kanthorq_django.models import cluster
+from kanthorq_django.models.rebase import Rebased, rebase
 
 
 class Rebase(Verb):
@@ -27,23 +27,23 @@ class Rebase(Verb):
 
     def run(self, *, dry_run: bool, yes: bool, **_: Any) -> None:
         if dry_run:
-            self._print(cluster.rebase(self.database, dry_run=True))
+            self._print(rebase(self.database, dry_run=True))
             self.console.note("Dry run: nothing was changed.")
             return
         if not yes:
             self._ask()
-        self._print(cluster.rebase(self.database, order=self.order()))
+        self._print(rebase(self.database, order=self.order()))
 
     def _ask(self) -> None:
         self.console.require_answers()
-        planned = cluster.rebase(self.database, dry_run=True)
+        planned = rebase(self.database, dry_run=True)
         tasks = sum(consumer.task_count for consumer in planned)
         self.console.confirm(
             f"Rebase {counted(len(planned), 'consumer')} of the database {self.database!r} "
             f"and add {counted(tasks, 'task')}?"
         )
 
-    def _print(self, rebased: list[cluster.Rebased]) -> None:
+    def _print(self, rebased: list[Rebased]) -> None:
         self.console.table(
             ("CONSUMER", "UNREAD EVENTS", "NEW TASKS"),
             [(name, f"{events:,}", f"{tasks:,}") for name, events, tasks in rebased],

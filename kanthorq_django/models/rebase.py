@@ -1,4 +1,8 @@
-"""The PostgreSQL cluster that a cursor belongs to: transaction ids mean something only there."""
+"""Rebase: letting consumers go on after a restore or a move into another PostgreSQL cluster.
+
+Transaction ids mean something only in the cluster that issued them, so a cursor of another one is
+refused by a pull: see cursor.py.
+"""
 
 from typing import NamedTuple
 
