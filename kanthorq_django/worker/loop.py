@@ -265,7 +265,7 @@ class WorkerLoop:
         subscription = self._subscriptions[consumer.pk]
         flights = [Flight(leased, subscription, haul.asked_at) for leased in haul.leased]
         self._flights.add(flights)
-        if self._puller.is_overruled(consumer):
+        if self._puller.filters.is_overruled(consumer):
             theirs = {id(flight) for flight in flights if flight.is_for_others(consumer)}
             self._hand_back([flight for flight in flights if id(flight) in theirs], ELSEWHERE)
             flights = [flight for flight in flights if id(flight) not in theirs]

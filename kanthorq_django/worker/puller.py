@@ -16,9 +16,11 @@ from kanthorq_django.models.leased import Leased
 from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.demand import Demand, Wanted
+from kanthorq_django.worker.filter_watch import FilterWatch
 from kanthorq_django.worker.floors import Floors
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
+from kanthorq_django.worker.pause import PAUSE_LONGEST, Pause
 from kanthorq_django.worker.upkeep import leave_connections
 from kanthorq_django.worker.warden import Bounded
 
@@ -26,7 +28,6 @@ MICROSECONDS = 1_000_000  # of a second
 LOOK_EVERY = 0.1  # seconds at most that guesses stand for looks
 GUESSES_MAX = 3  # consumers that pull without a look
 MOMENT = 0.001  # seconds: what was to be waited for is over, but for the look that finds it
-PAUSE_FIRST, PAUSE_LONGEST = 0.05, 1.0  # seconds, where others are at the same rows
 # Seconds until turns are looked for that other workers may have freed; more when there are none.
 TURNS_AGAIN = 0.05
 
@@ -89,10 +90,9 @@ class Puller:
         self._looked_at = -math.inf
         self._guessing_since = math.inf  # without a look
         self._refusals: dict[int, PullRefused] = {}
-        self._declared = {consumer.pk: _filters(consumer) for consumer in consumers}
-        self._noticed = dict(self._declared)
+        self.filters = FilterWatch(consumers)
         longest = min(PAUSE_LONGEST, options.poll_interval.total_seconds())
-        self._pauses = {consumer.pk: _Pause(consumer, longest) for consumer in consumers}
+        self._pauses = {consumer.pk: Pause(consumer, longest) for consumer in consumers}
         self._turns_again = {
             consumer.pk: Backoff("", first=TURNS_AGAIN, longest=longest) for consumer in consumers
         }
@@ -101,10 +101,6 @@ class Puller:
     def refusals(self) -> list[PullRefused]:
         """Why consumers are not read at present."""
         return list(self._refusals.values())
-
-    def is_overruled(self, consumer: Consumer) -> bool:
-        """Tell whether others have given ``consumer`` filters that this worker does not declare."""
-        return self._noticed[consumer.pk] != self._declared[consumer.pk]
 
     def resume(self, name: str) -> None:
         """Look at once for turns of a consumer that serializes: a key of it has become free."""
@@ -305,7 +301,7 @@ class Puller:
             self._refuse(consumer, error)
             return None
         self._refusals.pop(consumer.pk, None)
-        self._note_filters(consumer)
+        self.filters.note(consumer)
         self._has_more = len(page.leased) == wanted.limit
         # What waits for its turn is not leased by a pull.
         has_all = 0 < len(page.leased) < wanted.limit and not consumer.serialize
@@ -313,21 +309,6 @@ class Puller:
         if not page.is_idle:
             self._no_turns.pop(consumer.pk, None)
         return None if page.is_idle else page.leased
-
-    def _note_filters(self, consumer: Consumer) -> None:
-        """Say once which filters, that code elsewhere declares, count instead of ours."""
-        if self._noticed[consumer.pk] == (filters := _filters(consumer)):
-            return
-        self._noticed[consumer.pk] = filters
-        if self.is_overruled(consumer):
-            logger.warning(
-                "Consumer %s now selects %s, where this code declares %s: other code has been "
-                "started later. What only that subscribes to is left to it for a while.",
-                consumer.name,
-                _shown(filters),
-                _shown(self._declared[consumer.pk]),
-                extra={"consumer": consumer.name},
-            )
 
     def _may_pull(self, consumer_id: int) -> bool:
         # A burst does not wait for what is refused; anybody else tries again, as after a failover.
@@ -338,46 +319,3 @@ class Puller:
         if str(self._refusals.get(consumer.pk)) != str(reason):
             logger.error("%s", reason, extra={"consumer": consumer.name})
         self._refusals[consumer.pk] = reason
-
-
-_Filters = tuple[list[str], list[str]]  # includes and excludes
-
-
-def _filters(consumer: Consumer) -> _Filters:
-    return list(consumer.subject_includes), list(consumer.subject_excludes)
-
-
-def _shown(filters: _Filters) -> str:
-    includes, excludes = filters
-    return f"{includes} without {excludes}" if excludes else str(includes)
-
-
-class _Pause:
-    """How long a consumer is left alone."""
-
-    def __init__(self, consumer: Consumer, longest: float) -> None:
-        self._contention = Backoff("", first=PAUSE_FIRST, longest=longest)
-        self._failure = Backoff(f"consumer {consumer.name}", first=0.5)
-        self._until = 0.0
-        self._is_contended = False
-
-    @property
-    def seconds(self) -> float:
-        return max(0.0, self._until - time.monotonic())
-
-    def relent(self) -> None:
-        """End the pause if it was for contention."""
-        if self._is_contended:
-            self._contention.reset()
-            self._until = 0.0
-
-    def update(self, failure: Exception | None, *, has_progressed: bool) -> None:
-        """Note what became of a visit, and how long to wait with the next one."""
-        self._is_contended = failure is None
-        wait = self._failure.failed(failure) if failure else self._contention.grow()
-        if not failure:
-            self._failure.succeeded()
-        if has_progressed:
-            self._contention.reset()
-        else:
-            self._until = time.monotonic() + wait

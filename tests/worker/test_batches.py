@@ -17,7 +17,7 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
 from kanthorq_django.testing import drain
-from kanthorq_django.worker import puller
+from kanthorq_django.worker import pause, puller
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, forbidden, wait_for_state, work_off, working
@@ -311,7 +311,7 @@ def busy_key() -> tuple[threading.Event, threading.Event]:
 
 
 def test_a_key_that_waits_for_a_handler_of_ours_delays_no_other(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(puller, "PAUSE_FIRST", 3_600.0)
+    monkeypatch.setattr(pause, "PAUSE_FIRST", 3_600.0)
     monkeypatch.setattr(puller, "PAUSE_LONGEST", 3_600.0)
     gate, is_inside = busy_key()
     publish_keys("busy", "busy")
