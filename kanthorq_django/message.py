@@ -41,7 +41,7 @@ from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.task import Task
-from kanthorq_django.sql.session import is_outside
+from kanthorq_django.sql.transactions import forbid_commit, is_outside, open_transaction, own_blocks
 
 logger = logging.getLogger("kanthorq_django")
 
@@ -248,16 +248,16 @@ class Message:
             yield
         except Error as error:
             is_lost = isinstance(error, (OperationalError, InterfaceError))
-            if not (is_ack and is_lost and _transaction(self.using) is None):
+            if not (is_ack and is_lost and open_transaction(self.using) is None):
                 self._has_verdict, self._refusal = True, error
             raise
 
     def _check_database(self) -> str:
         """Return the tasks' database. Raises CrossDatabaseAck if only another one is in a block."""
         using = self.using
-        if _transaction(using) is None:
+        if open_transaction(using) is None:
             for other in connections.all(initialized_only=True):
-                if _transaction(other.alias):
+                if open_transaction(other.alias):
                     raise CrossDatabaseAck(
                         f"The open transaction is in the database {other.alias!r}, the tasks are "
                         f"in {using!r}: they cannot commit together. Acknowledge outside of it, "
@@ -271,10 +271,10 @@ class Message:
         Its COMMIT got no answer, so the handler tries again; but it was carried out, and what this
         block writes would be applied once more. Where the verdict is known to last it is a no-op.
         """
-        open_now = _transaction(using)
+        open_now = open_transaction(using)
         if self._given_in is None or open_now in {None, self._given_in} or self._is_durable:
             return
-        self._doom_open_blocks()
+        forbid_commit(self.using)
         raise AlreadyAcknowledged(
             f"{self.task} was ended in an earlier block, whose commit got no answer but was "
             "carried out. Nothing of this block may commit."
@@ -324,28 +324,19 @@ class Message:
     def lost(self) -> LeaseLost:
         """Return the error to raise, and let no open block commit even if it is swallowed."""
         self._stop.set(LEASE_OVER)
-        self._doom_open_blocks()
+        forbid_commit(self.using)
         return LeaseLost(
             f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
             "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "
             "may commit."
         )
 
-    def _doom_open_blocks(self) -> None:
-        """Let no open block commit, even if the error that says why is swallowed."""
-        connection, own = connections[self.using], _own_blocks(self.using)
-        if own:
-            transaction.set_rollback(True, using=self.using)
-        if (inner := len(own) - 1) > 0:
-            # A block that cannot roll back to a savepoint has the next one roll back.
-            connection.savepoint_ids[-inner:] = [None] * inner  # type: ignore[list-item]  # Django's too
-
 
 def decide(messages: Collection[Message], using: str) -> None:
     """Remember that the handler has spoken, and, once it is committed, that this lasts."""
-    connection, own = connections[using], _own_blocks(using)
+    connection, own = connections[using], own_blocks(using)
     is_in_test = len(own) < len(connection.atomic_blocks)
-    given_in = None if is_in_test else _transaction(using)  # no COMMIT, no doubt
+    given_in = None if is_in_test else open_transaction(using)  # no COMMIT, no doubt
     for message in messages:
         message._has_verdict, message._given_in = True, given_in
     if own:
@@ -370,21 +361,6 @@ def _endure_if_kept(messages: Collection[Message], using: str) -> None:
     for message in messages:
         if found.get(message.lease) not in LEASED:
             message.endure()
-
-
-def _own_blocks(using: str) -> list[Any]:
-    """Return the application's open blocks; a TestCase's own never commit, and are none of it."""
-    blocks = connections[using].atomic_blocks
-    return [block for block in blocks if not getattr(block, "_from_testcase", False)]
-
-
-def _transaction(using: str) -> tuple[object, object] | None:
-    """Return what tells the application's open transaction from others, None without one.
-
-    A function under ``@transaction.atomic`` has the same block each time.
-    """
-    own = _own_blocks(using)
-    return (own[0], connections[using].connection) if own else None
 
 
 def encode_result(result: Any) -> str | None:

@@ -19,7 +19,7 @@ from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
 from kanthorq_django.models.leased import Leased, pulled_by
 from kanthorq_django.sql.result import Result
-from kanthorq_django.sql.session import is_outside
+from kanthorq_django.sql.transactions import is_outside
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer

@@ -9,7 +9,7 @@ from django.db.transaction import TransactionManagementError
 from psycopg.errors import DeadlockDetected, SerializationFailure, UniqueViolation
 
 from kanthorq_django.sql import LEAVE_IDLE
-from kanthorq_django.sql.session import is_outside
+from kanthorq_django.sql.transactions import is_outside
 
 DEADLOCKS_MAX = 5  # in a row that a verb survives
 

@@ -19,7 +19,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.conf import get_settings
-from kanthorq_django.sql.session import is_outside
+from kanthorq_django.sql.transactions import is_outside
 
 LONE_AFTER = 0.005  # seconds in which nothing is published, after which an event comes alone
 CHANNEL = "kanthorq_"  # and the id of a stream: its events

@@ -7,7 +7,7 @@ from typing import Any
 from django.db import connections, transaction
 
 from kanthorq_django.models.guarded import GuardedModel
-from kanthorq_django.sql.session import is_outside
+from kanthorq_django.sql.transactions import is_outside
 
 # What turns move, and cancel() and resume(), and what nobody else means to.
 PROGRESS = frozenset({"next_at", "last_at", "cancelled_at"})

@@ -19,7 +19,7 @@ from psycopg.pq.abc import PGresult
 from kanthorq_django.sql.binding import Statement
 from kanthorq_django.sql.result import Result, first_of, named_rows_of, rows_of
 from kanthorq_django.sql.round_trip import BY_INDEX, run, run_apart
-from kanthorq_django.sql.session import is_outside
+from kanthorq_django.sql.transactions import is_outside
 
 # What workers repeat all day, and publishers. Not what takes long arrays: the plan that the server
 # keeps expects ten elements, and is ten times slower with a thousand. (Those of ack_group are as

@@ -15,7 +15,6 @@ import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.abc import Buffer
 from psycopg.adapt import AdaptersMap, Loader, Transformer
-from psycopg.pq import TransactionStatus
 
 # So often a connection has to be used before it is worth a look; requests often have a new one.
 USES_BEFORE = 5
@@ -155,19 +154,6 @@ def _learnt(connection: BaseDatabaseWrapper, session: Session, *, is_lasting: bo
         return None
     with connection.wrap_database_errors:
         return is_direct(raw)
-
-
-def is_idle(raw: "psycopg.Connection[Any]") -> bool:
-    """Tell whether nobody has begun a transaction, or a pipeline, past Django."""
-    pgconn = raw.pgconn
-    return pgconn.transaction_status == TransactionStatus.IDLE and not pgconn.pipeline_status
-
-
-def is_outside(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether ``connection`` is in no transaction, by Django's means or past them."""
-    is_managed = connection.in_atomic_block or not connection.get_autocommit()
-    raw = connection.connection
-    return not is_managed and (raw is None or is_idle(raw))
 
 
 def is_direct(raw: "psycopg.Connection[Any]") -> bool:

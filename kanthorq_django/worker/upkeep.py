@@ -13,7 +13,7 @@ from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 from psycopg.errors import ReadOnlySqlTransaction
 
-from kanthorq_django.sql.session import is_idle
+from kanthorq_django.sql.transactions import is_idle
 from kanthorq_django.worker.warden import Bounded
 
 # How the server, or a pooler, says that it has no connection left; there is no code before one is
