@@ -180,6 +180,14 @@ def aware(moment: datetime, connection: "BaseDatabaseWrapper") -> datetime:
     return moment.replace(tzinfo=_zone(connection)).astimezone(UTC)
 
 
+def database_now(using: str) -> datetime:
+    """Return what time it is by the database's clock."""
+    connection = connections[using]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        return aware(cursor.fetchone()[0], connection)
+
+
 def _zone(connection: "BaseDatabaseWrapper") -> ZoneInfo:
     """Return the zone of the server's times; where ``USE_TZ`` is off, no visitor's changes it."""
     return ZoneInfo(connection.timezone_name)

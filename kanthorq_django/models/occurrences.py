@@ -1,13 +1,16 @@
 """What a schedule publishes when it is due: one event for each occurrence, however often tried."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.models.functions import Now
 from psycopg.errors import SerializationFailure
 from psycopg.pq import TransactionStatus
 
@@ -18,13 +21,15 @@ from kanthorq_django.domain.rules import RecurrenceProblem
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidSchedule, KanthorqError
 from kanthorq_django.models.definition import Catchup, occurrence_metadata
 from kanthorq_django.models.event import Event, store_into, tell_of_new
-from kanthorq_django.models.isolation import patient
+from kanthorq_django.models.fields import database_now
+from kanthorq_django.models.isolation import brief, patient, unconflicted
 
 if TYPE_CHECKING:
-    from kanthorq_django.models.schedule import Schedule
+    from kanthorq_django.models.schedule import Schedule, ScheduleQuerySet
 
 logger = logging.getLogger("kanthorq_django.schedule")
 
+TURN_SIZE = 20  # schedules published in one transaction
 BATCH_SIZE = 100  # occurrences of one schedule published in one transaction
 # An occurrence is published a little after its time; later than this it counts as missed.
 MISSED_AFTER = timedelta(minutes=1)
@@ -40,6 +45,40 @@ class Unpublished(Exception):
 
     def __str__(self) -> str:
         return ": ".join(self.args)
+
+
+def publish_due(schedules: "ScheduleQuerySet", limit: int | None) -> int:
+    """Give each of ``schedules`` that is due its turn; see ``ScheduleQuerySet.publish_due()``."""
+    count, served, failures = 0, set[UUID](), dict[UUID, Unpublished]()
+    while limit is None or len(served) < limit:
+        passed_over = served | failures.keys()
+        made, new = unconflicted(schedules.db, partial(_publish_some, schedules, passed_over))
+        if not (made or new):
+            break
+        count += sum(made.values())
+        served |= made.keys()
+        failures |= new
+    if failures:
+        raise ExceptionGroup("Schedules could not publish", list(failures.values()))
+    return count
+
+
+def _publish_some(
+    schedules: "ScheduleQuerySet", passed_over: Collection[UUID]
+) -> tuple[dict[UUID, int], dict[UUID, Unpublished]]:
+    """Give some schedules their turn; return how many events each made, and who failed."""
+    made, failures = dict[UUID, int](), dict[UUID, Unpublished]()
+    with brief(schedules.db):
+        due = schedules.filter(next_at__lte=Now(), cancelled_at=None).exclude(pk__in=passed_over)
+        locked = due.select_for_update(of=("self",), no_key=True, skip_locked=True)
+        rows = list(locked.select_related("stream").order_by("next_at", "pk")[:TURN_SIZE])
+        now = database_now(schedules.db)
+        for schedule in rows:
+            try:
+                made[schedule.pk] = publish_occurrences(schedule, now)
+            except Unpublished as error:
+                failures[schedule.pk] = error
+    return made, failures
 
 
 def publish_occurrences(schedule: "Schedule", now: datetime) -> int:

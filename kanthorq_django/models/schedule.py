@@ -5,7 +5,7 @@ key made of schedule and occurrence, and the step to the next occurrence are one
 so crashes and many workers neither skip an occurrence nor publish it twice.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +15,7 @@ from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ValidationError
-from django.db import connections, models, router
+from django.db import models, router
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -28,6 +28,7 @@ from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import TEXT_SIZE_MAX, RecurrenceProblem, parse
 from kanthorq_django.domain.wording import in_words
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError, UndecodableEvent
+from kanthorq_django.models import occurrences
 from kanthorq_django.models.definition import (
     DEFINING,
     STORED_FORMS,
@@ -41,20 +42,13 @@ from kanthorq_django.models.definition import (
 )
 from kanthorq_django.models.encryption import BodyField, SealableModel
 from kanthorq_django.models.envelope import KEY_SIZE_MAX
-from kanthorq_django.models.fields import CreatedAtField, SubjectField, aware
+from kanthorq_django.models.fields import CreatedAtField, SubjectField, database_now
 from kanthorq_django.models.guarded import unguarded_columns
-from kanthorq_django.models.isolation import brief, together, unconflicted, undeadlocked
+from kanthorq_django.models.isolation import together, undeadlocked
 from kanthorq_django.models.moves import RowVersion, SelectingQuerySet, bulk_verb
-from kanthorq_django.models.occurrences import (
-    MISSED_AFTER,
-    MOMENT,
-    Unpublished,
-    publish_occurrences,
-)
+from kanthorq_django.models.occurrences import MISSED_AFTER, MOMENT
 from kanthorq_django.models.progress import PROGRESS, ProgressModel
 from kanthorq_django.models.stream import Stream
-
-TURN_SIZE = 20  # schedules published in one transaction
 
 _Change = Callable[["Schedule", datetime], tuple[datetime | None, datetime | None]]
 
@@ -124,43 +118,13 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
         the failures is raised.
         """
         self._for_write = True
-        count, served, failures = 0, set[UUID](), dict[UUID, Unpublished]()
-        while limit is None or len(served) < limit:
-            passed_over = served | failures.keys()
-            made, new = unconflicted(self.db, partial(self._publish_due, passed_over))
-            if not (made or new):
-                break
-            count, served, failures = (
-                count + sum(made.values()),
-                served | made.keys(),
-                failures | new,
-            )
-        if failures:
-            raise ExceptionGroup("Schedules could not publish", list(failures.values()))
-        return count
+        return occurrences.publish_due(self, limit)
 
     def seconds_to_next(self) -> float | None:
         """Return in how many seconds the next occurrence is due; None if there is none."""
         waiting = self.filter(next_at__isnull=False, cancelled_at=None).order_by("next_at")
         first = waiting.values_list("next_at", Now(output_field=MomentField())).first()
         return None if first is None else (first[0] - first[1]).total_seconds()
-
-    def _publish_due(
-        self, passed_over: Collection[UUID]
-    ) -> tuple[dict[UUID, int], dict[UUID, Unpublished]]:
-        """Give some schedules their turn; return how many events each made, and who failed."""
-        made, failures = dict[UUID, int](), dict[UUID, Unpublished]()
-        with brief(self.db):
-            due = self.filter(next_at__lte=Now(), cancelled_at=None).exclude(pk__in=passed_over)
-            locked = due.select_for_update(of=("self",), no_key=True, skip_locked=True)
-            rows = list(locked.select_related("stream").order_by("next_at", "pk")[:TURN_SIZE])
-            now = database_now(self.db)
-            for schedule in rows:
-                try:
-                    made[schedule.pk] = publish_occurrences(schedule, now)
-                except Unpublished as error:
-                    failures[schedule.pk] = error
-        return made, failures
 
     def _move(self, sources: Q, change: "_Change") -> Outcome:
         self._for_write = True
@@ -410,11 +374,3 @@ class Schedule(ProgressModel, SealableModel):
             return in_words(parse(self.rrule), self.local(self.dtstart))
         except RecurrenceProblem:
             return self.rrule
-
-
-def database_now(using: str) -> datetime:
-    """Return what time it is by the database's clock."""
-    connection = connections[using]
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT statement_timestamp()")
-        return aware(cursor.fetchone()[0], connection)

@@ -17,8 +17,7 @@ from kanthorq_django.exceptions import (
     InvalidSubject,
 )
 from kanthorq_django.models import Event, Schedule, Stream
-from kanthorq_django.models.occurrences import Unpublished
-from kanthorq_django.models.schedule import TURN_SIZE
+from kanthorq_django.models.occurrences import TURN_SIZE, Unpublished
 from kanthorq_django.worker.scheduler import Scheduler
 from tests.errors import Abort
 
@@ -260,7 +259,7 @@ def test_a_receiver_that_fails_keeps_only_its_schedule_from_publishing(
     monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]
 ):
     """Also where the first to come, as many as have their turn together, fail each time."""
-    monkeypatch.setattr("kanthorq_django.models.schedule.TURN_SIZE", 2)
+    monkeypatch.setattr("kanthorq_django.models.occurrences.TURN_SIZE", 2)
     first = timezone.now().replace(microsecond=0) + timedelta(hours=1)
     for index, name in enumerate(["bad-1", "bad-2", "bad-3", *(f"good-{n}" for n in range(9))]):
         when = first + timedelta(seconds=index)

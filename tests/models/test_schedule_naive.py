@@ -13,7 +13,7 @@ from django.test import Client
 from kanthorq_django import schedule
 from kanthorq_django.exceptions import InvalidSchedule
 from kanthorq_django.models import Event, Schedule, Stream
-from kanthorq_django.models.schedule import database_now
+from kanthorq_django.models.fields import database_now
 from tests.admin.pages import page
 from tests.admin.schedules import filled, shown_in
 from tests.commands.console import kanthorq

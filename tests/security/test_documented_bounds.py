@@ -29,7 +29,6 @@ from kanthorq_django.models import (
     retention,
 )
 from kanthorq_django.models.moves import CHUNK_SIZE
-from kanthorq_django.models.schedule import TURN_SIZE
 from kanthorq_django.worker.options import CONCURRENCY_LIMIT
 from tests.security.test_bounds import EXCESSES
 
@@ -96,7 +95,7 @@ REFUSED: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
         ("moments left out",),
     ),
     "`limit` of `pull()`": ((consumer.LIMIT_MAX,), ()),  # tests of findings go beyond it
-    "occurrences of one schedule in a turn": ((occurrences.BATCH_SIZE, TURN_SIZE), ()),
+    "occurrences of one schedule in a turn": ((occurrences.BATCH_SIZE, occurrences.TURN_SIZE), ()),
 }
 CUT: dict[str, tuple[int, ...]] = {
     "events that a pull reads": (S.PAGE_SIZE,),
