@@ -62,7 +62,7 @@ def let_server_keep(stream: str) -> None:
 def forget_notifications() -> None:
     """Let the next event of every stream be the first one."""
     notifications.pace.cache_clear()
-    notifications.herald.cache_clear()
+    notifications.announcer.cache_clear()
 
 
 def let_notifications_fail(patch: pytest.MonkeyPatch, instead: str = "SELECT 1 / 0") -> None:

@@ -54,7 +54,7 @@ def _insert(
     else:
         stored = [_insert_one(events[0], stream, connection)]
     if any(event.created for event in stored):
-        notifications.herald(using, stored[0].stream_id).wake_after_commit(pace, connection)
+        notifications.announcer(using, stored[0].stream_id).wake_after_commit(pace, connection)
     return stored
 
 
@@ -65,20 +65,20 @@ def _insert_announced(
 
     That nobody could be notified is no failure to publish.
     """
-    herald = notifications.companion(pace, connection)
-    if herald is None or not _is_new(event):
+    announcer = notifications.announcer_with_commit(pace, connection)
+    if announcer is None or not _is_new(event):
         return None
     using, began_at = connection.alias, time.monotonic()
-    params = columns_of(event) | {"stream": stream, "channel": herald.channel}
+    params = columns_of(event) | {"stream": stream, "channel": announcer.channel}
     done = sql.values_apart(connection, "publish", "notify", params)
     if done is None or done.values is None:
         return None
     stored = noted(event, stored_by(done.values, using), using)
-    if done.is_followed and notifications.herald(using, stored.stream_id) is herald:
-        herald.spare(began_at)
+    if done.is_followed and notifications.announcer(using, stored.stream_id) is announcer:
+        announcer.spare(began_at)
         pace.rest()
     else:
-        notifications.herald(using, stored.stream_id).wake_after_commit(pace, connection)
+        notifications.announcer(using, stored.stream_id).wake_after_commit(pace, connection)
     return stored
 
 

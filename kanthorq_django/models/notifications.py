@@ -43,7 +43,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.goes_on = False
-        self.herald: Herald | None = None  # of the last event
+        self.announcer: Announcer | None = None  # of the last event
         self._quiet_since = -math.inf
 
     def begin(self) -> None:
@@ -56,7 +56,7 @@ class Pace:
         self._quiet_since = time.monotonic()
 
 
-class Herald:
+class Announcer:
     """Announces what this process does to one stream, each thing after its commit."""
 
     def __init__(self, using: str, stream_id: int) -> None:
@@ -68,7 +68,7 @@ class Herald:
 
     def wake_after_commit(self, pace: Pace, connection: BaseDatabaseWrapper) -> None:
         """Wake the workers of the stream once the current transaction, if any, has committed."""
-        self._pace, pace.herald = pace, self
+        self._pace, pace.announcer = pace, self
         pace.rest()
         if connection.in_atomic_block or not self._is_spared(time.monotonic()):
             _after_commit(self._hook, connection)
@@ -100,12 +100,12 @@ def pace(using: str, stream: str) -> Pace:
 
 
 @functools.lru_cache(REMEMBERED_MAX)
-def herald(using: str, stream_id: int) -> Herald:
-    """Return the one herald of a stream."""
-    return Herald(using, stream_id)
+def announcer(using: str, stream_id: int) -> Announcer:
+    """Return the one announcer of a stream."""
+    return Announcer(using, stream_id)
 
 
-def companion(pace: Pace, connection: BaseDatabaseWrapper) -> Herald | None:
+def announcer_with_commit(pace: Pace, connection: BaseDatabaseWrapper) -> Announcer | None:
     """Return who may announce an event in one round trip with its commit; None if nobody.
 
     Somebody waits for an event that comes alone, and hears of it sooner. In a burst most
@@ -114,7 +114,7 @@ def companion(pace: Pace, connection: BaseDatabaseWrapper) -> Herald | None:
     """
     is_alone = not pace.goes_on and get_settings().NOTIFY
     # What somebody has begun past Django is not committed yet.
-    return pace.herald if is_alone and is_outside(connection) else None
+    return pace.announcer if is_alone and is_outside(connection) else None
 
 
 def notify_after_commit(name: str, connection: BaseDatabaseWrapper) -> None:

@@ -51,10 +51,10 @@ def test_a_transaction_announces_each_stream_once_and_after_its_commit(ear: Ear)
 
 
 def test_a_process_remembers_no_more_streams_than_it_may() -> None:
-    remembered = (notifications.pace, notifications.herald, notifications._notifier)
+    remembered = (notifications.pace, notifications.announcer, notifications._notifier)
     for number in range(notifications.REMEMBERED_MAX + 10):
         notifications.pace("default", f"never-committed-{number}")
-        notifications.herald("default", number)
+        notifications.announcer("default", number)
         notifications._notifier("default", f"kanthorq_{number}")
     sizes = {kept.cache_info().currsize for kept in remembered}
     assert sizes == {notifications.REMEMBERED_MAX}
