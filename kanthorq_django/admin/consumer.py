@@ -55,6 +55,7 @@ OPTIONS = (
     "deliver_from",
     "has_cancel_handler",
 )
+OPTIONS_IN_CODE = ("retry", "atomic", "batch", "grouped")  # of a subscription, in no column
 CURSOR = ("cursor", "window", "position_xid", "position_id", "cluster_id")
 
 
@@ -81,7 +82,8 @@ class ConsumerList(ChangeList):
 class ConsumerAdmin(ReadOnlyAdmin):
     """Code declares consumers. One that no code declares any more can be deleted here."""
 
-    list_display = ("name", "life", "stream_link", "filters", "lag_text", "tasks", "worker_count")
+    # What changes from day to day first: a narrow window shows three or four columns.
+    list_display = ("name", "lag_text", "tasks", "worker_count", "life", "stream_link", "filters")
     list_filter = (("stream", RelatedFilter),)
     list_per_page = 25
     ordering = ("name",)
@@ -96,7 +98,7 @@ class ConsumerAdmin(ReadOnlyAdmin):
         return (
             (None, {"fields": ("name", "life_exactly", "stream_link", "filters", "created")}),
             (_("Work"), {"fields": ("lag_text", "tasks", "workers", "cancellations")}),
-            (_("Options"), {"fields": (*OPTIONS, *cancelling)}),
+            (_("Options"), {"fields": (*OPTIONS, *cancelling, "options_in_code")}),
             (_("Cursor"), {"classes": ("collapse",), "fields": CURSOR}),
         )
 
@@ -143,6 +145,13 @@ class ConsumerAdmin(ReadOnlyAdmin):
                 "No code in this process declares it; it keeps its tasks, and nobody runs them."
             ),
         )
+
+    @admin.display(description=_("options in code alone"))
+    def options_in_code(self, consumer: Consumer) -> str:
+        if (subscription := registry.find(consumer.name)) is None:
+            return NOTHING
+        options = ((name, repr(getattr(subscription, name))) for name in OPTIONS_IN_CODE)
+        return format_html_join("", "<code>{}={}</code><br>", options)
 
     @admin.display(description=_("stream"))
     def stream_link(self, consumer: Consumer) -> str:

@@ -96,7 +96,7 @@ def _insert_one(event: "Event", stream: str, connection: BaseDatabaseWrapper) ->
         stored = sql.values(connection, statement, params)
         if stored is not None:
             return noted(event, stored_by(stored, using), using)
-        registered = Stream.objects.using(using).register(stream)
+        registered = Stream.objects.using(using).register_by_event(stream)
         if known := idempotency.known_of([event], registered, using):
             return known[event.pk]
         _refuse_taken([event], using)
@@ -134,7 +134,7 @@ def _copy_and_insert(
     using: str,
 ) -> tuple[dict[str, Any], dict[UUID, "Event"]]:
     """Write all events; return what is stored of new ones, and known ones as they are."""
-    registered = Stream.objects.using(using).register(stream)
+    registered = Stream.objects.using(using).register_by_event(stream)
     moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
     stored = stored_by(moment, using)
     _copy(plain, moment, using, meanwhile=lambda: early.note(stored, using))

@@ -1,13 +1,18 @@
 """Streams: named append-only sequences of events."""
 
+import logging
 from typing import Any
 
 from django.db import models
 
-from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem
+from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem, similar_names
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models.fields import CreatedAtField
+
+logger = logging.getLogger("kanthorq_django")
+
+COMPARED_MAX = 20  # streams; of more, say one for each tenant, many have names that are alike
 
 
 def check_stream_name(name: object) -> None:
@@ -25,6 +30,17 @@ class StreamQuerySet(models.QuerySet["Stream"]):
         """
         check_stream_name(name)
         return self.get_or_create(name=name)[0]
+
+    def register_by_event(self, name: str) -> "Stream":
+        """Do the same; say so if that makes a stream whose name is nearly that of another one."""
+        stream, is_new = self.get_or_create(name=name)
+        if is_new:
+            others = self.exclude(pk=stream.pk).values_list("name", flat=True)
+            known = list(others[: COMPARED_MAX + 1])
+            if len(known) <= COMPARED_MAX and (near := similar_names(name, known)):
+                meant = " or ".join(map(repr, near))
+                logger.warning("An event made the stream %r; was %s meant?", name, meant)
+        return stream
 
 
 class Stream(models.Model):

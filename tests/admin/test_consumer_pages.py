@@ -8,7 +8,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from kanthorq_django import subscribe
+from kanthorq_django import Fixed, subscribe
 from kanthorq_django.admin import tally
 from kanthorq_django.models import Consumer, Task, TaskState, Worker
 from tests.admin.conftest import MakeClient
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db
 
 
 def _declare(name: str) -> None:
-    @subscribe("order.>", consumer=name)
+    @subscribe("order.>", consumer=name, atomic=True, retry=Fixed())
     def handle(message: Any) -> None:
         pass
 
@@ -42,11 +42,14 @@ def test_a_consumer_without_code_is_shown_as_orphaned(viewer: Client):
     shown = text_of(viewer.get(page("consumer_change", declared.pk)))
     orphaned = text_of(viewer.get(page("consumer_change", orphan.pk)))
 
-    assert "emails Declared" in listed
-    assert "fax Orphaned" in listed
+    assert "emails caught up — 0 Declared" in listed
+    assert "fax caught up — 0 Orphaned" in listed
     place = "tests.admin.test_consumer_pages._declare.&lt;locals&gt;.handle"
     assert f"In code: Declared {place}" in shown
     assert "No code in this process declares it" in orphaned
+    assert "retry=Fixed(attempt_max=None, longest=" in shown
+    assert "atomic=True batch=1 grouped=False" in shown
+    assert "Options in code alone: —" in orphaned
 
 
 def test_filters_lag_and_tasks_are_shown(viewer: Client):

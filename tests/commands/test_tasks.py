@@ -247,10 +247,28 @@ class TestShow:
         with pytest.raises(CommandError, match="Say which tasks"):
             kanthorq("tasks", "show")
 
-    def test_an_unknown_event_shows_nothing(self):
-        ran = kanthorq("tasks", "show", uuid4())
+    def test_events_without_a_task_are_told_apart(self, refunds: Consumer):
+        shown = TaskFactory.create(consumer=refunds)
+        unread, unknown = EventFactory.create(stream=refunds.stream).pk, uuid4()
 
-        assert (ran.out, ran.err) == ("", "No task matches.\n")
+        ran = kanthorq("tasks", "show", shown.event_id, unread, unknown)
+        left_out = kanthorq("tasks", "show", shown.event_id, "--state", "completed")
+
+        assert f"task {shown.pk}" in ran.out
+        assert ran.err == (
+            f"Unknown: event {unknown}.\n"
+            f"Without a task yet (not pulled, or selected by no consumer): event {unread}.\n"
+        )
+        assert left_out.err == (
+            f"No task matches.\nLeft out by the other filters: event {shown.event_id}.\n"
+        )
+
+    def test_what_a_limit_cuts_off_is_not_explained(self, refunds: Consumer):
+        tasks = TaskFactory.create_batch(2, consumer=refunds)
+
+        ran = kanthorq("tasks", "show", *(task.event_id for task in tasks), "--limit", "1")
+
+        assert ran.err == ""
 
 
 class TestMoving:

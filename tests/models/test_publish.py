@@ -17,7 +17,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import UndecodableEvent
-from kanthorq_django.models import Event, Stream, notifications
+from kanthorq_django.models import Event, Stream, notifications, stream
 from tests.factories import StreamFactory
 
 pytestmark = pytest.mark.django_db
@@ -161,6 +161,27 @@ def test_one_statement_publishes_into_a_known_stream(
     stream = StreamFactory.create()
     with django_assert_num_queries(1):
         publish("order.paid", {"total": 3}, stream=stream.name)
+
+
+def test_a_stream_that_may_be_a_slip_of_the_pen_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    Stream.objects.register("orders")
+    Stream.objects.register("orders-archive")
+    publish("mail.due", stream="mails")
+    assert not caplog.messages
+    publish("order.paid", stream="ordrs")
+    publish_many([Event(subject="order.paid")] * 1, stream="order")
+    publish("order.paid", stream="ordrs")
+    assert caplog.messages == [
+        "An event made the stream 'ordrs'; was 'orders' meant?",
+        "An event made the stream 'order'; was 'orders' or 'ordrs' meant?",
+    ]
+
+
+def test_streams_that_are_many_are_alike_on_purpose(caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(stream.COMPARED_MAX + 1):
+        Stream.objects.register(f"tenant-{number}")
+    publish("order.paid", stream="tenant-100")
+    assert not caplog.messages
 
 
 def test_a_stream_is_registered_on_its_first_use() -> None:

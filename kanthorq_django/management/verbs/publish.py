@@ -75,6 +75,7 @@ class Publish(Verb):
         parsed = _json(metadata.encode(errors="surrogatepass"), "--metadata")
         known = set(Stream.objects.using(self.database).values_list("name", flat=True))
         with transaction.atomic(using=self.database):
+            Stream.objects.using(self.database).register(stream)  # what is made is told below
             event = publish(
                 subject,
                 content,

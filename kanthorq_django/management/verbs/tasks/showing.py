@@ -2,9 +2,10 @@
 
 import base64
 import json as jsons
+import math
 import re
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -16,8 +17,9 @@ from kanthorq_django.domain.secret_keys import first_mention
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.management.times import format_moment, format_recorded
+from kanthorq_django.management.verbs.tasks.absence import reasons
 from kanthorq_django.management.verbs.tasks.listing import EVENT_DELETED
-from kanthorq_django.management.verbs.tasks.selection import add_filters, selection_of
+from kanthorq_django.management.verbs.tasks.selection import Selection, add_filters, selection_of
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Event, Task
 
@@ -59,8 +61,17 @@ class Show(Verb):
             if number:
                 self.console.line("")
             self._print(task)
+        self._explain(selection, tasks)
+
+    def _explain(self, selection: Selection, tasks: Sequence[Task]) -> None:
+        """Say why events that were named have no task here; it may be what is looked for."""
         if not tasks:
             self.console.note("No task matches.")
+        if len(tasks) < (selection.limit or math.inf):
+            shown = {task.event_id for task in tasks}
+            missing = [event for event in selection.events if event not in shown]
+            for reason in reasons(missing, self.database):
+                self.console.note(reason)
 
     def _print(self, task: Task) -> None:
         self.console.heading(f"{task.consumer.name}: task {task.pk}")
