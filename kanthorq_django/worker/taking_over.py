@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from kanthorq_django.domain.amounts import counted
 from kanthorq_django.models import Consumer
 from kanthorq_django.models.registration import changes
-from kanthorq_django.subscribers import sync
+from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.log import logger
 
 
@@ -29,7 +29,7 @@ def _tell_of_changes(former: Consumer | None, consumer: Consumer) -> None:
                 change,
                 extra=extra,
             )
-    elif (lag := consumer.lag()).count:
+    elif find(consumer.name).deliver != "new" and (lag := consumer.lag()).count:
         logger.warning(
             "Consumer %s is new and begins with %s that stream %r holds already.",
             consumer.name,

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db.models.functions import Now
@@ -10,7 +11,7 @@ from kanthorq_django import publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import flight, loop
+from kanthorq_django.worker import flight, loop, taking_over
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, wait_for_state, work_off, working
 
@@ -155,3 +156,18 @@ def test_a_start_tells_of_a_new_consumer_that_begins_with_old_events(
     assert told.message == (
         "Consumer books is new and begins with 3 events that stream 'orders' holds already."
     )
+
+
+def test_what_comes_meanwhile_is_not_old_for_a_consumer_of_new_events(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    subscribe("order.paid", stream="orders", consumer="books", deliver="new")(lambda message: None)
+
+    def sync_and_publish(*args: Any, **options: Any) -> list[Consumer]:
+        rows = sync(*args, **options)
+        publish("order.paid", stream="orders")
+        return rows
+
+    monkeypatch.setattr(taking_over, "sync", sync_and_publish)
+    assert work_off("books") == 1
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
