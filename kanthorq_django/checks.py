@@ -20,6 +20,7 @@ from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import Task
 from kanthorq_django.models.encryption import fernet
+from kanthorq_django.worker.upkeep import OWN_THREADS, pool_size
 
 TAG = "kanthorq"
 SERVER_MIN = 15
@@ -27,8 +28,6 @@ PSYCOPG_MIN = (3, 2)
 # Renewal is due at a third of the timeout; what is left must outlast a pause of the process
 # or of the server, such as a failover of a pooler or a checkpoint.
 VISIBILITY_MIN = timedelta(seconds=3)
-OWN_THREADS = 4  # of a worker, with a connection each: puller, renewer, acknowledger, listener
-POOL_SIZE_DEFAULT = 4  # psycopg_pool's
 
 # What speaks PostgreSQL's protocol without its transaction snapshots, by its version().
 DERIVATIVES = {"CockroachDB": "CockroachDB", "-YB-": "YugabyteDB"}
@@ -173,17 +172,16 @@ def check_listening(**_: Any) -> Iterator[CheckMessage]:
 def check_pool(**_: Any) -> Iterator[CheckMessage]:
     """W005: a connection pool that is too small for a worker's threads."""
     settings, alias = _settings(), _alias()
-    options = connections[alias].settings_dict.get("OPTIONS", {}).get("pool")
-    if settings is None or not options:
+    if settings is None:
         return
-    size, wanted = _pool_size(options), settings.CONCURRENCY + OWN_THREADS
+    size, wanted = pool_size(connections[alias]), settings.CONCURRENCY + OWN_THREADS
     if size < wanted:
         yield checks.Warning(
             f"The connection pool of the database {alias!r} has at most {size} connections; a "
             f"worker needs up to {wanted}.",
             hint=(
                 f"Set DATABASES[{alias!r}]['OPTIONS']['pool']['max_size'] to {wanted} or more, "
-                "or lower KANTHORQ['CONCURRENCY']: who waits for a connection renews no lease."
+                "or lower KANTHORQ['CONCURRENCY']: its threads take turns, and nobody listens."
             ),
             id="kanthorq_django.W005",
         )
@@ -245,9 +243,3 @@ def _settings() -> Settings | None:
         return get_settings()
     except ConfigurationError:
         return None
-
-
-def _pool_size(options: Any) -> int:
-    if not isinstance(options, dict):
-        return POOL_SIZE_DEFAULT
-    return int(options.get("max_size") or options.get("min_size", POOL_SIZE_DEFAULT))

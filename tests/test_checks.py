@@ -241,7 +241,7 @@ def test_listening_through_a_pooler_in_transaction_mode_is_a_warning(
 
 @pytest.mark.parametrize(
     ("pool", "warns"),
-    [(True, True), ({"max_size": 13}, True), ({"max_size": 14}, False), ({"min_size": 20}, False)],
+    [(True, True), ({"max_size": 14}, True), ({"max_size": 15}, False), ({"min_size": 20}, False)],
 )
 def test_a_pool_with_fewer_connections_than_a_worker_has_threads_is_a_warning(
     pool: Any, warns: bool, reconfigured: Callable[..., None]

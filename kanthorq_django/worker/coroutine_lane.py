@@ -15,7 +15,11 @@ from kanthorq_django.worker.executor import aexecute
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import leave_connections, refresh_connections
+from kanthorq_django.worker.upkeep import (
+    leave_connections,
+    refresh_connections,
+    spare_connections,
+)
 
 
 class CoroutineLane(Lane):
@@ -130,6 +134,7 @@ class CoroutineLane(Lane):
             refresh_connections(self._bounded)  # first: it goes by how long they have rested
         finally:
             leave_connections()
+            spare_connections()
 
     async def _execute(self, round_: Round) -> None:
         if not (started := self._startable(round_)):

@@ -158,9 +158,10 @@ def _run(
     options: WorkerOptions, tell: Callable[[int], None] | None = None, *, is_child: bool = False
 ) -> None:
     from kanthorq_django.worker.loop import WorkerLoop
-    from kanthorq_django.worker.upkeep import expect_dead_hosts
+    from kanthorq_django.worker.upkeep import expect_dead_hosts, expect_small_pools
 
     expect_dead_hosts()
+    expect_small_pools(options.concurrency)
     loop = WorkerLoop(options)
     patience = options.shutdown_timeout.total_seconds() + GRACE
     # A service manager may send SIGTERM to all of the group, and then the supervisor does: a

@@ -1,6 +1,7 @@
 """Keeping database connections usable in threads that live for weeks."""
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -16,12 +17,20 @@ from psycopg.errors import ReadOnlySqlTransaction
 from kanthorq_django.sql.transactions import is_idle
 from kanthorq_django.worker.warden import Bounded
 
-# How the server, or a pooler, says that it has no connection left; there is no code before one is
-# made. In another language than English a worker only waits, as for a server that is away.
-_REFUSALS = ("too many connections", "too many clients", "connection slots", "no more connections")
+# How the server, a pooler, or psycopg's pool, says that it has no connection left; there is no code
+# before one is made. In another language than English a worker only waits, as for a server that is
+# away.
+_REFUSALS = (
+    *("too many connections", "too many clients", "connection slots", "no more connections"),
+    "couldn't get a connection",
+)
 SCARCE_FOR = 10.0  # seconds after a refusal
 _refused_at = float("-inf")
 
+# Of a worker, with a connection each: puller, renewer, acknowledger, listener, and where coroutines
+# have Django's ORM work.
+OWN_THREADS = 5
+_POOL_SIZE_DEFAULT = 4  # psycopg_pool's
 CHECK_AFTER_IDLE = 1.0  # seconds a connection may rest before it is tried out
 READ_ONLY_FOR = 1.0  # seconds at least between two sessions that may not write
 
@@ -65,6 +74,24 @@ def expect_dead_hosts() -> None:
         if connection.vendor == "postgresql":
             options = connection.settings_dict.setdefault("OPTIONS", {})
             options.update(CONNECTION_OPTIONS | options)
+
+
+def pool_size(connection: BaseDatabaseWrapper) -> float:
+    """Return how many connections Django's pool has at most; infinite without a pool."""
+    options = connection.settings_dict["OPTIONS"].get("pool")
+    if not isinstance(options, dict):
+        return _POOL_SIZE_DEFAULT if options else math.inf
+    return int(options.get("max_size") or options.get("min_size", _POOL_SIZE_DEFAULT))
+
+
+def expect_small_pools(concurrency: int) -> None:
+    """Have threads share connections from the start where a pool has not one for each of them.
+
+    To find out by a refusal takes the pool's ``timeout``, which may be longer than leases last.
+    """
+    global _refused_at  # noqa: PLW0603  # it concerns all threads
+    if any(pool_size(each) < concurrency + OWN_THREADS for each in connections.all()):
+        _refused_at = math.inf
 
 
 def refresh_connections(bounded: Bounded) -> None:
@@ -187,7 +214,7 @@ def note_refusal(error: BaseException | None) -> None:
     """Remember that the server had no connection left, or none that may write, if that is it."""
     global _refused_at, _read_only_until  # noqa: PLW0603  # what one thread meets concerns all
     if isinstance(error, OperationalError) and any(text in str(error) for text in _REFUSALS):
-        _refused_at = time.monotonic()
+        _refused_at = max(_refused_at, time.monotonic())
     if isinstance(error, Error) and isinstance(error.__cause__, ReadOnlySqlTransaction):
         _read_only_until = time.monotonic()
 

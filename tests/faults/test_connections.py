@@ -106,6 +106,18 @@ def test_a_role_without_connections_left_only_slows_a_worker_down(stage: Stage, 
     assert DISCARDED not in {task.state for task in facts.tasks}
 
 
+@pytest.mark.parametrize("size", sooner([1, 2, 6, 12], 2))
+def test_a_pool_with_few_connections_only_slows_a_worker_down(stage: Stage, size: int):
+    """Leases are shorter than the pool has its threads wait."""
+    stage.worker("--concurrency", "8", FAULTS_POOL_SIZE=str(size))
+    client = stage.client()
+    stage.wait_until_started()
+    client.do("both 10")
+    stage.settle()
+    facts = stage.check()
+    assert DISCARDED not in {task.state for task in facts.tasks}
+
+
 @pytest.fixture
 def pool(stage: Stage) -> Iterator[Pooler]:
     with tempfile.TemporaryDirectory(prefix="pool-") as folder:
