@@ -40,6 +40,7 @@ def rebase(using: str, *, dry_run: bool = False, order: Order | None = None) -> 
     """
     _check(using)
     with read_committed(using):
+        _lock_consumers(using)  # first, as where events are deleted
         _lock_out_publishers(using)
         rebased = _rebase(using)
         if order is not None:
@@ -81,9 +82,13 @@ def _lock_out_publishers(using: str) -> None:
         cursor.execute("SET LOCAL lock_timeout = 0")
 
 
+def _lock_consumers(using: str) -> list[Consumer]:
+    return list(Consumer.objects.using(using).select_for_update(no_key=True).order_by("pk"))
+
+
 def _rebase(using: str) -> list[Rebased]:
     boundary = sql.rows(using, "rebase_boundary", {})[0].boundary
-    consumers = list(Consumer.objects.using(using).select_for_update(no_key=True).order_by("pk"))
+    consumers = _lock_consumers(using)  # once more: one may have joined
     rebased = [_add_tasks(consumer, boundary) for consumer in consumers]
     params = {"consumer_ids": [consumer.pk for consumer in consumers]}
     (row,) = sql.rows(using, "rebase_cursors", params)

@@ -107,7 +107,10 @@ class _Rotation(NamedTuple):
                 locked = wanted.select_for_update(of=("self",), no_key=True, skip_locked=True)
                 for pk in list(locked.values_list("pk", flat=True)):
                     unchanged = self.rows.filter(pk=pk, body=page[pk])
-                    changed += [pk] * unchanged.update(body=renewed[pk])
+                    # In a savepoint each, which gives each row an xmin of its own: rebase takes
+                    # rows of several transactions with one xmin for restored ones.
+                    with transaction.atomic(using=using):
+                        changed += [pk] * unchanged.update(body=renewed[pk])
                 if order is not None:
                     counts = {"changed": len(changed)}
                     order.record("events.reencrypt", using=using, counts=counts, ids=changed)

@@ -2,10 +2,10 @@
 -- restored here: what was inserted up to the boundary is restored, what came later is native.
 -- Null when the count of transaction ids just went on, as after pg_upgrade.
 --
--- The system column xmin tells which transaction inserted a row, and events are never updated.
--- A native row was inserted by the very transaction of its xid, or by a savepoint of that one,
--- which has a higher number; and everything with one xmin then has one xid. Who contradicts this
--- was restored, and so was whatever was inserted before.
+-- The system column xmin tells which transaction inserted a row, or updated it: reencrypt alone
+-- does, each row in a savepoint of its own. So a native row was written by the very transaction of
+-- its xid, or by one with a higher number; and everything with one xmin then has one xid. Who
+-- contradicts this was restored, and so was whatever was inserted before.
 WITH clock AS (
     SELECT
         pg_snapshot_xmax(pg_current_snapshot()) AS next_xid,

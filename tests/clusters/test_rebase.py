@@ -4,16 +4,21 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
+from cryptography.fernet import Fernet
 from django.db import connections, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
+from pytest_django import Settings
 
 from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster, RebaseRefused
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
+from kanthorq_django.models.deletion import undelivered
 from kanthorq_django.models.rebase import Rebased, rebase
+from kanthorq_django.models.reencryption import reencrypt
 from tests.clusters.throwaway import Cluster, database_alias
 from tests.clusters.world import STREAM, World, read_all, world_in_full_swing
+from tests.concurrency import begin_elsewhere, wait_until
 from tests.races.race import UNIQUE_GUARD, altered
 
 FAR = 400  # transactions; more than any test uses
@@ -265,3 +270,67 @@ def test_a_stream_without_old_consumers_is_readable_after_a_rebase(database: str
     assert consumer.pull() == []
     assert len(consumer.claim()) == 1
     assert len(world.register("later").pull()) == 1
+
+
+def test_what_a_trigger_publishes_for_an_added_task_is_read_afterwards(database: str):
+    world = World(database)
+    consumer = world.register("reader")
+    publish("order.paid", stream=STREAM, using=database)
+    with connections[database].cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION echo() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " INSERT INTO kanthorq_django_event"
+            " (id, stream_id, subject, body, metadata, resource_key)"
+            " SELECT gen_random_uuid(), stream_id, 'order.echoed', '', '{}', ''"
+            " FROM kanthorq_django_event WHERE id = NEW.event_id AND subject = 'order.paid';"
+            " RETURN NEW; END $$;"
+            " CREATE TRIGGER echo AFTER INSERT ON kanthorq_django_task"
+            " FOR EACH ROW EXECUTE FUNCTION echo();"
+        )
+
+    assert rebase(database) == [Rebased("reader", 1, 1)]
+
+    (task,) = consumer.pull()
+    assert task.event.subject == "order.echoed"
+
+
+def test_after_bodies_were_encrypted_anew_cursors_are_right_as_they_are(
+    database: str, settings: Settings
+):
+    """As after pg_upgrade; a rotation of keys makes no event look as if it had been restored."""
+    world = World(database)
+    world.register("reader")
+    world.publish_many_kinds()
+    read_all(world.consumer("reader"))
+    unread = world.publish_many_kinds()
+    settings.KANTHORQ = {"BODY_KEYS": [Fernet.generate_key().decode()]}
+    reencrypt(database)
+    world.publish_many_kinds()
+    world.register("new", deliver="new")
+    world.owed = {"reader": world.event_ids(), "new": set()}
+
+    rebase(database)
+    Consumer.objects.using(database).update(cluster_id=1)
+    rebase(database)
+
+    assert unread < world.owed["reader"]
+    world.check()
+
+
+def test_a_rebase_and_a_deletion_of_events_wait_for_each_other_in_one_order(database: str):
+    world = World(database)
+    consumer = world.register("reader")
+    world.publish()
+
+    def is_waited_for() -> bool:
+        with connections[database].cursor() as cursor:
+            cursor.execute("SELECT pg_stat_clear_snapshot()")
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            return bool(cursor.fetchone()[0])
+
+    with undelivered([consumer.stream_id], database):  # as a deletion begins
+        other = begin_elsewhere(lambda: rebase(database))
+        wait_until(is_waited_for)
+        Event.objects.using(database).all().delete()
+
+    assert other.result(30) == [Rebased("reader", 0, 0)]

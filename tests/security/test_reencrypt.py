@@ -1,6 +1,7 @@
 """``kanthorq reencrypt``: rotation of keys, a batch at a time."""
 
 import threading
+from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
@@ -10,6 +11,7 @@ from django.db import connection, connections, transaction
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Event, OperatorAction, Schedule
 from kanthorq_django.models.encryption import is_sealed, is_sealed_with
+from kanthorq_django.models.reencryption import _Rotation, reencrypt
 from tests.admin.schedules import kept
 from tests.commands.console import kanthorq
 
@@ -132,3 +134,22 @@ def test_what_somebody_has_locked_is_left_to_the_next_run(settings):
     thread.join()
     assert (ran.status, ran.lines) == (1, ["1 of 2 bodies stored anew"])
     assert kanthorq("reencrypt", "--yes").lines == ["1 of 2 bodies stored anew"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_body_that_somebody_changes_meanwhile_is_not_put_back(
+    settings, monkeypatch: pytest.MonkeyPatch
+):
+    kept(body="old report")
+    settings.KANTHORQ = {"BODY_KEYS": [NEW]}
+    renewed = _Rotation._renewed
+
+    def changed_meanwhile(rotation: _Rotation, page: Any) -> Any:
+        found = renewed(rotation, page)
+        if page:  # there are no events
+            kept(body="new report")
+        return found
+
+    monkeypatch.setattr(_Rotation, "_renewed", changed_meanwhile)
+    assert reencrypt("default").left == 1
+    assert bytes(Schedule.objects.get().body) == b"new report"
