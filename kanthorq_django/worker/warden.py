@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.pq import TransactionStatus
 
 from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.message import LEASE_OVER, TIME_UP
@@ -45,6 +46,11 @@ class _Wait:
         self.since = time.monotonic()
         self.is_cancelled = False
 
+    def is_for_answer(self) -> bool:
+        """Tell whether the server owes one; else a receiver of the project's takes its time."""
+        raw = self.connection.connection
+        return raw is None or raw.pgconn.transaction_status == TransactionStatus.ACTIVE
+
 
 class Warden:
     """A thread that looks after the flights and connections of one process."""
@@ -66,7 +72,7 @@ class Warden:
 
     @contextlib.contextmanager
     def bounded(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
-        """Cancel the block's statement if it takes longer than any should, or cut ``connection``.
+        """Cancel what the block waits for if that takes too long, or else cut ``connection``.
 
         Who waits for it then gets an OperationalError. Cancelled first: a server that waits for
         a lock would not notice that its client has gone, and leave a backend behind each time.
@@ -104,7 +110,9 @@ class Warden:
         now = time.monotonic()
         with self._lock:
             for thread, wait in list(self._waits.items()):
-                if now >= wait.since + CUT_AFTER:
+                if not wait.is_for_answer():
+                    wait.since, wait.is_cancelled = now, False
+                elif now >= wait.since + CUT_AFTER:
                     del self._waits[thread]
                     _end(wait.connection)
                 elif now >= wait.since + CANCEL_AFTER and not wait.is_cancelled:

@@ -15,8 +15,9 @@ from asgiref.sync import sync_to_async
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.utils import timezone
 
-from kanthorq_django import Fixed, subscribe
+from kanthorq_django import Fixed, schedule, signals, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
 from kanthorq_django.worker import listener, loop, renewer, upkeep, warden
@@ -726,3 +727,30 @@ def test_a_block_is_not_written_twice_when_the_reply_to_its_commit_was_lost():
     assert lost[0].is_set()
     assert Task.objects.get().state == TaskState.COMPLETED
     assert Entry.objects.count() == 1
+
+
+def test_a_receiver_that_takes_its_time_is_not_taken_for_a_silent_database(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Nothing is asked meanwhile in the transaction of a schedule's turn, which stays open."""
+    monkeypatch.setattr(warden, "CANCEL_AFTER", 0.5)
+    monkeypatch.setattr(warden, "CUT_AFTER", 1.0)
+    end_waits, looks = warden.Warden._end_waits, []
+
+    def noted(self: warden.Warden) -> None:
+        end_waits(self)
+        looks.append(self)
+
+    def take_time(**_: Any) -> None:
+        seen = len(looks)
+        wait_until(lambda: len(looks) >= seen + 10)
+
+    monkeypatch.setattr(warden.Warden, "_end_waits", noted)
+    accept("taker", visibility_timeout=SHORT)
+    schedule("daily", rrule="FREQ=DAILY", dtstart=timezone.now(), subject="work.due", stream="work")
+    signals.published.connect(take_time)
+    try:
+        with working("taker"):
+            wait_for_state(TaskState.COMPLETED)
+    finally:
+        signals.published.disconnect(take_time)
