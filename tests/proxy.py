@@ -16,6 +16,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 
 PORT = 5432  # part of the socket's name only
 CHUNK_BYTES = 65_536
+GONE_WITHIN = 5.0  # seconds
 READY = b"Z\0\0\0\5I"  # what the server says after each transaction
 
 
@@ -241,7 +242,18 @@ class _Link:
             while READY not in reply:
                 reply += self._server.recv(CHUNK_BYTES)
             self._client.sendall(reply[: reply.index(READY) + len(READY)])
+        self._see_it_off()
         fault.has_happened.set()
+
+    def _see_it_off(self) -> None:
+        """Wait until the server has noticed, and rolled back: till then its rows stay locked."""
+        if self.is_frozen:
+            return
+        self._server.settimeout(GONE_WITHIN)
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_WR)
+            while self._server.recv(CHUNK_BYTES):
+                pass
 
 
 def _connect(server: tuple[str, int]) -> socket.socket | None:

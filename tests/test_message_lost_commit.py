@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from django.db import OperationalError, transaction
 
-from kanthorq_django import Fixed
+from kanthorq_django import Fixed, signals
+from kanthorq_django.exceptions import AlreadyAcknowledged
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.worker.endings import Ack, Nack
@@ -128,3 +129,49 @@ def test_an_implicit_nack_whose_reply_was_lost_counts_once(task: Task, proxy: Pr
     task.refresh_from_db()
     assert task.state == TaskState.RETRYABLE
     assert len(task.attempted_errors) == 1
+
+
+def test_an_implicit_nack_whose_reply_was_lost_is_told_of_once_and_as_written(
+    task: Task, proxy: Proxy, caplog: pytest.LogCaptureFixture
+):
+    told: list[str] = []
+    ending = run(board(task, lambda message: 1 / 0))
+    lost = proxy.lose_reply_to("UPDATE kanthorq_django_task")
+
+    def hear(*, reason: str, **_: Any) -> None:
+        told.append(reason)
+
+    signals.nacked.connect(hear)
+    try:
+        settle(ending)
+    finally:
+        signals.nacked.disconnect(hear)
+
+    assert lost.is_set()
+    assert told == ["ZeroDivisionError: division by zero"]
+    assert "nothing was written" not in caplog.text
+
+
+@pytest.mark.parametrize("verdict", [Message.ack, lambda message: message.nack("no")])
+def test_what_is_tried_again_after_a_commit_without_an_answer_is_not_committed_twice(
+    task: Task, proxy: Proxy, verdict: Callable[[Message], None]
+):
+    """Not even by a handler that swallows the error which says so."""
+    message = Message(task)
+    lost = proxy.lose_reply_to("COMMIT")
+
+    @transaction.atomic
+    def write_and_end() -> None:
+        write(message)
+        verdict(message)
+
+    with pytest.raises(OperationalError):
+        write_and_end()
+    assert lost.is_set()
+
+    with transaction.atomic():
+        write(message)
+        with pytest.raises(AlreadyAcknowledged, match="earlier block"):
+            verdict(message)
+
+    assert Entry.objects.count() == 1

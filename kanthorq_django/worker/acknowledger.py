@@ -15,7 +15,7 @@ from django.dispatch import Signal
 from kanthorq_django import signals
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.interrupts import is_interrupt
-from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED, Move
+from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED, NACK, NACK_CANCELLING, Move
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.backoff import Backoff
@@ -187,12 +187,14 @@ class Acknowledger:
             nack.lease: lease.Failed(nack.failure, nack.delay, nack.is_final) for nack in nacks
         }
         settled = lease.nack(failed, self._using, skip_locked=True)
-        self._untold += [
-            (signals.nacked, {"message": nack.message, "reason": nack.failure.error})
-            for nack in nacks
-            if nack.lease.task_id in settled
-        ]
+        for nack in nacks:
+            if nack.lease.task_id in settled:
+                self._note_nacked(nack)
         self._unsettled += [nack for nack in nacks if nack.lease.task_id not in settled]
+
+    def _note_nacked(self, nack: Nack) -> None:
+        told = {"message": nack.message, "reason": nack.failure.error}
+        self._untold.append((signals.nacked, told))
 
     def _write_hand_backs(self, backs: Sequence[HandBack]) -> None:
         """Give back tasks that share a delay."""
@@ -209,7 +211,7 @@ class Acknowledger:
     def _sort_out(self, unsettled: Sequence[Ending]) -> None:
         """Keep those whose tasks are merely locked; the leases of the others are over.
 
-        Unless an ack was written before, and only its answer was lost.
+        Unless a verdict was written before, and only its answer was lost.
         """
         found = lease.last_states((ending.lease for ending in unsettled), self._using)
         for ending in unsettled:
@@ -218,6 +220,8 @@ class Acknowledger:
                 self._locked.append(ending)
             elif isinstance(ending, Ack) and state in _acked(ending).targets:
                 self._note_acked(ending)
+            elif isinstance(ending, Nack) and state in _nacked(ending).targets:
+                self._note_nacked(ending)
             else:
                 _log_lost(ending)
 
@@ -228,6 +232,10 @@ def _delay(back: HandBack) -> Any:
 
 def _acked(ack: Ack) -> Move:
     return ACK_CANCELLING if ack.message.is_cancellation else ACK
+
+
+def _nacked(nack: Nack) -> Move:
+    return NACK_CANCELLING if nack.message.is_cancellation else NACK
 
 
 def _refused_ack(ack: Ack, error: DatabaseError) -> Nack:

@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -10,7 +11,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from django.db import DatabaseError, OperationalError, connection, transaction
+from django.db import DatabaseError, OperationalError, ProgrammingError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.dispatch import Signal
@@ -24,10 +25,11 @@ from kanthorq_django.models.lease import Lease
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.endings import Ack, Ending, Nack
+from tests.concurrency import begin_elsewhere
 from tests.factories import TaskFactory
 from tests.flights import settle
 from tests.ledger.models import Entry
-from tests.worker.working import accept, altered, announce, forbidden, indexed, work_off
+from tests.worker.working import PATIENCE, accept, altered, announce, forbidden, indexed, work_off
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -416,3 +418,28 @@ def test_the_databases_own_reason_is_kept_with_an_atomic_handler():
         work_off("atomic")
     (failure,) = Task.objects.get(state=TaskState.RETRYABLE).attempted_errors
     assert "guard" in failure["error"]
+
+
+def test_an_ack_of_which_nobody_can_tell_what_became_is_not_told_as_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Its task was merely locked; as it is, the lease runs out."""
+    message = Message(TaskFactory.create(state=TaskState.RUNNING))
+    is_locked, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Task.objects.select_for_update().get()
+            is_locked.set()
+            may_end.wait(PATIENCE)
+
+    def refuse(*_: object) -> None:
+        may_end.set()
+        holding.result(PATIENCE)
+        raise ProgrammingError("permission denied")
+
+    holding = begin_elsewhere(hold)
+    assert is_locked.wait(PATIENCE)
+    monkeypatch.setattr(lease, "last_states", refuse)
+    Acknowledger("default", written=lambda leases: None).write([Ack(message, None)])
+    assert states() == {TaskState.RUNNING: 1}
