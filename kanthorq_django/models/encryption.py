@@ -106,7 +106,7 @@ class _BodyAttribute(DeferredAttribute):
         sealed = held.get(_SEALED) or (instance.pk, _read(instance, self.field.attname))
         held[_SEALED] = sealed  # stays, if it cannot be opened
         held[self.field.attname] = unseal(*sealed)
-        del held[_SEALED]
+        held.pop(_SEALED, None)  # another thread may have been faster
         return held[self.field.attname]
 
 

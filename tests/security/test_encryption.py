@@ -22,9 +22,9 @@ from kanthorq_django.exceptions import (
     InvalidBody,
     UndecodableEvent,
 )
-from kanthorq_django.models import Event, Schedule, Task, TaskState
+from kanthorq_django.models import Event, Schedule, Task, TaskState, encryption
 from kanthorq_django.models.body import MARK
-from kanthorq_django.models.encryption import fernet
+from kanthorq_django.models.encryption import fernet, unseal
 from kanthorq_django.testing import drain
 from tests.admin.pages import page
 from tests.admin.schedules import errors_of, shown_in
@@ -313,3 +313,20 @@ def test_a_body_that_nobody_reads_is_not_decrypted(unsealed: list[bytes]):
     assert (read.subject, unsealed) == ("card.used", [])
     assert read.body == read.body == CARD.encode()
     assert len(unsealed) == 1
+
+
+def test_two_threads_may_open_a_body_at_once(settings, monkeypatch: pytest.MonkeyPatch):
+    """Those of a handler that hands its message to a pool of them."""
+    settings.KANTHORQ = {"BODY_KEYS": [Fernet.generate_key().decode()]}
+    publish("order.paid", b"plain", stream="orders")
+    event = Event.objects.get()
+    opened: list[bytes] = []
+
+    def opened_meanwhile(*sealed: Any) -> bytes:
+        if not opened:
+            opened.append(b"")
+            opened.append(event.body)  # what another thread does
+        return unseal(*sealed)
+
+    monkeypatch.setattr(encryption, "unseal", opened_meanwhile)
+    assert event.body == opened[1] == b"plain"
