@@ -20,10 +20,10 @@ from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import Task
 from kanthorq_django.models.encryption import fernet
+from kanthorq_django.models.health import VERSION_MIN
 from kanthorq_django.worker.upkeep import OWN_THREADS, pool_size
 
 TAG = "kanthorq"
-SERVER_MIN = 15
 PSYCOPG_MIN = (3, 2)
 # Renewal is due at a third of the timeout; what is left must outlast a pause of the process
 # or of the server, such as a failover of a pooler or a checkpoint.
@@ -220,9 +220,9 @@ def server_problems(alias: str, text: str, version: int) -> Iterator[CheckMessag
                 id="kanthorq_django.E004",
             )
             return
-    if version < SERVER_MIN:
+    if version < VERSION_MIN:
         yield Error(
-            f"The database {alias!r} runs PostgreSQL {version}; {SERVER_MIN} is the oldest "
+            f"The database {alias!r} runs PostgreSQL {version}; {VERSION_MIN} is the oldest "
             "supported.",
             hint="Upgrade the server.",
             id="kanthorq_django.E003",

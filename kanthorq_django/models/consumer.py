@@ -163,9 +163,9 @@ class Consumer(models.Model):
     def pull(self, limit: int = 100) -> "list[Task]":
         """Turn new events into tasks; return those leased to the caller, at most ``limit``.
 
-        An empty list means that the consumer has caught up. Events that are scheduled for
-        later, or a consumer that parks its tasks, make tasks that are not returned.
-        Raises PullRefused where reading could lose or repeat events.
+        An empty list means that the consumer has caught up, or that another pull is at it.
+        Events that are scheduled for later, or a consumer that parks its tasks, make tasks that
+        are not returned. Raises PullRefused where reading could lose or repeat events.
         """
         _check_limit(limit)
         cursors.check_no_transaction(self.using)

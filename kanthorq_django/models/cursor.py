@@ -44,7 +44,7 @@ class Lag(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What one pull did: what it leased, and whether the consumer had caught up."""
+    """What one pull did: what it leased, and whether there was nothing for it to read."""
 
     leased: list[Leased]
     is_idle: bool
