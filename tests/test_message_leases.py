@@ -178,3 +178,13 @@ def test_an_activated_zone_moves_no_moment_where_times_have_no_zone(settings: Se
     finally:
         connection.close()
     assert Task.objects.get().state == TaskState.COMPLETED
+
+
+def test_extend_of_a_lease_that_ran_out_while_it_had_its_keys_turn_raises():
+    """Another task of that key may have the turn by now."""
+    consumer = ConsumerFactory.create(serialize="on")
+    message = leased(consumer=consumer, resource_key="order-17", turn_key="order-17")
+    run_out(message)
+    with pytest.raises(LeaseLost):
+        message.extend(timedelta(minutes=1))
+    assert Task.objects.stuck().count() == 1

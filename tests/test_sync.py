@@ -12,6 +12,7 @@ from kanthorq_django.domain.subscriptions import Registry, Subscription
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import Consumer, Event, Stream, Task
 from kanthorq_django.subscribers import find, sync
+from tests.concurrency import elsewhere
 
 SECOND = timedelta(seconds=1)
 
@@ -252,3 +253,18 @@ def test_a_consumer_that_parks_makes_pending_tasks_from_then_on() -> None:
     publish("order.two")
     assert pulled(synced(parked=True)) == []
     assert Task.objects.pending().get().event == Event.objects.get(subject="order.two")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_sync_of_what_has_not_changed_waits_for_nobody() -> None:
+    """A worker could not start while a pull, or a report, holds the row."""
+    consumer = synced("order.>")
+
+    def sync_impatiently() -> list[Consumer]:
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '50ms'")
+        return sync(["repayments"])
+
+    with transaction.atomic():
+        Consumer.objects.select_for_update().get(pk=consumer.pk)
+        assert elsewhere(sync_impatiently) == [consumer]

@@ -1,6 +1,7 @@
 """The wake-up of idle workers: one notification per stream and transaction, after its commit."""
 
 import logging
+import time
 from typing import Any
 
 import psycopg
@@ -10,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from psycopg.pq import TransactionStatus
 from pytest_django import Settings
 
-from kanthorq_django import publish, publish_many
+from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
 from kanthorq_django.models import Event, Stream, notifications
 from tests.announcements import (
@@ -359,3 +360,37 @@ def test_an_id_that_is_taken_is_refused_also_for_an_event_that_comes_alone() -> 
     with pytest.raises(InvalidEvent):
         Event.objects.publish([Event(id=stored.pk, subject="order.paid", body=b"2")], stream="a")
     assert bytes(Event.objects.get(pk=stored.pk).body) == b"first"
+
+
+def test_a_stream_that_was_made_anew_is_announced_by_its_new_id(monkeypatch: Any) -> None:
+    monkeypatch.setattr(notifications, "LONE_AFTER", 0)
+    let_server_keep("c")
+    Event.objects.all().delete()
+    Stream.objects.filter(name="c").delete()
+    Stream.objects.register("c")
+    told: list[str] = []
+    monkeypatch.setattr(notifications, "notify", lambda name, using: told.append(name))
+
+    publish("order.paid", stream="c")
+
+    assert told == [notifications.channel(Stream.objects.get(name="c").pk)]
+
+
+def test_what_a_notification_spares_counts_from_before_it_was_sent(monkeypatch: Any) -> None:
+    """Whom it woke may look again before its answer has come all the way to the publisher."""
+    monkeypatch.setattr(notifications, "LONE_AFTER", 0)
+    let_server_keep("c")
+    sent, spared = [], []
+    send = sql.values_apart
+
+    def noted(*args: Any) -> Any:
+        sent.append(time.monotonic())
+        return send(*args)
+
+    monkeypatch.setattr(sql, "values_apart", noted)
+    monkeypatch.setattr(notifications.Announcer, "spare", lambda _, since: spared.append(since))
+
+    publish("order.paid", stream="c")
+
+    (sent_at,), (since,) = sent, spared
+    assert since <= sent_at

@@ -376,3 +376,15 @@ def test_what_is_leased_is_what_is_stored(
     assert claimed.task.attempted_errors == history
     assert (pulled.lease.epoch, claimed.lease.epoch) == (1, 2)
     assert {leased._rows._result.fformat(0) for leased in (pulled, claimed)} == {form}
+
+
+def test_a_window_whose_events_are_gone_is_closed_all_the_same():
+    consumer = register()
+    published = publish_some(1)
+    assert pulled(consumer, limit=1) == published
+    assert cursor_of(consumer)[1] is not None, "a full batch leaves its window open"
+    Task.objects.all().delete()
+    Event.objects.all().delete()
+
+    assert pulled(consumer, limit=1) == []
+    assert cursor_of(consumer)[1] is None

@@ -5,7 +5,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, IntegrityError, OperationalError, connection, connections
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.utils import timezone
 
 from kanthorq_django import schedule, signals
@@ -17,8 +24,10 @@ from kanthorq_django.exceptions import (
     InvalidSubject,
 )
 from kanthorq_django.models import Event, Schedule, Stream
+from kanthorq_django.models.isolation import brief, patient
 from kanthorq_django.models.occurrences import TURN_SIZE, Unpublished
 from kanthorq_django.worker.scheduler import Scheduler
+from tests.concurrency import elsewhere
 from tests.errors import Abort
 
 DAY = timedelta(days=1)
@@ -367,3 +376,53 @@ def test_schedules_that_are_created_in_bulk_occur():
     with pytest.raises(InvalidSchedule, match="NEVER"):
         Schedule.objects.bulk_create([Schedule(name="right", subject="report.due", **kinds), wrong])
     assert Schedule.objects.count() == len(made)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_conflict_of_one_schedule_has_all_of_the_turn_repeated_in_read_committed():
+    """Where the default is stricter, what was seen when the turn began is all that it can see."""
+    pass_time(daily(), timedelta(hours=1))
+    levels: list[str] = []
+
+    def conflict_once(**_: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW transaction_isolation")
+            levels.append(cursor.fetchone()[0])
+            if len(levels) == 1:
+                cursor.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
+
+    signals.published.connect(conflict_once)
+    try:
+        assert Schedule.objects.publish_due() == 1
+    finally:
+        signals.published.disconnect(conflict_once)
+    assert levels == ["read committed"] * 2
+    assert Event.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_only_receivers_may_idle_in_a_schedules_turn():
+    def allowed() -> str:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW idle_in_transaction_session_timeout")
+            (setting,) = cursor.fetchone()
+        return str(setting)
+
+    usual = allowed()
+    with brief("default"):
+        assert allowed() == "5s"
+        with patient("default"):
+            assert allowed() == usual
+        assert allowed() == "5s"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_another_worker_has_locked_is_left_to_it_for_a_while():
+    """A worker would otherwise ask again at once, and again, for as long as that takes."""
+    pass_time(daily(), timedelta(hours=1))
+    turns = Scheduler("default")
+    with transaction.atomic():
+        Schedule.objects.select_for_update().get()
+        assert elsewhere(turns.turn) == 0
+    assert turns.seconds > 0.5
+    assert turns.turn() == 1

@@ -4,14 +4,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import FINAL
-from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.models.task import TaskQuerySet
 from tests.clock import now
+from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -201,3 +203,30 @@ def test_a_task_that_was_reset_starts_over():
     Task.objects.all().reset()
     (claimed,) = task.consumer.claim()
     assert (claimed.attempt_count, claimed.lease_epoch) == (1, 8)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_verb_does_not_wait_for_rows_of_the_project_that_refer_to_its_task():
+    task = TaskFactory.create()
+
+    def cancel_impatiently() -> Outcome:
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '50ms'")
+        return Task.objects.all().cancel()
+
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT FROM kanthorq_django_task FOR KEY SHARE")  # as a foreign key does
+        assert elsewhere(cancel_impatiently).updated == (task.event_id,)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_verb_locks_its_tasks_and_not_their_consumer_whose_pulls_would_stop():
+    TaskFactory.create()
+
+    def lock_consumer() -> Consumer:
+        with transaction.atomic():
+            return Consumer.objects.select_for_update(nowait=True).get()
+
+    with transaction.atomic():
+        Task.objects.filter(consumer__name__startswith="consumer").cancel()
+        elsewhere(lock_consumer)

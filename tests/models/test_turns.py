@@ -371,3 +371,22 @@ def test_nothing_of_a_group_is_leased_while_one_that_may_run_yet_is_not_wanted(
 ):
     assert stuck.claim(states=[TaskState.AVAILABLE]) == []
     assert len(claimed(stuck)) == 2
+
+
+def test_keys_whose_groups_are_more_than_there_is_room_for_are_served_next():
+    consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
+    consumer.turns.group_size = 2
+    publish_keys(consumer, *"aabbccdd")
+    served = []
+    for _ in range(4):
+        tasks = claimed(consumer, 4)  # finds one group, and the first task of the next one
+        served.append("".join(task.resource_key for task in tasks))
+        lease.ack({task.lease: None for task in tasks}, consumer.using)
+    assert served == ["aa", "bb", "cc", "dd"]
+
+
+def test_a_walk_that_begins_again_finds_nothing_twice(consumer):
+    publish_keys(consumer, "b", "c")
+    consumer.turns.served_key = "a"
+    found = next_in_turn(consumer, 10)
+    assert len(found) == len(set(found)) == 2

@@ -4,7 +4,7 @@ import logging
 from uuid import UUID
 
 import pytest
-from django.db import connection, transaction
+from django.db import transaction
 
 from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster
@@ -72,13 +72,17 @@ def test_an_idle_look_finds_it(consumer: Consumer, second: str):
         assert cursor.has_unread(consumer)
 
 
-def test_nothing_is_mended_in_another_cluster(consumer: Consumer, second: str):
+AHEAD = SEEN_AS_ENDED.replace("())", "())::text::bigint + 1000")
+
+
+@pytest.mark.parametrize("alteration", ["cluster_id = 1", f'"cursor" = {AHEAD}'])
+def test_nothing_is_mended_in_another_cluster(consumer: Consumer, second: str, alteration: str):
+    """Such a cursor saw nothing of what is open here, and a rebase needs it as it is."""
     with transaction.atomic(using=second):
         publish("a.b", stream="s", using=second)
         forget()
-        Consumer.objects.update(cluster_id=1)
+        execute("default", f"UPDATE kanthorq_django_consumer SET {alteration}")  # noqa: S608  # of this test
+        before = Consumer.objects.filter(pk=consumer.pk).values().get()
         with pytest.raises(ForeignCluster):
             consumer.pull()
-    with connection.cursor() as asked:
-        asked.execute("SELECT count(*) FROM kanthorq_django_consumer WHERE cluster_id = 1")
-        assert asked.fetchone() == (1,)
+    assert Consumer.objects.filter(pk=consumer.pk).values().get() == before

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from django.db import OperationalError, connection, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 
 from kanthorq_django import Fixed, Retry, subscribe
@@ -387,3 +388,34 @@ def test_a_hook_that_fails_after_the_commit_has_nothing_run_again(
     assert len(handled) == len(set(handled)) == Entry.objects.count()
     assert sorted(hooked) == sorted(handled)
     assert Task.objects.completed().filter(attempt_count=1).count() == 2 * MANY
+
+
+def test_what_is_committed_is_not_run_again_though_its_block_fails_behind_that(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    calls: Counter[int] = Counter()
+    in_block: list[Message] = []
+    failures: list[OperationalError] = []
+    commit = BaseDatabaseWrapper.commit
+
+    def lost(wrapper: BaseDatabaseWrapper) -> None:
+        commit(wrapper)
+        if threading.current_thread().name.startswith("kanthorq-handler"):
+            is_shared = len(in_block) > 1
+            in_block.clear()
+            if is_shared and not failures:
+                failures.append(OperationalError("gone"))
+                raise failures[0]
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def handle(message: Message) -> None:
+        calls[message.event.json()] += 1
+        in_block.append(message)
+        write(message)
+
+    monkeypatch.setattr(BaseDatabaseWrapper, "commit", lost)
+    announce(MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    assert failures
+    assert set(calls.values()) == {1}
+    assert Task.objects.completed().count() == Entry.objects.count() == MANY

@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.utils import timezone
 
 from kanthorq_django.worker import probe
 from tests.concurrency import begin_elsewhere
@@ -97,3 +99,22 @@ def test_who_reads_slowly_what_the_server_has_sent_is_left_alone(
 
     goes_on.set()
     assert exporting.result(PATIENCE) == 1000
+
+
+def test_a_connection_is_cut_only_where_nothing_has_changed_between_two_looks(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Else a statement was answered, and the next one has just been sent."""
+    first, second = timezone.now(), timezone.now() + timedelta(seconds=1)
+    found = iter([{7: first}, {7: second}, {7: second}])
+    cuts: list[object] = []
+    looking = probe.Probe("default")
+    monkeypatch.setattr(probe, "PROBE_EVERY", 0)
+    monkeypatch.setattr(probe, "cut", cuts.append)
+    monkeypatch.setattr(looking, "_due_at", 0)
+    monkeypatch.setattr(looking, "_waiting", lambda: {7: "a connection"})
+    monkeypatch.setattr(looking, "_look", lambda _: next(found))
+
+    told = [looking.make_if_due() and len(cuts) for _ in range(3)]
+
+    assert told == [0, 0, 1]

@@ -22,8 +22,9 @@ from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker.listener import Listener
 from kanthorq_django.worker.loop import WorkerLoop
+from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.scheduler import Scheduler
-from tests.concurrency import elsewhere, wait_until
+from tests.concurrency import begin_elsewhere, elsewhere, wait_until
 from tests.errors import Abort
 from tests.worker.working import (
     PATIENCE,
@@ -414,3 +415,22 @@ def test_retries_and_new_events_of_a_consumer_each_get_their_share():
     with working("both", concurrency=1):
         wait_until(lambda: len(order) >= 40, PATIENCE)
     assert min(Counter(order[:40])[is_retry] for is_retry in (True, False)) >= 10
+
+
+def test_a_stop_that_comes_as_a_wake_up_is_forgotten_is_not_slept_through():
+    accept("any")
+    loop = WorkerLoop(
+        WorkerOptions(consumers=("any",), poll_interval=timedelta(hours=1), listen=False)
+    )
+
+    class Forgetful(threading.Event):
+        def clear(self) -> None:
+            loop.stop()
+            super().clear()
+
+    loop._wake = Forgetful()
+    running = begin_elsewhere(loop.run)
+    try:
+        assert running.result(PATIENCE) == 0
+    finally:
+        loop._wake.set()
