@@ -65,11 +65,20 @@ BY_ONE_PLAN = Statement(
 
 _OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
+# All of them at once: an upgrade under a running process replaces the files, whose next release
+# may take other parameters than the code that was imported, and one without a file descriptor
+# left has to write its verdicts all the same.
+_TEXTS = {
+    file.name.removesuffix(".sql"): file.read_text(encoding="utf-8")
+    for file in files(__package__).iterdir()
+    if file.name.endswith(".sql")
+}
+
 
 @functools.cache
 def load(name: str, *, skip_locked: bool = False) -> str:
-    """Return the text of ``<name>.sql``."""
-    text = files(__package__).joinpath(f"{name}.sql").read_text(encoding="utf-8")
+    """Return the text of ``<name>.sql``, as it was when this module was imported."""
+    text = _TEXTS[name]
     if skip_locked and WAITING not in text:
         raise ValueError(f"{name}.sql does not lock tasks.")
     return text.replace(WAITING, "SKIP LOCKED" if skip_locked else "")
