@@ -47,6 +47,14 @@ class Unpublished(Exception):
         return ": ".join(self.args)
 
 
+def just_before(next_at: datetime) -> datetime:
+    """Return the moment after which what is due by ``next_at`` occurs.
+
+    Rules go by whole seconds; ``update(next_at=F("dtstart"))`` brings the start's fraction along.
+    """
+    return next_at.replace(microsecond=0) - MOMENT
+
+
 def publish_due(schedules: "ScheduleQuerySet", limit: int | None) -> int:
     """Give each of ``schedules`` that is due its turn; see ``ScheduleQuerySet.publish_due()``."""
     count, served, failures = 0, set[UUID](), dict[UUID, Unpublished]()
@@ -146,7 +154,7 @@ def _unpublished(due: Sequence[Event], schedule: "Schedule", using: str) -> list
 
 def _due(schedule: "Schedule", recurrence: Recurrence, now: datetime) -> Sequence[datetime]:
     assert schedule.next_at is not None  # noqa: S101  # it was selected by it
-    after = schedule.next_at - MOMENT
+    after = just_before(schedule.next_at)
     if schedule.catchup == Catchup.ALL:
         due = takewhile(lambda moment: moment <= now, recurrence.occurrences(after))
         return list(islice(due, BATCH_SIZE))

@@ -46,7 +46,7 @@ from kanthorq_django.models.fields import CreatedAtField, SubjectField, database
 from kanthorq_django.models.guarded import unguarded_columns
 from kanthorq_django.models.isolation import together, undeadlocked
 from kanthorq_django.models.moves import RowVersion, SelectingQuerySet, bulk_verb
-from kanthorq_django.models.occurrences import MISSED_AFTER, MOMENT
+from kanthorq_django.models.occurrences import MISSED_AFTER, MOMENT, just_before
 from kanthorq_django.models.progress import PROGRESS, ProgressModel
 from kanthorq_django.models.stream import Stream
 
@@ -354,7 +354,7 @@ class Schedule(ProgressModel, SealableModel):
         if self.next_at is None or self.cancelled_at is not None:
             return []
         try:
-            return list(islice(self.recurrence().occurrences(self.next_at - MOMENT), count))
+            return list(islice(self.recurrence().occurrences(just_before(self.next_at)), count))
         except InvalidSchedule:
             return []
 

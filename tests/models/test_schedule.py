@@ -13,6 +13,7 @@ from django.db import (
     connections,
     transaction,
 )
+from django.db.models import F
 from django.utils import timezone
 
 from kanthorq_django import schedule, signals
@@ -426,3 +427,40 @@ def test_what_another_worker_has_locked_is_left_to_it_for_a_while():
         assert elsewhere(turns.turn) == 0
     assert turns.seconds > 0.5
     assert turns.turn() == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("catchup", ["all", "last"])
+@pytest.mark.parametrize("rrule", ["FREQ=DAILY;COUNT=1", "FREQ=DAILY"])
+def test_a_start_with_a_fraction_of_a_second_that_is_made_due_again_occurs(
+    rrule: str, catchup: str
+):
+    started_at = timezone.now().replace(microsecond=250_000) - timedelta(hours=1)
+    kept = daily(rrule=rrule, catchup=catchup, dtstart=started_at)
+    assert Schedule.objects.publish_due() == 0
+
+    Schedule.objects.filter(name=kept.name).update(next_at=F("dtstart"))
+    kept.refresh_from_db()
+    first = started_at.replace(microsecond=0)
+    assert kept.upcoming(1) == [first]
+
+    assert Schedule.objects.publish_due() == 1
+    assert Schedule.objects.publish_due() == 0
+    assert Event.objects.get().metadata["occurrence"] == first.astimezone(UTC).isoformat()
+    kept.refresh_from_db()
+    assert kept.last_at == first
+    assert kept.next_at == (None if "COUNT" in rrule else first + DAY)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("catchup", ["all", "last"])
+def test_what_was_published_in_the_same_second_is_not_published_again(catchup: str):
+    kept = daily(catchup=catchup)
+    pass_time(kept, timedelta(hours=1))
+    assert Schedule.objects.publish_due() == 1
+    kept.refresh_from_db()
+
+    Schedule.objects.update(next_at=known(kept.last_at) + timedelta(microseconds=1))
+
+    assert Schedule.objects.publish_due() == 0
+    assert Event.objects.count() == 1
