@@ -200,9 +200,9 @@ class Consumer(models.Model):
         returned. Of tasks that are serialized, ``group_size`` of a key are leased at a time.
         Raises ValueError for a state that no claim takes.
         """
-        _check_states(states := frozenset(states))
+        wanted = _claimable(states)
         _check_limit(limit)
-        return [leased.task for leased in lease_due(self, limit, states)]
+        return [leased.task for leased in lease_due(self, limit, wanted)]
 
     def _check_stream(self, using: str) -> None:
         """Raise ConfigurationError if it would move: its cursor says nothing of another stream."""
@@ -276,7 +276,16 @@ def _check_limit(limit: int) -> None:
         raise ValueError(f"limit must be 1 to {LIMIT_MAX:,}, not {quoted(limit)}.")
 
 
-def _check_states(states: frozenset[TaskState]) -> None:
-    if unclaimable := states - frozenset(CLAIMABLE):
-        names = ", ".join(state.name for state in sorted(CLAIMABLE))
-        raise ValueError(f"states must be some of {names}, not {quoted(next(iter(unclaimable)))}.")
+def _claimable(states: Iterable[object]) -> frozenset[TaskState]:
+    """Return ``states`` as a set. Raises ValueError for one that no claim takes.
+
+    To equal one is not enough: 2.0 would be an error of the database, which spoils the caller's
+    transaction.
+    """
+    found = set[TaskState]()
+    for state in states:
+        if not isinstance(state, int) or isinstance(state, bool) or state not in CLAIMABLE:
+            names = ", ".join(each.name for each in sorted(CLAIMABLE))
+            raise ValueError(f"states must be some of {names}, not {quoted(state)}.")
+        found.add(TaskState(state))
+    return frozenset(found)

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -406,7 +407,20 @@ def test_a_lease_is_as_long_as_its_holder_believes(way: str):
     assert task.schedule_at - task.attempted_at == 7 * MINUTE
 
 
-@pytest.mark.parametrize("states", [[TaskState.COMPLETED], [TaskState.RUNNING, 7], "1"])
+@pytest.mark.parametrize(
+    "states",
+    [
+        *([TaskState.COMPLETED], [TaskState.RUNNING, 7], "1"),
+        *([2.0], [TaskState.RUNNING, 2.0], [Decimal(2)], [True], [None], [[2]]),
+    ],
+)
 def test_a_state_that_no_claim_takes_is_refused(consumer: Consumer, states: Any):
-    with pytest.raises(ValueError, match=r"states must be some of AVAILABLE, .*, not "):
+    with pytest.raises(ValueError, match=r"^states must be some of AVAILABLE, .*, not "):
         consumer.claim(states=states)
+    assert Task.objects.count() == 0  # the transaction is still usable
+
+
+def test_a_state_may_be_given_as_its_number(consumer: Consumer):
+    due(consumer)
+    numbers: Any = iter([1, TaskState.AVAILABLE])
+    assert len(consumer.claim(states=numbers)) == 1
