@@ -135,9 +135,9 @@ def _first_fault(value: object) -> str | None:
 def _faults(value: object, path: str, levels: int) -> Iterator[str]:
     """Yield what JSON cannot take in ``value``, each with its path, the first one first.
 
-    ``levels`` is how much deeper it may be nested.
+    ``levels`` is how many containers, an empty one as well, may lie within each other.
     """
-    if levels < 0:
+    if levels < 1 and isinstance(value, dict | list | tuple):
         limit = get_settings().DEPTH_MAX
         yield f"{path} is nested deeper than {limit} (KANTHORQ['DEPTH_MAX'])"
     elif isinstance(value, dict):

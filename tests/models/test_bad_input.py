@@ -21,9 +21,10 @@ from kanthorq_django.exceptions import (
     InvalidSubject,
     KanthorqError,
 )
-from kanthorq_django.models import Event, Stream, Task
+from kanthorq_django.message import Message
+from kanthorq_django.models import Event, Stream, Task, TaskState
 from tests.clock import BrokenZone
-from tests.factories import ConsumerFactory, StreamFactory
+from tests.factories import ConsumerFactory, StreamFactory, TaskFactory
 from tests.ledger.models import Entry
 
 pytestmark = pytest.mark.django_db
@@ -48,6 +49,14 @@ def deep(levels: int) -> Any:
     nested: Any = 1
     for _ in range(levels):
         nested = [nested]
+    return nested
+
+
+def empty_within(levels: int, kind: type[Any]) -> Any:
+    """Return so many levels, the innermost of which is empty."""
+    nested: Any = kind()
+    for _ in range(levels - 1):
+        nested = {"k": nested} if kind is dict else kind([nested])
     return nested
 
 
@@ -134,6 +143,30 @@ def test_a_body_that_json_cannot_take_is_refused_by_its_place(body: Any, problem
         publish("order.paid", body)
     with refusal(InvalidBody, rf"^events\[1\]: body: .*{problem}"):
         publish_many([Event(subject="a"), Event(subject="b", body=body)])
+
+
+TOO_DEEP = r"nested deeper than 100 \(KANTHORQ\['DEPTH_MAX'\]\)"
+
+
+@pytest.mark.parametrize("kind", [list, dict, tuple])
+def test_an_empty_level_of_an_event_is_a_level(kind: type[Any]) -> None:
+    with refusal(InvalidBody, f"^body: .* {TOO_DEEP}"):
+        publish("a", empty_within(101, kind))
+    with refusal(InvalidBody, f"^metadata: .* {TOO_DEEP}"):
+        publish("a", metadata={"k": empty_within(100, kind)})
+
+    publish("a", empty_within(100, kind), metadata={"k": empty_within(99, kind)})
+
+
+@pytest.mark.parametrize("kind", [list, dict, tuple])
+def test_an_empty_level_of_a_result_is_a_level(kind: type[Any]) -> None:
+    message = Message(TaskFactory.create(state=TaskState.RUNNING))
+    with pytest.raises(InvalidBody, match=f"^result: .* {TOO_DEEP}"):
+        message.ack(empty_within(101, kind))
+
+    message.ack(empty_within(100, kind))
+
+    assert Task.objects.completed().exists()
 
 
 def test_a_body_that_is_the_fault_itself_needs_no_place() -> None:
