@@ -92,19 +92,13 @@ class Supervisor:
             args=(self._options, os.getpid(), self._databases),
             name="kanthorq-worker",
         )
-        # Blocked signals stay blocked in the child, until it is ready to ignore Ctrl-C. The
-        # tracker comes first: whoever starts it finds these signals unblocked afterwards.
-        resource_tracker.ensure_running()
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            process.start()
+            _spawn(process)
         except OSError as error:
             logger.error("no worker process could be started: %s", error)  # noqa: TRY400  # it says all
             self._postpone(slot, now)
         else:
             slot.process, slot.started_at = process, now
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def _bury(self, slot: _Slot, now: float) -> None:
         assert slot.process is not None  # noqa: S101  # for the type checker
@@ -143,3 +137,15 @@ class Supervisor:
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def _spawn(process: BaseProcess) -> None:
+    """Start ``process``. Raises OSError where the system has no room for it."""
+    # Blocked signals stay blocked in the child, until it is ready to ignore Ctrl-C. The
+    # tracker comes first: whoever starts it finds these signals unblocked afterwards.
+    resource_tracker.ensure_running()
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)

@@ -1,8 +1,10 @@
 """Several worker processes under one supervisor."""
 
 import contextlib
+import errno
 import os
 import signal
+from multiprocessing import resource_tracker
 from pathlib import Path
 from unittest import mock
 
@@ -174,6 +176,22 @@ def test_a_process_that_dies_after_a_healthy_life_is_replaced_at_once(lived: flo
     slot = _Slot(process=mock.Mock(exitcode=-9, pid=1), pause=RESTART_LONGEST)
     supervisor._bury(slot, lived)
     assert slot.restart_at == lived + pause
+
+
+def test_a_system_without_room_for_a_process_is_asked_again(caplog: pytest.LogCaptureFixture):
+    publish("entry.made", stream="ledger")
+    full = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    with mock.patch.object(
+        resource_tracker,
+        "ensure_running",
+        wraps=resource_tracker.ensure_running,
+        side_effect=[full, mock.DEFAULT, mock.DEFAULT],
+    ) as ensure_running:
+        call_command("runworker", "atomic", burst=True, processes=2)
+
+    assert ensure_running.call_count == 3
+    assert caplog.text.count(f"no worker process could be started: {full}") == 1
+    assert Task.objects.completed().count() == 1
 
 
 def test_what_no_process_could_do_is_refused_at_once():
