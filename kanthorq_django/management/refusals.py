@@ -13,6 +13,7 @@ from kanthorq_django.exceptions import KanthorqError
 ERROR_SIZE_MAX = 500  # characters of the database's own words
 
 UNDEFINED_TABLE, UNDEFINED_COLUMN, READ_ONLY = "42P01", "42703", "25006"
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 @contextmanager
@@ -36,6 +37,11 @@ def explain(error: Error, database: str) -> str:
         )
     if sqlstate == READ_ONLY:
         return f"The database {database!r} is read-only, as a standby is; use the primary."
+    if sqlstate == LOCK_NOT_AVAILABLE:
+        return (
+            f"Another session holds a lock in the database {database!r} for too long; pg_locks "
+            "tells which one."
+        )
     text = printable(" ".join(str(error).split()), ERROR_SIZE_MAX)
     if sqlstate is None and isinstance(error, OperationalError):
         return f"The database {database!r} cannot be reached: {text}"

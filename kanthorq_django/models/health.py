@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -11,16 +12,20 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
 from django.db.migrations.executor import MigrationExecutor
+from psycopg.errors import LockNotAvailable
 
 from kanthorq_django import sql
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.models.consumer import Consumer
 from kanthorq_django.models.cursor import Lag
+from kanthorq_django.models.isolation import waiting_at_most
 from kanthorq_django.models.worker import Worker
 
 VERSION_MIN = 15  # of PostgreSQL
 DEAD_MIN = 10_000  # dead rows of a table below which they are nobody's concern
 LOOKED_AT = 10_000  # overdue tasks, with turns and without, among which stuck ones are counted
+LOCKED = "another session holds a lock for too long; pg_locks tells which one"
+LOCKED_TIMEOUT = timedelta(milliseconds=100)  # of what is looked at after that
 APP_LABEL = "kanthorq_django"
 
 
@@ -54,10 +59,17 @@ class Limits:
 
 
 def examine(
-    using: str, limits: Limits | None = None, *, skip: Collection[str] = ()
+    using: str,
+    limits: Limits | None = None,
+    *,
+    skip: Collection[str] = (),
+    lock_timeout: timedelta | None = None,
 ) -> list[Finding]:
-    """Return what each check of ``CHECKS`` found, but for those named in ``skip``."""
-    patient = _Patient(using, limits or Limits())
+    """Return what each check of ``CHECKS`` found, but for those named in ``skip``.
+
+    With a ``lock_timeout`` one that waits longer for a lock has failed.
+    """
+    patient = _Patient(using, limits or Limits(), lock_timeout)
     findings: list[Finding] = []
     is_fit = True
     for name, check in CHECKS.items():
@@ -76,6 +88,7 @@ class _Patient:
 
     using: str
     limits: Limits
+    lock_timeout: timedelta | None = None
     declared: set[str] = field(
         default_factory=lambda: {subscription.consumer for subscription in registry.all()}
     )
@@ -98,6 +111,12 @@ class _Patient:
         consumers = Consumer.objects.using(self.using).order_by("name")
         return {consumer.name: consumer.lag() for consumer in consumers}
 
+    def look(self) -> AbstractContextManager[None]:
+        """Run the block of one check, which waits for no lock longer than ``lock_timeout``."""
+        if self.lock_timeout is None:
+            return nullcontext()
+        return waiting_at_most(self.using, self.lock_timeout)
+
     def own(self) -> list[Any]:
         """Return the consumers that code declares; the others are the check of orphans' affair."""
         return [row for row in self.consumers if row.name in self.declared]
@@ -108,8 +127,13 @@ Verdict = tuple[bool, str]
 
 def _run(name: str, check: Callable[[_Patient], Verdict], patient: _Patient) -> Finding:
     try:
-        is_ok, detail = check(patient)
+        with patient.look():
+            is_ok, detail = check(patient)
     except (Error, ImproperlyConfigured) as error:
+        if isinstance(error.__cause__, LockNotAvailable):
+            # What looks at the same table would wait as long, one check after the other.
+            patient.lock_timeout = LOCKED_TIMEOUT
+            return Finding(name, Status.FAILED, LOCKED)
         return Finding(name, Status.FAILED, " ".join(str(error).split()))
     return Finding(name, Status.OK if is_ok else Status.FAILED, detail)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 from django.db import IntegrityError, OperationalError, connections, transaction
@@ -12,6 +13,8 @@ from kanthorq_django.sql import LEAVE_IDLE
 from kanthorq_django.sql.transactions import is_outside
 
 DEADLOCKS_MAX = 5  # in a row that a verb survives
+
+_SET_LOCAL = "SELECT set_config(%s, %s, true)"
 
 T = TypeVar("T")
 
@@ -61,6 +64,22 @@ def together(using: str, *, may_idle: bool = False) -> Iterator[None]:
     is_open = connection.in_atomic_block or not connection.get_autocommit()
     with transaction.atomic(using=using) if is_open else read_committed(using, may_idle=may_idle):
         yield
+
+
+@contextmanager
+def waiting_at_most(using: str, lock_timeout: timedelta) -> Iterator[None]:
+    """Run the block as ``together()`` does; none of its statements waits longer for a lock.
+
+    Where the project waits less long, it stays at that.
+    """
+    name, longest = "lock_timeout", lock_timeout // timedelta(milliseconds=1)
+    with together(using, may_idle=True), connections[using].cursor() as cursor:
+        cursor.execute("SELECT setting::int FROM pg_settings WHERE name = %s", [name])
+        (before,) = cursor.fetchone()
+        is_longer = before == 0 or before > longest  # 0 is for ever
+        cursor.execute(_SET_LOCAL, [name, str(longest if is_longer else before)])
+        yield
+        cursor.execute(_SET_LOCAL, [name, str(before)])  # the transaction may be the caller's
 
 
 def check_read_committed(using: str, verb: str) -> None:

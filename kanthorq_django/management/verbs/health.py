@@ -7,7 +7,7 @@ from typing import Any
 
 from kanthorq_django.management.arguments import count, duration, fraction
 from kanthorq_django.management.times import format_duration
-from kanthorq_django.management.verbs.verb import Verb
+from kanthorq_django.management.verbs.verb import LOCK_TIMEOUT, Verb
 from kanthorq_django.models.health import CHECKS, Finding, Limits, Status, examine
 
 LIMITS = Limits()
@@ -64,7 +64,7 @@ class Health(Verb):
         _add_age(parser, "--max-transaction", LIMITS.transaction, "age of an open transaction")
 
     def run(self, *, json: bool, skip: list[str], **limits: Any) -> None:
-        findings = examine(self.database, _limits(**limits), skip=skip)
+        findings = examine(self.database, _limits(**limits), skip=skip, lock_timeout=LOCK_TIMEOUT)
         is_healthy = all(finding.status is Status.OK for finding in findings)
         if json:
             self.console.json({"healthy": is_healthy, "checks": [_as_json(f) for f in findings]})

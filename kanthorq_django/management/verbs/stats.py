@@ -10,10 +10,11 @@ from kanthorq_django.domain.amounts import listed
 from kanthorq_django.domain.redaction import redact
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.management.times import format_duration, format_moment
-from kanthorq_django.management.verbs.verb import Verb
+from kanthorq_django.management.verbs.verb import LOCK_TIMEOUT, Verb
 from kanthorq_django.models import Worker
 from kanthorq_django.models.cancellations import LATELY, Cancellations
 from kanthorq_django.models.cursor import Lag
+from kanthorq_django.models.isolation import waiting_at_most
 from kanthorq_django.models.statistics import (
     ConsumerStatistics,
     StreamStatistics,
@@ -50,12 +51,10 @@ class Stats(Verb):
         parser.add_argument("--json", action="store_true", help="print one JSON object")
 
     def run(self, *, json: bool, **_: Any) -> None:
-        streams = stream_statistics(self.database)
-        consumers = consumer_statistics(self.database)
-        alive = Worker.objects.using(self.database).alive()
-        dead = Worker.objects.using(self.database).dead()
-        workers = [_worker(worker, is_alive=True) for worker in alive.order_by("pk")]
-        workers += [_worker(worker, is_alive=False) for worker in dead.order_by("pk")]
+        with waiting_at_most(self.database, LOCK_TIMEOUT):
+            streams = stream_statistics(self.database)
+            consumers = consumer_statistics(self.database)
+            workers = _workers(self.database)
         if json:
             self.console.json(
                 {
@@ -213,6 +212,12 @@ def _consumer_json(consumer: ConsumerStatistics) -> dict[str, Any]:
         "completed_per_minute": consumer.per_minute,
         "cancellations": _cancellation_json(consumer.cancellations),
     }
+
+
+def _workers(using: str) -> list[dict[str, Any]]:
+    workers = Worker.objects.using(using).order_by("pk")
+    alive = [_worker(worker, is_alive=True) for worker in workers.alive()]
+    return alive + [_worker(worker, is_alive=False) for worker in workers.dead()]
 
 
 def _worker(worker: Worker, *, is_alive: bool) -> dict[str, Any]:

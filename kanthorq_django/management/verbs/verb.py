@@ -2,11 +2,15 @@
 
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from kanthorq_django.management.account import shell_user
 from kanthorq_django.management.console import Console
 from kanthorq_django.models.audit import OperatorAction, Order
+
+# That a look at everything waits for a lock: cron would start the next one behind it, and so on.
+LOCK_TIMEOUT = timedelta(seconds=10)
 
 
 class Verb(ABC):
