@@ -45,6 +45,8 @@ class ThreadLane(Lane):
                 is_open = self._work()
             except BaseException:
                 # Such as one that somebody sets on this thread, for a handler that took too long.
+                # No promise: it may come at any line, so also at one that ends the thread, or
+                # within logging, whose lock it can leave taken.
                 logger.exception("A handler's thread was to end; it goes on.")
         connections.close_all()
 
