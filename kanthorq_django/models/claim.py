@@ -6,14 +6,14 @@ What becomes of each is decided in claim.sql; whose turn it is, in turns.py.
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.amounts import counted, plural
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.models.cursor import ALWAYS
-from kanthorq_django.models.leased import Leased, claimed_by, tell_of
+from kanthorq_django.models.leased import BODIES_SIZE_MAX, Leased, claimed_by, tell_of
 from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 from kanthorq_django.sql.result import Result
 
@@ -30,17 +30,28 @@ NO_ATTEMPT_LEFT = (
 )
 
 
+class _Wanted(NamedTuple):
+    states: list[TaskState]
+    floor: int  # microseconds since 1970
+    size_max: int  # bytes
+
+
 def lease_due(
-    consumer: "Consumer", limit: int, states: Iterable[TaskState], floor: int = ALWAYS
+    consumer: "Consumer",
+    limit: int,
+    states: Iterable[TaskState],
+    floor: int = ALWAYS,
+    size_max: int = BODIES_SIZE_MAX,
 ) -> list[Leased]:
     """Do what ``Consumer.claim()`` does, without building the tasks.
 
     Nothing that waits for no turn is due before ``floor``, microseconds since 1970, as far as
-    the caller knows.
+    the caller knows. Bodies have no more than ``size_max`` bytes, or there is a single one; those
+    of tasks that were given a turn, and those of others, each.
     """
-    wanted = sorted(states)
+    wanted = _Wanted(sorted(states), floor, size_max)
     while True:
-        rows = _claim_in_turn(consumer, limit, wanted, floor)
+        rows = _claim_in_turn(consumer, limit, wanted)
         leased = claimed_by(consumer, rows)
         _log_discarded(consumer, rows)
         if leased or rows[0].due_count == 0:
@@ -49,9 +60,9 @@ def lease_due(
     return leased
 
 
-def _claim_in_turn(consumer: "Consumer", limit: int, states: list[TaskState], floor: int) -> Result:
+def _claim_in_turn(consumer: "Consumer", limit: int, wanted: _Wanted) -> Result:
     if consumer.serialize == Serialize.OFF:
-        return _claim(consumer, limit, states, [], floor)
+        return _claim(consumer, limit, wanted, [])
     with turns_locked(consumer) as is_ours:
         # A part stays free for what waits for no turn, as cancellations do; of a single
         # place, every other one.
@@ -59,32 +70,29 @@ def _claim_in_turn(consumer: "Consumer", limit: int, states: list[TaskState], fl
         turns.claim_count += 1
         turns.were_all_given = False
         if limit == 1 and turns.claim_count % 2:
-            rows = _claim(consumer, limit, states, [], floor)
+            rows = _claim(consumer, limit, wanted, [])
             if rows[0].due_count:
                 return rows
         share = max(1, limit - max(1, limit // 4))
         in_turn = next_in_turn(consumer, share) if is_ours else []
-        turns.were_all_given = is_ours and len(in_turn) < share
-        return _claim(consumer, limit - len(in_turn), states, in_turn, floor)
+        rows = _claim(consumer, limit - len(in_turn), wanted, in_turn)
+        (is_cut,) = rows.values(0, ("is_cut",))
+        turns.were_all_given = is_ours and len(in_turn) < share and not is_cut
+        return rows
 
 
-def _claim(
-    consumer: "Consumer",
-    limit: int,
-    states: list[TaskState],
-    in_turn: list[int],
-    floor: int,
-) -> Result:
+def _claim(consumer: "Consumer", limit: int, wanted: _Wanted, in_turn: list[int]) -> Result:
     return sql.result_alone(
         consumer.using,
         "claim",
         {
             "consumer_id": consumer.pk,
-            "states": states,
+            "states": wanted.states,
             "limit": limit,
             "visibility_timeout": consumer.visibility_timeout,
             "in_turn": in_turn,
-            "floor": floor,
+            "floor": wanted.floor,
+            "size_max": wanted.size_max,
             "handler_ran_out": LEASE_RAN_OUT + _timeout_told(consumer),
             "lease_ran_out": LEASE_RAN_OUT,
             "no_attempt_left": NO_ATTEMPT_LEFT,

@@ -39,7 +39,7 @@ from kanthorq_django.models.fields import (
     check_filters,
 )
 from kanthorq_django.models.guarded import unguarded_columns
-from kanthorq_django.models.leased import tell_of
+from kanthorq_django.models.leased import BODIES_SIZE_MAX, tell_of
 from kanthorq_django.models.registration import ConsumerQuerySet, check_consumer_name
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, Turns
@@ -163,9 +163,10 @@ class Consumer(models.Model):
     def pull(self, limit: int = 100) -> "list[Task]":
         """Turn new events into tasks; return those leased to the caller, at most ``limit``.
 
-        An empty list means that the consumer has caught up, or that another pull is at it.
-        Events that are scheduled for later, or a consumer that parks its tasks, make tasks that
-        are not returned. Raises PullRefused where reading could lose or repeat events.
+        Fewer come where their bodies are large. An empty list means that the consumer has caught
+        up, or that another pull is at it. Events that are scheduled for later, or a consumer that
+        parks its tasks, make tasks that are not returned. Raises PullRefused where reading could
+        lose or repeat events.
         """
         _check_limit(limit)
         cursors.check_no_transaction(self.using)
@@ -175,12 +176,12 @@ class Consumer(models.Model):
                 return page.tasks
         return []
 
-    def pull_page(self, limit: int) -> Page:
+    def pull_page(self, limit: int, size_max: int = BODIES_SIZE_MAX) -> Page:
         """Read one page of the stream in one transaction, as ``pull()`` does until it has tasks."""
         cursors.check_no_transaction(self.using)
         try:
             with cursors.refused_by_standby(self.using):
-                page = cursors.read_page(self, limit)
+                page = cursors.read_page(self, limit, size_max)
         except ForeignCluster:
             if not cursors.mend(self):
                 raise
@@ -197,7 +198,8 @@ class Consumer(models.Model):
         """Lease at most ``limit`` tasks that are due and in ``states``; an empty list: none is.
 
         Tasks that used up their attempts, or were asked to cancel, end here and are not
-        returned. Of tasks that are serialized, ``group_size`` of a key are leased at a time.
+        returned. Of tasks that are serialized, ``group_size`` of a key are leased at a time;
+        fewer where their bodies are large.
         Raises ValueError for a state that no claim takes.
         """
         wanted = _claimable(states)

@@ -17,7 +17,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
-from kanthorq_django.models.leased import Leased, pulled_by
+from kanthorq_django.models.leased import BODIES_SIZE_MAX, Leased, pulled_by
 from kanthorq_django.sql.result import Result
 from kanthorq_django.sql.transactions import is_outside
 
@@ -48,6 +48,7 @@ class Page(NamedTuple):
 
     leased: list[Leased]
     is_idle: bool
+    is_full: bool = False  # it stopped where the room was filled, or the bodies became too many
 
     @property
     def tasks(self) -> "list[Task]":
@@ -89,25 +90,26 @@ def peek(
     return sql.rows_by_one_plan(using, "peek", params)
 
 
-def read_page(consumer: "Consumer", limit: int) -> Page:
+def read_page(consumer: "Consumer", limit: int, size_max: int = BODIES_SIZE_MAX) -> Page:
     """Turn the next page of events into tasks, move the cursor past it, and commit.
 
+    At most ``limit`` tasks, whose bodies have no more than ``size_max`` bytes, or a single one.
     One round trip. Raises ForeignCluster.
     """
     while True:
-        locked, rows = _lock_and_read(consumer, limit)
+        locked, rows = _lock_and_read(consumer, limit, size_max)
         if not locked:
             return Page([], is_idle=True)  # another puller is at it
         if not locked[0].is_ours:
             raise _foreign_cluster(consumer)
-        is_read, is_idle = rows.values(0, ("is_read", "is_idle"))
+        is_read, is_idle, is_full = rows.values(0, ("is_read", "is_idle", "is_full"))
         if is_read:
-            return Page(pulled_by(consumer, rows), is_idle=is_idle)
+            return Page(pulled_by(consumer, rows), is_idle, is_full)
         consumer.subject_includes = json.loads(locked[0].subject_includes)
         consumer.subject_excludes = json.loads(locked[0].subject_excludes)
 
 
-def _lock_and_read(consumer: "Consumer", limit: int) -> tuple[list[Any], Result]:
+def _lock_and_read(consumer: "Consumer", limit: int, size_max: int) -> tuple[list[Any], Result]:
     """Read a page, if nobody else does so, and if the filters are still those we know.
 
     Returns the consumer's row, if it could be locked. Raises ForeignCluster.
@@ -119,6 +121,7 @@ def _lock_and_read(consumer: "Consumer", limit: int) -> tuple[list[Any], Result]
         "includes": subjects.to_regex(consumer.subject_includes),
         "excludes": subjects.to_regex(consumer.subject_excludes),
         "limit": limit,
+        "size_max": size_max,
         "visibility_timeout": consumer.visibility_timeout,
         "page_size": max(limit, get_settings().PAGE_SIZE),
     }

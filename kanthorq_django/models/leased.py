@@ -29,6 +29,11 @@ logger = logging.getLogger("kanthorq_django")
 
 CANCELLING = TaskState.CANCELLING.value
 
+# Bytes of bodies that one pull or claim leases at most, but for a single one that is larger. An
+# answer comes as a whole, after its leases were committed: where it does not fit into memory, its
+# tasks have lost an attempt. To transfer as much takes far longer than the round trip it shares.
+BODIES_SIZE_MAX = 16 * 2**20
+
 
 class Leased:
     """A leased task: what its holder has to know at once, and the rest when asked for."""
@@ -65,6 +70,7 @@ class Leased:
             task=task,
             event=task.event,
             subject=task.event.subject,
+            body_size=0,
         )
         return leased
 
@@ -90,6 +96,13 @@ class Leased:
         subject: str | None
         (subject,) = self._rows.values(self._index, ("event_subject",))
         return subject
+
+    @cached_property
+    def body_size(self) -> int:
+        """Bytes of a body, on average of what came together: all of it stays until all are done."""
+        size: int | None
+        (size,) = self._rows.values(0, ("body_size",))
+        return size or 0
 
     @cached_property
     def resource_key(self) -> str:

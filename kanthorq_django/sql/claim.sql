@@ -6,8 +6,9 @@ WITH consumer AS (
 ),
 due_freely AS MATERIALIZED (
     SELECT
-        id, state, attempt_count, cancel_attempt_count, cancel_requested_at, attempted_at,
-        CASE state WHEN 3 THEN attempted_errors END AS attempted_errors
+        id, event_id, state, attempt_count, cancel_attempt_count, cancel_requested_at, attempted_at,
+        CASE state WHEN 3 THEN attempted_errors END AS attempted_errors,
+        false AS is_in_turn, schedule_at AS due_at
     FROM kanthorq_django_task
     WHERE consumer_id = %(consumer_id)s
         -- Spelt out as in the partial index, so that it is provably enough.
@@ -24,8 +25,9 @@ due_freely AS MATERIALIZED (
 ),
 due_in_turn AS MATERIALIZED (
     SELECT
-        id, state, attempt_count, cancel_attempt_count, cancel_requested_at, attempted_at,
-        CASE state WHEN 3 THEN attempted_errors END AS attempted_errors, turn_key
+        id, event_id, state, attempt_count, cancel_attempt_count, cancel_requested_at, attempted_at,
+        CASE state WHEN 3 THEN attempted_errors END AS attempted_errors,
+        true AS is_in_turn, NULL::timestamptz AS due_at, turn_key
     FROM kanthorq_django_task
     WHERE id = ANY(%(in_turn)s::bigint[])
         AND state + 0 = ANY(%(states)s::smallint[])
@@ -41,12 +43,28 @@ unfenced AS MATERIALIZED (
         AND state + 0 = 2 AND id NOT IN (SELECT id FROM due_in_turn)
 ),
 due AS (
+    -- No more than fits into the memory of who claims, as in pull.sql; so much of either kind, that
+    -- none keeps the other waiting. In the order of turns.sql: what is cut off is the end of a group.
     SELECT
-        id, state, attempt_count, cancel_attempt_count, cancel_requested_at, attempted_at,
-        attempted_errors
-    FROM due_in_turn
-    WHERE NOT EXISTS (SELECT FROM unfenced WHERE unfenced.turn_key = due_in_turn.turn_key)
-    UNION ALL SELECT * FROM due_freely
+        found.*,
+        event.body_size,
+        sum(coalesce(event.body_size, 0)) OVER (  -- an event may be deleted
+            PARTITION BY is_in_turn ORDER BY due_at, state <> 2, id ROWS UNBOUNDED PRECEDING
+        ) <= greatest(%(size_max)s::bigint, event.body_size) AS fits
+    FROM (
+        SELECT
+            id, event_id, state, attempt_count, cancel_attempt_count, cancel_requested_at,
+            attempted_at, attempted_errors, is_in_turn, due_at
+        FROM due_in_turn
+        WHERE NOT EXISTS (SELECT FROM unfenced WHERE unfenced.turn_key = due_in_turn.turn_key)
+        UNION ALL SELECT * FROM due_freely
+    ) AS found
+    LEFT JOIN LATERAL (  -- as in pull.sql
+        SELECT octet_length(body) AS body_size FROM kanthorq_django_event
+        WHERE id >= found.event_id AND id <= found.event_id
+        ORDER BY id
+        LIMIT 1
+    ) AS event ON true
 ),
 fate AS (
     SELECT
@@ -74,6 +92,7 @@ fate AS (
         due.state = 3 AND due.cancel_attempt_count > 0 AND due.attempted_at IS NOT NULL AS was_tried,
         %(visibility_timeout)s::interval AS visibility_timeout
     FROM due, consumer
+    WHERE due.fits
 ),
 claimed AS (
     UPDATE kanthorq_django_task AS task
@@ -116,6 +135,8 @@ claimed AS (
 )
 SELECT
     (SELECT count(*) FROM due) AS due_count,
+    EXISTS (SELECT FROM due WHERE NOT fits) AS is_cut,
+    (SELECT avg(body_size) FROM due WHERE fits)::bigint AS body_size,
     (SELECT count(*) FROM claimed WHERE state = -102) AS discarded_count,
     ARRAY(SELECT event_id::text FROM claimed WHERE state = -102 ORDER BY id LIMIT 20) AS discarded,
     -- Named: the server keeps the statement, and its columns may not change meanwhile. Moments

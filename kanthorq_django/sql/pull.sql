@@ -2,7 +2,8 @@
 -- event is new exactly when its transaction was not visible in the consumer's cursor and is
 -- visible in the window that is being read. It counts events read, not matched, so a consumer
 -- that selects one event in a million advances too; and it stops at the match that fills the
--- room of the puller, so nothing is leased that cannot be started.
+-- room of the puller, so nothing is leased that cannot be started, and before the match whose body
+-- would be too much beside the others', so nothing is leased that its memory cannot hold.
 WITH reader AS MATERIALIZED (
     -- As lock_consumer.sql left it. Without its lock, or with filters that were changed since
     -- the caller knew them, nothing is read at all: everything below is NULL or empty then.
@@ -40,7 +41,9 @@ page AS MATERIALIZED (
         FROM reader,
             pg_snapshot_xip(reader."cursor") AS open (xid),
             LATERAL (
-                SELECT xid, id, subject, schedule_at, resource_key, created_at
+                SELECT
+                    xid, id, subject, schedule_at, resource_key, created_at,
+                    octet_length(body) AS body_size
                 FROM kanthorq_django_event
                 WHERE stream_id = reader.stream_id
                     AND xid >= open.xid AND xid <= open.xid
@@ -60,7 +63,9 @@ page AS MATERIALIZED (
     -- subqueries, so that it has an order, and ends where late ones fill the page: what is invisible
     -- yet may be long.
     (
-        SELECT xid, id, subject, schedule_at, resource_key, created_at
+        SELECT
+            xid, id, subject, schedule_at, resource_key, created_at,
+            octet_length(body) AS body_size  -- without reading a long one, which tells its length
         FROM kanthorq_django_event
         WHERE stream_id = (SELECT stream_id FROM reader)
             AND (xid, id) > ((SELECT fresh_xid FROM reader), (SELECT fresh_id FROM reader))
@@ -73,13 +78,20 @@ page AS MATERIALIZED (
     LIMIT %(page_size)s
 ),
 matching AS MATERIALIZED (
-    SELECT page.*
-    FROM page, reader
-    WHERE page.subject ~ %(includes)s
-        AND page.subject !~ %(excludes)s
-        AND (reader.deliver_from IS NULL OR page.created_at >= reader.deliver_from)
-    ORDER BY page.xid, page.id
-    LIMIT %(limit)s
+    -- A first body always fits. Behind one that does not, none does: the sum only grows.
+    SELECT
+        *,
+        sum(body_size) OVER (ORDER BY xid, id ROWS UNBOUNDED PRECEDING)
+            <= greatest(%(size_max)s::bigint, body_size) AS fits
+    FROM (
+        SELECT page.*
+        FROM page, reader
+        WHERE page.subject ~ %(includes)s
+            AND page.subject !~ %(excludes)s
+            AND (reader.deliver_from IS NULL OR page.created_at >= reader.deliver_from)
+        ORDER BY page.xid, page.id
+        LIMIT %(limit)s
+    ) AS room
 ),
 pulled AS (
     INSERT INTO kanthorq_django_task (
@@ -98,18 +110,26 @@ pulled AS (
             THEN matching.resource_key END) AS turn (key),
         LATERAL (SELECT NOT reader.parked AND turn.key IS NULL
             AND coalesce(matching.schedule_at <= statement_timestamp(), true)) AS due (leased)
+    WHERE matching.fits
     ORDER BY matching.xid, matching.id
     -- Never met while the cursor is right; the second line of defence.
     ON CONFLICT (consumer_id, event_id) DO NOTHING
     RETURNING *
 ),
 progress AS MATERIALIZED (
-    -- A full room stops at its last match; what follows it is read again by the next pull.
+    -- A full room stops at its last match that fits; what follows it is read again by the next pull.
     SELECT
         reader.*,
         matched.is_full,
-        CASE WHEN is_full THEN %(limit)s ELSE (SELECT count(*) FROM page) END AS read_count
-    FROM reader, (SELECT (SELECT count(*) FROM matching) = %(limit)s AS is_full) AS matched
+        matched.body_size,
+        CASE WHEN is_full THEN matched.fit_count ELSE (SELECT count(*) FROM page) END AS read_count
+    FROM reader, (
+        SELECT
+            count(*) = %(limit)s OR count(*) > count(*) FILTER (WHERE fits) AS is_full,
+            count(*) FILTER (WHERE fits) AS fit_count,
+            avg(body_size) FILTER (WHERE fits) AS body_size
+        FROM matching
+    ) AS matched
 ),
 advanced AS (
     UPDATE kanthorq_django_consumer AS consumer
@@ -118,7 +138,7 @@ advanced AS (
         "window" = CASE WHEN has_more THEN progress.horizon END,
         (position_xid, position_id) = (
             SELECT xid, id FROM (
-                SELECT xid, id FROM matching WHERE progress.is_full
+                SELECT xid, id FROM matching WHERE progress.is_full AND fits
                 UNION ALL
                 SELECT xid, id FROM page WHERE NOT progress.is_full
             ) AS read
@@ -135,6 +155,8 @@ SELECT
     progress.id IS NOT NULL AS is_read,
     -- Nothing was read and no window was open: the consumer has caught up.
     progress.read_count = 0 AND progress."window" IS NULL AS is_idle,
+    progress.is_full,
+    progress.body_size::bigint AS body_size,
     -- A cursor that is ahead of this cluster, or an event that is, came from another one; or a
     -- transaction is open that a cursor saw ended: see mend_cursor.sql. A cast
     -- that fails is how plain SQL raises an error, before the COMMIT that is sent along.

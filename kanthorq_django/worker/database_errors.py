@@ -19,6 +19,12 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, UNAVAILABLE) and not sqlstate.startswith(_ABOUT_THE_ASKED)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an answer did not fit into memory: ours, as libpq says, or the server's."""
+    is_told = isinstance(error, OperationalError) and "memory" in str(error)
+    return is_told or isinstance(error, MemoryError)
+
+
 def is_about_values(error: BaseException) -> bool:
     """Tell whether the database refused what it was given, and would refuse it again."""
     sqlstate = getattr(error.__cause__, "sqlstate", None) or ""

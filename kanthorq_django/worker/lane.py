@@ -1,7 +1,8 @@
 """What waits to be started, how much more there is room for, and what is given back.
 
 A lane holds no more than it starts within about a second, so that idle peers never starve
-behind a hoarder. How its calls are run is in thread_lane.py and coroutine_lane.py.
+behind a hoarder, and asks for no more while the bodies that wait would fill an answer. How its
+calls are run is in thread_lane.py and coroutine_lane.py.
 """
 
 import itertools
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from kanthorq_django.models.lease import AT_ONCE
+from kanthorq_django.models.leased import BODIES_SIZE_MAX
 from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
@@ -41,6 +43,7 @@ class Lane:
         self._arrived = threading.Condition(self._lock)
         self._emptied = threading.Condition(self._lock)
         self._waiting: deque[_Waiting] = deque()
+        self._waiting_bytes = 0  # of their bodies
         self._remainders: set[_Remainder] = set()
         self._threads: list[threading.Thread] = []
         self._running = 0
@@ -56,7 +59,7 @@ class Lane:
     def accepted_count(self) -> int:
         """How many tasks have been started, or are still to be."""
         with self._lock:
-            return self.started_count + sum(waiting.call.size for waiting in self._waiting)
+            return self.started_count + sum(waiting.size for waiting in self._waiting)
 
     @property
     def waiting_count(self) -> int:
@@ -92,10 +95,13 @@ class Lane:
             return room
 
     def submit(self, calls: list[Call]) -> None:
-        """Queue calls to be started in order."""
+        """Queue calls, which were leased together, to be started in order."""
+        body_size = calls[0].rounds[0][0].leased.body_size
         with self._lock:
             now = time.monotonic()
-            self._waiting.extend(_Waiting(call, now) for call in calls)
+            arrived = [_Waiting(call, now, call.size, body_size) for call in calls]
+            self._waiting.extend(arrived)
+            self._waiting_bytes += body_size * sum([waiting.size for waiting in arrived])
             self._arrived.notify(1 if self._usual.is_quick else len(calls))
 
     def surplus(self) -> list[Flight]:
@@ -104,7 +110,7 @@ class Lane:
         with self._lock:
             latest = time.monotonic() - WAIT_LONGEST
             while self._waiting and self._waiting[0].since < latest:
-                found.append(self._waiting.popleft())
+                found.append(self._pop())
             late = [each for each in self._remainders if each.is_untouched_since(latest)]
             return _flights(found) + self._take_back(late)
 
@@ -114,6 +120,7 @@ class Lane:
             self._is_closed = True
             unstarted = _flights(self._waiting)
             self._waiting.clear()
+            self._waiting_bytes = 0
             self._arrived.notify_all()
             return unstarted + self._take_back(self._remainders)
 
@@ -129,6 +136,8 @@ class Lane:
         target = self._target()
         if len(self._waiting) > target // 2:
             return 0  # refilling only when half has gone keeps the batches large
+        if self._waiting_bytes >= BODIES_SIZE_MAX:
+            return 0
         return max(0, target - self._running - len(self._waiting))
 
     def _next(self, relent: Callable[[], object] = bool) -> Call | None:
@@ -199,11 +208,16 @@ class Lane:
             self._is_watched = False
 
     def _take(self) -> Call:
-        call = self._waiting.popleft().call
-        self.started_count += call.size
+        waiting = self._pop()
+        self.started_count += waiting.size
         if self._is_refusing:
             self._invite()
-        return call
+        return waiting.call
+
+    def _pop(self) -> "_Waiting":
+        waiting = self._waiting.popleft()
+        self._waiting_bytes -= waiting.body_size * waiting.size
+        return waiting
 
     def _share(self, call: Call) -> int:
         """Return how many calls may be handled in one transaction that begins with ``call``.
@@ -265,6 +279,8 @@ class _Waiting(NamedTuple):
 
     call: Call
     since: float
+    size: int  # messages
+    body_size: int  # bytes, on average
 
 
 class _Remainder:

@@ -13,8 +13,9 @@ from kanthorq_django.models import Consumer
 from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
+from kanthorq_django.worker.answer_size import AnswerSize
 from kanthorq_django.worker.backoff import Backoff
-from kanthorq_django.worker.database_errors import is_unavailable
+from kanthorq_django.worker.database_errors import is_out_of_memory, is_unavailable
 from kanthorq_django.worker.demand import Demand, Wanted
 from kanthorq_django.worker.filter_watch import FilterWatch
 from kanthorq_django.worker.floors import Floors
@@ -78,13 +79,14 @@ class Puller:
         self._order = list(self._consumers)
         self._has_claimed = dict.fromkeys(self._consumers, False)  # and not pulled, the last time
         self._floors = Floors(self._consumers)
+        self._answer_size = AnswerSize()
         # Until when there is no turn to be given, as far as is known; and how often a key became
         # free here meanwhile.
         self._no_turns: dict[int, float] = {}
         self._freed_count = 0
         self._is_quiet = True
-        # The last pull found as many events as there was room for; all since the last look found
-        # fewer, and leased them.
+        # The last pull found all that there was room for; all since the last look found less, and
+        # leased it.
         self._has_more = self._has_all = False
         self._has_due = False  # as far as the last look saw
         self._looked_at = -math.inf
@@ -267,8 +269,15 @@ class Puller:
 
     def _take(self, step: _Step, consumer: Consumer, wanted: Wanted) -> Haul | None:
         asked_at = time.monotonic()
-        with self._bounded(connections[self._using]):
-            leased = step.lease(consumer, wanted)
+        try:
+            with self._bounded(connections[self._using]):
+                leased = step.lease(consumer, wanted)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._answer_size.did_not_fit()
+            raise
+        if leased:
+            self._answer_size.fitted()
         leave_connections()  # receivers of signals may have left a block open
         if leased is None:
             return None
@@ -282,7 +291,13 @@ class Puller:
 
     def _claim(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
         freed_count = self._freed_count
-        leased = lease_due(consumer, wanted.limit, wanted.states, self._floors[consumer.pk])
+        leased = lease_due(
+            consumer,
+            wanted.limit,
+            wanted.states,
+            self._floors[consumer.pk],
+            self._answer_size.bytes_max,
+        )
         if consumer.turns.were_all_given and freed_count == self._freed_count:
             # A burst does not wait for keys that others have, or whose first task waits itself.
             is_over = self._options.burst and self._is_quiet and not leased
@@ -296,15 +311,15 @@ class Puller:
         """Return what a page leased, which may be nothing; None when nothing could be read."""
         had_all, self._has_more, self._has_all = self._has_all, False, False
         try:
-            page = consumer.pull_page(wanted.limit)
+            page = consumer.pull_page(wanted.limit, self._answer_size.bytes_max)
         except PullRefused as error:
             self._refuse(consumer, error)
             return None
         self._refusals.pop(consumer.pk, None)
         self.filters.note(consumer)
-        self._has_more = len(page.leased) == wanted.limit
+        self._has_more = page.is_full and bool(page.leased)
         # What waits for its turn is not leased by a pull.
-        has_all = 0 < len(page.leased) < wanted.limit and not consumer.serialize
+        has_all = bool(page.leased) and not page.is_full and not consumer.serialize
         self._has_all = had_all and has_all
         if not page.is_idle:
             self._no_turns.pop(consumer.pk, None)

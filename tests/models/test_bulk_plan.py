@@ -8,6 +8,7 @@ import pytest
 from kanthorq_django import sql
 from kanthorq_django.models import Consumer
 from kanthorq_django.models.cursor import ALWAYS
+from kanthorq_django.models.leased import BODIES_SIZE_MAX
 from kanthorq_django.models.registration import Registration
 from tests.models.test_pull_plan import Scan, event_scans, execute, place
 
@@ -43,7 +44,13 @@ def test_a_look_probes_the_index(reader: Consumer):
 
 def test_a_pull_probes_the_index(reader: Consumer):
     sql.rows("default", "lock_consumer", {"consumer_id": reader.pk})
-    params = {"limit": 100, "page_size": 500, "includes": "^$", "excludes": "^$"}
+    params = {
+        "limit": 100,
+        "size_max": BODIES_SIZE_MAX,
+        "page_size": 500,
+        "includes": "^$",
+        "excludes": "^$",
+    }
     filters = ("subject_includes", "subject_excludes")
     params |= {name: json.dumps(getattr(reader, name)) for name in filters}
     params |= {"consumer_id": reader.pk, "visibility_timeout": reader.visibility_timeout}

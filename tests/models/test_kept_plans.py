@@ -123,7 +123,7 @@ DUE, TURN_DUE, TASK = "kanthorq_task_due", "kanthorq_task_turn_due", "kanthorq_d
     [
         ("peek", look, [UNREAD, UNREAD, UNREAD, TURN_DUE, DUE]),
         ("pull", pull, [UNREAD, UNREAD, UNREAD, EVENT]),
-        ("claim", claim, [DUE, TASK, TASK, TASK, EVENT]),
+        ("claim", claim, [DUE, TASK, TASK, TASK, EVENT, EVENT]),
     ],
 )
 def test_it_reads_by_the_same_indexes_whenever_it_was_made(

@@ -12,6 +12,7 @@ from kanthorq_django import sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer, Stream
 from kanthorq_django.models.cursor import ALWAYS
+from kanthorq_django.models.leased import BODIES_SIZE_MAX
 from kanthorq_django.models.registration import Registration
 from tests.announcements import raw_connection
 
@@ -109,6 +110,7 @@ def pull_scans(
         "includes": subjects.to_regex([includes]),
         "excludes": subjects.to_regex([]),
         "limit": 100,
+        "size_max": BODIES_SIZE_MAX,
         "visibility_timeout": consumer.visibility_timeout,
         "page_size": PAGE_SIZE,
     }

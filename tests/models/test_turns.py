@@ -16,6 +16,7 @@ from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, claim, lease
 from kanthorq_django.models.cursor import ALWAYS
+from kanthorq_django.models.leased import BODIES_SIZE_MAX
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 from tests.concurrency import elsewhere
@@ -258,7 +259,8 @@ def test_two_workers_that_see_different_moments_do_not_both_serve_a_key():
             picked = next_in_turn(mine, 10) if is_ours else []
             has_picked.set()
             assert may_go_on.wait(10)
-            claim._claim(mine, 10, [TaskState.AVAILABLE, TaskState.RETRYABLE], picked, ALWAYS)
+            states = [TaskState.AVAILABLE, TaskState.RETRYABLE]
+            claim._claim(mine, 10, claim._Wanted(states, ALWAYS, BODIES_SIZE_MAX), picked)
         connections.close_all()
 
     other = threading.Thread(target=pick_and_claim, daemon=True)

@@ -41,6 +41,9 @@ def judge(committed: Iterable[UUID], delivered: Iterable[UUID]) -> Verdict:
     )
 
 
+BODY = b"some bytes"
+
+
 class Reader(Protocol):
     """A consumer, or a broken one."""
 
@@ -153,7 +156,7 @@ class Race:
         published.append(self._event())
 
     def _at_once(self, chance: random.Random, published: list[UUID]) -> None:
-        events = [Event(subject="race.many") for _ in range(chance.randint(2, 40))]
+        events = [Event(subject="race.many", body=BODY) for _ in range(chance.randint(2, 40))]
         published += [
             event.id for event in publish_many(events, stream=self.stream, using=self.using)
         ]
@@ -185,7 +188,7 @@ class Race:
             transaction.set_rollback(True, using=self.using)
 
     def _event(self) -> UUID:
-        return publish("race.one", stream=self.stream, using=self.using).id
+        return publish("race.one", BODY, stream=self.stream, using=self.using).id
 
 
 def pause(chance: random.Random) -> None:

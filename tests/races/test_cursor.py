@@ -8,7 +8,7 @@ from django.db import IntegrityError
 
 from kanthorq_django.models import Consumer, Event, Task
 from kanthorq_django.models.registration import Registration
-from tests.races.race import CLEAN, Race, altered, between_lock_and_read
+from tests.races.race import BODY, CLEAN, Race, altered, between_lock_and_read
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -31,6 +31,29 @@ def test_every_committed_event_is_delivered_exactly_once(consumer: Consumer, see
     assert race.verdict == CLEAN
     assert set(race.committed) == set(Event.objects.values_list("id", flat=True))
     assert Task.objects.count() == len(race.committed) > 100
+
+
+class CautiousReader:
+    """Has no memory for more than three bodies."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.using, self.stream_id = consumer.using, consumer.stream_id
+        self._consumer = consumer
+
+    def pull(self, limit: int) -> list[Task]:
+        while not (page := self._consumer.pull_page(limit, 3 * len(BODY))).is_idle:
+            if page.leased:
+                return page.tasks
+        return []
+
+
+def test_nothing_is_lost_or_read_twice_where_bodies_end_the_pages(consumer: Consumer):
+    race = Race(CautiousReader(consumer), seed=0)
+
+    race.run()
+
+    assert race.errors == []
+    assert race.verdict == CLEAN
 
 
 class PositionReader:

@@ -25,6 +25,7 @@ from kanthorq_django.models import (
     definition,
     envelope,
     idempotency,
+    leased,
     occurrences,
     retention,
 )
@@ -100,6 +101,7 @@ REFUSED: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
 CUT: dict[str, tuple[int, ...]] = {
     "events that a pull reads": (S.PAGE_SIZE,),
     "tasks that a pull or claim leases": (S.BATCH_SIZE,),
+    "bodies that a pull or claim leases": (leased.BODIES_SIZE_MAX // 2**20,),
     "handlers at a time": (S.CONCURRENCY, CONCURRENCY_LIMIT, PROCESSES_LIMIT),
     "errors kept of a task": (S.ERRORS_MAX, failures.ERROR_SIZE_MAX, S.ERROR_SIZE_MAX),
     "tasks that an operator's action moves": (operations.BATCH_SIZE, CHUNK_SIZE),
