@@ -22,7 +22,13 @@ from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.database_errors import is_about_values, is_unavailable
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import leave_connections, spare_connections
+from kanthorq_django.worker.upkeep import (
+    drop_connections,
+    leave_connections,
+    replace_suspect_connections,
+    spare_connections,
+    suspect_sessions,
+)
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # verdicts in one statement
@@ -134,21 +140,57 @@ class Acknowledger:
         self._tell()
 
     def _persist(self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]) -> None:
-        """Run ``write`` until the database has answered; a refused statement is not repeated."""
+        """Run ``write`` until the database has taken what it is given, or will never take it."""
         while endings and not self._abandon.is_set():
-            try:
-                with self._bounded(connections[self._using]):
-                    write(endings)
-            except BaseException as error:  # no verdict may end this thread
-                if is_interrupt(error):
-                    raise
-                if not is_unavailable(error):
-                    return self._refused(write, endings, error)
-                connections.close_all()
-                self._abandon.wait(self._backoff.failed(error))
-            else:
+            error = self._failure_of(write, endings)
+            if error is None:
                 return self._backoff.succeeded()
+            if self._is_about_verdicts(error, write):
+                return self._refused(write, endings, error)
+            self._wait_after(error)
         return None
+
+    def _failure_of(
+        self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]
+    ) -> BaseException | None:
+        """Run ``write``; return what went wrong, also in a new session if its own is suspect."""
+        error = self._try(write, endings)
+        if error is None or is_unavailable(error) or not replace_suspect_connections():
+            return error
+        return self._try(write, endings)
+
+    def _try(
+        self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]
+    ) -> BaseException | None:
+        try:
+            with self._bounded(connections[self._using]):
+                write(endings)
+        except BaseException as error:  # no verdict may end this thread
+            if is_interrupt(error):
+                raise
+            suspect_sessions(error)
+            return error
+        return None
+
+    def _is_about_verdicts(
+        self, error: BaseException, write: Callable[[Sequence[Any]], None]
+    ) -> bool:
+        """Tell whether the database has refused what ``write`` was given, and not ``write``.
+
+        Where it does not even take nothing, a right, a table or a schema is missing, maybe for a
+        moment, and no verdict is to blame.
+        """
+        if is_unavailable(error):
+            return False
+        is_sure = is_about_values(error) or not isinstance(error, DatabaseError)
+        return is_sure or self._failure_of(write, ()) is None
+
+    def _wait_after(self, error: BaseException) -> None:
+        """Let the database come back, or give back what it has taken away, in a new session."""
+        if connections[self._using].in_atomic_block and not is_unavailable(error):
+            raise error  # a test that drains would wait for ever: it has only this session
+        drop_connections()
+        self._abandon.wait(self._backoff.failed(error))
 
     def _refused(
         self,
@@ -199,7 +241,8 @@ class Acknowledger:
     def _write_hand_backs(self, backs: Sequence[HandBack]) -> None:
         """Give back tasks that share a delay."""
         leases = [back.lease for back in backs]
-        ours = lease.hand_back(leases, self._using, delay=backs[0].delay, skip_locked=True)
+        delay = backs[0].delay if backs else lease.AT_ONCE
+        ours = lease.hand_back(leases, self._using, delay=delay, skip_locked=True)
         self._unsettled += [back for back in backs if back.lease.task_id not in ours]
 
     def _tell(self) -> None:

@@ -19,6 +19,7 @@ from kanthorq_django.worker.upkeep import (
     leave_connections,
     refresh_connections,
     spare_connections,
+    take_suspicion,
 )
 
 
@@ -31,6 +32,7 @@ class CoroutineLane(Lane):
         self._closing = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_refresh_due = False
+        self._are_suspect = False  # the sessions of the thread that serves the ORM
         self._threads = [threading.Thread(target=self._serve, name="kanthorq-loop", daemon=True)]
         super().start()
 
@@ -130,8 +132,10 @@ class CoroutineLane(Lane):
 
     def _renew(self) -> None:
         self._refreshed()  # whoever comes from now on needs one of its own
+        are_suspect, self._are_suspect = self._are_suspect, False
         try:
-            refresh_connections(self._bounded)  # first: it goes by how long they have rested
+            # First: it goes by how long they have rested.
+            refresh_connections(self._bounded, are_suspect=are_suspect)
         finally:
             leave_connections()
             spare_connections()
@@ -148,6 +152,7 @@ class CoroutineLane(Lane):
         except asyncio.CancelledError as error:
             endings = after_interrupt(error, *started)
         _forgive_interrupts()
+        self._are_suspect |= take_suspicion()
         self._settle(endings)
 
 

@@ -20,7 +20,7 @@ from kanthorq_django.models import Event
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import note_refusal
+from kanthorq_django.worker.upkeep import note_refusal, suspect_sessions
 
 VERDICT_ROLLED_BACK = "The transaction in which the message was ended was rolled back."
 UNTOLD_DELAY = timedelta(minutes=1)  # before the next attempt when not even the policy can tell
@@ -113,6 +113,7 @@ def after_error(flights: Sequence[Flight], error: BaseException) -> list[Ending]
     It has stopped as it was to, if any of them was asked back or is not ours any more. What a
     batch's handler had settled before has ended well, unless there is nothing else to tell it of.
     """
+    suspect_sessions(error)
     is_to_stop = any(flight.stop.is_set() for flight in flights)
     settled = [flight for flight in flights if flight.message.is_settled()]
     sunk = [flight for flight in flights if not flight.message.is_settled()]

@@ -34,6 +34,7 @@ from kanthorq_django.worker.executor import (
 )
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
+from kanthorq_django.worker.upkeep import are_to_be_replaced, suspect_sessions
 
 # After which a shared transaction begins no further handler. By the clock: where ten threads share
 # a processor, each of them is slow, and a short time would leave transactions of two or three.
@@ -64,18 +65,24 @@ def execute_together(flight: Flight, others: Iterator[Flight]) -> tuple[list[End
             _keep_hooks_apart(begun, first_hooks, using)
             ack_and_commit(results, using)
     except BaseException as error:  # noqa: BLE001  # as in execute()
+        suspect_sessions(error)
         if not begun:  # the transaction itself could not be begun
             return [HandBack(flight.message, lease.AT_ONCE)], []
         if len(begun) == 1 or any(each.message.is_settled() for each in begun):
             return after_error(begun, error), []  # what is committed is never run again
         _careful_until[subscription.consumer] = time.monotonic() + CAREFUL_SECONDS
-        for spoiled in begun:  # each of them tells for itself when it is run again
-            spoiled.message.reopen()
-        return [], begun
+        return [], _reopened(begun)
     tell_of_acked(results)
     have_failed = {ending.lease for ending in failed}
     handled = [each for each in begun if each.lease not in have_failed]
     return failed + concluded(after_return, handled, None), []
+
+
+def _reopened(spoiled: list[Flight]) -> list[Flight]:
+    """Let each of them tell for itself when it is run again."""
+    for flight in spoiled:
+        flight.message.reopen()
+    return spoiled
 
 
 def _run_in_one(
@@ -103,6 +110,8 @@ def _run_in_savepoints(
             if opened.wrapper.needs_rollback or not opened.is_kept:
                 raise  # a lost lease lets nothing commit, not even around its savepoint
             failed += after_error([flight], error)
+            if are_to_be_replaced():
+                break  # the session may be what fails, and would fail those that follow
     return results, failed
 
 

@@ -39,7 +39,7 @@ from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
 from kanthorq_django.worker.taking_over import take_over
 from kanthorq_django.worker.thread_lane import ThreadLane
-from kanthorq_django.worker.upkeep import refresh_connections, spare_connections
+from kanthorq_django.worker.upkeep import drop_connections, refresh_connections, spare_connections
 from kanthorq_django.worker.warden import Warden, tick_of
 
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
@@ -175,7 +175,7 @@ class WorkerLoop:
         except Error as error:
             if self._options.burst and not is_unavailable(error):
                 raise
-            connections.close_all()
+            drop_connections()
             self._stop.wait(self._backoff.failed(error))
             return
         self._backoff.succeeded()

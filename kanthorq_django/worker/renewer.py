@@ -13,7 +13,7 @@ from kanthorq_django.models.worker import SEEN_EVERY
 from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.probe import Probe
-from kanthorq_django.worker.upkeep import spare_connections
+from kanthorq_django.worker.upkeep import drop_connections, spare_connections
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # leases in one statement
@@ -66,7 +66,7 @@ class Renewer:
             with self._bounded(connections[self._using]):
                 has_asked = step()
         except BaseException as error:  # noqa: BLE001  # if this thread died, every lease would run out
-            connections.close_all()
+            drop_connections()
             self._stop.wait(self._backoff.failed(error))
         else:
             if has_asked:

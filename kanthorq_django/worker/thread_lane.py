@@ -16,6 +16,7 @@ from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import (
     are_scarce,
+    drop_connections,
     leave_connections,
     note_refusal,
     refresh_connections,
@@ -109,5 +110,5 @@ class ThreadLane(Lane):
         note_refusal(error)
         if not is_unavailable(error):
             logger.error("A connection could not be made ready for a handler.", exc_info=error)
-            connections.close_all()  # what a receiver began to set up is not to be used
+            drop_connections()  # what a receiver began to set up is not to be used
         self._pause.wait(REFUSED_PAUSE)

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from django.db import Error, OperationalError, connections
+from django.db import Error, IntegrityError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 from psycopg.errors import ReadOnlySqlTransaction
 
+from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.sql.transactions import is_idle
+from kanthorq_django.worker.database_errors import is_about_values
 from kanthorq_django.worker.warden import Bounded
 
 # How the server, a pooler, or psycopg's pool, says that it has no connection left; there is no code
@@ -33,12 +35,20 @@ OWN_THREADS = 5
 _POOL_SIZE_DEFAULT = 4  # psycopg_pool's
 CHECK_AFTER_IDLE = 1.0  # seconds a connection may rest before it is tried out
 READ_ONLY_FOR = 1.0  # seconds at least between two sessions that may not write
+# Seconds at least between two times that a thread's sessions are replaced for what failed on them:
+# they double while that goes on. Where handlers fail a thousand times a second, most of the time
+# would go into connecting; and a new session may be spoilt as soon as the last one was.
+REPLACED_FIRST, REPLACED_EVERY = 0.03, 1.0
+CAUSES_MAX = 10  # errors that are looked at for one of the database among their causes
 
 
 class _Own(threading.local):
     """What a thread knows of its own connections."""
 
     used_at = 0.0
+    are_suspect = False  # something has failed for which its sessions may be to blame
+    replaced_at = float("-inf")  # when they were replaced for that
+    replace_after = 0.0  # seconds after which they may be again
     # None: to be asked for anew. Django's answer takes longer than a handler that does nothing.
     connections: Sequence[BaseDatabaseWrapper] | None = None
 
@@ -94,24 +104,27 @@ def expect_small_pools(concurrency: int) -> None:
         _refused_at = math.inf
 
 
-def refresh_connections(bounded: Bounded) -> None:
+def refresh_connections(bounded: Bounded, *, are_suspect: bool = False) -> None:
     """Leave this thread only with connections that a handler can use right away.
 
     A handler may have left one broken, and the server may have been restarted while a thread was
     idle; what is left inside a transaction ``leave_connections()`` sees to. CONN_MAX_AGE is meant
     for requests: a worker's connections live as long as they work. ``bounded`` limits the time
-    that a probe may take.
+    that a probe may take; ``are_suspect`` says that something failed on them which another thread
+    has noticed.
 
     Raises OperationalError when a connection was lost and there is no new one to be had: a
     handler that is started now would use up an attempt for nothing.
     """
     now = time.monotonic()
+    _own.are_suspect |= are_suspect
     has_rested = now - _own.used_at > CHECK_AFTER_IDLE
     lost = []
     for connection in _known_connections():
         if not _is_sound(connection, bounded, has_rested=has_rested):
             lost.append(connection.alias)
             _forget(connection)
+    lost += replace_suspect_connections()
     _own.used_at = now
     for alias in lost:
         with bounded(connections[alias]):
@@ -227,7 +240,76 @@ def are_scarce() -> bool:
 def spare_connections() -> None:
     """Give this thread's connections back if they are scarce: so all parts get their turn."""
     if are_scarce():
+        if _own.are_suspect:
+            drop_connections()
         connections.close_all()
+
+
+def suspect_sessions(error: BaseException | None) -> None:
+    """Note that this thread's sessions may be to blame for ``error``, if it is the database's.
+
+    A session that answers may be broken all the same, and would stay so for as long as the worker
+    runs: it has kept a default that was wrong when it began, or a handler has set its search_path
+    or its role, or made a table that hides one of ours. Not even that it lost a lease is sure then.
+    """
+    for _ in range(CAUSES_MAX):
+        if error is None:
+            return
+        if isinstance(error, (Error, LeaseLost)):
+            # What breaks a constraint met the right table; many handlers go by that.
+            _own.are_suspect |= not (isinstance(error, IntegrityError) or is_about_values(error))
+            return
+        error = error.__cause__ or error.__context__
+
+
+def take_suspicion() -> bool:
+    """Tell whether this thread's sessions are suspect, and forget it: they are another thread's."""
+    are_suspect, _own.are_suspect = _own.are_suspect, False
+    return are_suspect
+
+
+def are_to_be_replaced() -> bool:
+    """Tell whether this thread's sessions are suspect, and it is long since others were."""
+    return _own.are_suspect and time.monotonic() >= _own.replaced_at + _own.replace_after
+
+
+def replace_suspect_connections() -> list[str]:
+    """Let go of this thread's connections if their sessions are suspect; return their aliases.
+
+    Those of a test that drains are inside its transaction, and are kept.
+    """
+    if not are_to_be_replaced():
+        return []
+    _own.are_suspect = False
+    found = [connection for connection in _known_connections() if _is_at_rest(connection)]
+    for connection in found:
+        _forget(connection)
+    if found:
+        _note_replaced()
+    return [connection.alias for connection in found]
+
+
+def _note_replaced() -> None:
+    now = time.monotonic()
+    goes_on = now < _own.replaced_at + 2 * REPLACED_EVERY
+    _own.replace_after = min(2 * _own.replace_after, REPLACED_EVERY) if goes_on else REPLACED_FIRST
+    _own.replaced_at = now
+
+
+def _is_at_rest(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether it is one to PostgreSQL that is alive and in no block."""
+    if connection.vendor != "postgresql" or connection.in_atomic_block:
+        return False
+    return connection.connection is not None and not connection.connection.closed
+
+
+def drop_connections() -> None:
+    """Close this thread's connections after a failure, which a pool would give to others."""
+    for connection in connections.all(initialized_only=True):
+        if _is_at_rest(connection):
+            with contextlib.suppress(Exception):
+                connection.connection.close()
+    connections.close_all()
 
 
 def leave_connections() -> None:
@@ -242,8 +324,13 @@ def leave_connections() -> None:
     _own.used_at = time.monotonic()
 
 
-def replace_outdated_connections() -> None:
-    """Let go of this thread's connections whose sessions may not write, where new ones might."""
+def replace_failed_connections(error: BaseException) -> None:
+    """Let go of this thread's connections whose sessions may be to blame for ``error``.
+
+    Or may not write, where new ones might.
+    """
+    suspect_sessions(error)
+    replace_suspect_connections()
     for connection in _known_connections():
         if _is_outdated(connection):
             _forget(connection)

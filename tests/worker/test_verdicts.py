@@ -7,14 +7,23 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
+from threading import Event, Semaphore
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from django.db import DatabaseError, OperationalError, ProgrammingError, connection, transaction
+from django.db import (
+    DatabaseError,
+    DataError,
+    OperationalError,
+    ProgrammingError,
+    connection,
+    transaction,
+)
 from django.db.models import F
 from django.db.models.functions import Now
 from django.dispatch import Signal
+from psycopg.errors import NumericValueOutOfRange
 from pytest_django import Settings
 
 from kanthorq_django import Fixed, Snooze, signals, subscribe
@@ -23,13 +32,24 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Stream, Task, TaskState, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.subscribers import sync
+from kanthorq_django.testing.commits import committing
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.endings import Ack, Ending, Nack
-from tests.concurrency import begin_elsewhere
+from tests.concurrency import begin_elsewhere, wait_until
 from tests.factories import TaskFactory
 from tests.flights import settle
 from tests.ledger.models import Entry
-from tests.worker.working import PATIENCE, accept, altered, announce, forbidden, indexed, work_off
+from tests.worker.working import (
+    PATIENCE,
+    accept,
+    altered,
+    announce,
+    forbidden,
+    indexed,
+    wait_for_state,
+    work_off,
+    working,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -334,6 +354,53 @@ def refused_by_a_trigger(condition: str) -> AbstractContextManager[None]:
     )
 
 
+def test_verdicts_wait_for_a_table_that_is_missing_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As for a right or a schema: it says nothing about them, and their handlers have succeeded."""
+    refused: list[ProgrammingError] = []
+    written = lease.ack
+
+    def ack(*given: Any, **options: Any) -> set[int]:
+        try:
+            return written(*given, **options)
+        except ProgrammingError as error:
+            refused.append(error)
+            raise
+
+    monkeypatch.setattr(lease, "ack", ack)
+    is_inside, gate = Semaphore(0), Event()
+
+    @subscribe("work.>", stream="work", consumer="done", retry=LATER)
+    def handle(message: Message) -> None:
+        is_inside.release()
+        gate.wait(PATIENCE)
+
+    announce(4)
+    alter = "ALTER TABLE kanthorq_django_task"
+    with working("done", concurrency=4):
+        for _ in range(4):
+            assert is_inside.acquire(timeout=PATIENCE)
+        with altered(f"{alter} RENAME TO away", "ALTER TABLE away RENAME TO kanthorq_django_task"):
+            gate.set()
+            wait_until(lambda: len(refused) > 3, PATIENCE)
+        wait_for_state(TaskState.COMPLETED, 4)
+    assert set(Task.objects.values_list("attempt_count", flat=True)) == {1}
+    assert "could not be written" not in caplog.text
+    assert caplog.text.count("acknowledger interrupted") == 1
+
+
+def test_a_verdict_that_a_test_can_never_write_is_raised_in_its_drain():
+    message = Message(TaskFactory.create(state=TaskState.RUNNING))
+    acknowledger = Acknowledger("default", written=lambda leases: None)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE kanthorq_django_task RENAME TO away")
+        with committing(), pytest.raises(ProgrammingError, match="kanthorq_django_task"):
+            acknowledger.write([Ack(message, None)])
+        transaction.set_rollback(True)
+    assert states() == {TaskState.RUNNING: 1}
+
+
 def test_what_was_written_is_not_written_again_where_only_the_rest_is_in_doubt(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
@@ -436,7 +503,7 @@ def test_an_ack_of_which_nobody_can_tell_what_became_is_not_told_as_a_failure(
     def refuse(*_: object) -> None:
         may_end.set()
         holding.result(PATIENCE)
-        raise ProgrammingError("permission denied")
+        raise DataError("out of range") from NumericValueOutOfRange()
 
     holding = begin_elsewhere(hold)
     assert is_locked.wait(PATIENCE)
