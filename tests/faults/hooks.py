@@ -180,6 +180,6 @@ def _texts(name: str) -> tuple[str, ...]:
     for twin, options in itertools.product(
         (name, f"{name}_one", f"{name}_last"), ({}, {"skip_locked": True})
     ):
-        with contextlib.suppress(OSError, ValueError):  # there is no such twin
+        with contextlib.suppress(KeyError, ValueError):  # there is no such twin
             texts.add(sql.load(twin, **options))
     return tuple(texts)
