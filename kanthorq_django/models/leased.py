@@ -29,9 +29,10 @@ logger = logging.getLogger("kanthorq_django")
 
 CANCELLING = TaskState.CANCELLING.value
 
-# Bytes of bodies that one pull or claim leases at most, but for a single one that is larger. An
-# answer comes as a whole, after its leases were committed: where it does not fit into memory, its
-# tasks have lost an attempt. To transfer as much takes far longer than the round trip it shares.
+# Bytes of bodies that one pull or claim leases at most, but for a single one that is larger; a
+# claim so much of what was given a turn, and of what waits for none. An answer comes as a whole,
+# after its leases were committed: where it does not fit into memory, its tasks have lost an
+# attempt. To transfer as much takes far longer than the round trip it shares.
 BODIES_SIZE_MAX = 16 * 2**20
 
 

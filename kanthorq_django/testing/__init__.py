@@ -74,7 +74,7 @@ class _Drain:
         for consumer in consumers:
             consumer.turns.group_size = find(consumer.name).group_size
         self._consumers, self._using = consumers, using
-        self._acknowledger = Acknowledger(using, written=lambda leases: None)
+        self._acknowledger = Acknowledger(using, written=lambda leases: None, is_patient=False)
         self._handled: dict[int, list[UUID]] = {consumer.pk: [] for consumer in consumers}
         self._snoozed: set[_Run] = set()
         # Leased to the end, although they have snoozed: claims would find them and nothing else.

@@ -49,10 +49,14 @@ class Acknowledger:
         using: str,
         written: Callable[[Iterable[Lease]], None],
         bounded: Bounded = contextlib.nullcontext,
+        *,
+        is_patient: bool = True,
     ) -> None:
+        """Wait for rights and tables that are missing if ``is_patient``, else raise."""
         self._using = using
         self._written = written
         self._bounded = bounded
+        self._is_patient = is_patient
         self._endings: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
         self._unsettled: list[Ending] = []
         self._locked: list[Ending] = []
@@ -187,8 +191,8 @@ class Acknowledger:
 
     def _wait_after(self, error: BaseException) -> None:
         """Let the database come back, or give back what it has taken away, in a new session."""
-        if connections[self._using].in_atomic_block and not is_unavailable(error):
-            raise error  # a test that drains would wait for ever: it has only this session
+        if not (self._is_patient or is_unavailable(error)):
+            raise error
         drop_connections()
         self._abandon.wait(self._backoff.failed(error))
 

@@ -16,6 +16,7 @@ from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.upkeep import (
+    are_held,
     leave_connections,
     refresh_connections,
     spare_connections,
@@ -132,13 +133,16 @@ class CoroutineLane(Lane):
 
     def _renew(self) -> None:
         self._refreshed()  # whoever comes from now on needs one of its own
-        are_suspect, self._are_suspect = self._are_suspect, False
+        # Another coroutine may be between two reads of a cursor.
+        if are_suspect := self._are_suspect and not are_held(self._bounded):
+            self._are_suspect = False
         try:
             # First: it goes by how long they have rested.
             refresh_connections(self._bounded, are_suspect=are_suspect)
         finally:
             leave_connections()
-            spare_connections()
+            if self.is_idle:
+                spare_connections()
 
     async def _execute(self, round_: Round) -> None:
         if not (started := self._startable(round_)):

@@ -21,7 +21,7 @@ def is_unavailable(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an answer did not fit into memory: ours, as libpq says, or the server's."""
-    is_told = isinstance(error, OperationalError) and "memory" in str(error)
+    is_told = isinstance(error, OperationalError) and "out of memory" in str(error)
     return is_told or isinstance(error, MemoryError)
 
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import psycopg
 from django.db import Error, IntegrityError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
-from psycopg.errors import ReadOnlySqlTransaction
+from psycopg.errors import DeadlockDetected, ReadOnlySqlTransaction, SerializationFailure
 
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.sql.transactions import is_idle
@@ -240,9 +241,9 @@ def are_scarce() -> bool:
 def spare_connections() -> None:
     """Give this thread's connections back if they are scarce: so all parts get their turn."""
     if are_scarce():
-        if _own.are_suspect:
-            drop_connections()
+        replace_suspect_connections()
         connections.close_all()
+        _own.are_suspect = False  # there is none left, or a pool may give it to anybody
 
 
 def suspect_sessions(error: BaseException | None) -> None:
@@ -256,10 +257,21 @@ def suspect_sessions(error: BaseException | None) -> None:
         if error is None:
             return
         if isinstance(error, (Error, LeaseLost)):
-            # What breaks a constraint met the right table; many handlers go by that.
-            _own.are_suspect |= not (isinstance(error, IntegrityError) or is_about_values(error))
+            _own.are_suspect |= isinstance(error, LeaseLost) or _may_be_the_sessions(error)
             return
         error = error.__cause__ or error.__context__
+
+
+def _may_be_the_sessions(error: Error) -> bool:
+    """Tell whether another session might have had the server answer otherwise.
+
+    What breaks a constraint met the right table, and many handlers go by that; who meets a conflict
+    or a deadlock is to try again.
+    """
+    cause = error.__cause__
+    is_conflict = isinstance(cause, SerializationFailure | DeadlockDetected)
+    is_sure = isinstance(error, IntegrityError) or is_about_values(error) or is_conflict
+    return isinstance(cause, psycopg.Error) and not is_sure  # else it is Django's own
 
 
 def take_suspicion() -> bool:
@@ -310,6 +322,28 @@ def drop_connections() -> None:
             with contextlib.suppress(Exception):
                 connection.connection.close()
     connections.close_all()
+    _own.are_suspect = False
+
+
+_HOLDS = """
+    SELECT EXISTS (SELECT FROM pg_cursors WHERE name <> '')
+        OR EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory')
+"""
+
+
+def are_held(bounded: Bounded) -> bool:
+    """Tell whether a session of this thread holds what somebody is not through with.
+
+    Where several share it: a cursor that is read page by page, or a lock.
+    """
+    return any(_is_held(each, bounded) for each in _known_connections() if _is_at_rest(each))
+
+
+def _is_held(connection: BaseDatabaseWrapper, bounded: Bounded) -> bool:
+    with contextlib.suppress(Error), bounded(connection), connection.cursor() as cursor:
+        cursor.execute(_HOLDS)
+        return bool(cursor.fetchone()[0])
+    return False  # it cannot even tell
 
 
 def leave_connections() -> None:

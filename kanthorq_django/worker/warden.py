@@ -47,9 +47,12 @@ class _Wait:
         self.is_cancelled = False
 
     def is_for_answer(self) -> bool:
-        """Tell whether the server owes one; else a receiver of the project's takes its time."""
+        """Tell whether the server owes one; else a receiver of the project's takes its time.
+
+        To connect has a time limit of its own.
+        """
         raw = self.connection.connection
-        return raw is None or raw.pgconn.transaction_status == TransactionStatus.ACTIVE
+        return raw is not None and raw.pgconn.transaction_status == TransactionStatus.ACTIVE
 
 
 class Warden:

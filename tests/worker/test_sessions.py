@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import (
@@ -22,7 +23,13 @@ from django.db import (
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
-from psycopg.errors import UniqueViolation
+from psycopg.errors import (
+    DeadlockDetected,
+    NumericValueOutOfRange,
+    SerializationFailure,
+    UndefinedTable,
+    UniqueViolation,
+)
 from pytest_django import Settings
 
 from kanthorq_django import Fixed, subscribe
@@ -30,11 +37,13 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Stream, Task, TaskState, Worker, lease
 from kanthorq_django.worker import group_commit, upkeep
 from kanthorq_django.worker.upkeep import (
+    are_held,
     drop_connections,
     refresh_connections,
     replace_suspect_connections,
     spare_connections,
     suspect_sessions,
+    take_suspicion,
 )
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
@@ -98,7 +107,7 @@ def test_a_session_that_a_handler_spoilt_costs_one_attempt(
         announce(9)
         wait_for_state(TaskState.COMPLETED, 10)
     assert Entry.objects.count() == 10
-    assert attempt_count() <= 11
+    assert attempt_count() <= 12
 
 
 def attempt_count() -> int:
@@ -257,7 +266,9 @@ def test_a_suspect_session_is_closed_and_not_given_back_to_a_pool(
         connection.ensure_connection()
         wrapper: Any = connections["default"]
         wrapper._close = lambda: given_back.append(wrapper.connection)
-        suspect_sessions(ProgrammingError("relation does not exist"))
+        error = ProgrammingError("relation does not exist")
+        error.__cause__ = UndefinedTable()
+        suspect_sessions(error)
         leave()
 
     monkeypatch.setattr(upkeep, "are_scarce", lambda: True)
@@ -361,3 +372,45 @@ def test_what_breaks_a_constraint_costs_no_connection():
     with working("repeats", concurrency=1):
         wait_for_state(TaskState.DISCARDED, 5)
     assert len(sessions) == 1
+
+
+HELD = {
+    "a cursor": "DECLARE walk CURSOR WITH HOLD FOR SELECT 1",
+    "a lock": "SELECT pg_advisory_lock(17)",
+}
+
+
+@pytest.mark.parametrize("statement", HELD.values(), ids=HELD.keys())
+def test_a_session_that_coroutines_share_is_kept_while_one_of_them_holds_something(statement: str):
+    def answers() -> list[bool]:
+        found = [are_held(contextlib.nullcontext)]
+        connection.ensure_connection()
+        found.append(are_held(contextlib.nullcontext))
+        run_sql(statement)()
+        return [*found, are_held(contextlib.nullcontext)]
+
+    assert elsewhere(answers) == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_suspect"),
+    [
+        (UndefinedTable(), True),
+        (UniqueViolation(), False),
+        (DeadlockDetected(), False),
+        (SerializationFailure(), False),
+        (NumericValueOutOfRange(), False),
+        (None, False),
+    ],
+)
+def test_only_an_error_that_another_session_might_not_meet_makes_one_suspect(
+    error: psycopg.Error | None, is_suspect: bool
+):
+    def told() -> bool:
+        kind = IntegrityError if isinstance(error, UniqueViolation) else DatabaseError
+        failure = kind("no")
+        failure.__cause__ = error
+        suspect_sessions(failure)
+        return take_suspicion()
+
+    assert elsewhere(told) is is_suspect

@@ -392,7 +392,7 @@ def test_verdicts_wait_for_a_table_that_is_missing_for_a_while(
 
 def test_a_verdict_that_a_test_can_never_write_is_raised_in_its_drain():
     message = Message(TaskFactory.create(state=TaskState.RUNNING))
-    acknowledger = Acknowledger("default", written=lambda leases: None)
+    acknowledger = Acknowledger("default", written=lambda leases: None, is_patient=False)
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("ALTER TABLE kanthorq_django_task RENAME TO away")
         with committing(), pytest.raises(ProgrammingError, match="kanthorq_django_task"):
