@@ -52,7 +52,7 @@ class Acknowledger:
         *,
         is_patient: bool = True,
     ) -> None:
-        """Wait for rights and tables that are missing if ``is_patient``, else raise."""
+        """One that ``is_patient`` waits where a right or a table is missing; others raise."""
         self._using = using
         self._written = written
         self._bounded = bounded

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from django.db.models.functions import Now
@@ -11,9 +10,7 @@ from django.db.models.functions import Now
 from kanthorq_django import Fixed, publish_many, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.cursor import peek
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import puller
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
 
@@ -44,19 +41,6 @@ def gate() -> Iterator[Gate]:
     made = Gate()
     yield made
     made.open()
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Grows by one with each look of a worker."""
-    found: list[None] = []
-
-    def counted(*args: Any, **kwargs: Any) -> list[Any]:
-        found.append(None)
-        return peek(*args, **kwargs)
-
-    monkeypatch.setattr(puller, "peek", counted)
-    return found
 
 
 def make_tasks(consumer: str, state: TaskState, attempt_count: int = 0) -> None:

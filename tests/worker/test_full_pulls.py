@@ -6,25 +6,11 @@ from typing import Any
 import pytest
 
 from kanthorq_django.models import Task, TaskState, lease
-from kanthorq_django.models.cursor import peek
 from kanthorq_django.worker import acknowledger, loop, puller
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Grows by one with each look of a worker."""
-    found: list[None] = []
-
-    def counted(*args: Any, **kwargs: Any) -> list[Any]:
-        found.append(None)
-        return peek(*args, **kwargs)
-
-    monkeypatch.setattr(puller, "peek", counted)
-    return found
 
 
 def test_full_pulls_follow_each_other_without_a_look(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -16,11 +17,13 @@ from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.utils import timezone
+from psycopg.pq import TransactionStatus
 
 from kanthorq_django import Fixed, schedule, signals, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
 from kanthorq_django.worker import listener, loop, renewer, upkeep, warden
+from kanthorq_django.worker.flight import Flights
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.proxy import Proxy, through_a_proxy
@@ -754,3 +757,19 @@ def test_a_receiver_that_takes_its_time_is_not_taken_for_a_silent_database(
             wait_for_state(TaskState.COMPLETED)
     finally:
         signals.published.disconnect(take_time)
+
+
+def test_the_time_that_connecting_takes_is_no_statements(monkeypatch: pytest.MonkeyPatch):
+    """A pool has its callers wait for longer than a statement may take."""
+    monkeypatch.setattr(warden, "CANCEL_AFTER", 0.0)
+    monkeypatch.setattr(warden, "CUT_AFTER", 0.0)
+    ended: list[object] = []
+    monkeypatch.setattr(warden, "_end", ended.append)
+    watch, wrapper = warden.Warden(Flights(lambda: None), PATIENCE), Mock(connection=None)
+    with watch.bounded(wrapper):
+        watch._end_waits()
+        assert not ended
+        wrapper.connection = Mock()
+        wrapper.connection.pgconn.transaction_status = TransactionStatus.ACTIVE
+        watch._end_waits()
+    assert ended == [wrapper]

@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from kanthorq_django import publish_many, subscribe
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.claim import lease_due
-from kanthorq_django.models.cursor import Page, peek
+from kanthorq_django.models.cursor import Page
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import answer_size, lane, puller
@@ -47,19 +47,6 @@ def small_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_size, "BODIES_SIZE_MAX", AT_ONCE)
     monkeypatch.setattr(lane, "BODIES_SIZE_MAX", AT_ONCE)
     monkeypatch.setattr(answer_size, "SMALLEST", SIZE)
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Grows by one with each look of a worker."""
-    found: list[None] = []
-
-    def counted(*args: Any, **kwargs: Any) -> list[Any]:
-        found.append(None)
-        return peek(*args, **kwargs)
-
-    monkeypatch.setattr(puller, "peek", counted)
-    return found
 
 
 @pytest.fixture

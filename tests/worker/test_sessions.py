@@ -1,5 +1,6 @@
 """Sessions that answer and are broken all the same: what a handler spoilt, or a wrong default."""
 
+import asyncio
 import contextlib
 import functools
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -32,7 +34,7 @@ from psycopg.errors import (
 )
 from pytest_django import Settings
 
-from kanthorq_django import Fixed, subscribe
+from kanthorq_django import Fixed, Never, publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Stream, Task, TaskState, Worker, lease
 from kanthorq_django.worker import group_commit, upkeep
@@ -414,3 +416,60 @@ def test_only_an_error_that_another_session_might_not_meet_makes_one_suspect(
         return take_suspicion()
 
     assert elsewhere(told) is is_suspect
+
+
+@pytest.mark.parametrize("are_scarce", [False, True])
+def test_a_coroutine_between_two_reads_keeps_its_session_though_another_fails(
+    are_scarce: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """They share one, where the third one's start sees to connections."""
+    monkeypatch.setattr(upkeep, "are_scarce", lambda: are_scarce)
+    Entry.objects.bulk_create(Entry(event_id=uuid4()) for _ in range(3))
+    is_reading, may_go_on = threading.Event(), threading.Event()
+
+    @subscribe("walk.due", stream="work", consumer="walks", retry=Never())
+    async def walk(message: Message) -> None:
+        async for _ in Entry.objects.aiterator(chunk_size=1):
+            is_reading.set()
+            await asyncio.to_thread(may_go_on.wait, PATIENCE)
+
+    @subscribe("fail.due", stream="work", consumer="fails", retry=Never())
+    async def fail(message: Message) -> None:
+        await sync_to_async(run_sql("SELECT * FROM nowhere"))()
+
+    @subscribe("rest.due", stream="work", consumer="rests")
+    async def rest(message: Message) -> None: ...
+
+    with working("walks", "fails", "rests"):
+        publish("walk.due", stream="work")
+        assert is_reading.wait(PATIENCE)
+        publish("fail.due", stream="work")
+        wait_for_state(TaskState.DISCARDED, consumer__name="fails")
+        publish("rest.due", stream="work")
+        wait_for_state(TaskState.COMPLETED, consumer__name="rests")
+        may_go_on.set()
+        wait_for_state(TaskState.COMPLETED, consumer__name="walks")
+
+
+def test_where_connections_are_scarce_what_fails_again_gets_no_new_session_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(upkeep, "are_scarce", lambda: True)
+    monkeypatch.setattr(upkeep, "REPLACED_FIRST", PATIENCE)
+    given_back: list[Any] = []
+
+    def fail_again_and_again() -> None:
+        for _ in range(3):
+            connection.ensure_connection()
+            wrapper: Any = connections["default"]
+            wrapper._close = functools.partial(given_back.append, wrapper.connection)
+            error = ProgrammingError("relation does not exist")
+            error.__cause__ = UndefinedTable()
+            suspect_sessions(error)
+            spare_connections()
+
+    elsewhere(fail_again_and_again)
+    were_closed = [raw.closed for raw in given_back]
+    for raw in given_back:
+        raw.close()
+    assert were_closed == [True, False, False]
