@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
-from django.core.exceptions import ObjectDoesNotExist
+from django.core.exceptions import ObjectDoesNotExist, SynchronousOnlyOperation
 from django.db import connections, models, router
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
-from django.utils.asyncio import async_unsafe
 
 from kanthorq_django import signals
 from kanthorq_django.conf import Settings, get_settings
 from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.domain.quoting import quoted
+from kanthorq_django.domain.subjects import subject_problem
 from kanthorq_django.exceptions import (
     ConfigurationError,
     EventIsImmutable,
@@ -224,14 +224,17 @@ class Event(SealableModel):
             raise UndecodableEvent(f"The body of event {self.pk} is not JSON: {error}") from error
 
 
-@async_unsafe(
-    "publish() and publish_many() cannot be called from an async context; use "
-    "`await apublish(…)` or `await apublish_many(…)`."
-)
 def publish_into(stream: str, events: Iterable[Event], using: str) -> list[Event]:
     """Do what the queryset's ``publish()`` does; to make a queryset takes as long as a check."""
-    stored = store_into(stream, events, using)
-    tell_of_new(stored, using)
+    try:
+        stored = store_into(stream, events, using)
+    except SynchronousOnlyOperation as error:
+        raise SynchronousOnlyOperation(
+            "publish() and publish_many() cannot be called from an async context; use "
+            "`await apublish(…)` or `await apublish_many(…)`."
+        ) from error
+    if signals.published.receivers:
+        tell_of_new(stored, using)
     return stored
 
 
@@ -252,8 +255,6 @@ def store_into(stream: str, events: Iterable[Event], using: str) -> list[Event]:
 
 def tell_of_new(stored: Iterable[Event], using: str) -> None:
     """Tell receivers of ``published`` which of ``stored`` are new."""
-    if not signals.published.receivers:
-        return
     if created := [event for event in stored if event.created]:
         signals.tell(signals.published, Event, connections[using], events=created)
 
@@ -294,7 +295,7 @@ def _prepare(events: Sequence[Event], stream: str) -> None:
     known: set[str] = set()
     limits = get_settings()
     for index, event in enumerate(events):
-        if known and _is_plain(event, known, ids, limits.BODY_SIZE_MAX):
+        if _is_plain(event, known, ids, limits.BODY_SIZE_MAX):
             continue
         try:
             _check(event, stream, ids, limits)
@@ -319,7 +320,7 @@ def _is_plain(event: Event, known: set[str], ids: set[int], size_max: int) -> bo
     number = held["id"].int if type(held.get("id")) is UUID else 0
     is_plain = (
         type(subject) is str
-        and subject in known
+        and (subject in known or not subject_problem(subject))
         and type(body) is bytes
         and len(body) <= size_max
         and not body.startswith(MARK)

@@ -5,7 +5,6 @@ Those with idempotency keys, each once: see idempotency.py.
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -35,7 +34,7 @@ def insert(
     Workers of the stream are woken once they are committed. Raises IdempotencyConflict.
     """
     try:
-        return unconflicted(connection.alias, partial(_insert, events, stream, connection))
+        return unconflicted(connection.alias, _insert, events, stream, connection)
     except BaseException:
         for event in events:
             event._drawn_id = None  # it may be taken: what got no answer may be stored all the same
@@ -49,11 +48,13 @@ def _insert(
     pace.begin()
     if len(events) > 1:
         stored = _insert_many(events, stream, using)
-    elif announced := _insert_announced(events[0], stream, connection, pace):
+        is_new = any(event.created for event in stored)
+    elif not pace.goes_on and (announced := _insert_announced(events[0], stream, connection, pace)):
         return [announced]
     else:
         stored = [_insert_one(events[0], stream, connection)]
-    if any(event.created for event in stored):
+        is_new = stored[0].created
+    if is_new:
         notifications.announcer(using, stored[0].stream_id).wake_after_commit(pace, connection)
     return stored
 
@@ -70,7 +71,7 @@ def _insert_announced(
         return None
     using, began_at = connection.alias, time.monotonic()
     params = columns_of(event) | {"stream": stream, "channel": announcer.channel}
-    done = sql.values_apart(connection, "publish", "notify", params)
+    done = sql.integers_apart(connection, "publish", "notify", params)
     if done is None or done.values is None:
         return None
     stored = noted(event, stored_by(done.values, using), using)
@@ -93,7 +94,7 @@ def _insert_one(event: "Event", stream: str, connection: BaseDatabaseWrapper) ->
     params["stream"] = stream
     statement = "publish" if _is_new(event) else "publish_once"
     for _ in range(idempotency.TRIES):
-        stored = sql.values(connection, statement, params)
+        stored = sql.integers(connection, statement, params)
         if stored is not None:
             return noted(event, stored_by(stored, using), using)
         registered = Stream.objects.using(using).register_by_event(stream)

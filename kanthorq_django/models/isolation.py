@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from django.db import IntegrityError, OperationalError, connections, transaction
 from django.db.transaction import TransactionManagementError
@@ -16,6 +16,7 @@ DEADLOCKS_MAX = 5  # in a row that a verb survives
 
 _SET_LOCAL = "SELECT set_config(%s, %s, true)"
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -97,21 +98,21 @@ def check_read_committed(using: str, verb: str) -> None:
         )
 
 
-def unconflicted(using: str, run: Callable[[], T]) -> T:
+def unconflicted(using: str, run: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
     """Return what ``run`` returns, also where a stricter default lets it meet a conflict.
 
     It is tried as it is first: a transaction around it would cost three round trips. Inside a
     transaction, however it was begun, the conflict is that of who began it.
     """
     try:
-        return run()
+        return run(*args, **options)
     except (OperationalError, IntegrityError) as error:
         # A row that was inserted meanwhile is not seen there, and cannot be inserted either.
         is_conflict = isinstance(error.__cause__, SerializationFailure | UniqueViolation)
         if not (is_conflict and is_outside(connections[using])):
             raise
     with read_committed(using):
-        return run()
+        return run(*args, **options)
 
 
 def undeadlocked(using: str, run: Callable[[], T]) -> T:

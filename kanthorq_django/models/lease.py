@@ -109,7 +109,7 @@ def last_states(leases: Iterable[Lease], using: str) -> dict[Lease, TaskState]:
     """
     given = list(leases)
     if len(given) == 1:
-        found = sql.values(connections[using], "last_lease", _one(given[0]))
+        found = sql.integers(connections[using], "last_lease", _one(given[0]))
         return {given[0]: TaskState(found[0])} if found else {}
     rows = _by_lease(sql.rows(using, "last_leases", _params(given)))
     return {lease: TaskState(row.state) for lease, row in rows.items()}

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
-from functools import partial
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -60,7 +59,7 @@ def publish_due(schedules: "ScheduleQuerySet", limit: int | None) -> int:
     count, served, failures = 0, set[UUID](), dict[UUID, Unpublished]()
     while limit is None or len(served) < limit:
         passed_over = served | failures.keys()
-        made, new = unconflicted(schedules.db, partial(_publish_some, schedules, passed_over))
+        made, new = unconflicted(schedules.db, _publish_some, schedules, passed_over)
         if not (made or new):
             break
         count += sum(made.values())

@@ -17,7 +17,7 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from kanthorq_django.sql.binding import Statement
-from kanthorq_django.sql.result import Result, first_of, named_rows_of, rows_of
+from kanthorq_django.sql.result import Result, integers_of, named_rows_of, rows_of
 from kanthorq_django.sql.round_trip import BY_INDEX, run, run_apart
 from kanthorq_django.sql.transactions import is_outside
 
@@ -85,7 +85,11 @@ def load(name: str, *, skip_locked: bool = False) -> str:
 
 
 def _statement(name: str, *, skip_locked: bool = False) -> Statement:
-    text = load(name, skip_locked=skip_locked)
+    return _marked(name, load(name, skip_locked=skip_locked))
+
+
+@functools.cache
+def _marked(name: str, text: str) -> Statement:
     return Statement(text, name in REPEATED, name in _READ_BY_INDEX, name in _IN_BINARY)
 
 
@@ -97,7 +101,7 @@ def rows(
     ``skip_locked`` leaves out tasks that somebody has locked, instead of waiting for them.
     """
     connection = connections[using]
-    (result,) = run(connection, [_statement(name, skip_locked=skip_locked)], params)
+    (result,) = run(connection, (_statement(name, skip_locked=skip_locked),), params)
     return named_rows_of(result, connection)
 
 
@@ -110,29 +114,29 @@ def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[A
     if not is_outside(connection):
         return rows(using, name, params)
     return named_rows_of(
-        _alone(connection, [BY_ONE_PLAN, _statement(name)], params)[-1], connection
+        _alone(connection, (BY_ONE_PLAN, _statement(name)), params)[-1], connection
     )
 
 
-def values(
+def integers(
     connection: BaseDatabaseWrapper, name: str, params: Mapping[str, Any]
-) -> tuple[Any, ...] | None:
-    """Run ``<name>.sql``; return its first row as it comes, None when there is none."""
-    (result,) = run(connection, [_statement(name)], params)
-    return first_of(result, connection)
+) -> tuple[int, ...] | None:
+    """Run ``<name>.sql``; return its first row, which is all integers, None when there is none."""
+    (result,) = run(connection, (_statement(name),), params)
+    return integers_of(result)
 
 
 def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool = False) -> set[int]:
     """Run ``<name>.sql`` as ``rows()`` does; return its one column."""
     connection = connections[using]
-    (result,) = run(connection, [_statement(name, skip_locked=skip_locked)], params)
+    (result,) = run(connection, (_statement(name, skip_locked=skip_locked),), params)
     return {pk for (pk,) in rows_of(result, connection)}
 
 
 def result(using: str, name: str, params: Mapping[str, Any]) -> Result:
     """Run ``<name>.sql`` on the database ``using``; return its rows as they are."""
     connection = connections[using]
-    (found,) = run(connection, [_statement(name)], params)
+    (found,) = run(connection, (_statement(name),), params)
     return Result(found, connection)
 
 
@@ -144,7 +148,7 @@ def result_alone(using: str, name: str, params: Mapping[str, Any]) -> Result:
     connection = connections[using]
     if not is_outside(connection):
         return result(using, name, params)
-    (found,) = _alone(connection, [_statement(name)], params)
+    (found,) = _alone(connection, (_statement(name),), params)
     return Result(found, connection)
 
 
@@ -158,7 +162,7 @@ def transaction_of(
     The connection has to be in autocommit mode, outside of any transaction.
     """
     connection = connections[using]
-    statements = [BY_ONE_PLAN, _statement(name), _statement(then)]
+    statements = (BY_ONE_PLAN, _statement(name), _statement(then))
     _, first, second = _alone(connection, statements, params)
     return named_rows_of(first, connection), Result(second, connection)
 
@@ -167,7 +171,7 @@ def _alone(
     connection: BaseDatabaseWrapper, statements: Sequence[Statement], params: Mapping[str, Any]
 ) -> list[PGresult]:
     """Run ``statements`` in a READ COMMITTED transaction of their own, in one round trip."""
-    all_of_it = [BEGIN_READ_COMMITTED, *statements, COMMIT]
+    all_of_it = (BEGIN_READ_COMMITTED, *statements, COMMIT)
     with _rolled_back_if_failed(connection):
         return run(connection, all_of_it, params, is_lasting=True)[1:-1]
 
@@ -181,11 +185,11 @@ def begun(using: str, name: str, params: Mapping[str, Any]) -> Iterator[list[Any
     mode, outside of any transaction.
     """
     connection = connections[using]
-    statements = [BEGIN_READ_COMMITTED, LEAVE_IDLE, BY_INDEX, _statement(name)]
+    statements = (BEGIN_READ_COMMITTED, LEAVE_IDLE, BY_INDEX, _statement(name))
     with _rolled_back_if_failed(connection):
         *_, found = run(connection, statements, params)
         yield named_rows_of(found, connection)
-    run(connection, [COMMIT], {})
+    run(connection, (COMMIT,), {})
 
 
 @contextmanager
@@ -195,7 +199,7 @@ def _rolled_back_if_failed(connection: BaseDatabaseWrapper) -> Iterator[None]:
     except BaseException:
         if _status(connection) in _OPEN:
             with suppress(Error):  # where the connection is lost, the transaction is as well
-                run(connection, [ROLLBACK], {})
+                run(connection, (ROLLBACK,), {})
         raise
 
 
@@ -207,24 +211,24 @@ def _status(connection: BaseDatabaseWrapper) -> TransactionStatus:
 class Apart(NamedTuple):
     """The first row of a statement that has been committed, and whether the next one succeeded."""
 
-    values: tuple[Any, ...] | None
+    values: tuple[int, ...] | None
     is_followed: bool
 
 
-def values_apart(
+def integers_apart(
     connection: BaseDatabaseWrapper, name: str, then: str, params: Mapping[str, Any]
 ) -> Apart | None:
-    """Run ``<name>.sql``, commit, and run ``<then>.sql``, all in one round trip.
+    """Do what ``integers()`` does, commit, and run ``<then>.sql``, all in one round trip.
 
     None, and nothing is run, where only a text could be sent. The connection has to be in
     autocommit mode, outside of any transaction.
     """
-    results = run_apart(connection, [_statement(name), _statement(then)], params)
+    results = run_apart(connection, (_statement(name), _statement(then)), params)
     if results is None:
         return None
     first, *others = results
     is_followed = any(other.status == ExecStatus.TUPLES_OK for other in others)
-    done = Apart(first_of(first, connection), is_followed)
+    done = Apart(integers_of(first), is_followed)
     if connection.connection.closed:  # after the first was committed: no error tells Django
         connection.close()
     return done
@@ -237,7 +241,7 @@ def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:
     that falls silent in between. If it fails, nothing is committed. Django's ``atomic()`` finds
     nothing left to commit, and runs its hooks.
     """
-    run(connections[using], [_statement(name), COMMIT], params)
+    run(connections[using], (_statement(name), COMMIT), params)
 
 
 def is_failed_cast(error: Error, text: str) -> bool:

@@ -63,7 +63,10 @@ def bind(
     They are one transaction, unless they begin and commit others. After one that failed, none was
     run. An error that came with the end of the transaction is a result of its own.
     """
-    return _send(raw, [_calls(raw, session, statements, params)])[0]
+    if len(statements) == 1:  # a pipeline costs a publisher 12 us more
+        return _send(raw, _call(raw, session, statements[0], params))
+    calls = [_call(raw, session, statement, params) for statement in statements]
+    return _send_in_pipeline(raw, [calls])[0]
 
 
 def bind_apart(
@@ -73,40 +76,34 @@ def bind_apart(
     params: Mapping[str, Any],
 ) -> list[list[PGresult]]:
     """Do the same, each statement in a transaction of its own; return the results of each."""
-    return _send(raw, [[call] for call in _calls(raw, session, statements, params)])
+    groups = [[_call(raw, session, statement, params)] for statement in statements]
+    return _send_in_pipeline(raw, groups)
 
 
 # A statement's name, its values, their formats, and that of its rows.
-_Call = tuple[bytes, Sequence[Any], Sequence[Any], Format]
+_Call = tuple[bytes, Sequence[Any], Sequence[Any] | None, Format]
 
 
-def _calls(
+def _call(
     raw: "psycopg.Connection[Any]",
     session: Session,
-    statements: Sequence[Statement],
+    statement: Statement,
     params: Mapping[str, Any],
-) -> list[_Call]:
-    adaptation, calls = session.adaptation, []
-    for statement in statements:
-        name, wanted = _prepared(raw, session, statement.text)
-        given = [params[param] for param in wanted]
-        formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
-        values = adaptation.dump_sequence(given, formats)
-        calls.append((name, values, adaptation.formats, _ROWS[statement.in_binary]))
-    return calls
+) -> _Call:
+    prepared = session.prepared.get(statement.text) or _prepare(raw, session, statement.text)
+    given = [params[param] for param in prepared.params]
+    formats = [_BINARY if type(value) in _AS_BINARY else _TEXT for value in given]
+    transformer = session.adaptation.transformer
+    values = transformer.dump_sequence(given, formats)
+    return prepared.name, values, transformer.formats, _ROWS[statement.in_binary]
 
 
-def _send(
-    raw: "psycopg.Connection[Any]", groups: Sequence[Sequence[_Call]]
-) -> list[list[PGresult]]:
-    """Send groups of calls, each a transaction; return the results of each."""
+def _send(raw: "psycopg.Connection[Any]", call: _Call) -> list[PGresult]:
     pgconn = raw.pgconn
     with raw.lock:
         try:
-            if len(groups) == len(groups[0]) == 1:  # a pipeline costs a publisher 12 us more
-                pgconn.send_query_prepared(*groups[0][0])
-                return [raw.wait(execute(pgconn))]
-            return _send_in_pipeline(raw, groups)
+            pgconn.send_query_prepared(*call)
+            return raw.wait(execute(pgconn))
         except BaseException:
             _settle(raw)
             raise
@@ -115,15 +112,18 @@ def _send(
 def _send_in_pipeline(
     raw: "psycopg.Connection[Any]", groups: Sequence[Sequence[_Call]]
 ) -> list[list[PGresult]]:
+    """Send groups of calls, each a transaction; return the results of each."""
     pgconn = raw.pgconn
-    pgconn.enter_pipeline_mode()
-    for calls in groups:
-        for call in calls:
-            pgconn.send_query_prepared(*call)
-        pgconn.pipeline_sync()
-    found = raw.wait(_collected(pgconn, len(groups)))
-    _settle(raw)
-    return found
+    with raw.lock:
+        try:
+            pgconn.enter_pipeline_mode()
+            for calls in groups:
+                for call in calls:
+                    pgconn.send_query_prepared(*call)
+                pgconn.pipeline_sync()
+            return raw.wait(_collected(pgconn, len(groups)))
+        finally:
+            _settle(raw)
 
 
 def _collected(pgconn: PGconn, sync_count: int) -> PQGen[list[list[PGresult]]]:
@@ -179,20 +179,19 @@ def failed_of(results: Sequence[PGresult]) -> PGresult | None:
     return None
 
 
-def _prepared(raw: "psycopg.Connection[Any]", session: Session, text: str) -> Prepared:
-    """Return how to call ``text``, which the server of ``raw`` keeps from now on."""
-    if (prepared := session.prepared.get(text)) is None:
-        name = f"kanthorq_{next(session.numbers)}".encode()
-        wanted, params = numbered(text)
-        with raw.lock:
-            try:
-                raw.pgconn.send_prepare(name, wanted.encode())
-                failed = failed_of(raw.wait(execute(raw.pgconn)))
-            finally:
-                _settle(raw)
-        if failed:
-            raise error_from_result(failed, encoding=raw.info.encoding)
-        prepared = session.prepared[text] = Prepared(name, params)
+def _prepare(raw: "psycopg.Connection[Any]", session: Session, text: str) -> Prepared:
+    """Have the server of ``raw`` keep ``text`` from now on; return how to call it."""
+    name = f"kanthorq_{next(session.numbers)}".encode()
+    wanted, params = numbered(text)
+    with raw.lock:
+        try:
+            raw.pgconn.send_prepare(name, wanted.encode())
+            failed = failed_of(raw.wait(execute(raw.pgconn)))
+        finally:
+            _settle(raw)
+    if failed:
+        raise error_from_result(failed, encoding=raw.info.encoding)
+    prepared = session.prepared[text] = Prepared(name, params)
     return prepared
 
 

@@ -3,8 +3,9 @@
 How they are bound is in binding.py.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -38,7 +39,7 @@ _AS_BEFORE = _for_each_setting("set_config('{0}', current_setting('kanthorq.{0}'
 
 def run(
     connection: BaseDatabaseWrapper,
-    statements: Sequence[Statement],
+    statements: tuple[Statement, ...],
     params: Mapping[str, Any],
     *,
     is_lasting: bool = False,
@@ -50,18 +51,19 @@ def run(
     nothing, or where the project's log or wrappers of statements are to see what is run, they go
     as one text; and the first few times, unless the connection ``is_lasting``.
     """
-    session = _session_to_bind(connection, statements, is_lasting=is_lasting)
+    trip = _trip(statements)
+    session = _session_to_bind(connection, trip, is_lasting=is_lasting)
     if session is None:
         return _run_text(connection, statements, params)
     try:
-        return _run_bound(connection.connection, session, statements, params)
+        return _run_bound(connection.connection, session, trip, params)
     except psycopg.Error:
         with connection.wrap_database_errors:
             raise
 
 
 def run_apart(
-    connection: BaseDatabaseWrapper, statements: Sequence[Statement], params: Mapping[str, Any]
+    connection: BaseDatabaseWrapper, statements: tuple[Statement, ...], params: Mapping[str, Any]
 ) -> list[PGresult] | None:
     """Run ``statements`` in one round trip, each in a transaction of its own.
 
@@ -70,7 +72,7 @@ def run_apart(
     run, where they cannot be bound: as one text they would be one transaction.
     The connection has to be outside of any transaction.
     """
-    session = _session_to_bind(connection, statements, may_learn=False)
+    session = _session_to_bind(connection, _trip(statements), may_learn=False)
     raw = connection.connection
     if session is None or not raw.autocommit:
         return None
@@ -87,7 +89,7 @@ def run_apart(
 
 def _session_to_bind(
     connection: BaseDatabaseWrapper,
-    statements: Sequence[Statement],
+    trip: "_Trip",
     *,
     is_lasting: bool = False,
     may_learn: bool = True,
@@ -96,11 +98,13 @@ def _session_to_bind(
 
     Whether it may is learnt in the course of some uses, of which this is one if it ``may_learn``.
     """
-    connection.close_if_health_check_failed()
+    if connection.health_check_enabled:  # type: ignore[attr-defined]  # not in the stubs
+        connection.close_if_health_check_failed()
     connection.ensure_connection()  # refuses to block an event loop, and what tests forbid
     connection.validate_thread_sharing()
-    connection.validate_no_broken_transaction()
-    if not any(statement.is_repeated for statement in statements):
+    if connection.needs_rollback:
+        connection.validate_no_broken_transaction()
+    if not trip.is_repeated:
         return None
     session = session_of(connection.connection)
     if session.is_direct is None and not may_learn:
@@ -127,16 +131,17 @@ def _run_text(
 def _run_bound(
     raw: "psycopg.Connection[Any]",
     session: Session,
-    statements: Sequence[Statement],
+    trip: "_Trip",
     params: Mapping[str, Any],
 ) -> list[PGresult]:
-    """Bind ``statements``, after a BEGIN where psycopg would send one by itself."""
+    """Bind the statements of ``trip``, after a BEGIN where psycopg would send one by itself."""
     was_outside = raw.pgconn.transaction_status == _IDLE
-    begin = [_begin(raw)] if was_outside and not raw.autocommit else []
-    sent, places = _with_settings(begin, statements)
+    if was_outside and not raw.autocommit:
+        trip = trip.after(_begin(raw))
+    sent = trip.sent
     results = bind(raw, session, sent, params)
     failed = failed_of(results)
-    if is_forgotten(failed):
+    if failed and is_forgotten(failed):
         session.prepared.clear()
         if was_outside:  # nothing is sent behind a COMMIT, so nothing was committed
             if raw.pgconn.transaction_status != _IDLE:
@@ -145,22 +150,36 @@ def _run_bound(
             failed = failed_of(results)
     if failed:
         raise error_from_result(failed, encoding=raw.info.encoding)
-    return [results[place] for place in places]
+    return results if len(sent) == len(trip.places) else [results[place] for place in trip.places]
 
 
-def _with_settings(
-    begin: Sequence[Statement], statements: Sequence[Statement]
-) -> tuple[list[Statement], list[int]]:
-    """Return what to send, and at which places of it ``statements`` are."""
-    sent, places = [*begin], []
+class _Trip(NamedTuple):
+    """What is sent where statements are bound, and at which places of it they stand."""
+
+    sent: tuple[Statement, ...]
+    places: tuple[int, ...]
+    is_repeated: bool
+
+    def after(self, first: Statement) -> "_Trip":
+        """Return a trip on which ``first`` goes before all else."""
+        places = tuple(place + 1 for place in self.places)
+        return _Trip((first, *self.sent), places, self.is_repeated)
+
+
+@functools.cache
+def _trip(statements: tuple[Statement, ...]) -> _Trip:
+    sent: list[Statement] = []
+    places = []
     for statement in statements:
-        if statement.by_index:
+        around = statement.by_index
+        if around:
             sent.append(_BY_INDEX_FROM_HERE)
         places.append(len(sent))
         sent.append(statement)
-        if statement.by_index:
+        if around:
             sent.append(_AS_BEFORE)
-    return sent, places
+    is_repeated = any(statement.is_repeated for statement in statements)
+    return _Trip(tuple(sent), tuple(places), is_repeated)
 
 
 def _begin(raw: "psycopg.Connection[Any]") -> Statement:

@@ -9,16 +9,19 @@ import itertools
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import psycopg
+from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.abc import Buffer
 from psycopg.adapt import AdaptersMap, Loader, Transformer
+from psycopg.pq import ConnStatus
 
 # So often a connection has to be used before it is worth a look; requests often have a new one.
 USES_BEFORE = 5
 
+_BAD = ConnStatus.BAD
+_ENCODING, _UTF8 = b"client_encoding", b"UTF8"
 _HAS_PIPELINES = psycopg.Pipeline.is_supported()  # libpq has had them since version 14
 
 
@@ -39,7 +42,7 @@ _TEXTS = ("text", "varchar", "bpchar", "name", "jsonb")
 def is_utf8(raw: "psycopg.Connection[Any]") -> bool:
     """Tell whether text travels on ``raw`` as UTF-8, as it does unless the project has it else."""
     try:
-        return raw.pgconn.parameter_status(b"client_encoding") == b"UTF8"
+        return raw.pgconn.parameter_status(_ENCODING) == _UTF8
     except psycopg.OperationalError:  # it is closed, and nobody can tell
         return True
 
@@ -93,27 +96,25 @@ class Session:
         self.is_direct: bool | None = None  # leads to the server itself
         self.prepared: dict[str, Prepared] = {}
         self.numbers = itertools.count()  # none twice: some may be kept yet, and some forgotten
-        self._adaptation = _Adaptation(raw.adapters)
-
-    @property
-    def adaptation(self) -> Any:
-        return self._adaptation.transformer
+        self.adaptation = _Adaptation(raw.adapters)
 
 
-_sessions: WeakKeyDictionary["psycopg.Connection[Any]", Session] = WeakKeyDictionary()
+_KEY = "_kanthorq_session"
 
 
 def session_of(raw: "psycopg.Connection[Any]") -> Session:
     """Return what is known of ``raw``, as long as it lives."""
-    session = _sessions.get(raw)
+    held = vars(raw)  # a dictionary of weak references takes longer than all else that is asked
+    session = held.get(_KEY)
     if session is None:
-        session = _sessions[raw] = Session(raw)
-    return session
+        session = held[_KEY] = Session(raw)
+    found: Session = session
+    return found
 
 
 def adaptation_of(raw: "psycopg.Connection[Any]") -> Any:
     """Return what decodes what ``raw`` has just got; its encoding may be another one later."""
-    return session_of(raw).adaptation if is_utf8(raw) else Transformer(detached(raw))
+    return session_of(raw).adaptation.transformer if is_utf8(raw) else Transformer(detached(raw))
 
 
 def may_bind(connection: BaseDatabaseWrapper, session: Session, *, is_lasting: bool) -> bool:
@@ -123,15 +124,16 @@ def may_bind(connection: BaseDatabaseWrapper, session: Session, *, is_lasting: b
     ``is_lasting``.
     """
     raw = connection.connection
-    if raw.closed or raw.pgconn.pipeline_status:
+    pgconn = raw.pgconn
+    if pgconn.status == _BAD or pgconn.pipeline_status:
         return False
     if session.is_direct is None:
         session.is_direct = _learnt(connection, session, is_lasting=is_lasting)
     return bool(
         session.is_direct
         and not connection.execute_wrappers
-        and not connection.queries_logged
-        and is_utf8(raw)  # else as psycopg does it
+        and not (connection.force_debug_cursor or settings.DEBUG)
+        and pgconn.parameter_status(_ENCODING) == _UTF8  # else as psycopg does it
     )
 
 

@@ -146,20 +146,20 @@ def test_events_whose_commit_got_no_answer_are_refused_if_they_were_stored(
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("lone_after", [3600, -1])
+@pytest.mark.parametrize(("lone_after", "sent_by"), [(3600, "_send"), (-1, "_send_in_pipeline")])
 def test_an_event_that_got_no_answer_is_refused_if_it_was_stored(
-    monkeypatch: pytest.MonkeyPatch, lone_after: float
+    monkeypatch: pytest.MonkeyPatch, lone_after: float, sent_by: str
 ):
     monkeypatch.setattr(notifications, "LONE_AFTER", lone_after)
     let_server_keep("default")
-    event, send = Event(subject="a"), binding._send
+    event, send = Event(subject="a"), getattr(binding, sent_by)
 
     def lose_the_answer(*given: Any) -> Any:
         send(*given)
         raise psycopg.OperationalError("no answer")
 
     with monkeypatch.context() as patched:
-        patched.setattr(binding, "_send", lose_the_answer)
+        patched.setattr(binding, sent_by, lose_the_answer)
         with pytest.raises(OperationalError, match="no answer"):
             publish_many([event])
     with transaction.atomic():

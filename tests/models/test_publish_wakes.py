@@ -381,13 +381,13 @@ def test_what_a_notification_spares_counts_from_before_it_was_sent(monkeypatch: 
     monkeypatch.setattr(notifications, "LONE_AFTER", 0)
     let_server_keep("c")
     sent, spared = [], []
-    send = sql.values_apart
+    send = sql.integers_apart
 
     def noted(*args: Any) -> Any:
         sent.append(time.monotonic())
         return send(*args)
 
-    monkeypatch.setattr(sql, "values_apart", noted)
+    monkeypatch.setattr(sql, "integers_apart", noted)
     monkeypatch.setattr(notifications.Announcer, "spare", lambda _, since: spared.append(since))
 
     publish("order.paid", stream="c")

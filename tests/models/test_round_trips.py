@@ -64,7 +64,7 @@ def setting(name: str) -> str:
 def test_a_begin_of_ours_is_not_taken_for_the_one_that_psycopg_would_send():
     connection.connection.autocommit = False  # past Django
     begin, asked = sql.BEGIN_READ_COMMITTED, Statement("SELECT 7;", is_repeated=True)
-    _, seven, _ = round_trip.run(connection, [begin, asked, sql.COMMIT], {})
+    _, seven, _ = round_trip.run(connection, (begin, asked, sql.COMMIT), {})
     assert rows_of(seven, connection) == [(7,)]
 
 
