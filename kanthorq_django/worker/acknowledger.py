@@ -22,13 +22,8 @@ from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.database_errors import is_about_values, is_unavailable
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import (
-    drop_connections,
-    leave_connections,
-    replace_suspect_connections,
-    spare_connections,
-    suspect_sessions,
-)
+from kanthorq_django.worker.suspicion import replace_suspect_connections, suspect_sessions
+from kanthorq_django.worker.upkeep import drop_connections, leave_connections, spare_connections
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # verdicts in one statement

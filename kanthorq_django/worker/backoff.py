@@ -6,7 +6,7 @@ import psycopg
 
 from kanthorq_django.worker.database_errors import UNAVAILABLE
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import note_refusal, replace_failed_connections
+from kanthorq_django.worker.upkeep import note_failure, replace_failed_connections
 
 
 class Backoff:
@@ -21,7 +21,7 @@ class Backoff:
 
     def failed(self, error: BaseException) -> float:
         """Return how many seconds to wait before the next try."""
-        note_refusal(error)
+        note_failure(error)
         replace_failed_connections(error)
         if not self._is_failing:
             self._is_failing = True

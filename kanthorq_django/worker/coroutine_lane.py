@@ -15,13 +15,8 @@ from kanthorq_django.worker.executor import aexecute
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import (
-    are_held,
-    leave_connections,
-    refresh_connections,
-    spare_connections,
-    take_suspicion,
-)
+from kanthorq_django.worker.suspicion import are_held, take_suspicion
+from kanthorq_django.worker.upkeep import leave_connections, refresh_connections, spare_connections
 
 
 class CoroutineLane(Lane):

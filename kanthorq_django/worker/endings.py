@@ -20,7 +20,8 @@ from kanthorq_django.models import Event
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import note_refusal, suspect_sessions
+from kanthorq_django.worker.suspicion import suspect_sessions
+from kanthorq_django.worker.upkeep import note_failure
 
 VERDICT_ROLLED_BACK = "The transaction in which the message was ended was rolled back."
 UNTOLD_DELAY = timedelta(minutes=1)  # before the next attempt when not even the policy can tell
@@ -193,7 +194,7 @@ def _after_stop(flight: Flight, error: BaseException) -> Ending:
 
 def _failed(flight: Flight, reason: BaseException | str, *, has_traceback: bool = True) -> Nack:
     error = reason if isinstance(reason, BaseException) else None
-    note_refusal(error)
+    note_failure(error)
     told = repr(reason) if error is None else type(error).__name__
     last = _last_word(flight)
     level = logging.ERROR if last else logging.WARNING

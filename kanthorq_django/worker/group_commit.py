@@ -34,7 +34,7 @@ from kanthorq_django.worker.executor import (
 )
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import are_to_be_replaced, suspect_sessions
+from kanthorq_django.worker.suspicion import are_to_be_replaced, suspect_sessions
 
 # After which a shared transaction begins no further handler. By the clock: where ten threads share
 # a processor, each of them is slow, and a short time would leave transactions of two or three.

@@ -158,7 +158,8 @@ def _run(
     options: WorkerOptions, tell: Callable[[int], None] | None = None, *, is_child: bool = False
 ) -> None:
     from kanthorq_django.worker.loop import WorkerLoop
-    from kanthorq_django.worker.upkeep import expect_dead_hosts, expect_small_pools
+    from kanthorq_django.worker.scarcity import expect_small_pools
+    from kanthorq_django.worker.upkeep import expect_dead_hosts
 
     expect_dead_hosts()
     expect_small_pools(options.concurrency)

@@ -14,11 +14,11 @@ from kanthorq_django.worker.executor import execute, leave_as_child_of
 from kanthorq_django.worker.group_commit import execute_together
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
+from kanthorq_django.worker.scarcity import are_scarce
 from kanthorq_django.worker.upkeep import (
-    are_scarce,
     drop_connections,
     leave_connections,
-    note_refusal,
+    note_failure,
     refresh_connections,
     spare_connections,
 )
@@ -107,7 +107,7 @@ class ThreadLane(Lane):
 
     def _refused(self, error: BaseException) -> None:
         """Wait a little after ``error``; the thread has to outlive also what receivers raise."""
-        note_refusal(error)
+        note_failure(error)
         if not is_unavailable(error):
             logger.error("A connection could not be made ready for a handler.", exc_info=error)
             drop_connections()  # what a receiver began to set up is not to be used

@@ -22,7 +22,7 @@ from psycopg.pq import TransactionStatus
 from kanthorq_django import Fixed, schedule, signals, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
-from kanthorq_django.worker import listener, loop, renewer, upkeep, warden
+from kanthorq_django.worker import access_modes, listener, loop, renewer, warden
 from kanthorq_django.worker.flight import Flights
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
@@ -288,8 +288,8 @@ def test_a_session_that_is_read_only_from_the_beginning_is_kept():
 
     announce(3)
     connection_created.connect(set_up)
-    connection_created.disconnect(upkeep._note_connection)
-    connection_created.connect(upkeep._note_connection)  # workers come after what is set up
+    connection_created.disconnect(access_modes._note_access)
+    connection_created.connect(access_modes._note_access)  # workers come after what is set up
     try:
         work_off("reads", concurrency=1)
     finally:

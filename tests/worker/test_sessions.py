@@ -37,16 +37,14 @@ from pytest_django import Settings
 from kanthorq_django import Fixed, Never, publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Stream, Task, TaskState, Worker, lease
-from kanthorq_django.worker import group_commit, upkeep
-from kanthorq_django.worker.upkeep import (
+from kanthorq_django.worker import group_commit, suspicion, upkeep
+from kanthorq_django.worker.suspicion import (
     are_held,
-    drop_connections,
-    refresh_connections,
     replace_suspect_connections,
-    spare_connections,
     suspect_sessions,
     take_suspicion,
 )
+from kanthorq_django.worker.upkeep import drop_connections, refresh_connections, spare_connections
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (
@@ -241,7 +239,7 @@ def test_a_thread_whose_handlers_all_fail_takes_a_new_session_now_and_then_only(
         connection_created.disconnect(note)
     assert Task.objects.filter(state=TaskState.RETRYABLE).count() == 400
     # After pauses that have doubled from 0.03 to 1 second.
-    assert len(made) <= 8 + (moments[-1] - moments[0]) / upkeep.REPLACED_EVERY
+    assert len(made) <= 8 + (moments[-1] - moments[0]) / suspicion.REPLACED_EVERY
 
 
 def test_values_that_are_refused_cost_no_session():
@@ -455,7 +453,7 @@ def test_where_connections_are_scarce_what_fails_again_gets_no_new_session_each_
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(upkeep, "are_scarce", lambda: True)
-    monkeypatch.setattr(upkeep, "REPLACED_FIRST", PATIENCE)
+    monkeypatch.setattr(suspicion, "REPLACED_FIRST", PATIENCE)
     given_back: list[Any] = []
 
     def fail_again_and_again() -> None:

@@ -8,7 +8,7 @@ import pytest
 from django.db import connections
 from django.db.backends.sqlite3.base import DatabaseWrapper
 
-from kanthorq_django.worker import upkeep
+from kanthorq_django.worker import own_connections, upkeep
 from kanthorq_django.worker.upkeep import expect_dead_hosts
 from tests.worker.working import default_database
 
@@ -49,6 +49,6 @@ def test_another_database_that_a_handler_leaves_in_a_transaction_is_closed(
     left.connection = sqlite3.connect(":memory:")
     left.autocommit = False
     connections["lite"] = left
-    monkeypatch.setattr(upkeep._own, "connections", [left])
+    monkeypatch.setattr(own_connections._own, "connections", [left])
     upkeep.leave_connections()
     assert left.connection is None

@@ -1,0 +1,73 @@
+"""Sessions that may not write, or may by what a handler has done, where a new one would differ."""
+
+import time
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.dispatch import receiver
+from psycopg.errors import ReadOnlySqlTransaction
+
+READ_ONLY_FOR = 1.0  # seconds at least between two sessions that may not write
+
+_READ_ONLY = b"default_transaction_read_only"
+
+
+class _Access(NamedTuple):
+    """Whether what a connection begins may write, and since when it has been like that."""
+
+    modes: tuple[object, ...]
+    since: float
+
+
+# As it was when they were first made: a pool gives them again.
+_access: WeakKeyDictionary[Any, _Access] = WeakKeyDictionary()
+_refused_at = float("-inf")  # the last moment at which a write was refused for that
+
+
+@receiver(connection_created)
+def _note_access(connection: BaseDatabaseWrapper, **_: object) -> None:
+    if connection.vendor == "postgresql":
+        raw = connection.connection
+        _access.setdefault(raw, _Access(_modes_of(raw), time.monotonic()))
+
+
+def note_refused_write(error: BaseException | None) -> None:
+    """Remember that a session may not write, if ``error`` is that."""
+    global _refused_at  # noqa: PLW0603  # what one thread meets concerns all
+    if isinstance(error, Error) and isinstance(error.__cause__, ReadOnlySqlTransaction):
+        _refused_at = time.monotonic()
+
+
+def is_altered(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether a handler has made its session one that may not write, or may.
+
+    Without asking: the server reports the setting whenever it changes.
+    """
+    made_with = _made_with(connection)
+    return made_with is not None and made_with.modes != _modes_of(connection.connection)
+
+
+def is_outdated(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether its session may not write, and a new one might, as some write was refused.
+
+    A session keeps the default that the database or the role had when it began.
+    """
+    made_with = _made_with(connection)
+    if made_with is None or made_with.since > _refused_at - READ_ONLY_FOR:
+        return False
+    status = connection.connection.pgconn.parameter_status
+    return any(status(name) == b"on" for name in (_READ_ONLY, b"in_hot_standby"))
+
+
+def _made_with(connection: BaseDatabaseWrapper) -> _Access | None:
+    raw = connection.connection
+    if connection.vendor != "postgresql" or raw is None or raw.closed:
+        return None
+    return _access.get(raw)
+
+
+def _modes_of(raw: Any) -> tuple[object, ...]:
+    return raw.read_only, raw.pgconn.parameter_status(_READ_ONLY)

@@ -1,0 +1,48 @@
+"""The connections of a thread that lives for weeks: which it has, and how one is let go of."""
+
+import contextlib
+import threading
+from collections.abc import Sequence
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.dispatch import receiver
+
+
+class _Own(threading.local):
+    # None: to be asked for anew. Django's answer takes longer than a handler that does nothing.
+    connections: Sequence[BaseDatabaseWrapper] | None = None
+
+
+_own = _Own()
+
+
+@receiver(connection_created)
+def _ask_anew(**_: object) -> None:
+    _own.connections = None
+
+
+def known_connections() -> Sequence[BaseDatabaseWrapper]:
+    """Return the connections that this thread has used."""
+    if _own.connections is None:
+        _own.connections = connections.all(initialized_only=True)
+    return _own.connections
+
+
+def is_at_rest(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether it is one to PostgreSQL that is alive and in no block."""
+    if connection.vendor != "postgresql" or connection.in_atomic_block:
+        return False
+    return connection.connection is not None and not connection.connection.closed
+
+
+def forget(connection: BaseDatabaseWrapper) -> None:
+    """Close it, and drop its wrapper: only a new one does not know of a block never left."""
+    with contextlib.suppress(Exception):
+        if connection.vendor == "postgresql":
+            connection.connection.close()  # or a pool would hand it out again
+    with contextlib.suppress(Exception):
+        connection.close()
+    del connections[connection.alias]
+    _own.connections = None
