@@ -14,16 +14,14 @@ from django.dispatch import Signal
 
 from kanthorq_django import signals
 from kanthorq_django.domain.failures import Failure
-from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED, NACK, NACK_CANCELLING, Move
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
-from kanthorq_django.worker.backoff import Backoff
-from kanthorq_django.worker.database_errors import is_about_values, is_unavailable
+from kanthorq_django.worker.database_errors import is_about_values
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.suspicion import replace_suspect_connections, suspect_sessions
-from kanthorq_django.worker.upkeep import drop_connections, leave_connections, spare_connections
+from kanthorq_django.worker.persistence import Persistence, Write
+from kanthorq_django.worker.upkeep import leave_connections, spare_connections
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # verdicts in one statement
@@ -50,14 +48,11 @@ class Acknowledger:
         """One that ``is_patient`` waits where a right or a table is missing; others raise."""
         self._using = using
         self._written = written
-        self._bounded = bounded
-        self._is_patient = is_patient
+        self._persistence = Persistence("acknowledger", using, bounded, is_patient=is_patient)
         self._endings: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
         self._unsettled: list[Ending] = []
         self._locked: list[Ending] = []
         self._untold: list[tuple[Signal, dict[str, Any]]] = []
-        self._abandon = threading.Event()
-        self._backoff = Backoff("acknowledger")
         self._thread = threading.Thread(target=self._run, name="kanthorq-acknowledger", daemon=True)
 
     @property
@@ -81,7 +76,7 @@ class Acknowledger:
         """Write what is left within ``seconds``; False when the database did not let us."""
         self._endings.put(None)
         self._thread.join(seconds)
-        self._abandon.set()
+        self._persistence.give_up()
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -94,7 +89,7 @@ class Acknowledger:
                 spare_connections()
             except BaseException:  # without this thread no verdict is written any more
                 logger.exception("The acknowledger failed; it goes on.")
-        while self._locked and not self._abandon.wait(LOCKED_RETRY):
+        while self._locked and not self._persistence.wait(LOCKED_RETRY):
             self.write(self._take_locked())
         connections.close_all()
 
@@ -138,65 +133,12 @@ class Acknowledger:
             self._written([ending.lease for ending in endings if ending.lease not in locked])
         self._tell()
 
-    def _persist(self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]) -> None:
-        """Run ``write`` until the database has taken what it is given, or will never take it."""
-        while endings and not self._abandon.is_set():
-            error = self._failure_of(write, endings)
-            if error is None:
-                return self._backoff.succeeded()
-            if self._is_about_verdicts(error, write):
-                return self._refused(write, endings, error)
-            self._wait_after(error)
-        return None
+    def _persist(self, write: Write, endings: Sequence[Ending]) -> None:
+        error = self._persistence.refusal_of(write, endings)
+        if error is not None:
+            self._refused(write, endings, error)
 
-    def _failure_of(
-        self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]
-    ) -> BaseException | None:
-        """Run ``write``; return what went wrong, also in a new session if its own is suspect."""
-        error = self._try(write, endings)
-        if error is None or is_unavailable(error) or not replace_suspect_connections():
-            return error
-        return self._try(write, endings)
-
-    def _try(
-        self, write: Callable[[Sequence[Any]], None], endings: Sequence[Ending]
-    ) -> BaseException | None:
-        try:
-            with self._bounded(connections[self._using]):
-                write(endings)
-        except BaseException as error:  # no verdict may end this thread
-            if is_interrupt(error):
-                raise
-            suspect_sessions(error)
-            return error
-        return None
-
-    def _is_about_verdicts(
-        self, error: BaseException, write: Callable[[Sequence[Any]], None]
-    ) -> bool:
-        """Tell whether the database has refused what ``write`` was given, and not ``write``.
-
-        Where it does not even take nothing, a right, a table or a schema is missing, maybe for a
-        moment, and no verdict is to blame.
-        """
-        if is_unavailable(error):
-            return False
-        is_sure = is_about_values(error) or not isinstance(error, DatabaseError)
-        return is_sure or self._failure_of(write, ()) is None
-
-    def _wait_after(self, error: BaseException) -> None:
-        """Let the database come back, or give back what it has taken away, in a new session."""
-        if not (self._is_patient or is_unavailable(error)):
-            raise error
-        drop_connections()
-        self._abandon.wait(self._backoff.failed(error))
-
-    def _refused(
-        self,
-        write: Callable[[Sequence[Any]], None],
-        endings: Sequence[Ending],
-        error: BaseException,
-    ) -> None:
+    def _refused(self, write: Write, endings: Sequence[Ending], error: BaseException) -> None:
         """Write one by one: a verdict that the database refuses must not take others with it."""
         if len(endings) > 1:
             for ending in endings:

@@ -1,0 +1,87 @@
+"""Tries to write, again and again, until the database takes what it is given or never will."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django.db import DatabaseError, connections
+
+from kanthorq_django.domain.interrupts import is_interrupt
+from kanthorq_django.worker.backoff import Backoff
+from kanthorq_django.worker.database_errors import is_about_values, is_unavailable
+from kanthorq_django.worker.suspicion import replace_suspect_connections, suspect_sessions
+from kanthorq_django.worker.upkeep import drop_connections
+from kanthorq_django.worker.warden import Bounded
+
+Write = Callable[[Sequence[Any]], None]
+
+
+class Persistence:
+    """That of one thread, on its connection to the database ``using``."""
+
+    def __init__(self, what: str, using: str, bounded: Bounded, *, is_patient: bool) -> None:
+        """One that ``is_patient`` waits where a right or a table is missing; others raise."""
+        self._using = using
+        self._bounded = bounded
+        self._is_patient = is_patient
+        self._backoff = Backoff(what)
+        self._is_over = threading.Event()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; return whether nothing is to be tried any more."""
+        return self._is_over.wait(seconds)
+
+    def give_up(self) -> None:
+        """Try nothing any more, from whatever thread."""
+        self._is_over.set()
+
+    def refusal_of(self, write: Write, given: Sequence[Any]) -> BaseException | None:
+        """Have ``write`` write what is given; return why the database will never take it.
+
+        None where it was written, and where there is nothing to write or no time for it any more.
+        """
+        while given and not self._is_over.is_set():
+            error = self._failure_of(write, given)
+            if error is None:
+                self._backoff.succeeded()
+                return None
+            if self._is_about_given(error, write):
+                return error
+            self._wait_after(error)
+        return None
+
+    def _failure_of(self, write: Write, given: Sequence[Any]) -> BaseException | None:
+        """Run ``write``; return what went wrong, also in a new session if its own is suspect."""
+        error = self._try(write, given)
+        if error is None or is_unavailable(error) or not replace_suspect_connections():
+            return error
+        return self._try(write, given)
+
+    def _try(self, write: Write, given: Sequence[Any]) -> BaseException | None:
+        try:
+            with self._bounded(connections[self._using]):
+                write(given)
+        except BaseException as error:  # nothing that is written may end this thread
+            if is_interrupt(error):
+                raise
+            suspect_sessions(error)
+            return error
+        return None
+
+    def _is_about_given(self, error: BaseException, write: Write) -> bool:
+        """Tell whether the database has refused what ``write`` was given, and not ``write``.
+
+        Where it does not even take nothing, a right, a table or a schema is missing, maybe for a
+        moment, and nothing that was given is to blame.
+        """
+        if is_unavailable(error):
+            return False
+        is_sure = is_about_values(error) or not isinstance(error, DatabaseError)
+        return is_sure or self._failure_of(write, ()) is None
+
+    def _wait_after(self, error: BaseException) -> None:
+        """Let the database come back, or give back what it has taken away, in a new session."""
+        if not (self._is_patient or is_unavailable(error)):
+            raise error
+        drop_connections()
+        self._is_over.wait(self._backoff.failed(error))
