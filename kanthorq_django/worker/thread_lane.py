@@ -92,7 +92,8 @@ class ThreadLane(Lane):
         if started := self._startable(round_):
             try:
                 refresh_connections(self._bounded)
-                if are_scarce():
+                # Its transaction begins with a connection, and the attempt would be lost without.
+                if started[0].subscription.atomic or are_scarce():
                     connections[started[0].message.using].ensure_connection()
             except BaseException as error:  # noqa: BLE001  # of a receiver, as any other
                 self._refused(error)

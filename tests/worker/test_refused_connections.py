@@ -4,14 +4,15 @@ import threading
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, OperationalError, connection
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from kanthorq_django import subscribe
+from kanthorq_django import Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from tests.errors import Abort
-from tests.worker.working import announce, wait_for_state, working
+from tests.worker.working import announce, wait_for_state, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -47,3 +48,26 @@ def test_a_receiver_that_fails_on_a_new_connection_ends_no_handler_thread(error:
         connection_created.disconnect(refuse)
     assert refused
     assert not Task.objects.exclude(attempt_count=1).exists()
+
+
+def test_a_first_connection_that_is_refused_costs_an_atomic_handler_no_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    refusals = [OperationalError("the server is away")] * 2
+    connect = DatabaseWrapper.get_new_connection
+
+    def refuse(wrapper: DatabaseWrapper, params: Any) -> Any:
+        if threading.current_thread().name.startswith("kanthorq-handler") and refusals:
+            raise refusals.pop()
+        return connect(wrapper, params)
+
+    @subscribe("work.>", stream="work", consumer="atomic", atomic=True, retry=Never())
+    def handle(message: Message) -> None:
+        """Do nothing: its transaction is what fails."""
+
+    announce()
+    with monkeypatch.context() as patch:
+        patch.setattr(DatabaseWrapper, "get_new_connection", refuse)
+        work_off("atomic", concurrency=1)
+    assert not refusals
+    assert Task.objects.completed().get().attempt_count == 1
