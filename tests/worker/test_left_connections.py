@@ -1,0 +1,243 @@
+"""In which state a handler may leave connections, and what the next ones get."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connection, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from kanthorq_django import Fixed, subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.worker import access_modes
+from tests.concurrency import wait_until
+from tests.ledger.models import Entry
+from tests.worker.working import (
+    PATIENCE,
+    accept,
+    announce,
+    backends,
+    terminate,
+    wait_for_state,
+    work_off,
+    working,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# How their last statements tell the connections apart.
+LOOK, RENEWAL, ACK = "One cheap look", "Extend the leases in flight", "End leased tasks well"
+
+
+@pytest.mark.parametrize("has_acked", [True, False])
+@pytest.mark.parametrize("way", ["by Django", "by SQL"])
+def test_a_transaction_that_a_handler_leaves_open_holds_up_nobody(way: str, has_acked: bool):
+    """Its thread has nothing else to do, which would be the next occasion to look."""
+
+    @subscribe("work.>", stream="work", consumer="forgets", retry=Fixed(timedelta(0)))
+    def handle(message: Message) -> None:
+        if message.attempt > 1:
+            return
+        if way == "by Django":
+            transaction.set_autocommit(False)
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("BEGIN")
+        Entry.objects.create(event_id=message.event.pk)
+        if has_acked:
+            message.ack()
+
+    announce()
+    with working("forgets", concurrency=1):
+        wait_for_state(TaskState.COMPLETED)
+        wait_until(lambda: not backends_in_transaction(), PATIENCE)
+    assert not Entry.objects.exists()
+    assert Task.objects.get().attempt_count == (2 if has_acked else 1)
+
+
+@pytest.mark.parametrize("way", ["by Django", "by SQL"])
+def test_a_transaction_that_a_coroutine_leaves_open_holds_up_no_burst(way: str):
+    """Nor does another coroutine begin, before which there is a look at the connections."""
+
+    def leave_open() -> None:
+        if way == "by Django":
+            transaction.set_autocommit(False)
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("BEGIN")
+
+    @subscribe("work.>", stream="work", consumer="forgets", retry=Fixed(timedelta(0)))
+    async def handle(message: Message) -> None:
+        if message.attempt == 1:
+            await sync_to_async(leave_open)()
+            await message.aack()
+
+    announce()
+    assert work_off("forgets") == 2
+    assert not backends_in_transaction()
+    assert Task.objects.completed().get().attempt_count == 2
+
+
+def backends_in_transaction() -> list[int]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND state LIKE 'idle in transaction%'"
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def test_psycopgs_own_autocommit_that_a_handler_switched_off_harms_no_other():
+    @subscribe("work.>", stream="work", consumer="switches")
+    def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            connection.ensure_connection()
+            connection.connection.autocommit = False
+        else:
+            Entry.objects.create(event_id=message.event.pk)
+
+    announce(3)
+    work_off("switches", concurrency=1)
+    assert Task.objects.completed().count() == 3
+    assert Entry.objects.count() == 2
+
+
+def forbid_writing_in_the_session() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+
+
+def forbid_writing_by_a_setting() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+
+
+def forbid_writing_by_psycopg() -> None:
+    connection.ensure_connection()
+    connection.connection.read_only = True
+
+
+@pytest.mark.parametrize(
+    ("forbid", "atomic"),
+    [
+        (forbid_writing_in_the_session, False),
+        (forbid_writing_in_the_session, True),
+        (forbid_writing_by_a_setting, False),
+        (forbid_writing_by_a_setting, True),
+        (forbid_writing_by_psycopg, False),  # which it refuses inside of a block
+    ],
+)
+def test_a_session_that_a_handler_made_read_only_harms_no_other(
+    forbid: Callable[[], None], atomic: bool
+):
+    @subscribe("work.>", stream="work", consumer="forbids", atomic=atomic)
+    def handle(message: Message) -> None:
+        with transaction.atomic():
+            Entry.objects.create(event_id=message.event.pk)
+        if message.event.json() == 0:
+            forbid()
+
+    announce(3)
+    work_off("forbids", concurrency=1)
+    assert Task.objects.completed().filter(attempt_count=1).count() == 3
+    assert Entry.objects.count() == 3
+
+
+def test_a_session_that_is_read_only_from_the_beginning_is_kept():
+    """As of a database that an administrator has locked, or of a role that may only read."""
+    pids: list[int] = []
+
+    @subscribe("work.>", stream="work", consumer="reads")
+    def handle(message: Message) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            pids.append(cursor.fetchone()[0])
+
+    def set_up(connection: BaseDatabaseWrapper, **_: object) -> None:
+        if threading.current_thread().name.startswith("kanthorq-handler"):
+            connection.connection.execute("SET default_transaction_read_only = on")
+            connection.connection.read_only = True
+
+    announce(3)
+    connection_created.connect(set_up)
+    connection_created.disconnect(access_modes._note_access)
+    connection_created.connect(access_modes._note_access)  # workers come after what is set up
+    try:
+        work_off("reads", concurrency=1)
+    finally:
+        connection_created.disconnect(set_up)
+    assert len(set(pids)) == 1
+    assert Task.objects.completed().count() == 3
+
+
+@contextmanager
+def read_only_database() -> Iterator[None]:
+    """Let sessions that are made within the block write nothing; those that exist still may."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_database()")
+        name = connection.ops.quote_name(cursor.fetchone()[0])
+        cursor.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        try:
+            yield
+        finally:
+            cursor.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+
+
+def test_handlers_write_again_once_their_database_may_be_written(caplog: pytest.LogCaptureFixture):
+    retry = Fixed(delay=timedelta(milliseconds=50), attempt_max=1_000)
+
+    @subscribe("work.>", stream="work", consumer="writes", retry=retry)
+    def handle(message: Message) -> None:
+        Entry.objects.create(event_id=message.event.pk)
+
+    with working("writes", concurrency=1):
+        wait_until(lambda: bool(backends(LOOK)), PATIENCE)
+        with read_only_database():
+            announce(1)  # the thread's connection is made for it
+            wait_until(lambda: "failed: InternalError" in caplog.text, PATIENCE)
+        wait_for_state(TaskState.COMPLETED)
+    assert Entry.objects.count() == 1
+
+
+def test_a_worker_pulls_again_once_its_database_may_be_written(caplog: pytest.LogCaptureFixture):
+    accept("writes")
+    with working("writes"):
+        wait_until(lambda: bool(backends(LOOK)), PATIENCE)
+        with read_only_database():
+            terminate(LOOK)
+            announce(1)
+            wait_until(lambda: "in a read-only transaction" in caplog.text, PATIENCE)
+        wait_for_state(TaskState.COMPLETED)
+
+
+def replace_the_wrapper() -> None:
+    del connections["default"]
+
+
+def replace_what_it_wraps() -> None:
+    connection.connect()
+
+
+@pytest.mark.parametrize("replace", [replace_the_wrapper, replace_what_it_wraps])
+@pytest.mark.parametrize("group_size", [1, 20])
+def test_what_was_written_on_a_connection_that_a_handler_replaced_is_not_taken_for_done(
+    group_size: int, replace: Callable[[], None], settings: Any
+):
+    settings.KANTHORQ = {"GROUP_COMMIT": group_size}
+
+    @subscribe("work.>", stream="work", consumer="replaces", atomic=True, retry=Fixed(timedelta(0)))
+    def handle(message: Message) -> None:
+        Entry.objects.create(event_id=message.event.pk)
+        if message.attempt == 1 and message.event.json() % 7 == 0:
+            replace()
+
+    announce(100)
+    work_off("replaces", concurrency=1)
+    assert Task.objects.completed().count() == Entry.objects.count() == 100
+    assert Task.objects.filter(attempt_count=2).count() == 15

@@ -1,0 +1,119 @@
+"""A listener that is deaf, hears what is not meant for it, or has lost its connection."""
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from kanthorq_django.models import TaskState
+from kanthorq_django.worker import listener
+from tests.concurrency import wait_until
+from tests.quick_run import sooner
+from tests.worker.outages import behind_a_proxy, cut_soon, end
+from tests.worker.working import (
+    PATIENCE,
+    accept,
+    announce,
+    backends,
+    wait_for_state,
+    working,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SHORT = timedelta(seconds=1)
+
+LONG = timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("run", sooner(range(3), 0))
+def test_a_listener_whose_backend_was_ended_listens_again(run: int):
+    accept("plain")
+
+    with working("plain", listen=True, poll_interval=LONG):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        listening = _listening()
+        end(listening)
+        wait_until(lambda: _listening() - listening, PATIENCE)
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+
+
+def _listening() -> set[int]:
+    """Return the backends that last said something to a channel of their own."""
+    return {*backends("pg_notify("), *backends("LISTEN ")}
+
+
+def test_a_listener_that_has_gone_deaf_takes_a_new_connection(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listener, "CALL_EVERY", 0.2)
+    cut_soon(monkeypatch)
+    accept("plain", visibility_timeout=SHORT)
+    with behind_a_proxy() as proxy, working("plain", listen=True, poll_interval=LONG):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        proxy.freeze()
+        announce()  # nobody hears of it, and no poll comes
+        wait_for_state(TaskState.COMPLETED, 2)
+
+
+def test_a_listener_that_hears_nothing_warns_and_polling_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any
+):
+    """As behind a pooler in transaction mode: LISTEN is accepted, and nothing ever arrives."""
+    monkeypatch.setattr(listener, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(
+        listener.Listener, "_subscribe", lambda *_: False
+    )  # the session never listens
+    accept("plain")
+    with working("plain", listen=True):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        wait_until(lambda: "KANTHORQ['LISTEN'] = False" in caplog.text, PATIENCE)
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+    assert caplog.text.count("KANTHORQ['LISTEN'] = False") == 1
+
+
+def test_a_listener_leaves_no_session_that_listens_to_a_pool(monkeypatch: pytest.MonkeyPatch):
+    create, given_back = connections.create_connection, list[Any]()
+
+    def pooled(alias: str) -> Any:
+        wrapper: Any = create(alias)
+        if threading.current_thread().name == "kanthorq-listener":
+            wrapper._close = lambda: given_back.append(wrapper.connection)
+        return wrapper
+
+    monkeypatch.setattr(connections, "create_connection", pooled)
+    accept("plain")
+    with working("plain", listen=True):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+    assert [raw.closed for raw in given_back] == [True]
+
+
+def test_a_listener_passes_over_channels_of_the_project(caplog: pytest.LogCaptureFixture):
+    def listen_as_well(connection: BaseDatabaseWrapper, **_: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("LISTEN cache_of_the_project")
+
+    accept("plain")
+    connection_created.connect(listen_as_well)
+    try:
+        with working("plain", listen=True, poll_interval=LONG):
+            announce()
+            wait_for_state(TaskState.COMPLETED)
+            wait_until(_listening, PATIENCE)
+            listening = _listening()
+            with connection.cursor() as cursor:
+                cursor.execute("NOTIFY cache_of_the_project")
+            announce()
+            wait_for_state(TaskState.COMPLETED, 2)
+            assert _listening() == listening
+    finally:
+        connection_created.disconnect(listen_as_well)
+    assert "listener" not in caplog.text
