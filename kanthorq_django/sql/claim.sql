@@ -134,7 +134,8 @@ claimed AS (
     RETURNING task.*
 )
 SELECT
-    (SELECT count(*) FROM due) AS due_count,
+    -- Of a consumer that exists; else who looks again for as long as something is due never ends.
+    (SELECT count(*) FROM fate) AS due_count,
     EXISTS (SELECT FROM due WHERE NOT fits) AS is_cut,
     (SELECT avg(body_size) FROM due WHERE fits)::bigint AS body_size,
     (SELECT count(*) FROM claimed WHERE state = -102) AS discarded_count,

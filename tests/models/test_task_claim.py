@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import publish, signals
@@ -424,3 +424,10 @@ def test_a_state_may_be_given_as_its_number(consumer: Consumer):
     due(consumer)
     numbers: Any = iter([1, TaskState.AVAILABLE])
     assert len(consumer.claim(states=numbers)) == 1
+
+
+def test_tasks_whose_consumer_was_deleted_by_sql_are_not_looked_for_for_ever(consumer: Consumer):
+    due(consumer)
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM kanthorq_django_consumer")
+    assert consumer.claim() == []
