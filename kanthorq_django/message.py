@@ -39,6 +39,7 @@ from kanthorq_django.models import lease
 from kanthorq_django.models.body import encode_json
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import EPOCH
+from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.task import Task
 from kanthorq_django.sql.transactions import forbid_commit, is_outside, open_transaction, own_blocks
@@ -187,7 +188,8 @@ class Message:
         end = Greatest("schedule_at", Now() + duration)
         # A lease that ran out has given the turn of its key to others.
         ran_out = Q(turn_key__isnull=False, state=TaskState.RUNNING, schedule_at__lte=Now())
-        if not self._held().exclude(ran_out).update(schedule_at=end):
+        held, using = self._held().exclude(ran_out), self.using
+        if not unconflicted(using, held.update, schedule_at=end):
             verdict = "ack" if self._was_acked() else "nack"
             raise LeaseLost(f"There is no lease to extend: {verdict}() has ended {self.task}.")
 

@@ -10,6 +10,7 @@ from kanthorq_django import sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.states import TaskState
+from kanthorq_django.models.isolation import unconflicted
 
 AT_ONCE = timedelta(0)
 
@@ -42,8 +43,8 @@ def ack(results: Mapping[Lease, str | None], using: str, *, skip_locked: bool = 
     if len(results) == 1 and not skip_locked:
         ((lease, result),) = results.items()
         params = _one(lease) | {"result": result}
-        return sql.ids(using, "ack_one", params)
-    return sql.ids(using, "ack", _many(results), skip_locked=skip_locked)
+        return unconflicted(using, sql.ids, using, "ack_one", params)
+    return unconflicted(using, sql.ids, using, "ack", _many(results), skip_locked=skip_locked)
 
 
 def ack_and_commit(results: Mapping[Lease, str | None], using: str) -> bool:
@@ -76,7 +77,7 @@ def nack(
         "stacks": [attempt.failure.stack for attempt in failed.values()],
         "errors_max": get_settings().ERRORS_MAX,
     }
-    rows = sql.rows(using, "nack", params, skip_locked=skip_locked)
+    rows = unconflicted(using, sql.rows, using, "nack", params, skip_locked=skip_locked)
     return {row.id: TaskState(row.state) for row in rows}
 
 
@@ -89,7 +90,7 @@ def hand_back(
 ) -> set[int]:
     """Give tasks back without counting the attempt; return the ids that were still ours."""
     params = _params(leases) | {"delay": delay}
-    return sql.ids(using, "hand_back", params, skip_locked=skip_locked)
+    return unconflicted(using, sql.ids, using, "hand_back", params, skip_locked=skip_locked)
 
 
 def renew(extensions: Mapping[Lease, timedelta], using: str) -> dict[Lease, Any]:
@@ -99,7 +100,7 @@ def renew(extensions: Mapping[Lease, timedelta], using: str) -> dict[Lease, Any]
     ``is_ours``, ``is_cancelled`` (its cancellation was asked for).
     """
     params = _params(list(extensions)) | {"extensions": list(extensions.values())}
-    return _by_lease(sql.rows(using, "renew", params))
+    return _by_lease(unconflicted(using, sql.rows, using, "renew", params))
 
 
 def last_states(leases: Iterable[Lease], using: str) -> dict[Lease, TaskState]:

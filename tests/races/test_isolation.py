@@ -13,6 +13,7 @@ from django.test import Client
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.admin.event import EventAdmin
+from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.registration import Registration
@@ -270,3 +271,26 @@ def test_a_conflict_in_a_transaction_begun_past_atomic_is_told(begin: Callable[[
         connection.set_autocommit(True)
     assert len(runs) == 1
     assert publish("order.sent", stream="orders").created
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("verdict", ["ack", "nack", "extend"])
+def test_a_verdict_outside_of_any_block_meets_no_conflict(
+    consumer: Consumer, stricter_default: StricterDefault, verdict: str, level: str
+):
+    publish("order.paid", stream=consumer.stream.name)
+    (task,) = consumer.pull()
+    message = Message(task)
+    end: Callable[[], object] = {
+        "ack": message.ack,
+        "nack": lambda: message.nack("no"),
+        "extend": lambda: message.extend(timedelta(hours=1)),
+    }[verdict]
+    stricter_default("server", level)
+    with transaction.atomic():
+        Task.objects.filter(pk=task.pk).cancel(running=True)
+        ended = begin_elsewhere(end)
+        wait_until(is_waited_for)
+    ended.result(DEADLINE_SECONDS)
+    expected = {"ack": TaskState.COMPLETED, "nack": TaskState.CANCELLED}
+    assert Task.objects.get().state == expected.get(verdict, TaskState.RUNNING)
