@@ -1,17 +1,24 @@
 """Streams: named append-only sequences of events."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
-from django.db import models
+from django.db import connections, models, router
 
+from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem, similar_names
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models.fields import CreatedAtField
+from kanthorq_django.models.isolation import waiting_at_most
 
 logger = logging.getLogger("kanthorq_django")
 
+# How long a deletion waits for those who publish; all others wait behind it.
+PUBLISHERS_WAIT = timedelta(seconds=10)
 COMPARED_MAX = 20  # streams; of more, say one for each tenant, many have names that are alike
 
 
@@ -42,6 +49,17 @@ class StreamQuerySet(models.QuerySet["Stream"]):
                 logger.warning("An event made the stream %r; was %s meant?", name, meant)
         return stream
 
+    def delete(self) -> tuple[int, dict[str, int]]:
+        """Delete these streams; whoever publishes meanwhile is waited for, up to ten seconds.
+
+        Raises ProtectedError while there are events or consumers of them.
+        """
+        self._for_write = True
+        with _unpublished(self.db):
+            return super().delete()
+
+    alters_data(delete, queryset_only=True)
+
 
 class Stream(models.Model):
     """A named append-only sequence of events."""
@@ -58,3 +76,24 @@ class Stream(models.Model):
         """Insert or update this row. Raises ConfigurationError for what cannot name a stream."""
         check_stream_name(self.name)
         super().save(*args, **options)
+
+    def delete(
+        self, using: str | None = None, keep_parents: bool = False
+    ) -> tuple[int, dict[str, int]]:
+        """Delete this stream as the queryset's ``delete()`` does."""
+        alias = using or router.db_for_write(type(self), instance=self)
+        with _unpublished(alias):
+            return super().delete(using=alias, keep_parents=keep_parents)
+
+
+@contextmanager
+def _unpublished(using: str) -> Iterator[None]:
+    """Run the block in a transaction in which nobody publishes, into whatever stream.
+
+    Who publishes has looked the stream up. An event names it without a constraint, whose check
+    would lock the row; so the table is locked, and whoever has not committed yet is waited for.
+    """
+    with waiting_at_most(using, PUBLISHERS_WAIT):
+        with connections[using].cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {Stream._meta.db_table} IN ACCESS EXCLUSIVE MODE")
+        yield
