@@ -8,14 +8,15 @@ open transaction would stall behind every long write.
 Next, tasks that are due later, or again, are claimed: see task.py.
 """
 
+import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
-from django.db import models, router
+from django.db import models, router, transaction
 from django.db.models.expressions import RawSQL
 from django.utils.functional import cached_property
 
@@ -42,7 +43,7 @@ from kanthorq_django.models.guarded import unguarded_columns
 from kanthorq_django.models.leased import BODIES_SIZE_MAX, tell_of
 from kanthorq_django.models.registration import ConsumerQuerySet, check_consumer_name
 from kanthorq_django.models.stream import Stream
-from kanthorq_django.models.turns import Serialize, Turns
+from kanthorq_django.models.turns import Serialize, Turns, align_turns
 
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet
@@ -120,18 +121,35 @@ class Consumer(models.Model):
         """
         is_new = self._state.adding and not options.get("force_update")
         named = None if update_fields is None else set(update_fields)
+        alias = options.get("using") or self.using
         written = self.__dict__.keys() if named is None else named
+        self._check(written, alias)
+        if named is None and is_new:
+            options["force_insert"] = True
+        elif named is None:
+            named = unguarded_columns(self, cursors.COLUMNS)
+        save = functools.partial(super().save, update_fields=named, **options)
+        if is_new or "serialize" not in written:
+            save()
+        else:
+            self._save_rule(save, alias)
+
+    def _check(self, written: Collection[str], using: str) -> None:
         if "name" in written:
             check_consumer_name(self.name)
         for name in {"subject_includes", "subject_excludes"}.intersection(written):
             check_filters(getattr(self, name))
         if self.pk and not self._state.adding and {"stream", "stream_id"}.intersection(written):
-            self._check_stream(options.get("using") or self.using)
-        if named is None and is_new:
-            options["force_insert"] = True
-        elif named is None:
-            named = unguarded_columns(self, cursors.COLUMNS)
-        super().save(update_fields=named, **options)
+            self._check_stream(using)
+
+    def _save_rule(self, save: Callable[[], None], using: str) -> None:
+        """Save; let tasks follow if that is another rule about keys."""
+        with transaction.atomic(using=using):
+            stored = Consumer._base_manager.using(using).filter(pk=self.pk)
+            before = stored.values_list("serialize", flat=True).first()
+            save()
+            if before not in {None, self.serialize}:
+                align_turns(self)
 
     def delete(
         self, using: str | None = None, keep_parents: bool = False

@@ -22,6 +22,7 @@ from kanthorq_django.models.notifications import (
     channel,
     notify_after_commit,
 )
+from kanthorq_django.models.turns import hold_rules
 from kanthorq_django.signals import tell
 
 CHUNK_SIZE = 1_000  # rows that one statement locks
@@ -154,6 +155,8 @@ class MovableQuerySet(SelectingQuerySet[M]):
     ) -> Outcome:
         stored, connection = self.model._base_manager.using(self.db), connections[self.db]
         askable = {TaskState.RUNNING} if request_running else set()
+        if "turn_key" in changes:
+            hold_rules(chunk, self.db)  # before the tasks: so does who changes one
         locked = self._lock(chunk, move.sources | askable)
         versions = {pk: found.version for pk, found in chunk.items()}
         gone = self._gone({task.pk: task.row_version for task in locked}, versions)

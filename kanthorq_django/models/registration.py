@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db import models
+from django.db import models, transaction
 
 from kanthorq_django import sql
 from kanthorq_django.domain.callables import alters_data
@@ -95,6 +95,19 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             if any(not row.is_new for row in written):
                 align_turns(consumer)
         return consumer
+
+    def update(self, **changes: Any) -> int:
+        """Update these consumers; their tasks follow another rule about keys."""
+        if "serialize" not in changes:
+            return super().update(**changes)
+        self._for_write = True
+        with transaction.atomic(using=self.db):
+            locked = self.select_for_update(of=("self",)).order_by("pk")
+            pks = list(locked.values_list("pk", flat=True))
+            count = super().update(**changes)
+            for consumer in self.model._base_manager.using(self.db).filter(pk__in=pks):
+                align_turns(consumer)
+        return count
 
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete these consumers and their tasks; pulls that are under way are waited for."""

@@ -5,7 +5,7 @@ two workers can never both find the same key free. No session state is involved,
 behind a pooler as well, and a lease that runs out frees its key by itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,13 +68,24 @@ def next_in_turn(consumer: "Consumer", limit: int) -> list[int]:
 def align_turns(consumer: "Consumer") -> None:
     """Let open tasks follow a consumer that began or ceased to serialize.
 
-    In one transaction with that change: once it is stored, nobody would come back to them.
+    In one transaction with that change: once it is stored, nobody would come back to them. Those
+    that somebody is moving back by the rule before, and has not committed, are waited for.
     """
-    sql.rows(consumer.using, "align_turns", {"consumer_id": consumer.pk})
+    using = consumer.using
+    list(type(consumer)._base_manager.using(using).select_for_update().filter(pk=consumer.pk))
+    sql.rows(using, "align_turns", {"consumer_id": consumer.pk})
+
+
+def hold_rules(task_ids: Iterable[int], using: str) -> None:
+    """Keep the consumers of these tasks from beginning or ceasing to serialize, for now."""
+    sql.rows(using, "hold_rules", {"task_ids": list(task_ids)})
 
 
 def present_turn_key() -> Case:
-    """Return the turn key of tasks that begin again, by what their consumer does now."""
+    """Return the turn key of tasks that begin again, by what their consumer does now.
+
+    Which it has to go on doing: see ``hold_rules()``.
+    """
     from kanthorq_django.models.consumer import Consumer
 
     serializing = Consumer.objects.exclude(serialize=Serialize.OFF)

@@ -1,0 +1,97 @@
+"""A consumer that begins or ceases to serialize while somebody moves its tasks back."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
+
+import pytest
+from django.db import connection, transaction
+
+from kanthorq_django import publish_many
+from kanthorq_django.message import Message
+from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.models.registration import Registration
+from tests.concurrency import begin_elsewhere, is_waited_for, wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def register(serialize: str) -> Consumer:
+    return Consumer.objects.register("turns", Registration("turns", [">"], serialize=serialize))
+
+
+def save(serialize: str) -> Consumer:
+    consumer = Consumer.objects.get(name="turns")
+    consumer.serialize = serialize
+    consumer.save()
+    return consumer
+
+
+def update(serialize: str) -> Consumer:
+    Consumer.objects.exclude(serialize=serialize).update(serialize=serialize)
+    return Consumer.objects.get(name="turns")
+
+
+def two_of_one_key(consumer: Consumer) -> None:
+    events = [Event(subject="a.b", resource_key="k") for _ in range(2)]
+    publish_many(events, stream=consumer.stream.name)
+    for task in consumer.pull():
+        Message(task).nack("later", delay=timedelta(0))
+    for task in consumer.claim():  # one of a key at a time
+        Message(task).nack("later", delay=timedelta(0))
+
+
+@pytest.mark.parametrize("change", [register, save, update])
+@pytest.mark.parametrize(("before", "after", "at_a_time"), [("on", "", 2), ("", "on", 1)])
+@pytest.mark.parametrize("verb", ["resume", "reset"])
+def test_tasks_that_are_moved_back_meanwhile_follow_the_new_rule(
+    verb: str, before: str, after: str, at_a_time: int, change: Callable[[str], Consumer]
+):
+    two_of_one_key(register(before))
+    Task.objects.all().cancel()
+    with transaction.atomic():
+        getattr(Task.objects.all(), verb)()
+        changed = begin_elsewhere(lambda: change(after))
+        wait_until(is_waited_for)
+    assert len(changed.result().claim()) == at_a_time
+
+
+@pytest.mark.parametrize(("before", "after", "at_a_time"), [("on", "", 2), ("", "on", 1)])
+def test_tasks_that_are_moved_back_during_a_change_wait_for_it(
+    before: str, after: str, at_a_time: int
+):
+    two_of_one_key(register(before))
+    Task.objects.all().cancel()
+    with transaction.atomic():
+        consumer = register(after)
+        resumed = begin_elsewhere(lambda: Task.objects.all().resume())
+        wait_until(is_waited_for)
+    assert len(resumed.result().updated) == 2
+    assert len(consumer.claim()) == at_a_time
+
+
+@pytest.mark.parametrize("change", [register, save, update])
+@pytest.mark.parametrize(("before", "after", "at_a_time"), [("on", "", 2), ("", "on", 1)])
+def test_tasks_that_wait_follow_the_new_rule(
+    before: str, after: str, at_a_time: int, change: Callable[[str], Consumer]
+):
+    two_of_one_key(register(before))
+    assert len(change(after).claim()) == at_a_time
+
+
+def test_pulls_and_claims_wait_for_nobody_who_moves_tasks_back():
+    consumer = register("on")
+    two_of_one_key(consumer)
+    Task.objects.all().cancel()
+    publish_many([Event(subject="a.b", resource_key="other")], stream="turns")
+
+    def work() -> list[Task]:
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '1ms'")
+        return consumer.pull() + consumer.claim()
+
+    with transaction.atomic():
+        Task.objects.all().resume()
+        pulled: Future[list[Task]] = begin_elsewhere(work)
+        assert [task.resource_key for task in pulled.result(30)] == ["other"]
+    assert Task.objects.filter(state=TaskState.AVAILABLE).count() == 2
