@@ -1,15 +1,18 @@
 """Whether the filters of a consumer are still those that this worker's code declares."""
 
+import functools
 from collections.abc import Iterable
 
+from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer
+from kanthorq_django.models.leased import Leased
 from kanthorq_django.worker.log import logger
 
-_Filters = tuple[list[str], list[str]]  # includes and excludes
+_Filters = tuple[tuple[str, ...], tuple[str, ...]]  # includes and excludes
 
 
 class FilterWatch:
-    """The filters that were declared here, and those that count, as the last pull saw them."""
+    """The filters that were declared here, and those that count, as far as they were seen."""
 
     def __init__(self, consumers: Iterable[Consumer]) -> None:
         self._declared = {consumer.pk: _filters(consumer) for consumer in consumers}
@@ -18,6 +21,12 @@ class FilterWatch:
     def is_overruled(self, consumer: Consumer) -> bool:
         """Tell whether others have given ``consumer`` filters that this worker does not declare."""
         return self._noticed[consumer.pk] != self._declared[consumer.pk]
+
+    def is_outside(self, consumer: Consumer, leased: Iterable[Leased]) -> bool:
+        """Tell whether one of ``leased`` has a subject that this worker does not declare."""
+        declared = self._declared[consumer.pk]
+        told = (each.subject for each in leased)
+        return any(not _selects(declared, subject) for subject in told if subject is not None)
 
     def note(self, consumer: Consumer) -> None:
         """Say once which filters, that code elsewhere declares, count instead of ours."""
@@ -36,9 +45,14 @@ class FilterWatch:
 
 
 def _filters(consumer: Consumer) -> _Filters:
-    return list(consumer.subject_includes), list(consumer.subject_excludes)
+    return tuple(consumer.subject_includes), tuple(consumer.subject_excludes)
+
+
+@functools.lru_cache(maxsize=4_096)
+def _selects(filters: _Filters, subject: str) -> bool:
+    return subjects.selects(*filters, subject)
 
 
 def _shown(filters: _Filters) -> str:
     includes, excludes = filters
-    return f"{includes} without {excludes}" if excludes else str(includes)
+    return f"{list(includes)} without {list(excludes)}" if excludes else str(list(includes))

@@ -32,6 +32,8 @@ MOMENT = 0.001  # seconds: what was to be waited for is over, but for the look t
 # Seconds until turns are looked for that other workers may have freed; more when there are none.
 TURNS_AGAIN = 0.05
 
+_FILTERS = ("subject_includes", "subject_excludes")
+
 
 class Look(NamedTuple):
     """What a look found for one consumer; ``due_in`` is seconds, None when no task waits."""
@@ -305,6 +307,10 @@ class Puller:
             self._no_turns[consumer.pk] = math.inf if is_over else time.monotonic() + again_in
         if leased:
             self._turns_again[consumer.pk].reset()
+        if self.filters.is_outside(consumer, leased):
+            # Others have pulled it, or it has waited since filters were wider: the row knows.
+            consumer.refresh_from_db(using=self._using, fields=_FILTERS)
+            self.filters.note(consumer)
         return leased or None
 
     def _pull(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:

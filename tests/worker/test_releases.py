@@ -5,14 +5,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 
 from kanthorq_django import publish, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import flight, loop, taking_over
 from tests.concurrency import wait_until
+from tests.factories import TaskFactory
 from tests.worker.working import PATIENCE, wait_for_state, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -57,6 +60,25 @@ def test_what_only_newer_code_subscribes_to_is_left_to_it(
         "now selects ['order.paid', 'order.refunded'], where this code declares ['order.paid']:"
         in told.message
     )
+
+
+@pytest.mark.parametrize("state", [TaskState.RETRYABLE, TaskState.AVAILABLE, TaskState.RUNNING])
+def test_what_newer_code_has_begun_is_left_to_it(handled: list[str], state: TaskState):
+    """The former release pulls nothing meanwhile, which would tell it of the new filters."""
+    with working("books"):
+        wait_until(lambda: Consumer.objects.filter(name="books").exists(), PATIENCE)
+        with transaction.atomic():
+            consumer = Consumer.objects.select_for_update().get(name="books")
+            publish("order.refunded", stream="orders")
+            publish("order.paid", stream="orders")
+            release_another("order.paid", "order.refunded")
+            events = Event.objects.order_by("id")
+            for event in events:
+                TaskFactory.create(consumer=consumer, event=event, state=state, schedule_at=Now())
+            Consumer.objects.update(cursor=RawSQL("pg_current_snapshot()", ()))
+        wait_for_state(TaskState.COMPLETED, 1)
+        wait_for_state(TaskState.AVAILABLE, 1, event__subject="order.refunded")
+    assert handled == ["order.paid"]
 
 
 def test_what_nobody_seems_to_subscribe_to_is_handled_after_a_while(
