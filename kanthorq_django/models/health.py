@@ -62,14 +62,17 @@ def examine(
     using: str,
     limits: Limits | None = None,
     *,
+    consumers: Collection[str] = (),
     skip: Collection[str] = (),
     lock_timeout: timedelta | None = None,
 ) -> list[Finding]:
     """Return what each check of ``CHECKS`` found, but for those named in ``skip``.
 
-    With a ``lock_timeout`` one that waits longer for a lock has failed.
+    Of consumers that code declares only those named in ``consumers`` are looked at, if any are:
+    others may be at home in another database. With a ``lock_timeout`` a check that waits longer
+    for a lock has failed.
     """
-    patient = _Patient(using, limits or Limits(), lock_timeout)
+    patient = _Patient(using, limits or Limits(), lock_timeout, set(consumers))
     findings: list[Finding] = []
     is_fit = True
     for name, check in CHECKS.items():
@@ -89,9 +92,15 @@ class _Patient:
     using: str
     limits: Limits
     lock_timeout: timedelta | None = None
+    named: set[str] = field(default_factory=set)
     declared: set[str] = field(
         default_factory=lambda: {subscription.consumer for subscription in registry.all()}
     )
+
+    @cached_property
+    def expected(self) -> set[str]:
+        """The consumers whose work somebody here is to do."""
+        return self.named or self.declared
 
     @cached_property
     def server(self) -> Any:
@@ -118,8 +127,8 @@ class _Patient:
         return waiting_at_most(self.using, self.lock_timeout)
 
     def own(self) -> list[Any]:
-        """Return the consumers that code declares; the others are the check of orphans' affair."""
-        return [row for row in self.consumers if row.name in self.declared]
+        """Return the consumers that are expected; those without code are the affair of orphans."""
+        return [row for row in self.consumers if row.name in self.expected]
 
 
 Verdict = tuple[bool, str]
@@ -200,12 +209,12 @@ def _due(patient: _Patient) -> Verdict:
 
 
 def _lag(patient: _Patient) -> Verdict:
-    lags = ((name, lag.oldest) for name, lag in patient.lags.items() if name in patient.declared)
+    lags = ((name, lag.oldest) for name, lag in patient.lags.items() if name in patient.expected)
     return _oldest("unread events", lags, patient.limits.lag)
 
 
 def _declared(patient: _Patient) -> Verdict:
-    unknown = sorted(patient.declared - {row.name for row in patient.consumers})
+    unknown = sorted(patient.expected - {row.name for row in patient.consumers})
     if unknown:
         return False, (
             f"not known to the database: {', '.join(unknown)}; start a worker, or run "
@@ -223,6 +232,13 @@ def _orphans(patient: _Patient) -> Verdict:
     if waiting:
         return False, f"work waits for consumers that no code declares: {', '.join(waiting)}"
     return True, "no work waits for a consumer without code"
+
+
+def _streams(patient: _Patient) -> Verdict:
+    unread = [row.name for row in sql.rows(patient.using, "health_streams", {})]
+    if unread:
+        return False, f"no consumer reads what is published into {', '.join(map(repr, unread))}"
+    return True, "every stream that holds events has a consumer"
 
 
 def _notifications(patient: _Patient) -> Verdict:
@@ -297,6 +313,7 @@ CHECKS: dict[str, Callable[[_Patient], Verdict]] = {
     "lag": _lag,
     "declared": _declared,
     "orphans": _orphans,
+    "streams": _streams,
     "notifications": _notifications,
     "transactions": _transactions,
     "prepared": _prepared,

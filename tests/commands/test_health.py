@@ -6,8 +6,8 @@ from django.core.management.base import CommandError
 from django.db import connection, connections
 from django.db.models.functions import Now
 
-from kanthorq_django import subscribe
-from kanthorq_django.models import Consumer, TaskState, Worker
+from kanthorq_django import publish, subscribe
+from kanthorq_django.models import Consumer, Stream, TaskState, Worker
 from kanthorq_django.models.health import CHECKS, Limits, Status, examine
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
@@ -137,6 +137,33 @@ def test_a_consumer_without_code_and_without_work_is_fine():
     ConsumerFactory.create(name="bygone")
 
     assert failed() == {}
+
+
+@pytest.mark.usefixtures("worker")
+def test_events_that_no_consumer_reads_are_found(consumer: Consumer):
+    publish("order.paid", stream=consumer.stream.name)
+    publish("order.paid", stream="oders")
+    publish("order.paid")
+    Stream.objects.register("empty")
+
+    told = "no consumer reads what is published into 'default', 'oders'"
+    assert failed() == {"streams": told}
+    ConsumerFactory.create(stream=Stream.objects.get(name="default"))
+    assert failed() == {"streams": "no consumer reads what is published into 'oders'"}
+    assert kanthorq("health", "--skip", "streams").status == 0
+
+
+@pytest.mark.usefixtures("worker")
+def test_only_consumers_that_are_named_are_looked_after(consumer: Consumer):
+    subscribe("click", stream="clicks", consumer="clicks")(lambda message: None)
+    assert "declared" in failed()
+    assert kanthorq("health", consumer.name).status == 0
+    ran = kanthorq("health", consumer.name, "clicks")
+    assert ran.status == 1
+    (told,) = [line for line in ran.lines if line.startswith("failed")]
+    assert "not known to the database: clicks;" in told
+    with pytest.raises(CommandError, match="clocks"):
+        kanthorq("health", "clocks")
 
 
 @pytest.mark.usefixtures("worker")

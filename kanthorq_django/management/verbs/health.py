@@ -9,6 +9,7 @@ from kanthorq_django.management.arguments import count, duration, fraction
 from kanthorq_django.management.times import format_duration
 from kanthorq_django.management.verbs.verb import LOCK_TIMEOUT, Verb
 from kanthorq_django.models.health import CHECKS, Finding, Limits, Status, examine
+from kanthorq_django.subscribers import find
 
 LIMITS = Limits()
 COLOURS = {Status.OK: "SUCCESS", Status.FAILED: "ERROR", Status.SKIPPED: "WARNING"}
@@ -23,10 +24,17 @@ class Health(Verb):
         "health",
         "health --json --max-lag 30s --min-workers 2",
         "health --skip workers --skip lag",
+        "health refunds shipping --database orders",
     )
 
     @classmethod
     def add_arguments(cls, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "consumers",
+            metavar="CONSUMER",
+            nargs="*",
+            help="that are at home in this database; default: all that code declares",
+        )
         parser.add_argument("--json", action="store_true", help="print one JSON object")
         parser.add_argument(
             "--skip",
@@ -63,8 +71,14 @@ class Health(Verb):
         _add_age(parser, "--max-stuck", LIMITS.stuck, "time after the end of an unnoticed lease")
         _add_age(parser, "--max-transaction", LIMITS.transaction, "age of an open transaction")
 
-    def run(self, *, json: bool, skip: list[str], **limits: Any) -> None:
-        findings = examine(self.database, _limits(**limits), skip=skip, lock_timeout=LOCK_TIMEOUT)
+    def run(self, *, consumers: list[str], json: bool, skip: list[str], **limits: Any) -> None:
+        findings = examine(
+            self.database,
+            _limits(**limits),
+            consumers=[find(name).consumer for name in consumers],
+            skip=skip,
+            lock_timeout=LOCK_TIMEOUT,
+        )
         is_healthy = all(finding.status is Status.OK for finding in findings)
         if json:
             self.console.json({"healthy": is_healthy, "checks": [_as_json(f) for f in findings]})
