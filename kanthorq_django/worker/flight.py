@@ -129,6 +129,11 @@ class Flights:
         with self._lock:
             return iter(list(self._flights.values()))
 
+    def overdue(self, *, by: float = 0.0) -> list[Flight]:
+        """Return those whose handlers have used up their timeouts, ``by`` so many seconds ago."""
+        moment = time.monotonic() - by
+        return [flight for flight in self if flight.is_overdue(moment)]
+
     def add(self, flights: Iterable[Flight]) -> None:
         with self._lock:
             self._flights.update({flight.lease: flight for flight in flights})

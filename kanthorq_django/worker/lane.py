@@ -72,6 +72,11 @@ class Lane:
             return not self._waiting and not self._running
 
     @property
+    def is_full(self) -> bool:
+        """Whether as many run as may."""
+        return self._running >= self.concurrency
+
+    @property
     def is_alive(self) -> bool:
         """Whether any of the threads has not ended."""
         return any(thread.is_alive() for thread in self._threads)

@@ -45,6 +45,10 @@ from kanthorq_django.worker.warden import Warden, tick_of
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
 INTERRUPT_SECONDS = 1.0  # for handlers that heed the request to stop
 FLUSH_SECONDS = 10.0  # what verdicts and goodbyes may take beyond the shutdown timeout
+# Until a task is offered again whose earlier attempt still runs here, though its time is up.
+STILL_RUNNING = timedelta(seconds=5)
+DEAF_AFTER = 30.0  # seconds beyond its timeout that a handler is still expected to end
+DEAF_CHECKED_EVERY = 5.0  # seconds
 CLOSE_SECONDS = 2.0  # for threads that have nothing to do any more
 FORGET_AFTER = timedelta(days=1)  # rows of workers that died without a goodbye
 
@@ -60,6 +64,8 @@ class WorkerLoop:
         self._woken_at = self._found_at = self._looked_at = -math.inf
         self._told: set[int] = set()  # streams, by their ids
         self._is_held_up = False
+        self._listened_at = -math.inf
+        self.has_failed = False  # and is to be replaced
         self._backoff = Backoff("puller")
         self._flights = Flights(emptied=self._wake.set)
         self._scheduler = Scheduler(self._using)
@@ -169,6 +175,11 @@ class WorkerLoop:
         self._wake.clear()
         if self._stop.is_set():
             return  # asked between the loop's look and the line above, which forgot the wake-up
+        if self._is_deaf():
+            logger.error("All handlers that may run are deaf to their timeouts; the worker ends.")
+            self.has_failed = True
+            self._stop.set()
+            return
         try:
             self._publish_scheduled()
             seconds = self._fetch()
@@ -224,7 +235,7 @@ class WorkerLoop:
         self._looked_at = time.monotonic()
         self._puller.look_for_turns(told)
         looks = self._puller.guess(told) or self._puller.look(is_quiet=is_quiet)
-        if is_quiet and self._is_done(looks):
+        if (is_quiet and self._is_done(looks)) or self._is_spent():
             self._stop.set()
             return 0
         has_progressed = self._lease(looks)
@@ -265,7 +276,12 @@ class WorkerLoop:
     def _hand_over(self, haul: Haul, consumer: Consumer) -> list[Call]:
         subscription = self._subscriptions[consumer.pk]
         flights = [Flight(leased, subscription, haul.asked_at) for leased in haul.leased]
+        deaf = {each.lease.task_id for each in self._flights.overdue()} if haul.is_claim else set()
         self._flights.add(flights)
+        if still := [flight for flight in flights if flight.lease.task_id in deaf]:
+            # It would take one thread after the other, and be as deaf to its timeout in each.
+            self._hand_back(still, STILL_RUNNING)
+            flights = [flight for flight in flights if flight not in still]
         if self._puller.filters.is_overruled(consumer):
             theirs = {id(flight) for flight in flights if flight.is_for_others(consumer)}
             self._hand_back([flight for flight in flights if id(flight) in theirs], ELSEWHERE)
@@ -289,6 +305,27 @@ class WorkerLoop:
         if self._left() <= 0:
             return True
         return self._options.burst and not any(look.has_work for look in looks.values())
+
+    def _is_deaf(self) -> bool:
+        """Tell whether handlers that should have ended long ago take all places of a lane."""
+        now = time.monotonic()
+        if now < self._listened_at + DEAF_CHECKED_EVERY:
+            return False
+        self._listened_at = now
+        full = {kind for kind, lane in self._lanes.items() if lane.is_full}
+        overdue = {flight.lease for flight in self._flights.overdue(by=DEAF_AFTER)} if full else ()
+        return any(
+            all(
+                flight.lease in overdue
+                for flight in self._flights
+                if flight.is_async is kind and flight.started_at is not None
+            )
+            for kind in full
+        )
+
+    def _is_spent(self) -> bool:
+        """Tell whether nothing is to be started any more, and what still runs heeds no timeout."""
+        return self._left() <= 0 and len(self._flights.overdue()) == len(self._flights)
 
     def _rest(self, looks: dict[int, Look]) -> float:
         """Until the next task is due, at most a poll interval; jitter keeps peers out of step."""

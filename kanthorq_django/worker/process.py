@@ -38,13 +38,16 @@ SWITCH_EVERY = 0.001  # seconds; Python's default is 0.005
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def run_process(options: WorkerOptions, tell: Callable[[int], None]) -> None:
+def run_process(
+    options: WorkerOptions, tell: Callable[[int], None], *, is_all: bool = False
+) -> None:
     """Run one worker in this process until it is done; tell how many handlers it started.
 
-    Raises as ``WorkerLoop.run()``. Does not return when handlers outlive the shutdown timeout:
-    the interpreter would wait for what they started.
+    ``is_all`` says that the process is to do nothing else. Raises as ``WorkerLoop.run()``. Does
+    not return when handlers outlive the shutdown timeout: the interpreter would wait for what
+    they started.
     """
-    _run(options, tell)
+    _run(options, tell, is_all=is_all)
 
 
 def run_child(options: WorkerOptions, parent_pid: int, databases: Mapping[str, str]) -> None:
@@ -63,7 +66,7 @@ def run_child(options: WorkerOptions, parent_pid: int, databases: Mapping[str, s
         connections.settings[alias]["NAME"] = databases[alias]
     _watch_parent(parent_pid)
     try:
-        _run(options, is_child=True)
+        _run(options, is_child=True, is_all=True)
     except KanthorqError as error:
         logger.error("%s", error)  # noqa: TRY400  # a traceback would not tell more
         sys.exit(REFUSED)
@@ -80,10 +83,11 @@ def stop_on_signals(
     at_once: Callable[[], None] | None = None,
     numbers: tuple[signal.Signals, ...] = STOP_SIGNALS,
     heeds_second: bool = True,
-) -> Iterator[None]:
+) -> Iterator[Callable[[], float]]:
     """Call ``stop`` on the first signal; on the second call ``at_once`` and leave.
 
-    Unless ``heeds_second`` is False: then the first one alone counts.
+    Unless ``heeds_second`` is False: then the first one alone counts. Yields a function that
+    returns how many seconds of ``patience`` are left: all of them where no signal has come.
 
     The process also leaves, with status 1, when the block has not ended ``patience`` seconds
     after the first signal, whatever keeps it: a log that nobody reads keeps each thread that
@@ -93,13 +97,13 @@ def stop_on_signals(
     """
     if threading.current_thread() is not threading.main_thread():
         with _stop_at_exit(stop):
-            yield
+            yield lambda: patience
         return
     signals = _Signals(stop, patience, at_once, heeds_second=heeds_second)
     former = {number: signal.signal(number, signals.arrive) for number in numbers}
     threading.Thread(target=signals.relay, name="kanthorq-signals", daemon=True).start()
     try:
-        yield
+        yield signals.left
     finally:
         signals.end()
         for number, handler in former.items():
@@ -147,6 +151,11 @@ class _Signals:
                     self._at_once()
                 _leave(1, "It took too long to stop in good order.")
 
+    def left(self) -> float:
+        if self._deadline is None:
+            return self._patience
+        return max(0.0, self._deadline - time.monotonic())
+
     def end(self) -> None:
         self._ended.set()
         self._arrivals.put(False)
@@ -155,7 +164,11 @@ class _Signals:
 
 
 def _run(
-    options: WorkerOptions, tell: Callable[[int], None] | None = None, *, is_child: bool = False
+    options: WorkerOptions,
+    tell: Callable[[int], None] | None = None,
+    *,
+    is_child: bool = False,
+    is_all: bool = False,
 ) -> None:
     from kanthorq_django.worker.loop import WorkerLoop
     from kanthorq_django.worker.scarcity import expect_small_pools
@@ -171,13 +184,15 @@ def _run(
     stopping = stop_on_signals(
         loop.stop, patience=patience, numbers=numbers, heeds_second=not is_child
     )
-    with stopping, _rarely_collecting(), _switching_often():
+    with stopping as left, _rarely_collecting(), _switching_often():
         count = loop.run()
         if loop.has_stragglers:
             loop.tell_stragglers()
-            _leave(0)
+            _leave(int(loop.has_failed))
         if tell is not None:
             tell(count)
+        if is_all:
+            _end_within(left())
 
 
 @contextlib.contextmanager
@@ -240,6 +255,23 @@ def _say_last(words: str) -> None:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _end_within(seconds: float) -> None:
+    """Let no thread that a handler left behind keep this process, which is done, for longer.
+
+    The interpreter waits for those that are no daemons, and for those of ``concurrent.futures``
+    whatever they are, before it calls anything that was registered for its exit.
+    """
+
+    def end() -> None:
+        threading.Event().wait(seconds)
+        names = {each.name for each in threading.enumerate() if not each.daemon}
+        names.discard(threading.main_thread().name)
+        left = f": {', '.join(sorted(names))}" if names else ""
+        _leave(0, f"Threads that handlers left behind do not end{left}.")
+
+    threading.Thread(target=end, name="kanthorq-end", daemon=True).start()
 
 
 def _exit_until(deadline: float) -> None:

@@ -149,8 +149,8 @@ def test_events_that_no_consumer_reads_are_found(consumer: Consumer):
     told = "no consumer reads what is published into 'default', 'oders'"
     assert failed() == {"streams": told}
     ConsumerFactory.create(stream=Stream.objects.get(name="default"))
-    assert failed() == {"streams": "no consumer reads what is published into 'oders'"}
-    assert kanthorq("health", "--skip", "streams").status == 0
+    assert failed()["streams"] == "no consumer reads what is published into 'oders'"
+    assert kanthorq("health", "--skip", "streams", "--skip", "orphans").status == 0
 
 
 @pytest.mark.usefixtures("worker")

@@ -9,7 +9,8 @@ import re
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -243,10 +244,14 @@ def _hog_the_interpreter() -> None:
     re.match(r"(a|a)+$", "a" * 25 + "b")
 
 
-POISONS = {
+_POOL = ThreadPoolExecutor(1)  # whose threads the interpreter waits for, daemons or not
+
+POISONS: dict[str, Callable[[], object]] = {
     "exit": lambda: os._exit(99),
     "raise": lambda: exec("raise SystemExit(3)"),  # noqa: S102  # a handler may try to leave
     "segfault": lambda: ctypes.string_at(0),
     "memory": _exhaust_memory,
     "hog": _hog_the_interpreter,
+    "pool": lambda: _POOL.submit(pause, 600),
+    "thread": lambda: threading.Thread(target=pause, args=(600,), daemon=False).start(),
 }

@@ -227,3 +227,23 @@ def test_poison_is_discarded_and_harms_nothing_else(stage: Stage, poisons: tuple
     expected = {DISCARDED} if "hog" not in poisons else {DISCARDED, 101}
     assert {task.state for task in tasks} <= expected
     stage.check()
+
+
+@pytest.mark.parametrize("poison", ["pool", "thread"])
+@pytest.mark.parametrize("processes", sooner([1, 2], 2))
+def test_what_a_handler_leaves_running_keeps_no_process_that_is_done(
+    stage: Stage, poison: str, processes: int
+):
+    stage.consumers = ["poison"]
+    options = ("--max-tasks", "1", "--shutdown-timeout", "0.1", "--processes", str(processes))
+    worker = stage.worker(*options)
+    client = stage.client()
+    for _ in range(processes):
+        client.do(f"say poison.{poison}")
+    worker.wait_for("Threads that handlers left behind do not end")
+    if processes == 1:
+        assert worker.wait() == 0
+    else:
+        client.do(f"say poison.{poison}")  # for those that come after them
+    stage.settle()
+    stage.check()

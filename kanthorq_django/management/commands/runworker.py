@@ -117,7 +117,8 @@ class Command(BaseCommand):
             if processes > 1:
                 self._supervise(options, processes, alias)
             else:
-                run_process(options, self._tell)
+                is_all = getattr(self, "_called_from_command_line", False)
+                run_process(options, self._tell, is_all=is_all)
 
     def _tell(self, count: int) -> None:
         self._say(self.style.SUCCESS(f"Handled {counted(count, 'task')}."))

@@ -1,0 +1,81 @@
+"""Handlers that go on for ever though their timeout is over, and what a worker still does."""
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from kanthorq_django import subscribe
+from kanthorq_django.message import Message
+from kanthorq_django.models import Task, TaskState, Worker
+from kanthorq_django.worker import loop
+from tests.concurrency import wait_until
+from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Deaf:
+    """A handler that a test has to end itself."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.may_end = threading.Event()
+
+        @subscribe(
+            "deaf.>",
+            stream="work",
+            consumer="deaf",
+            visibility_timeout=timedelta(seconds=1),
+            timeout=timedelta(milliseconds=200),
+        )
+        def handle(message: Message) -> None:
+            self.begun.append(message.attempt)
+            self.may_end.wait(2 * PATIENCE)
+
+
+@pytest.fixture
+def deaf() -> Iterator[Deaf]:
+    made = Deaf()
+    yield made
+    made.may_end.set()
+
+
+def test_a_deaf_handler_takes_one_place_of_a_worker(deaf: Deaf, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "STILL_RUNNING", timedelta(milliseconds=50))
+    accept("quick")
+    announce(1, "deaf.due")
+    with working("deaf", "quick", concurrency=2):
+        wait_until(lambda: Task.objects.filter(lease_epoch__gte=6).exists(), PATIENCE)
+        assert deaf.begun == [1]
+        announce(3)
+        wait_for_state(TaskState.COMPLETED, 3)
+        deaf.may_end.set()
+        wait_for_state(TaskState.COMPLETED, 4)  # by the next attempt, as it is free to begin
+    assert deaf.begun == [1, 2]
+
+
+def test_a_worker_that_only_deaf_handlers_are_left_of_has_started_all_that_it_may(deaf: Deaf):
+    accept("quick")
+    announce(1, "deaf.due")
+    options = {"max_tasks": 2, "concurrency": 2, "shutdown_timeout": timedelta(0)}
+    with working("deaf", "quick", **options) as worker:
+        wait_until(lambda: deaf.begun, PATIENCE)
+        announce(1)
+        wait_until(lambda: Task.objects.completed().exists(), PATIENCE)
+        wait_until(lambda: not Worker.objects.exists(), PATIENCE)
+        assert worker.has_stragglers
+
+
+def test_a_worker_all_of_whose_places_are_taken_by_deaf_handlers_ends(
+    deaf: Deaf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(loop, "DEAF_AFTER", 0.2)
+    monkeypatch.setattr(loop, "DEAF_CHECKED_EVERY", 0.0)
+    announce(2, "deaf.due")
+    with working("deaf", concurrency=2, shutdown_timeout=timedelta(0)) as worker:
+        wait_until(lambda: not Worker.objects.exists() and len(deaf.begun) == 2, PATIENCE)
+    assert worker.has_failed
+    assert worker.has_stragglers
+    assert "All handlers that may run are deaf to their timeouts" in caplog.text
