@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -45,7 +46,9 @@ from kanthorq_django.worker.warden import Warden, tick_of
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
 INTERRUPT_SECONDS = 1.0  # for handlers that heed the request to stop
 FLUSH_SECONDS = 10.0  # what verdicts and goodbyes may take beyond the shutdown timeout
-# Until a task is offered again whose earlier attempt still runs here, though its time is up.
+# Attempts of one task that run here at a time, all but the last beyond their timeouts; and until it
+# is offered again where there are so many.
+AT_ONCE_MAX = 2
 STILL_RUNNING = timedelta(seconds=5)
 DEAF_AFTER = 30.0  # seconds beyond its timeout that a handler is still expected to end
 DEAF_CHECKED_EVERY = 5.0  # seconds
@@ -276,9 +279,10 @@ class WorkerLoop:
     def _hand_over(self, haul: Haul, consumer: Consumer) -> list[Call]:
         subscription = self._subscriptions[consumer.pk]
         flights = [Flight(leased, subscription, haul.asked_at) for leased in haul.leased]
-        deaf = {each.lease.task_id for each in self._flights.overdue()} if haul.is_claim else set()
+        overdue = self._flights.overdue() if haul.is_claim else []
+        deaf = Counter(each.lease.task_id for each in overdue)
         self._flights.add(flights)
-        if still := [flight for flight in flights if flight.lease.task_id in deaf]:
+        if still := [each for each in flights if deaf[each.lease.task_id] >= AT_ONCE_MAX]:
             # It would take one thread after the other, and be as deaf to its timeout in each.
             self._hand_back(still, STILL_RUNNING)
             flights = [flight for flight in flights if flight not in still]

@@ -42,26 +42,26 @@ def deaf() -> Iterator[Deaf]:
     made.may_end.set()
 
 
-def test_a_deaf_handler_takes_one_place_of_a_worker(deaf: Deaf, monkeypatch: pytest.MonkeyPatch):
+def test_a_deaf_handler_takes_two_places_of_a_worker(deaf: Deaf, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop, "STILL_RUNNING", timedelta(milliseconds=50))
     accept("quick")
     announce(1, "deaf.due")
-    with working("deaf", "quick", concurrency=2):
+    with working("deaf", "quick", concurrency=3):
         wait_until(lambda: Task.objects.filter(lease_epoch__gte=6).exists(), PATIENCE)
-        assert deaf.begun == [1]
+        assert deaf.begun == [1, 2]
         announce(3)
         wait_for_state(TaskState.COMPLETED, 3)
         deaf.may_end.set()
         wait_for_state(TaskState.COMPLETED, 4)  # by the next attempt, as it is free to begin
-    assert deaf.begun == [1, 2]
+    assert deaf.begun == [1, 2, 3]
 
 
 def test_a_worker_that_only_deaf_handlers_are_left_of_has_started_all_that_it_may(deaf: Deaf):
     accept("quick")
     announce(1, "deaf.due")
-    options = {"max_tasks": 2, "concurrency": 2, "shutdown_timeout": timedelta(0)}
+    options = {"max_tasks": 3, "concurrency": 3, "shutdown_timeout": timedelta(0)}
     with working("deaf", "quick", **options) as worker:
-        wait_until(lambda: deaf.begun, PATIENCE)
+        wait_until(lambda: len(deaf.begun) == 2, PATIENCE)
         announce(1)
         wait_until(lambda: Task.objects.completed().exists(), PATIENCE)
         wait_until(lambda: not Worker.objects.exists(), PATIENCE)
