@@ -30,8 +30,8 @@ class ButtonsAdmin(GuardedAdmin):
         """Return the operations that would change ``row``."""
         raise NotImplementedError
 
-    def operate_on(self, row: Any, operation: Any, request: HttpRequest) -> None:
-        """Do it to ``row`` alone, and tell who asked for it."""
+    def operate_on(self, row: Any, operation: Any, request: HttpRequest) -> HttpResponse | None:
+        """Do it to ``row`` alone, and tell who asked for it; or return a page that asks first."""
         raise NotImplementedError
 
     def may(self, request: HttpRequest, verb: str) -> bool:
@@ -40,6 +40,11 @@ class ButtonsAdmin(GuardedAdmin):
         return self.has_view_permission(request) and request.user.has_perm(
             f"{self.opts.app_label}.{codename}"
         )
+
+    def back_to(self, row: Any, request: HttpRequest) -> str:
+        """Return the address of the page of ``row``, as the button's own was filtered."""
+        query = request.GET.urlencode()
+        return self._url("change", row.pk) + (f"?{query}" if query else "")
 
     def get_urls(self) -> list[URLPattern]:
         return [
@@ -70,11 +75,8 @@ class ButtonsAdmin(GuardedAdmin):
             row = self.get_object(request, object_id)
             if row is None:
                 raise Http404
-            self.operate_on(row, operation, request)
-            query = request.GET.urlencode()
-            return HttpResponseRedirect(
-                self._url("change", row.pk) + (f"?{query}" if query else "")
-            )
+            asked = self.operate_on(row, operation, request)
+            return asked or HttpResponseRedirect(self.back_to(row, request))
 
         return operate
 

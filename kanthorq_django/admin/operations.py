@@ -31,7 +31,8 @@ BATCH_SIZE = 1_000  # tasks that are locked, moved and logged in one transaction
 class Operation:
     """A verb of tasks, as a person sees it; ``effect`` says what becomes of the tasks.
 
-    Who has the permission of that ``verb`` may use each ``action`` of it.
+    Who has the permission of that ``verb`` may use each ``action`` of it. ``loss`` says what no
+    other verb brings back.
     """
 
     action: str
@@ -40,6 +41,12 @@ class Operation:
     effect: str | Promise
     apply: Callable[[TaskQuerySet], Outcome]
     stops_running: bool = False
+    loss: str | Promise = ""
+
+    @property
+    def is_asked_first(self) -> bool:
+        """Tell whether a click too many among the ticked rows would do harm."""
+        return bool(self.loss) or self.stops_running
 
     def can_move(self, state: int) -> bool:
         """Tell whether the verb leaves ``state``."""
@@ -91,6 +98,10 @@ OPERATIONS = {
                 "results are forgotten."
             ),
             TaskQuerySet.reset,
+            loss=_(
+                "What is forgotten is lost for good. What handlers did of completed tasks, such as "
+                "a payment, they do once more."
+            ),
         ),
     )
 }

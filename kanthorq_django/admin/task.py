@@ -16,6 +16,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from kanthorq_django.admin.confirmation import MEANING
 from kanthorq_django.admin.content import pretty_value, redacted_error
 from kanthorq_django.admin.display import (
     NOTHING,
@@ -27,7 +28,6 @@ from kanthorq_django.admin.display import (
 from kanthorq_django.admin.due import due_text, task_badge, with_is_due
 from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.readonly import RelatedFilter
-from kanthorq_django.admin.select_all import MEANING
 from kanthorq_django.admin.task_actions import TaskActionsAdmin
 from kanthorq_django.domain.failures import ERROR_SIZE_MAX, recorded
 from kanthorq_django.domain.states import CLAIMABLE, TaskState

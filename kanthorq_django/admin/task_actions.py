@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin import select_all
 from kanthorq_django.admin.buttons import ButtonsAdmin
+from kanthorq_django.admin.confirmation import Choice, operate
 from kanthorq_django.admin.operations import OPERATIONS, Operation, Report, carry_out
 from kanthorq_django.admin.orders import ReasonedActionForm, is_on_all, order_of, order_on_list
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
@@ -60,11 +61,18 @@ class TaskActionsAdmin(ButtonsAdmin, ReadOnlyAdmin):
     def offered(self, row: Task) -> Iterable[Operation]:
         return (operation for operation in OPERATIONS.values() if _is_offered(operation, row))
 
-    def operate_on(self, row: Task, operation: Operation, request: HttpRequest) -> None:
+    def operate_on(
+        self, row: Task, operation: Operation, request: HttpRequest
+    ) -> HttpResponse | None:
         order = order_of(request, event=row.event_id, consumer=row.consumer.name)
         tasks = Task.objects.using(row._state.db).filter(pk=row.pk)
+        if operation.loss:
+            return operate(
+                operation, self, request, Choice(tasks, order, self.back_to(row, request))
+            )
         report, _done = carry_out(operation, tasks, order)
         self.tell(request, operation, report)
+        return None
 
     def tell(self, request: HttpRequest, operation: Operation, report: Report) -> None:
         """Show what happened, counted and id by id; as a warning if something was left alone."""
@@ -76,10 +84,13 @@ class TaskActionsAdmin(ButtonsAdmin, ReadOnlyAdmin):
     def _operate(
         self, operation: Operation, request: HttpRequest, tasks: TaskQuerySet
     ) -> HttpResponse | None:
-        """Operate on the ticked rows at once; ask first when all that match are meant."""
-        if is_on_all(request):
-            return select_all.operate(operation, self, request, tasks)
-        report, _done = carry_out(operation, tasks, order_on_list(request))
+        """Ask first where all that match are meant, or what cannot be taken back; else do it."""
+        order = order_on_list(request)
+        if (is_all := is_on_all(request)) or operation.is_asked_first:
+            ticked = tuple(request.POST.getlist(ACTION_CHECKBOX_NAME))
+            choice = Choice(tasks, order, request.get_full_path(), ticked, is_all)
+            return operate(operation, self, request, choice)
+        report, _done = carry_out(operation, tasks, order)
         self.tell(request, operation, report)
         return None
 

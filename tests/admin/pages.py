@@ -31,12 +31,15 @@ def ask_for_all(client: Client, verb: str, query: str = "") -> Any:
 
 
 def answer(client: Client, asked: Any, query: str = "", **changed: str) -> Any:
-    """Send the form of the page that asked."""
-    hidden = re.findall(
-        r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode()
-    )
-    fields = {name: value for name, value in hidden if name != "csrfmiddlewaretoken"}
-    return client.post(page("task_changelist") + query, fields | changed)
+    """Send the form of the page that asked about rows of the list."""
+    return client.post(page("task_changelist") + query, _hidden(asked) | changed)
+
+
+def agree(client: Client, response: Any) -> Any:
+    """Send the form of the page to where it came from; return a response that asks nothing."""
+    if response.status_code != 200:
+        return response
+    return client.post(response.wsgi_request.get_full_path(), _hidden(response))
 
 
 def press(client: Client, verb: str, task: Task) -> Any:
@@ -55,6 +58,16 @@ def told(response: Any) -> list[tuple[str, str]]:
 def text_of(response: Any) -> str:
     """Return the page's text without its markup."""
     return _without_markup(response.content.decode())
+
+
+def _hidden(asked: Any) -> dict[str, list[str]]:
+    """Return the hidden fields of the page's form; some are there several times."""
+    fields: dict[str, list[str]] = {}
+    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode())
+    for name, value in found:
+        if name != "csrfmiddlewaretoken":
+            fields.setdefault(name, []).append(value)
+    return fields
 
 
 def _without_markup(html: str) -> str:

@@ -11,7 +11,7 @@ from kanthorq_django.domain import states
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.models.audit import SAMPLE_SIZE
 from tests.admin.conftest import MakeClient
-from tests.admin.pages import page, press, tick, told
+from tests.admin.pages import agree, page, press, tick, told
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -34,7 +34,7 @@ def test_each_action_moves_a_task_as_the_table_of_moves_says(
     task = TaskFactory.create(state=state)
     expected = states.targets(verb, state)
 
-    response = tick(operator, verb, [task])
+    response = agree(operator, tick(operator, verb, [task]))
 
     task.refresh_from_db()
     assert response.status_code == 302
@@ -87,7 +87,7 @@ def test_running_tasks_are_cancelled_with_the_waiting_ones_by_an_action_of_its_o
     running = TaskFactory.create(state=TaskState.RUNNING)
     completed = TaskFactory.create(state=TaskState.COMPLETED)
 
-    response = tick(operator, "cancel_running", [waiting, running, completed])
+    response = agree(operator, tick(operator, "cancel_running", [waiting, running, completed]))
 
     (asked,) = Task.objects.filter(cancel_requested_at__isnull=False).exclude(pk=waiting.pk)
     assert (asked, asked.state) == (running, TaskState.RUNNING)
@@ -106,7 +106,7 @@ def test_running_tasks_are_cancelled_with_the_waiting_ones_by_an_action_of_its_o
 def test_a_running_task_is_asked_to_stop_once(operator: Client):
     task = TaskFactory.create(state=TaskState.RUNNING)
 
-    first, second = (tick(operator, "cancel_running", [task]) for _ in range(2))
+    first, second = (agree(operator, tick(operator, "cancel_running", [task])) for _ in range(2))
 
     counts = "0 tasks updated, 1 asked to stop."
     text = f"Cancel or stop: {counts} Changed, by event: {task.event_id}"
@@ -198,7 +198,7 @@ def test_a_task_with_a_cancellation_handler_goes_on_to_it(operator: Client):
 def test_a_button_on_the_tasks_page_does_what_the_action_does(operator: Client, verb: str):
     task = TaskFactory.create(state=SOURCES[verb])
 
-    response = press(operator, verb, task)
+    response = agree(operator, press(operator, verb, task))
 
     task.refresh_from_db()
     assert response.status_code == 302

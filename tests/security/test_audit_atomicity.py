@@ -20,7 +20,7 @@ from kanthorq_django.models import (
     TaskState,
 )
 from kanthorq_django.models.audit import Order
-from tests.admin.pages import page, press, tick
+from tests.admin.pages import agree, page, press, tick
 from tests.admin.schedules import filled, kept, shown_in
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
@@ -46,7 +46,7 @@ def _ticked_task() -> Door:
 
 def _button_of_a_task() -> Door:
     task = TaskFactory.create(state=TaskState.DISCARDED)
-    return lambda client: press(client, "reset", task)
+    return lambda client: agree(client, press(client, "reset", task))
 
 
 def _added_schedule() -> Door:

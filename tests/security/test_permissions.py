@@ -41,7 +41,11 @@ Post = Callable[[Client], Any]
 
 def _buttons(verb: str, state: TaskState) -> Post:
     def post(client: Client) -> Any:
-        return client.post(page(f"task_{verb}", TaskFactory.create(state=state).pk))
+        pk = TaskFactory.create(state=state).pk
+        beginning = dict.fromkeys(("after", "updated", "requested", "noop"), 0)
+        return client.post(
+            page(f"task_{verb}", pk), beginning | {"confirmed": "yes", "through": pk}
+        )
 
     return post
 

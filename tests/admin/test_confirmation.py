@@ -3,9 +3,9 @@ from django.contrib.admin.models import LogEntry
 from django.test import Client
 from django.utils import timezone
 
-from kanthorq_django.admin import operations, select_all
-from kanthorq_django.models import Consumer, Task, TaskState
-from tests.admin.pages import answer, ask_for_all, text_of, tick, told
+from kanthorq_django.admin import confirmation, operations
+from kanthorq_django.models import Consumer, OperatorAction, Task, TaskState
+from tests.admin.pages import agree, answer, ask_for_all, page, press, text_of, tick, told
 from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -87,7 +87,7 @@ def test_a_long_operation_is_done_in_several_requests(
     operator: Client, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(operations, "BATCH_SIZE", 2)
-    monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
+    monkeypatch.setattr(confirmation, "SECONDS_MAX", 0.0)
     TaskFactory.create_batch(4, state=TaskState.PENDING, consumer=consumer)
     TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
 
@@ -105,7 +105,7 @@ def test_each_step_tells_what_was_done_so_far(
     operator: Client, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(operations, "BATCH_SIZE", 2)
-    monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
+    monkeypatch.setattr(confirmation, "SECONDS_MAX", 0.0)
     TaskFactory.create_batch(3, state=TaskState.PENDING, consumer=consumer)
 
     step = answer(operator, ask_for_all(operator, "release"))
@@ -138,7 +138,7 @@ def test_a_forged_answer_changes_nothing(operator: Client, consumer: Consumer, t
 def test_a_forecast_reads_a_bounded_number_of_tasks(
     operator: Client, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(select_all, "COUNT_MAX", 3)
+    monkeypatch.setattr(confirmation, "COUNT_MAX", 3)
     TaskFactory.create_batch(5, state=TaskState.PENDING, consumer=consumer)
 
     asked = text_of(ask_for_all(operator, "release"))
@@ -147,10 +147,97 @@ def test_a_forecast_reads_a_bounded_number_of_tasks(
     assert "emails Pending 3 Release" in asked
 
 
-def test_ticked_tasks_are_not_asked_for(operator: Client, consumer: Consumer):
-    task = TaskFactory.create(state=TaskState.PENDING, consumer=consumer)
-    assert tick(operator, "release", [task], select_across="0").status_code == 302
-    assert Task.objects.available().count() == 1
+@pytest.mark.parametrize(
+    ("verb", "state"),
+    [
+        ("cancel", TaskState.AVAILABLE),
+        ("resume", TaskState.DISCARDED),
+        ("release", TaskState.PENDING),
+    ],
+)
+def test_ticked_tasks_are_moved_at_once_where_that_can_be_taken_back(
+    operator: Client, consumer: Consumer, verb: str, state: TaskState
+):
+    task = TaskFactory.create(state=state, consumer=consumer)
+    assert tick(operator, verb, [task], select_across="0").status_code == 302
+    assert not Task.objects.filter(state=state).exists()
+
+
+def test_a_reset_of_ticked_tasks_is_asked_for_with_what_is_lost(
+    operator: Client, consumer: Consumer
+):
+    done = TaskFactory.create_batch(2, state=TaskState.COMPLETED, consumer=consumer)
+    running = TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
+    TaskFactory.create(state=TaskState.COMPLETED, consumer=consumer)
+
+    asked = tick(operator, "reset", [*done, running], reason="a bug")
+
+    text = text_of(asked)
+    assert asked.status_code == 200
+    assert "This is about 3 tasks. Final tasks run again at once" in text
+    assert "What is forgotten is lost for good." in text
+    assert "such as a payment, they do once more." in text
+    assert "emails Completed 2 Reset emails Running 1 Left alone" in text
+    assert f"By event: {done[0].event_id} {done[1].event_id} {running.event_id}" in text
+    assert 'value="Reset these 3 tasks"' in asked.content.decode()
+    assert Task.objects.completed().count() == 3
+    assert not LogEntry.objects.exists()
+
+
+def test_the_answer_resets_the_ticked_tasks_alone(operator: Client, consumer: Consumer):
+    ticked = TaskFactory.create_batch(2, state=TaskState.COMPLETED, consumer=consumer)
+    other = TaskFactory.create(state=TaskState.COMPLETED, consumer=consumer)
+
+    response = agree(operator, tick(operator, "reset", ticked, reason="a bug"))
+
+    assert response.status_code == 302
+    assert list(Task.objects.completed()) == [other]
+    assert "Reset: 2 tasks updated." in told(response)[0][1]
+    order = OperatorAction.objects.get()
+    assert order.selection == {"ticked": [str(task.pk) for task in ticked]}
+    assert order.reason == "a bug"
+
+
+def test_stopping_ticked_tasks_is_asked_for(operator: Client, consumer: Consumer):
+    running = TaskFactory.create(state=TaskState.RUNNING, consumer=consumer)
+
+    asked = tick(operator, "cancel_running", [running])
+
+    assert asked.status_code == 200
+    assert "emails Running 1 Asked to stop" in text_of(asked)
+    assert not Task.objects.filter(cancel_requested_at__isnull=False).exists()
+
+
+def test_the_button_that_resets_asks_first_and_leads_back_to_the_task(
+    operator: Client, consumer: Consumer
+):
+    task = TaskFactory.create(state=TaskState.COMPLETED, consumer=consumer, result={"paid": 5})
+
+    asked = operator.post(f"{page('task_reset', task.pk)}?_changelist_filters=q%3Dx")
+
+    assert asked.status_code == 200
+    assert "This is about 1 task." in text_of(asked)
+    assert "emails Completed 1 Reset" in text_of(asked)
+    back = f"{page('task_change', task.pk)}?_changelist_filters=q%3Dx"
+    assert f'<a href="{back}" class="button cancel-link">' in asked.content.decode()
+    task.refresh_from_db()
+    assert task.result == {"paid": 5}
+
+    assert agree(operator, asked)["Location"] == back
+    task.refresh_from_db()
+    assert (task.state, task.result) == (TaskState.AVAILABLE, None)
+
+
+def test_a_confirmation_of_a_button_that_no_page_sent_is_refused(operator: Client):
+    task = TaskFactory.create(state=TaskState.COMPLETED)
+    forged = operator.post(page("task_reset", task.pk), {"confirmed": "yes"})
+    assert forged.status_code == 400
+    assert Task.objects.completed().exists()
+
+
+def test_the_button_that_stops_one_task_acts_at_once(operator: Client):
+    task = TaskFactory.create(state=TaskState.RUNNING)
+    assert press(operator, "cancel_running", task).status_code == 302
 
 
 def test_a_search_means_at_the_answer_what_it_meant_at_the_question(operator: Client):
@@ -176,7 +263,7 @@ def test_a_search_keeps_its_meaning_through_all_requests(
 ):
     TaskFactory.create_batch(3, state=TaskState.AVAILABLE, event__subject="order.paid")
     monkeypatch.setattr(operations, "BATCH_SIZE", 1)
-    monkeypatch.setattr(select_all, "SECONDS_MAX", 0.0)
+    monkeypatch.setattr(confirmation, "SECONDS_MAX", 0.0)
     query = "?q=order"
 
     response = ask_for_all(operator, "cancel", query)
