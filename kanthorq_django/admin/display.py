@@ -72,12 +72,18 @@ def badge(text: object, kind: str) -> SafeString:
     return format_html('<span class="kq-badge kq-{}">{}</span>', kind, text)
 
 
-def state_badge(state: int, *, is_stuck: bool = False) -> SafeString:
-    """Return the state's name as a pill; a stuck task is one whose lease ran out."""
+def state_badge(state: int, *, is_stuck: bool = False, is_asked: bool = False) -> SafeString:
+    """Return the state as a pill; stuck is a running task whose lease ran out.
+
+    One ``is_asked`` if it was asked to stop.
+    """
     known = TaskState(state)
+    told, kind = [str(STATE_LABELS[known])], known.name.lower()
+    if is_asked:
+        told, kind = [*told, gettext("asked to stop")], "cancelling"
     if is_stuck:
-        return badge(gettext("Running, stuck"), "stuck")
-    return badge(STATE_LABELS[known], known.name.lower())
+        told, kind = [*told, gettext("stuck")], "stuck"
+    return badge(", ".join(told), kind)
 
 
 def moment(when: datetime | None) -> str:

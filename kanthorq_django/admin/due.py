@@ -21,8 +21,13 @@ def with_is_due(tasks: QuerySet[Any]) -> QuerySet[Any]:
 
 
 def task_badge(task: Any) -> str:
-    """Return the badge of a task of ``with_is_due()``; it tells a stuck task from a running one."""
-    return state_badge(task.state, is_stuck=task.state == TaskState.RUNNING and task.is_due)
+    """Return the badge of a task of ``with_is_due()``; it tells running tasks from one another."""
+    is_running = task.state == TaskState.RUNNING
+    return state_badge(
+        task.state,
+        is_stuck=is_running and task.is_due,
+        is_asked=is_running and task.cancel_requested_at is not None,
+    )
 
 
 def due_text(task: Any, show: Callable[[datetime | None], str]) -> str:

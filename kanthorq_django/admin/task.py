@@ -71,6 +71,23 @@ class StuckFilter(admin.SimpleListFilter):
         return tasks.stuck().filter(WITH_OR_WITHOUT_TURN)  # type: ignore[no-any-return]  # a TaskQuerySet
 
 
+class AskedFilter(admin.SimpleListFilter):
+    """Running tasks that were asked to stop and have not stopped yet."""
+
+    title = _("cancellation")
+    parameter_name = "asked"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [("yes", _("Running, asked to stop"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        if self.value() != "yes":
+            return None
+        tasks: Any = queryset
+        asked = tasks.running().filter(cancel_requested_at__isnull=False)
+        return asked.filter(WITH_OR_WITHOUT_TURN)  # type: ignore[no-any-return]  # a TaskQuerySet
+
+
 class TaskList(ChangeList):
     """A page of tasks without what makes them wide, and the newest error of those not completed."""
 
@@ -97,7 +114,7 @@ class TaskAdmin(TaskActionsAdmin):
     """A list that a million tasks do not slow down, and a page that tells a task's whole story."""
 
     list_display = ("id", "badge", "subject", "consumer_link", "attempts", "due")
-    list_filter = (("state", StateFilter), StuckFilter, ("consumer", RelatedFilter))
+    list_filter = (("state", StateFilter), AskedFilter, StuckFilter, ("consumer", RelatedFilter))
     linked_lookups = ("event__id__exact",)
     ordering = ("-id",)
     sortable_by = ("id",)

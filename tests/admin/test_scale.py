@@ -54,6 +54,7 @@ LISTS = (
     "task/?state__exact=1",
     "task/?state__exact=2",
     "task/?stuck=yes",
+    "task/?asked=yes",
     "task/?q=key-777",
     "task/?q=00000000-0309-7000-8000-000000000000",
     "event/",

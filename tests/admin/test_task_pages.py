@@ -67,6 +67,26 @@ def test_stuck_tasks_are_those_whose_lease_ran_out(viewer: Client):
     assert _listed(viewer, stuck="yes") == [stuck]
 
 
+def test_running_tasks_that_were_asked_to_stop_are_told_from_others_and_found(viewer: Client):
+    now = timezone.now()
+    later, ago = now + timedelta(minutes=5), now - timedelta(minutes=5)
+    running = {"state": TaskState.RUNNING, "consumer__serialize": True}
+    asked = TaskFactory.create(**running, cancel_requested_at=now, schedule_at=later)
+    stuck = TaskFactory.create(
+        **running, cancel_requested_at=now, schedule_at=ago, turn_key="order-1"
+    )
+    TaskFactory.create(**running, schedule_at=later)
+    TaskFactory.create(state=TaskState.CANCELLED, cancel_requested_at=now)
+
+    text = text_of(viewer.get(page("task_changelist")))
+
+    assert text.count("Running, asked to stop order") == 1
+    assert text.count("Running, asked to stop, stuck") == 1
+    assert text.count("asked to stop") == 2 + 1  # and the filter
+    assert _listed(viewer, asked="yes") == [stuck, asked]
+    assert "Running, asked to stop" in text_of(viewer.get(page("task_change", asked.pk)))
+
+
 def test_a_task_is_found_by_the_id_of_its_event(viewer: Client):
     wanted, _other = TaskFactory.create_batch(2)
     assert _listed(viewer, q=str(wanted.event_id)) == [wanted]
