@@ -7,18 +7,21 @@ from django.contrib.auth import get_permission_codename
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
+from django.utils.functional import Promise
 from django.views.decorators.http import require_POST
 
 from kanthorq_django.admin.readonly import GuardedAdmin
 
 
 class Button(Protocol):
-    """What a button does: ``action`` names its URL, ``verb`` the permission that it needs."""
+    """What ``button`` does: ``action`` names its URL, ``verb`` the permission that it needs."""
 
     @property
     def action(self) -> str: ...
     @property
     def verb(self) -> str: ...
+    @property
+    def button(self) -> str | Promise: ...
 
 
 class ButtonsAdmin(GuardedAdmin):

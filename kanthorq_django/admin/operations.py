@@ -44,6 +44,10 @@ class Operation:
     loss: str | Promise = ""
 
     @property
+    def button(self) -> str | Promise:
+        return self.name
+
+    @property
     def is_asked_first(self) -> bool:
         """Tell whether a click too many among the ticked rows would do harm."""
         return bool(self.loss) or self.stops_running

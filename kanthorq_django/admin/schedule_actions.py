@@ -27,10 +27,11 @@ from kanthorq_django.models.schedule import ScheduleQuerySet
 
 
 class Operation(NamedTuple):
-    """A verb of schedules, as a person sees it."""
+    """A verb of schedules, as a person sees it; above a form, "Cancel" would mean to leave it."""
 
     verb: str
     name: str | Promise
+    button: str | Promise
     effect: str | Promise
     apply: Callable[[ScheduleQuerySet], Outcome]
 
@@ -42,12 +43,14 @@ class Operation(NamedTuple):
 CANCEL = Operation(
     "cancel",
     _("Cancel"),
-    _("Nothing more is published; what was published goes on normally."),
+    _("Stop this schedule"),
+    _("It is cancelled: nothing more is published; what was published goes on normally."),
     ScheduleQuerySet.cancel,
 )
 RESUME = Operation(
     "resume",
     _("Resume"),
+    _("Resume this schedule"),
     _("It goes on from now; what passed meanwhile is left out."),
     ScheduleQuerySet.resume,
 )

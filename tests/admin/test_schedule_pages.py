@@ -132,8 +132,13 @@ class TestMoving:
 
     def test_the_button_is_the_one_that_does_something(self, operator: Client):
         row = kept()
-        for verb, other in (("cancel", "resume"), ("resume", "cancel")):
+        moves = (
+            ("cancel", "resume", "Stop this schedule"),
+            ("resume", "cancel", "Resume this schedule"),
+        )
+        for verb, other, name in moves:
             shown = operator.get(page("schedule_change", row.pk)).content.decode()
+            assert re.findall(r"<button .*>(.*)</button>", shown)[-1:] == [name]
             assert f'formaction="{page(f"schedule_{verb}", row.pk)}"' in shown
             assert page(f"schedule_{other}", row.pk) not in shown
             response = operator.post(page(f"schedule_{verb}", row.pk))
