@@ -1,6 +1,6 @@
 """The audit: what operators did. Read only, for everybody."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.utils.translation import gettext_lazy as _
@@ -43,6 +43,7 @@ class OperatorActionAdmin(ReadOnlyAdmin):
         "told_selection",
         "told_sample",
     )
+    labels: ClassVar = {"user_id": _("user ID")}
 
     @admin.display(description=_("changes"))
     def told_counts(self, action: OperatorAction) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
@@ -22,6 +22,7 @@ from kanthorq_django.admin.display import (
     exact_moment,
     moment,
     number,
+    yes_or_no,
 )
 from kanthorq_django.admin.growth import growing
 from kanthorq_django.admin.links import links_of
@@ -50,10 +51,10 @@ OPTIONS = (
     "attempt_max",
     "visibility_timeout",
     "timeout",
-    "parked",
+    "parked_text",
     "serialize",
     "deliver_from",
-    "has_cancel_handler",
+    "handles_cancellations",
 )
 OPTIONS_IN_CODE = ("retry", "atomic", "batch", "grouped")  # of a subscription, in no column
 CURSOR = ("cursor", "window", "position_xid", "position_id", "cluster_id")
@@ -89,6 +90,17 @@ class ConsumerAdmin(ReadOnlyAdmin):
     ordering = ("name",)
     sortable_by = ("name",)
     search_fields = ("name",)
+    labels: ClassVar = {
+        "position_xid": _("position, transaction ID"),
+        "position_id": _("position, event ID"),
+        "cluster_id": _("cluster ID"),
+    }
+    help_texts: ClassVar = {
+        "cursor": _("A snapshot of PostgreSQL; all that is visible in it has been read."),
+        "window": _("The snapshot that is being read, while a backlog is worked off."),
+        "position_xid": _("Of the last event that was read of the window."),
+        "cluster_id": _("Of the cluster of PostgreSQL whose transactions the cursor is about."),
+    }
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("stream")
@@ -145,6 +157,14 @@ class ConsumerAdmin(ReadOnlyAdmin):
                 "No code in this process declares it; it keeps its tasks, and nobody runs them."
             ),
         )
+
+    @admin.display(description=_("parked"))
+    def parked_text(self, consumer: Consumer) -> str:
+        return yes_or_no(consumer.parked)
+
+    @admin.display(description=_("has a cancellation handler"))
+    def handles_cancellations(self, consumer: Consumer) -> str:
+        return yes_or_no(consumer.has_cancel_handler)
 
     @admin.display(description=_("options in code alone"))
     def options_in_code(self, consumer: Consumer) -> str:

@@ -51,6 +51,11 @@ def number(count: int) -> str:
     return str(count) if type(count) is not int else number_format(count, force_grouping=True)
 
 
+def yes_or_no(is_so: bool) -> str:
+    """Return the word: Django's red cross would make a failure of what is merely off."""
+    return gettext("yes") if is_so else gettext("no")
+
+
 def visible(text: str) -> str:
     """Return ``text`` with every character spelled out that would hide, or turn others around."""
     if text.isprintable():

@@ -1,7 +1,7 @@
 """Events: read, never changed; bodies only for those who may see them."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.contrib import admin
@@ -63,6 +63,10 @@ class EventAdmin(ReadOnlyAdmin):
     search_help_text = _(
         "An event id, or the beginning of a subject. Resource keys are searched among tasks."
     )
+    labels: ClassVar = {"id": _("ID"), "xid": _("transaction ID")}
+    help_texts: ClassVar = {
+        "xid": _("The transaction of PostgreSQL that published it; consumers read in this order."),
+    }
 
     def has_view_body_permission(self, request: HttpRequest) -> bool:
         """Tell whether the user may see what events carry, not only how much."""

@@ -1,6 +1,7 @@
 """What the pages of all nouns share; most of them show and never edit."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin import SimpleListFilter
@@ -11,6 +12,7 @@ from django.db import router
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern
+from django.utils.functional import Promise
 from django.utils.text import capfirst
 
 from kanthorq_django.admin.display import NOTHING
@@ -124,7 +126,19 @@ class GuardedAdmin(_ModelAdmin):
 
 
 class ReadOnlyAdmin(GuardedAdmin):
-    """Rows belong to code and workers: nobody adds, changes or deletes them by hand."""
+    """Rows belong to code and workers: nobody adds, changes or deletes them by hand.
+
+    ``labels`` and ``help_texts`` are of columns that their names do not explain.
+    """
+
+    labels: ClassVar[Mapping[str, str | Promise]] = {}
+    help_texts: ClassVar[Mapping[str, str | Promise]] = {}
+
+    def get_form(
+        self, request: HttpRequest, obj: Model | None = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        named = {"labels": self.labels, "help_texts": self.help_texts}
+        return super().get_form(request, obj, change, **named | kwargs)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -1,7 +1,7 @@
 """Tasks: found, looked at, and moved by those who may."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.contrib import admin
@@ -129,6 +129,10 @@ class TaskAdmin(TaskActionsAdmin):
         (_("Outcome"), {"fields": ("result_text", "errors")}),
         (_("Record"), {"fields": ("id", "turn_key", "lease_epoch", "created")}),
     )
+    help_texts: ClassVar = {
+        "turn_key": _("Tasks of a consumer that have the same one run one at a time."),
+        "lease_epoch": _("Counts the leases; a worker that holds an older one settles nothing."),
+    }
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return TaskList

@@ -1,6 +1,6 @@
 """Workers: who is alive, and what they work for."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
@@ -51,6 +51,7 @@ class WorkerAdmin(ReadOnlyAdmin):
         "started_exactly",
         "seen_exactly",
     )
+    labels: ClassVar = {"pid": _("process ID")}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         is_alive = ExpressionWrapper(Q(seen_at__gt=Now() - DEAD_AFTER), BooleanField())

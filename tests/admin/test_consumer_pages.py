@@ -186,6 +186,14 @@ def test_consumers_are_filtered_by_the_stream_that_the_list_names(viewer: Client
     assert list(filtered.result_list) == [wanted]
 
 
+def test_options_say_yes_or_no_in_words(viewer: Client):
+    consumer = ConsumerFactory.create(parked=True)
+    shown = viewer.get(page("consumer_change", consumer.pk))
+    assert "Parked: yes" in text_of(shown)
+    assert "Has a cancellation handler: no" in text_of(shown)
+    assert "<img" not in shown.content.decode()
+
+
 def test_attempts_at_a_cancellation_are_told_where_there_is_a_handler_for_it(viewer: Client):
     silent = ConsumerFactory.create(cancel_attempt_max=7)
     handling = ConsumerFactory.create(cancel_attempt_max=7, has_cancel_handler=True)

@@ -192,3 +192,10 @@ def test_who_may_not_delete_events_sees_no_way_to(viewer: Client):
     shown = viewer.get(page("event_change", task.event_id)).content.decode()
     assert page("event_delete", task.event_id) not in shown
     assert viewer.post(page("event_delete", task.event_id), {"post": "yes"}).status_code == 403
+
+
+def test_ids_are_spelled_as_everywhere(viewer: Client):
+    event = EventFactory.create()
+    text = text_of(viewer.get(page("event_change", event.pk)))
+    assert f"ID: {event.pk}" in text
+    assert f"Transaction ID: {event.xid}" in text

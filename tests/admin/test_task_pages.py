@@ -1,3 +1,4 @@
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -237,3 +238,11 @@ def test_the_history_tells_who_did_what(admin_client: Client):
     admin_client.post(page("task_release", task.pk))
     text = text_of(admin_client.get(page("task_history", task.pk)))
     assert "admin release (was pending)" in text
+
+
+def test_what_few_people_know_is_named_or_explained(viewer: Client):
+    task = TaskFactory.create()
+    text = text_of(viewer.get(page("task_change", task.pk)))
+    assert re.search(r"Turn key: — .*one at a time", text)
+    assert re.search(r"Lease epoch: 0 .*lease", text)
+    assert f"ID: {task.pk}" in text
