@@ -84,11 +84,11 @@ class ConsumerAdmin(ReadOnlyAdmin):
     """Code declares consumers. One that no code declares any more can be deleted here."""
 
     # What changes from day to day first: a narrow window shows three or four columns.
-    list_display = ("name", "lag_text", "tasks", "worker_count", "life", "stream_link", "filters")
+    list_display = ("called", "lag_text", "tasks", "worker_count", "stream_link", "filters")
     list_filter = (("stream", RelatedFilter),)
     list_per_page = 25
     ordering = ("name",)
-    sortable_by = ("name",)
+    sortable_by = ("called",)
     search_fields = ("name",)
     labels: ClassVar = {
         "position_xid": _("position, transaction ID"),
@@ -140,19 +140,21 @@ class ConsumerAdmin(ReadOnlyAdmin):
         order.record("consumers.delete", using=obj.using, counts={"deleted": 1}, ids=[obj.name])
         super().delete_model(request, obj)
 
-    @admin.display(description=_("in code"))
-    def life(self, consumer: Consumer) -> str:
+    @admin.display(description=_("name"), ordering="name")
+    def called(self, consumer: Consumer) -> str:
+        """Tell at the name, which every window shows, of one that no code declares."""
         if registry.find(consumer.name):
-            return badge(gettext("Declared"), "alive")
-        return badge(gettext("Orphaned"), "gone")
+            return consumer.name
+        return format_html("{} {}", consumer.name, _orphaned())
 
     @admin.display(description=_("in code"))
     def life_exactly(self, consumer: Consumer) -> str:
         if subscription := registry.find(consumer.name):
-            return format_html("{} <code>{}</code>", self.life(consumer), subscription.place)
+            declared = badge(gettext("Declared"), "alive")
+            return format_html("{} <code>{}</code>", declared, subscription.place)
         return format_html(
             "{} {}",
-            self.life(consumer),
+            _orphaned(),
             gettext(
                 "No code in this process declares it; it keeps its tasks, and nobody runs them."
             ),
@@ -235,6 +237,10 @@ class ConsumerAdmin(ReadOnlyAdmin):
     ) -> str:
         query["consumer__id__exact"] = consumer.pk
         return links_of(consumer).to_list(Task, badge(f"{label} {number(count)}", kind), query)
+
+
+def _orphaned() -> str:
+    return badge(gettext("Orphaned"), "gone")
 
 
 def _alive_workers(using: str) -> list[Worker]:
