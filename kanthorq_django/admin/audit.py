@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
 from kanthorq_django.admin.content import pretty_value
 from kanthorq_django.admin.display import (
@@ -48,7 +49,7 @@ class OperatorActionAdmin(ReadOnlyAdmin):
     @admin.display(description=_("changes"))
     def told_counts(self, action: OperatorAction) -> str:
         told = sorted(action.counts.items(), key=lambda item: PLACES.get(item[0], ELSEWHERE))
-        return ", ".join(f"{number(count)} {word}" for word, count in told if count) or NOTHING
+        return ", ".join(_counted(word, count) for word, count in told if count) or NOTHING
 
     @admin.display(description=_("reason"))
     def told_reason(self, action: OperatorAction) -> str:
@@ -69,6 +70,12 @@ class OperatorActionAdmin(ReadOnlyAdmin):
     @admin.display(description=_("some of what was changed"))
     def told_sample(self, action: OperatorAction) -> str:
         return _as_json(action.sample)
+
+
+def _counted(word: str, count: int) -> str:
+    """Return ``3 updated``; of the words that rows hold, "fields" alone is a noun."""
+    noun = ngettext("field", "fields", count) if word == "fields" else word
+    return f"{number(count)} {noun}"
 
 
 def _as_json(value: Any) -> str:

@@ -21,6 +21,8 @@ def auditor(client_of: MakeClient) -> Client:
         ({"noop": 0, "updated": 1, "requested": 0}, "tasks.cancel 1 updated ann"),
         ({"noop": 2, "updated": 3_000, "requested": 1}, "3,000 updated, 1 requested, 2 noop ann"),
         ({"noop": 2, "updated": 0, "requested": 1}, "tasks.cancel 1 requested, 2 noop ann"),
+        ({"fields": 1}, "tasks.cancel 1 field ann"),
+        ({"fields": 2}, "tasks.cancel 2 fields ann"),
         ({"deleted": 1}, "tasks.cancel 1 deleted ann"),
         ({}, "tasks.cancel — ann"),
     ],
