@@ -35,6 +35,8 @@ LIVES = {
     "cancelled": (_("Cancelled"), "cancelled"),
     "ended": (_("Ended"), "gone"),
 }
+# The audit is never edited: a secret in it would stay. Other columns are redacted when shown.
+UNTOLD = frozenset({"body", "metadata"})
 BODIES = ("body_text", "body_withheld")
 
 
@@ -124,7 +126,8 @@ class ScheduleAdmin(ScheduleActionsAdmin):
             locked = stored.select_for_update(of=("self",), no_key=True)
             kept = get_object_or_404(locked, pk=obj.pk)
             changed = set(form.changed_data)
-            order = order_of(request, schedule=kept.name, fields=sorted(changed))
+            fields = {name: _change_of(name, kept, obj) for name in sorted(changed)}
+            order = order_of(request, schedule=kept.name, fields=fields)
             record(order, "change", [kept.name], fields=len(changed))
             # In another zone the same local times are other moments.
             columns = changed if changed.isdisjoint(TIMING) else changed | TIMING
@@ -212,6 +215,13 @@ class ScheduleAdmin(ScheduleActionsAdmin):
     def _writes_body(self, request: HttpRequest, obj: Any) -> bool:
         """Tell whether the body is a field of the form: a new one, or text that may be seen."""
         return obj is None or (self._may_see_body(request) and _is_text(_body(obj)))
+
+
+def _change_of(name: str, kept: Schedule, given: Schedule) -> Any:
+    """Return what the audit tells of a column; the list of them is bounded, and so are values."""
+    if name in UNTOLD:
+        return "not kept here"
+    return {"old": getattr(kept, name), "new": getattr(given, name)}
 
 
 def _stored(schedule: Any) -> Schedule:

@@ -20,7 +20,7 @@ from kanthorq_django.management.account import shell_user
 from kanthorq_django.models import Consumer, Event, OperatorAction, Schedule, Task, TaskState
 from kanthorq_django.models.audit import SAMPLE_SIZE, Order
 from kanthorq_django.models.retention import prune
-from tests.admin.pages import page, press, tick
+from tests.admin.pages import page, press, text_of, tick
 from tests.admin.schedules import filled, shown_in
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory, TaskFactory
@@ -127,7 +127,30 @@ def test_schedules_are_recorded_when_they_are_added_changed_moved_and_deleted(bo
     verbs = ("add", "change", "cancel", "resume", "delete")
     assert [told.action for told in actions] == [f"schedules.{verb}" for verb in verbs]
     assert {tuple(told.sample) for told in actions} == {(schedule.name,)}
-    assert actions[1].selection == {"schedule": schedule.name, "fields": ["subject"]}
+    assert actions[1].selection == {
+        "schedule": schedule.name,
+        "fields": {"subject": {"old": "report.due", "new": "report.other"}},
+    }
+
+
+def test_a_changed_schedule_tells_old_and_new_but_of_bodies_and_metadata(boss: Client):
+    schedule = added_by(boss)
+    changed = {"body": "b0dy", "metadata": '{"by": "m3ta"}', "rrule": "FREQ=DAILY"}
+    more = {"dtstart": "2026-01-06T09:00", "exdates": "2026-01-07 09:00"}
+    boss.post(page("schedule_change", schedule.pk), shown_in(boss, schedule) | changed | more)
+    told = OperatorAction.objects.get(action="schedules.change")
+    assert told.counts == {"fields": 5}
+    assert told.selection["fields"] == {
+        "body": "not kept here",
+        "dtstart": {"old": "2026-01-05 08:00:00+00:00", "new": "2026-01-06 08:00:00+00:00"},
+        "exdates": {"old": [], "new": ["2026-01-07T08:00:00+00:00"]},
+        "metadata": "not kept here",
+        "rrule": {"old": "FREQ=WEEKLY;BYDAY=MO", "new": "FREQ=DAILY"},
+    }
+    shown = text_of(boss.get(page("operatoraction_change", told.pk)))
+    assert "FREQ=WEEKLY;BYDAY=MO" in shown
+    assert "b0dy" not in shown
+    assert "m3ta" not in shown
 
 
 def test_schedules_deleted_by_the_dozen_are_recorded(boss: Client):
