@@ -202,7 +202,7 @@ def _move(operation: Operation, tasks: TaskQuerySet, pks: Sequence[int], order: 
         # An outcome speaks of events, and within one consumer an event names one task.
         for owed in _by_consumer(locked):
             among = tasks.filter(pk__in=[task.pk for task in owed])
-            report += _move_owed(operation, among, owed, order.user_id)
+            report += _move_owed(operation, among, owed, order)
         counts = {word: getattr(report, word) for word in ("updated", "requested", "noop")}
         order.record(f"tasks.{operation.action}", using=using, counts=counts, ids=report.sample)
     return report
@@ -215,12 +215,12 @@ def _by_consumer(tasks: Iterable[Task]) -> Iterator[list[Task]]:
 
 
 def _move_owed(
-    operation: Operation, tasks: TaskQuerySet, owed: Sequence[Task], user_id: str
+    operation: Operation, tasks: TaskQuerySet, owed: Sequence[Task], order: Order
 ) -> Report:
     """Apply ``operation`` to ``owed``, and leave alone what ``tasks`` does not select any more."""
     outcome = operation.apply(tasks)
     changed = {*outcome.updated, *outcome.requested}
-    _log(operation, [task for task in owed if task.event_id in changed], user_id)
+    _log(operation, [task for task in owed if task.event_id in changed], order)
     spared = [task for task in owed if task.event_id not in changed]
     return Report(
         updated=len(outcome.updated),
@@ -231,16 +231,18 @@ def _move_owed(
     )
 
 
-def _log(operation: Operation, tasks: Iterable[Task], user_id: str) -> None:
+def _log(operation: Operation, tasks: Iterable[Task], order: Order) -> None:
     content_type = ContentType.objects.get_for_model(Task)
     LogEntry.objects.bulk_create(
         LogEntry(
-            user_id=user_id,
+            user_id=order.user_id,
             content_type=content_type,
             object_id=str(task.pk),
             object_repr=str(task)[:200],
             action_flag=CHANGE,
-            change_message=f"{operation.verb} (was {TaskState(task.state).label.lower()})",
+            change_message=order.told(
+                f"{operation.verb} (was {TaskState(task.state).label.lower()})"
+            ),
         )
         for task in tasks
     )

@@ -109,7 +109,7 @@ class ScheduleActionsAdmin(ButtonsAdmin):
                 locked = _locked(schedules)
                 names = dict(locked.values_list("pk", "name"))
                 outcome = operation.apply(locked)
-                _log(operation, outcome.updated, names, request.user.pk)
+                _log(operation, outcome.updated, names, order)
                 changed = [names[pk] for pk in outcome.updated]
                 counts = {"updated": len(changed), "noop": len(outcome.noop)}
                 record(order, operation.verb, changed, **counts)
@@ -161,17 +161,17 @@ def _disclosed(title: str, pks: Sequence[UUID], names: dict[UUID, str]) -> SafeS
 
 
 def _log(
-    operation: Operation, updated: Iterable[UUID], names: dict[UUID, str], user_id: Any
+    operation: Operation, updated: Iterable[UUID], names: dict[UUID, str], order: Order
 ) -> None:
     content_type = ContentType.objects.get_for_model(Schedule)
     LogEntry.objects.bulk_create(
         LogEntry(
-            user_id=user_id,
+            user_id=order.user_id,
             content_type=content_type,
             object_id=str(pk),
             object_repr=names.get(pk, str(pk)),
             action_flag=CHANGE,
-            change_message=operation.verb,
+            change_message=order.told(operation.verb),
         )
         for pk in updated
     )

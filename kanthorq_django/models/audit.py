@@ -111,6 +111,11 @@ class Order:
     selection: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
 
+    def told(self, change: str) -> str:
+        """Return ``change`` with the reason, if one was given, in a line."""
+        reason = one_line(self.reason, REASON_SIZE_MAX)
+        return f"{change}: {reason}" if reason else change
+
     def record(
         self, action: str, *, using: str, counts: Mapping[str, int], ids: Iterable[object] = ()
     ) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from html import unescape
 from typing import Any
 
 from django.contrib.messages import get_messages
@@ -42,9 +43,9 @@ def agree(client: Client, response: Any) -> Any:
     return client.post(response.wsgi_request.get_full_path(), _hidden(response))
 
 
-def press(client: Client, verb: str, task: Task) -> Any:
+def press(client: Client, verb: str, task: Task, **more: str) -> Any:
     """Press the button ``verb`` on the task's page."""
-    return client.post(page(f"task_{verb}", task.pk))
+    return client.post(page(f"task_{verb}", task.pk), more)
 
 
 def told(response: Any) -> list[tuple[str, str]]:
@@ -66,7 +67,7 @@ def _hidden(asked: Any) -> dict[str, list[str]]:
     found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode())
     for name, value in found:
         if name != "csrfmiddlewaretoken":
-            fields.setdefault(name, []).append(value)
+            fields.setdefault(name, []).append(unescape(value))
     return fields
 
 

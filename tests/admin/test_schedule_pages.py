@@ -130,6 +130,11 @@ class TestMoving:
         assert logged[:2] == [("a", "cancel"), ("b", "cancel")]
         assert sorted(logged[2:]) == [("a", "resume"), ("b", "resume")]
 
+    def test_the_history_tells_why(self, operator: Client):
+        row = kept()
+        operator.post(page("schedule_cancel", row.pk), {"reason": "summer break"})
+        assert LogEntry.objects.get().change_message == "cancel: summer break"
+
     def test_the_button_is_the_one_that_does_something(self, operator: Client):
         row = kept()
         moves = (

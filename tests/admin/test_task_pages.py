@@ -11,7 +11,7 @@ from kanthorq_django.admin.display import link, page_url
 from kanthorq_django.admin.task import ERROR_SHOWN
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.models import Event, Task, TaskState
-from tests.admin.pages import page, press, text_of
+from tests.admin.pages import agree, page, press, text_of
 from tests.factories import TaskFactory
 
 pytestmark = pytest.mark.django_db
@@ -231,6 +231,15 @@ def test_a_page_that_the_project_does_not_have_is_not_linked_to(
     assert page_url("admin", "task_change", task.pk) == page("task_change", task.pk)
     assert page_url("admin", "no_such_page", task.pk) is None
     assert link(None, "<emails>") == "&lt;emails&gt;"
+
+
+@pytest.mark.parametrize("verb", ["release", "reset"])
+def test_the_history_tells_why_in_one_line(admin_client: Client, verb: str):
+    state = {"release": TaskState.PENDING, "reset": TaskState.COMPLETED}[verb]
+    task = TaskFactory.create(state=state)
+    agree(admin_client, press(admin_client, verb, task, reason="a <b>\nbug"))
+    text = text_of(admin_client.get(page("task_history", task.pk)))
+    assert f"admin {verb} (was {state.label.lower()}): a &lt;b&gt; bug" in text
 
 
 def test_the_history_tells_who_did_what(admin_client: Client):
