@@ -129,10 +129,10 @@ class ConsumerAdmin(ReadOnlyAdmin):
     ) -> tuple[list[Any], dict[str, int], set[str], list[str]]:
         """Count the tasks that go with the consumer; Django would load and list each of them."""
         (consumer,) = objs
-        count = Task.objects.filter(consumer=consumer).values("pk")[: COUNT_MAX + 1].count()
-        shown = number(Minimum(COUNT_MAX) if count > COUNT_MAX else count)
-        told = ngettext("%s task", "%s tasks", count) % shown
-        return [str(consumer), [told]], {str(self.opts.verbose_name_plural): 1}, set(), []
+        tasks = Task.objects.filter(consumer=consumer).values("pk")[: COUNT_MAX + 1].count()
+        count = Minimum(COUNT_MAX) if tasks > COUNT_MAX else tasks
+        counts = {str(self.opts.verbose_name_plural): 1, gettext("tasks"): count}
+        return [str(consumer), _told_of_deletion(consumer, count)], counts, set(), []
 
     def delete_model(self, request: HttpRequest, obj: Consumer) -> None:
         """Delete the consumer with its tasks, and record it, in the transaction of the view."""
@@ -252,6 +252,23 @@ def _is_deletable(consumer: Consumer) -> bool:
     return registry.find(consumer.name) is None and not any(
         consumer.name in worker.consumers for worker in _alive_workers(consumer.using)
     )
+
+
+def _told_of_deletion(consumer: Consumer, count: int) -> list[str]:
+    """Say what goes with the consumer and cannot be brought back, and what may come back."""
+    counted = {"open": number(tally([consumer.pk], consumer.using)[consumer.pk].open)}
+    told = ngettext(
+        "%(open)s of its %(count)s task is open, and will never be run.",
+        "%(open)s of its %(count)s tasks are open, and will never be run.",
+        count,
+    )
+    return [
+        told % (counted | {"count": number(count)}),
+        gettext(
+            "A process whose code still declares it makes it anew: as a new consumer it reads from "
+            "the beginning of the stream, or from where its deliver= says, and handles that anew."
+        ),
+    ]
 
 
 def _codes(patterns: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from kanthorq_django import sql
 from kanthorq_django.admin.display import Estimate, Minimum
 from kanthorq_django.admin.paginator import estimate_rows
-from kanthorq_django.domain.states import CLAIMABLE, TaskState
+from kanthorq_django.domain.states import CLAIMABLE, FINAL, TaskState
 from kanthorq_django.models import Task
 
 COUNTED_MAX = 10_000  # tasks of a consumer that are counted in a state, or while claimable
@@ -25,6 +25,13 @@ class Tally:
 
     counts: dict[TaskState, int] = field(default_factory=dict)
     stuck: int = 0
+
+    @property
+    def open(self) -> int:
+        """How many tasks are not final; a Minimum where one of these numbers is."""
+        counts = [count for state, count in self.counts.items() if state not in FINAL]
+        is_minimum = any(isinstance(count, Minimum) for count in counts)
+        return (Minimum if is_minimum else int)(sum(counts))
 
     def add(self, row: Any, *, is_cut: bool, is_sampled: bool) -> None:
         """Take over a row of ``tally_tasks``."""

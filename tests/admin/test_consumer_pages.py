@@ -128,14 +128,38 @@ def test_an_orphan_is_deleted_with_its_tasks(client_of: MakeClient):
     task, other = TaskFactory.create(state=TaskState.PENDING), TaskFactory.create()
     client = client_of("delete_consumer")
 
-    asked = client.get(page("consumer_delete", task.consumer_id))
     response = client.post(page("consumer_delete", task.consumer_id), {"post": "yes"})
 
-    assert "1 task" in text_of(asked)
     assert response.status_code == 302
     assert list(Consumer.objects.all()) == [other.consumer]
     assert list(Task.objects.all()) == [other]
     assert LogEntry.objects.get().object_id == str(task.consumer_id)
+
+
+def test_a_question_about_an_orphan_tells_what_goes_with_it_and_what_may_come_back(
+    client_of: MakeClient,
+):
+    consumer = ConsumerFactory.create()
+    for state in TaskState:
+        TaskFactory.create(consumer=consumer, state=state)
+
+    text = text_of(client_of("delete_consumer").get(page("consumer_delete", consumer.pk)))
+
+    assert "Consumers: 1 Tasks: 8" in text
+    assert "5 of its 8 tasks are open" in text
+    assert "A process whose code still declares it makes it anew" in text
+    assert "from the beginning of the stream" in text
+
+
+def test_a_question_about_many_tasks_says_that_it_stopped_counting(
+    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("kanthorq_django.admin.consumer.COUNT_MAX", 3)
+    monkeypatch.setattr(tally, "COUNTED_MAX", 2)
+    consumer = ConsumerFactory.create()
+    TaskFactory.create_batch(5, consumer=consumer)
+    text = text_of(client_of("delete_consumer").get(page("consumer_delete", consumer.pk)))
+    assert "2+ of its 3+ tasks are open" in text
 
 
 def test_a_question_about_an_orphan_does_not_load_its_tasks(client_of: MakeClient):
