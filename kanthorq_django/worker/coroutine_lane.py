@@ -146,8 +146,8 @@ class CoroutineLane(Lane):
         try:
             async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
                 endings = await aexecute(*started)
-        except TimeoutError:
-            endings = after_timeout(*started)
+        except TimeoutError as error:
+            endings = after_timeout(error.__cause__, *started)
         except asyncio.CancelledError as error:
             endings = after_interrupt(error, *started)
         _forgive_interrupts()

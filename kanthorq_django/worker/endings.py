@@ -20,6 +20,7 @@ from kanthorq_django.models import Event
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
+from kanthorq_django.worker.stacks import from_handler
 from kanthorq_django.worker.suspicion import suspect_sessions
 from kanthorq_django.worker.upkeep import note_failure
 
@@ -88,9 +89,13 @@ def untold(flight: Flight, error: BaseException) -> Nack:
     return Nack(flight.message, failure, UNTOLD_DELAY)
 
 
-def after_timeout(*flights: Flight) -> list[Ending]:
-    """Return the endings of a coroutine that was interrupted because its time was up."""
+def after_timeout(interruption: BaseException | None, *flights: Flight) -> list[Ending]:
+    """Return the endings of a coroutine that was interrupted because its time was up.
+
+    Where it was then, the traceback of ``interruption`` tells.
+    """
     error = TimeoutError(f"The handler took longer than its timeout of {flights[0].timeout}.")
+    error.__cause__ = interruption and from_handler(interruption)
     return after_error(flights, error)
 
 
@@ -102,9 +107,11 @@ def after_interrupt(error: BaseException, *flights: Flight) -> list[Ending]:
     """
     now = time.monotonic()
     if any(flight.is_overdue(now) for flight in flights):
-        return after_timeout(*flights)
+        return after_timeout(error, *flights)
     if reason := next(filter(None, (flight.stop.reason for flight in flights)), ""):
+        interruption = from_handler(error)
         error = TaskCancelled(f"The handler was interrupted: {reason}.")
+        error.__cause__ = interruption
     return after_error(flights, error)
 
 
@@ -115,6 +122,7 @@ def after_error(flights: Sequence[Flight], error: BaseException) -> list[Ending]
     batch's handler had settled before has ended well, unless there is nothing else to tell it of.
     """
     suspect_sessions(error)
+    from_handler(error)
     is_to_stop = any(flight.stop.is_set() for flight in flights)
     settled = [flight for flight in flights if flight.message.is_settled()]
     sunk = [flight for flight in flights if not flight.message.is_settled()]

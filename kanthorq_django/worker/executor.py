@@ -29,6 +29,7 @@ from kanthorq_django.worker.endings import (
     kept_result,
 )
 from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.stacks import calls_handler
 
 _UNCOUNTED = contextlib.nullcontext()
 REPLACED = "The handler replaced the connection on which its transaction was open."
@@ -62,6 +63,7 @@ def call(flights: Sequence[Flight]) -> Any:
     return _call_in_transaction(flights) if is_atomic else call_handler(flights)
 
 
+@calls_handler
 async def acall(flights: Sequence[Flight]) -> Any:
     """Call and await the handler."""
     pid = os.getpid()
@@ -72,6 +74,7 @@ async def acall(flights: Sequence[Flight]) -> Any:
         leave_as_child_of(pid)
 
 
+@calls_handler
 def call_handler(flights: Sequence[Flight]) -> Any:
     """Call the handler with its message, or with the list of them if it takes batches."""
     first, pid = flights[0], os.getpid()

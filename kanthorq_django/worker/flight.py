@@ -32,6 +32,7 @@ class Flight:
         "started_at",
         "stop",
         "subscription",
+        "thread",
     )
 
     def __init__(self, task: Task | Leased, subscription: Subscription, leased_at: float) -> None:
@@ -42,6 +43,7 @@ class Flight:
         self.lease: Lease = self.message.lease
         self.is_cancellation: bool = self.message.is_cancellation
         self.started_at: float | None = None
+        self.thread: int | None = None  # that it was started in
         # How to interrupt the handler itself, which only a coroutine allows.
         self.interrupt: Callable[[], None] | None = None
         self._renewed_at = self._proven_at = leased_at
@@ -78,7 +80,7 @@ class Flight:
 
     def start(self) -> bool:
         """Note the start. False when the lease may be gone, so that nothing may be started."""
-        self.started_at = time.monotonic()
+        self.started_at, self.thread = time.monotonic(), threading.get_ident()
         return not (self.stop.is_set() or self.is_expired(self.started_at))
 
     def renewed(self, asked_at: float) -> None:

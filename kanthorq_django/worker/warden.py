@@ -19,6 +19,7 @@ from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.message import LEASE_OVER, TIME_UP
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.log import logger
+from kanthorq_django.worker.stacks import present_stack
 
 # How long the block may use the connection is limited: see Warden.bounded().
 Bounded = Callable[[BaseDatabaseWrapper], contextlib.AbstractContextManager[object]]
@@ -126,10 +127,12 @@ class Warden:
 def _warn(flight: Flight) -> None:
     """Say what a thread is to stop, as nobody can interrupt it; a coroutine's nack says it."""
     logger.warning(
-        "%s event %s takes longer than its timeout of %s; others run it once its lease ends",
+        "%s event %s takes longer than its timeout of %s; others run it once its lease ends. It is "
+        "here:\n%s",
         flight.subscription.consumer,
         flight.leased.event_id,
         flight.timeout,
+        "".join(present_stack(flight.thread).format()).rstrip(),
         extra={"consumer": flight.subscription.consumer, "event_id": str(flight.leased.event_id)},
     )
 

@@ -83,6 +83,39 @@ def test_a_handler_that_raises_lets_its_task_wait_for_the_policy(task: Task):
     (error,) = task.attempted_errors
     assert error["error"] == "ZeroDivisionError: division by zero"
     assert "test_executor.py" in error["stack"]
+    assert "kanthorq_django" not in error["stack"]
+
+
+@pytest.mark.parametrize("options", [{}, {"atomic": True}])
+def test_the_traceback_of_a_failure_begins_in_the_handler(
+    task: Task, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+):
+    def handle(message: Message) -> None:
+        message.ack(object())
+
+    fly(task, handle, **options)
+    task.refresh_from_db()
+    stack = task.attempted_errors[0]["stack"]
+    first, *others = stack.rpartition("Traceback")[2].splitlines()[1:]
+    assert ", in handle" in first
+    assert ", in ack" in "".join(others)  # what the handler called is told, also ours
+    assert stack in caplog.text
+
+
+def test_the_traceback_of_a_coroutine_begins_in_it(task: Task):
+    async def handle(message: Message) -> None:
+        await asyncio.sleep(0)
+        raise Unlucky
+
+    fly(task, handle)
+    task.refresh_from_db()
+    assert ", in handle" in task.attempted_errors[0]["stack"].splitlines()[1]
+
+
+def test_what_arose_in_the_library_keeps_its_whole_traceback(task: Task):
+    fly(task, lambda message: Retry(timedelta(0)), atomic=True)
+    task.refresh_from_db()
+    assert ", in execute" in task.attempted_errors[0]["stack"].splitlines()[1]
 
 
 def test_the_last_attempt_that_fails_discards_the_task():

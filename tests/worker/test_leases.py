@@ -168,12 +168,18 @@ def test_a_plain_handler_over_its_timeout_is_told_and_its_task_claimed_again(
         wait_until(lambda: "was over before its verdict" in caplog.text, PATIENCE)
     assert attempts == [1, 2]
     assert not Entry.objects.exists()
-    assert caplog.text.count("takes longer than its timeout of 0:00:00.300000") == 1
+    (told,) = [each.message for each in caplog.records if "takes longer" in each.message]
+    assert "its timeout of 0:00:00.300000" in told
+    _, where, *frames = told.splitlines()
+    assert ", in handle" in where
+    assert "wait_until(lambda: message.cancelled, PATIENCE)" in frames[0]
     (error,) = Task.objects.get().attempted_errors
     assert error["error"].endswith("Its handler's timeout is 0:00:00.300000.")
 
 
-def test_a_coroutine_over_its_timeout_is_interrupted_and_retried():
+def test_a_coroutine_over_its_timeout_is_interrupted_and_retried(
+    caplog: pytest.LogCaptureFixture,
+):
     interrupted = threading.Event()
 
     @subscribe(
@@ -199,6 +205,9 @@ def test_a_coroutine_over_its_timeout_is_interrupted_and_retried():
         error["error"]
         == "TimeoutError: The handler took longer than its timeout of 0:00:00.200000."
     )
+    assert "await asyncio.sleep(PATIENCE)" in error["stack"]  # where it was
+    assert "await asyncio.sleep(PATIENCE)" in caplog.text
+    assert "kanthorq_django" not in error["stack"]
 
 
 def test_a_long_block_after_an_ack_keeps_its_lease():
