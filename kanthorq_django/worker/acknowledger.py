@@ -18,7 +18,7 @@ from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED, NACK, NAC
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
 from kanthorq_django.worker.database_errors import is_about_values
-from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
+from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack, names_of
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.persistence import Persistence, Write
 from kanthorq_django.worker.upkeep import leave_connections, spare_connections
@@ -249,11 +249,16 @@ def _without_superseded(endings: list[Ending]) -> list[Ending]:
 
 
 def _log_lost(ending: Ending) -> None:
+    extra = {
+        **names_of(ending.message),
+        "task_id": ending.lease.task_id,
+        "lease_epoch": ending.lease.epoch,
+    }
     # What a handler did in vain is done again; a hand-back would only have had that begin sooner.
     logger.log(
         logging.INFO if isinstance(ending, HandBack) else logging.WARNING,
-        "Lease %d of task %d was over before its verdict; nothing was written.",
-        ending.lease.epoch,
-        ending.lease.task_id,
-        extra={"task_id": ending.lease.task_id, "lease_epoch": ending.lease.epoch},
+        "%(consumer)s %(subject)s: lease %(lease_epoch)d of task %(task_id)d for event "
+        "%(event_id)s was over before its verdict; nothing was written.",
+        extra,
+        extra=extra,
     )

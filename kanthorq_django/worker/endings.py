@@ -15,7 +15,7 @@ from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
-from kanthorq_django.message import LEAVING, Message, encode_result
+from kanthorq_django.message import LEASE_OVER, LEAVING, TIME_UP, Message, encode_result
 from kanthorq_django.models import Event
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
@@ -147,8 +147,17 @@ def after_return(flight: Flight, result: Any) -> Ending:
         ending = Ack(message, kept_result(flight, result))
     except KanthorqError as error:
         return _after_error(flight, error)
-    _log(flight, logging.INFO, "handled")
+    late = _lateness(flight)
+    _log(flight, logging.INFO, f"returned, but {late}" if late else "handled")
     return ending
+
+
+def _lateness(flight: Flight) -> str:
+    """Return why it is doubtful that the database will take the ack, if it is."""
+    now = time.monotonic()
+    if flight.is_expired(now) or flight.stop.reason == LEASE_OVER:
+        return LEASE_OVER
+    return TIME_UP if flight.is_overdue(now) else ""
 
 
 def _after_error(
@@ -203,11 +212,19 @@ def _after_stop(flight: Flight, error: BaseException) -> Ending:
 def _failed(flight: Flight, reason: BaseException | str, *, has_traceback: bool = True) -> Nack:
     error = reason if isinstance(reason, BaseException) else None
     note_failure(error)
+    nack = _nack(flight.message, reason)
     told = repr(reason) if error is None else type(error).__name__
     last = _last_word(flight)
+    then = last or f", next in {_spoken(nack.delay)}"
     level = logging.ERROR if last else logging.WARNING
-    _log(flight, level, f"failed: {told}{last}", error if has_traceback else None)
-    return _nack(flight.message, reason)
+    _log(flight, level, f"failed: {told}{then}", error if has_traceback else None)
+    return nack
+
+
+def _spoken(delay: timedelta) -> str:
+    seconds = delay.total_seconds()
+    is_short = delay < timedelta(minutes=1)
+    return f"{seconds:.2g} s" if is_short else str(timedelta(seconds=round(seconds)))
 
 
 def _nack(
@@ -260,32 +277,33 @@ def _log_settled(flight: Flight) -> None:
 
 def _last_word(flight: Flight) -> str:
     """Return what to add to a failure after which there is no other attempt."""
+    return ", its last attempt" if flight.message.attempt >= _attempt_max(flight) else ""
+
+
+def _attempt_max(flight: Flight) -> int:
     subscription = flight.subscription
-    limits = (subscription.attempt_max, subscription.cancel_attempt_max)
-    return ", its last attempt" if flight.message.attempt >= limits[flight.is_cancellation] else ""
+    return subscription.cancel_attempt_max if flight.is_cancellation else subscription.attempt_max
 
 
 def _log(flight: Flight, level: int, what: str, error: BaseException | None = None) -> None:
     if not logger.isEnabledFor(level):
         return
     message, started_at = flight.message, flight.started_at or time.monotonic()
-    subject, event_id = _subject(message), flight.leased.event_id
-    elapsed_ms = round((time.monotonic() - started_at) * 1_000, 3)
+    names, elapsed_ms = names_of(message), round((time.monotonic() - started_at) * 1_000, 3)
     logger.log(
         level,
-        "%s %s: %s %d of event %s %s (%.1f ms)",
-        flight.subscription.consumer,
-        subject,
+        "%s %s: %s %d of %d for event %s %s (%.1f ms)",
+        names["consumer"],
+        names["subject"],
         "cleanup" if flight.is_cancellation else "attempt",
         message.attempt,
-        event_id,
+        _attempt_max(flight),
+        names["event_id"],
         what,
         elapsed_ms,
         exc_info=error,
         extra={
-            "consumer": flight.subscription.consumer,
-            "event_id": str(event_id),
-            "subject": subject,
+            **names,
             "attempt": message.attempt,
             "is_cancellation": flight.is_cancellation,
             "milliseconds": elapsed_ms,
@@ -293,9 +311,16 @@ def _log(flight: Flight, level: int, what: str, error: BaseException | None = No
     )
 
 
-def _subject(message: Message) -> str:
+def names_of(message: Message) -> dict[str, str]:
+    """Return whose message it is and of what, as a line of the log tells it."""
+    leased = message._leased
     try:
         # Published events have printable subjects; a role that may insert needs not publish.
-        return one_line(message.event.subject)
+        subject = one_line(leased.event.subject)
     except Event.DoesNotExist:
-        return "(deleted)"
+        subject = "(deleted)"
+    return {
+        "consumer": leased.consumer.name,
+        "event_id": str(leased.event_id),
+        "subject": subject,
+    }

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -14,7 +15,7 @@ from django.db import transaction
 
 from kanthorq_django import Discard, Fixed, Never, Retry, Snooze, signals
 from kanthorq_django.exceptions import TaskCancelled
-from kanthorq_django.message import Message
+from kanthorq_django.message import LEASE_OVER, Message
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.worker.endings import Ack, HandBack, Nack
 from tests.clock import now
@@ -366,7 +367,8 @@ def test_the_last_retry_that_a_handler_asks_for_is_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("attempt_max", "told"), [(1, "failed: Unlucky, its last attempt ("), (2, "failed: Unlucky (")]
+    ("attempt_max", "told"),
+    [(1, "failed: Unlucky, its last attempt ("), (2, "failed: Unlucky, next in 7 s (")],
 )
 def test_a_failure_says_whether_it_was_the_last(
     task: Task, caplog: pytest.LogCaptureFixture, attempt_max: int, told: str
@@ -374,5 +376,29 @@ def test_a_failure_says_whether_it_was_the_last(
     def fail(message: Message) -> None:
         raise Unlucky
 
-    fly(task, fail, attempt_max=attempt_max)
+    fly(task, fail, attempt_max=attempt_max, retry=Fixed(timedelta(seconds=7)))
     assert told in caplog.text
+    assert f"attempt 1 of {attempt_max} for event {task.event_id} failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "told"),
+    [
+        ({"timeout": timedelta(seconds=2)}, "", "returned, but its time is up"),
+        ({"visibility_timeout": timedelta(seconds=2)}, "", "returned, but its lease is over"),
+        ({}, LEASE_OVER, "returned, but its lease is over"),
+        ({}, "", "handled"),
+    ],
+)
+def test_what_returns_late_is_not_said_to_be_handled(
+    task: Task, caplog: pytest.LogCaptureFixture, options: dict[str, Any], reason: str, told: str
+):
+    caplog.set_level(logging.INFO, logger="kanthorq_django.worker")
+    flight = board(task, lambda message: None, **options)
+    flight.start()
+    flight.started_at = time.monotonic() - 3
+    flight.renewed(flight.started_at)
+    if reason:
+        flight.give_up(reason)
+    run(flight)
+    assert f"{task.event_id} {told} (" in caplog.text

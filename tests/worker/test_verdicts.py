@@ -224,7 +224,12 @@ def test_nobody_is_told_of_the_verdict_on_a_lease_that_the_worker_has_been_given
     finally:
         signals.acked.disconnect(note)
     assert told == [2]
-    assert f"Lease 1 of task {first.pk} was over before its verdict" in caplog.text
+    (record,) = [each for each in caplog.records if "was over" in each.message]
+    assert record.message == (
+        f"kit work.due: lease 1 of task {first.pk} for event {first.event_id} was over before its "
+        "verdict; nothing was written."
+    )
+    assert record.__dict__["consumer"] == "kit"
 
 
 def test_what_a_handler_has_ended_itself_waits_for_no_thread():
