@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from django.db import connections, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
@@ -33,7 +32,11 @@ from kanthorq_django.worker.stacks import calls_handler
 
 _UNCOUNTED = contextlib.nullcontext()
 REPLACED = "The handler replaced the connection on which its transaction was open."
-MARKED_FOR_ROLLBACK = "The handler left its transaction marked for rollback."
+MARKED_FOR_ROLLBACK = (
+    "The handler left its transaction marked for rollback: it caught an error of the database "
+    "without undoing what failed, or called set_rollback(). Put a statement that may fail into a "
+    "transaction.atomic() of its own, inside of the try."
+)
 SHARED_LOST = "One of the leases is over whose handlers shared a transaction."
 
 
@@ -138,12 +141,13 @@ class Opened(NamedTuple):
     """The connection on which a block was opened: Django's wrapper, and psycopg's in it."""
 
     using: str
-    wrapper: BaseDatabaseWrapper
+    wrapper: Any  # the stubs know no rollback_exc
     raw: Any
 
     @classmethod
     def by(cls, using: str) -> Self:
-        wrapper = connections[using]
+        wrapper: Any = connections[using]
+        wrapper.rollback_exc = None  # Django keeps that of an earlier block
         return cls(using, wrapper, wrapper.connection)
 
     @property
@@ -160,7 +164,7 @@ class Opened(NamedTuple):
             self.wrapper.close()
             raise KanthorqError(REPLACED)
         if self.wrapper.needs_rollback:
-            raise KanthorqError(MARKED_FOR_ROLLBACK)
+            raise KanthorqError(MARKED_FOR_ROLLBACK) from self.wrapper.rollback_exc
 
 
 def ack_and_commit(results: Mapping[Message, str | None], using: str) -> None:

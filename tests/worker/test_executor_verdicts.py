@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import DataError, connection, transaction
+from django.db import DataError, IntegrityError, connection, transaction
 
 from kanthorq_django import Discard, Snooze
 from kanthorq_django.exceptions import LeaseLost
@@ -345,6 +345,27 @@ def test_an_atomic_handler_that_dooms_its_transaction_leaves_nothing_behind(task
     assert task.state == TaskState.RETRYABLE
     assert "left its transaction marked for rollback" in last_error(task)
     assert not Entry.objects.exists()
+
+
+def test_an_atomic_handler_that_catches_an_error_of_the_database_is_told_which_and_what_to_do(
+    task: Task,
+):
+    def handle(message: Message) -> None:
+        with suppress(IntegrityError):
+            for _ in range(2):
+                Entry.objects.create(pk=1, event_id=message.event.pk)
+
+    fly(task, handle, atomic=True)
+    task.refresh_from_db()
+    assert "transaction.atomic() of its own" in last_error(task)
+    stack = task.attempted_errors[0]["stack"]
+    assert "IntegrityError" in stack
+    assert ", in handle" in stack
+
+    other = TaskFactory.create(state=TaskState.RUNNING)
+    fly(other, lambda message: transaction.set_rollback(True), atomic=True)
+    other.refresh_from_db()
+    assert "IntegrityError" not in other.attempted_errors[0]["stack"]  # that was another block
 
 
 def test_an_atomic_handler_that_swallows_an_error_of_the_database_commits_nothing(task: Task):
