@@ -61,7 +61,11 @@ DECLARED = (
 def changes(before: "Consumer", after: "Consumer") -> list[str]:
     """Return a line for each declared option that is another one now."""
     pairs = ((name, getattr(before, name), getattr(after, name)) for name in DECLARED)
-    return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
+    return [f"{name}: {_told(old)} -> {_told(new)}" for name, old, new in pairs if old != new]
+
+
+def _told(value: object) -> object:
+    return "off" if value == Serialize.OFF else value
 
 
 class ConsumerQuerySet(models.QuerySet["Consumer"]):

@@ -49,7 +49,7 @@ def test_changed_filters_and_options_are_applied_and_told(undeclared: Registry):
     assert ran.words[0] == ["changed", "refunds"]
     assert "subject_includes: ['order.paid'] -> ['order.>']" in ran.out
     assert "attempt_max: 16 -> 3" in ran.out
-    assert "serialize:  -> on" in ran.out
+    assert "serialize: off -> on" in ran.out
     assert "visibility_timeout: 0:01:00 -> 0:00:30" in ran.out
     assert Consumer.objects.get(name="refunds").subject_includes == ["order.>"]
 
