@@ -17,14 +17,14 @@ class Backoff:
         self._what = what
         self._first, self._longest = first, longest
         self._wait = first
-        self._is_failing = False
+        self.is_failing = False
 
     def failed(self, error: BaseException) -> float:
         """Return how many seconds to wait before the next try."""
         note_failure(error)
         replace_failed_connections(error)
-        if not self._is_failing:
-            self._is_failing = True
+        if not self.is_failing:
+            self.is_failing = True
             expected = isinstance(error, (*UNAVAILABLE, psycopg.OperationalError))
             logger.warning(
                 "%s interrupted, trying again: %s",
@@ -35,9 +35,9 @@ class Backoff:
         return self.grow()
 
     def succeeded(self) -> None:
-        if self._is_failing:
-            self._is_failing = False
-            logger.warning("%s works again", self._what)
+        if self.is_failing:
+            self.is_failing = False
+            logger.info("%s works again", self._what)
             self.reset()
 
     def grow(self) -> float:

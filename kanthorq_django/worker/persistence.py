@@ -1,6 +1,7 @@
 """Tries to write, again and again, until the database takes what it is given or never will."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.database_errors import is_about_values, is_unavailable
 from kanthorq_django.worker.suspicion import replace_suspect_connections, suspect_sessions
-from kanthorq_django.worker.upkeep import drop_connections
+from kanthorq_django.worker.upkeep import CHECK_AFTER_IDLE, drop_connections
 from kanthorq_django.worker.warden import Bounded
 
 Write = Callable[[Sequence[Any]], None]
@@ -26,6 +27,7 @@ class Persistence:
         self._is_patient = is_patient
         self._backoff = Backoff(what)
         self._is_over = threading.Event()
+        self._used_at = time.monotonic()
 
     def wait(self, seconds: float) -> bool:
         """Wait; return whether nothing is to be tried any more."""
@@ -44,6 +46,7 @@ class Persistence:
             error = self._failure_of(write, given)
             if error is None:
                 self._backoff.succeeded()
+                self._used_at = time.monotonic()
                 return None
             if self._is_about_given(error, write):
                 return error
@@ -51,11 +54,25 @@ class Persistence:
         return None
 
     def _failure_of(self, write: Write, given: Sequence[Any]) -> BaseException | None:
-        """Run ``write``; return what went wrong, also in a new session if its own is suspect."""
+        """Run ``write``; return what went wrong, also in a new session if its own is suspect.
+
+        Or was lost while it rested: that the server was restarted meanwhile is no trouble.
+        """
         error = self._try(write, given)
-        if error is None or is_unavailable(error) or not replace_suspect_connections():
+        if error is None:
+            return None
+        if is_unavailable(error):
+            if not self._was_lost_at_rest():
+                return error
+            drop_connections()
+        elif not replace_suspect_connections():
             return error
         return self._try(write, given)
+
+    def _was_lost_at_rest(self) -> bool:
+        raw = connections[self._using].connection
+        has_rested = time.monotonic() - self._used_at > CHECK_AFTER_IDLE
+        return has_rested and not self._backoff.is_failing and getattr(raw, "closed", False)
 
     def _try(self, write: Write, given: Sequence[Any]) -> BaseException | None:
         try:

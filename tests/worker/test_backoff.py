@@ -30,6 +30,7 @@ def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixtu
         "puller interrupted, trying again: connection refused Is it running?",
         "puller works again",
     ]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert not caplog.records[0].exc_info
 
 

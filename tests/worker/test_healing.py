@@ -12,7 +12,7 @@ from django.db import OperationalError, connection, transaction
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
-from kanthorq_django.worker import loop, renewer
+from kanthorq_django.worker import loop, persistence, renewer
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.quick_run import sooner
@@ -75,6 +75,21 @@ def test_an_acknowledger_whose_backend_was_ended_loses_no_verdict(run: int):
             wait_for_state(TaskState.COMPLETED, count)
             terminate(ACK)
     assert set(Task.objects.values_list("attempt_count", flat=True)) == {1}
+
+
+def test_an_acknowledger_whose_connection_was_lost_at_rest_takes_a_new_one_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(persistence, "CHECK_AFTER_IDLE", 0.0)
+    accept("plain")
+
+    with working("plain"):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        terminate(ACK)
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+    assert "acknowledger" not in caplog.text
 
 
 def test_a_handler_whose_backend_was_ended_fails_and_the_next_attempt_succeeds():
@@ -183,6 +198,7 @@ def test_a_renewer_says_that_it_works_again_when_the_database_has_answered(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """A step that had nothing to ask proves nothing."""
+    caplog.set_level("INFO", "kanthorq_django.worker")
     tried: list[None] = []
 
     def fail(_: Worker) -> None:

@@ -155,6 +155,7 @@ def test_a_refused_consumer_does_not_stop_others_and_is_told_once(caplog: Any):
 
 
 def test_a_consumer_whose_statements_fail_does_not_stop_others(caplog: Any):
+    caplog.set_level("INFO", "kanthorq_django.worker")
     accept("failing")
     accept("sound")
     failing, _ = sync(["failing", "sound"])
@@ -185,6 +186,7 @@ def test_what_was_claimed_is_run_when_the_pull_after_it_fails():
 
 
 def test_a_schedule_that_fails_does_not_stop_events(caplog: Any):
+    caplog.set_level("INFO", "kanthorq_django.worker")
     accept("plain")
     schedule(
         "ticks",
