@@ -34,6 +34,9 @@ _RANGES = {
     "BYSETPOS": (*range(-366, 0), *range(1, 367)),
 }
 _PREFIX = re.compile("^RRULE:", re.ASCII | re.IGNORECASE)
+_CRON = re.compile(
+    r"@[a-z]+|[\d*][\d*/,-]*(\s+([\d*/,?#-]|[A-Z]{3})+){4}", re.ASCII | re.IGNORECASE
+)
 _NUMBER = re.compile(r"[+-]?\d{1,3}", re.ASCII)
 _WEEKDAY = re.compile(r"([+-]?\d{1,2})?(MO|TU|WE|TH|FR|SA|SU)", re.ASCII)
 _UNTIL = re.compile(r"\d{8}(T\d{6}Z?)?", re.ASCII)
@@ -61,6 +64,7 @@ def parse(text: str) -> dict[str, str]:
     if len(text) > TEXT_SIZE_MAX:
         told = f"the rule has {len(text):,} characters, the limit is {TEXT_SIZE_MAX}"
         raise RecurrenceProblem(told)
+    _refuse_cron(text)
     parts: dict[str, str] = {}
     for part in _PREFIX.sub("", text.strip()).split(";"):
         name, separator, value = part.strip().upper().partition("=")
@@ -75,6 +79,14 @@ def parse(text: str) -> dict[str, str]:
         parts[name] = value
     _check_whole(parts)
     return parts
+
+
+def _refuse_cron(text: str) -> None:
+    if _CRON.fullmatch(text.strip()):
+        raise RecurrenceProblem(
+            f"{quoted(text)} is of cron; rules here are of RFC 5545, such as "
+            "FREQ=DAILY;BYHOUR=3;BYMINUTE=0 for '0 3 * * *'"
+        )
 
 
 def weeks_max(parts: Mapping[str, str]) -> int:

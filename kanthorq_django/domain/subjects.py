@@ -23,6 +23,8 @@ CHARACTERS_PER_WILDCARD = 150  # that cost as much as one
 ANY_TOKEN = "*"  # noqa: S105  # a wildcard, not a password
 ANY_TAIL = ">"
 
+_IN_SUBJECT = "a subject cannot hold wildcards; '*' and '>' are for filters"
+
 _NEVER = "$.^"  # a regular expression that matches no subject
 
 
@@ -33,7 +35,10 @@ def subject_problem(subject: object) -> str | None:
 
 @functools.lru_cache(maxsize=4_096)  # publishers repeat themselves
 def _concrete_problem(subject: str) -> str | None:
-    return _text_problem(subject) or _tokens_problem(subject.split("."))
+    if problem := _text_problem(subject):
+        return problem
+    has_wildcard = ANY_TOKEN in subject or ANY_TAIL in subject
+    return _IN_SUBJECT if has_wildcard else _tokens_problem(subject.split("."))
 
 
 def filter_problem(pattern: object) -> str | None:

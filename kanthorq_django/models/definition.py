@@ -248,9 +248,13 @@ def _moment(name: str, given: object) -> datetime:
         moment = datetime.fromisoformat(given) if isinstance(given, str) else given
         if isinstance(moment, datetime) and moment.tzinfo is not None:
             return moment.astimezone(UTC)
-    except Exception:  # noqa: BLE001, S110  # no moment, or one of a zone that is foreign code
-        pass
-    raise InvalidSchedule(
-        f"{name} takes aware datetimes, not {quoted(given)}; such as "
-        "datetime(2026, 1, 5, 9, tzinfo=ZoneInfo('Europe/Berlin'))."
-    )
+    except Exception:  # noqa: BLE001  # no moment, or one of a zone that is foreign code
+        moment = None
+    if isinstance(moment, datetime) and isinstance(given, str):
+        told = f"{quoted(given)} has no offset from UTC: write {given}+01:00, for example"
+    else:
+        told = (
+            f"not {quoted(given)}; such as datetime(2026, 1, 5, 9, "
+            "tzinfo=ZoneInfo('Europe/Berlin')), or the ISO text of one: 2026-01-05T09:00+01:00"
+        )
+    raise InvalidSchedule(f"{name} takes aware datetimes, {told}.")

@@ -186,7 +186,16 @@ def test_a_rule_that_is_wrong_or_never_occurs_is_refused(rule: str, word: str):
         Recurrence(rule, START, UTC_ZONE)
 
 
-@pytest.mark.parametrize(("rule", "part"), [("every Monday", "every Monday"), ("rrule:x", "x")])
+@pytest.mark.parametrize("rule", ["0 3 * * *", "*/5 9-17 * * MON-FRI", " 0 0 1,15 * ?", "@daily"])
+def test_cron_is_recognised_and_told_how_it_is_said_here(rule: str):
+    with pytest.raises(RecurrenceProblem, match=r"is of cron; .*FREQ=DAILY;BYHOUR=3;BYMINUTE=0"):
+        Recurrence(rule, START, UTC_ZONE)
+
+
+@pytest.mark.parametrize(
+    ("rule", "part"),
+    [("every Monday", "every Monday"), ("rrule:x", "x"), ("1 a day from now", "1 a day from now")],
+)
 def test_what_is_no_part_is_shown_as_it_was_given(rule: str, part: str):
     told = f"the part '{part}' of the rrule is not of the form NAME=VALUE, such as FREQ=WEEKLY"
     with pytest.raises(RecurrenceProblem, match=f"^{told}$"):

@@ -29,7 +29,9 @@ def test_validation_refuses_a_bad_subject(subject: str) -> None:
 
 def test_validation_says_what_is_wrong_with_a_subject() -> None:
     event = Event(stream=StreamFactory.create(), subject="order.*")
-    assert "'order.*' is not a subject: '*' contains a wildcard" in messages_of(event, "subject")
+    assert "'order.*' is not a subject: a subject cannot hold wildcards" in messages_of(
+        event, "subject"
+    )
 
 
 BAD_FILTERS = pytest.mark.parametrize(

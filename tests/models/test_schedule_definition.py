@@ -1,5 +1,6 @@
 """What becomes of a schedule whose definition changes, and what a form is told of a wrong one."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -90,6 +91,12 @@ def test_a_start_may_be_iso_text():
 def test_text_that_is_no_moment_is_no_start(start: str):
     with pytest.raises(InvalidSchedule, match="dtstart takes aware datetimes"):
         daily(dtstart=start)
+
+
+def test_text_without_an_offset_is_told_so():
+    told = "'2027-01-01T09:00' has no offset from UTC: write 2027-01-01T09:00+01:00, for example"
+    with pytest.raises(InvalidSchedule, match=re.escape(told)):
+        daily(dtstart="2027-01-01T09:00")
 
 
 def create(**given: Any) -> Schedule:
