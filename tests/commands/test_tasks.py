@@ -220,6 +220,15 @@ class TestShow:
         assert [entry["error"] for entry in told["attempted_errors"]] == errors
         assert "s3cret" not in ran.out + as_json.out
 
+    @pytest.mark.parametrize(
+        ("state", "is_told"), [(TaskState.AVAILABLE, True), (TaskState.COMPLETED, False)]
+    )
+    def test_only_what_has_not_ended_is_due(
+        self, refunds: Consumer, state: TaskState, *, is_told: bool
+    ):
+        task = TaskFactory.create(consumer=refunds, state=state)
+        assert ("due   " in kanthorq("tasks", "show", task.event_id).out) is is_told
+
     def test_a_task_whose_event_was_deleted_by_sql_is_shown(self, refunds: Consumer):
         task = TaskFactory.create(consumer=refunds, event__subject="order.paid")
         Event.objects.filter(pk=task.event_id)._raw_delete("default")

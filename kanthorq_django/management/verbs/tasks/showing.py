@@ -97,7 +97,8 @@ def _facts(task: Task) -> Iterator[tuple[str, str]]:
         yield "body", _body_text(event)
     yield "state", TaskState(task.state).name.lower()
     yield "attempts", f"{task.attempt_count} of {task.consumer.attempt_max}"
-    yield "due", format_moment(task.schedule_at)
+    if task.finalized_at is None:  # of a lease that was ended it says when it would have been over
+        yield "due", format_moment(task.schedule_at)
     yield "lease epoch", str(task.lease_epoch)
     yield "last attempt", format_moment(task.attempted_at)
     yield "cancel requested", format_moment(task.cancel_requested_at)
