@@ -73,6 +73,7 @@ class Listener:
     def _keep_listening(self) -> None:
         while not self._stop.is_set():
             try:
+                _refuse_where_scarce()
                 with self._connected() as connection:
                     self._listen(connection)
             except BaseException as error:  # noqa: BLE001  # polling goes on, and so does this thread
@@ -155,8 +156,7 @@ class _Call:
 
     def is_due(self) -> bool:
         """Tell whether to call now. Raises OperationalError when the last call was in vain."""
-        if are_scarce():
-            raise _Spared("connections are scarce; polling goes on")
+        _refuse_where_scarce()
         now = time.monotonic()
         if self._made_at is None:
             return now - self._answered_at >= CALL_EVERY
@@ -172,6 +172,13 @@ class _Call:
 
     def answered(self) -> None:
         self._made_at, self._answered_at = None, time.monotonic()
+
+
+def _refuse_where_scarce() -> None:
+    if are_scarce():
+        raise _Spared(
+            "connections are scarce (a pool of less than CONCURRENCY and 5?); polling goes on"
+        )
 
 
 class _Spared(OperationalError):

@@ -1,5 +1,6 @@
 """A listener that is deaf, hears what is not meant for it, or has lost its connection."""
 
+import math
 import threading
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from kanthorq_django.models import TaskState
-from kanthorq_django.worker import listener
+from kanthorq_django.worker import listener, scarcity
 from tests.concurrency import wait_until
 from tests.quick_run import sooner
 from tests.worker.outages import behind_a_proxy, cut_soon, end
@@ -94,6 +95,27 @@ def test_a_listener_leaves_no_session_that_listens_to_a_pool(monkeypatch: pytest
         announce()
         wait_for_state(TaskState.COMPLETED)
     assert [raw.closed for raw in given_back] == [True]
+
+
+def test_a_listener_takes_no_connection_where_they_are_scarce_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    create, asked_by = connections.create_connection, list[str]()
+
+    def noted(alias: str) -> BaseDatabaseWrapper:
+        asked_by.append(threading.current_thread().name)
+        return create(alias)
+
+    monkeypatch.setattr(connections, "create_connection", noted)
+    monkeypatch.setattr(scarcity, "_refused_at", math.inf)  # as with a small pool
+    accept("plain")
+    with working("plain", listen=True):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        wait_until(lambda: "listener interrupted" in caplog.text, PATIENCE)
+        threading.Event().wait(0.5)  # for a second try
+    assert "kanthorq-listener" not in asked_by
+    assert caplog.text.count("connections are scarce") == 1
 
 
 def test_a_listener_passes_over_channels_of_the_project(caplog: pytest.LogCaptureFixture):
