@@ -15,6 +15,7 @@ from kanthorq_django.worker.executor import aexecute
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
+from kanthorq_django.worker.loop_watch import LoopWatch
 from kanthorq_django.worker.suspicion import are_held, take_suspicion
 from kanthorq_django.worker.upkeep import leave_connections, refresh_connections, spare_connections
 
@@ -31,12 +32,15 @@ class CoroutineLane(Lane):
         self._are_suspect = False  # the sessions of the thread that serves the ORM
         self._threads = [threading.Thread(target=self._serve, name="kanthorq-loop", daemon=True)]
         super().start()
+        self._watch_over_loop = LoopWatch(self._threads[0], self._call_soon, lambda: self.is_idle)
+        self._watch_over_loop.start()
 
     def submit(self, calls: list[Call]) -> None:
         super().submit(calls)
         self._call_soon(self._start_waiting)
 
     def finish(self, seconds: float) -> None:
+        self._watch_over_loop.finish()
         self._call_soon(self._closing.set)
         super().finish(seconds)
 

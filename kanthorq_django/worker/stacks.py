@@ -1,5 +1,6 @@
 """The handler's part of a stack: the library's frames around it are the same for every handler."""
 
+import asyncio
 import sys
 import traceback
 from collections.abc import Callable
@@ -8,7 +9,10 @@ from typing import TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
+Entry = tuple[FrameType, int]  # and the line that it is at
+
 _OWN = __name__.partition(".")[0]
+_LOOPS = {asyncio.Handle._run.__code__}
 _callers: set[CodeType] = set()
 
 
@@ -39,10 +43,19 @@ def _is_own(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__")).partition(".")[0] == _OWN
 
 
-def present_stack(thread: int | None) -> traceback.StackSummary:
-    """Return where the handler in ``thread`` is now, all of the thread's if that is in none."""
+def present_stack(thread: int | None) -> list[Entry]:
+    """Return where the handler in ``thread`` is now, its outermost frame first.
+
+    Or what the event loop runs there that no handler awaits; all there is if it runs nothing.
+    """
     frame = sys._current_frames().get(thread or 0)
     whole = list(traceback.walk_stack(frame)) if frame is not None else []
-    places = [place for place, (found, _) in enumerate(whole) if found.f_code in _callers]
-    part = whole[: places[0]] if places else whole
-    return traceback.StackSummary.extract(iter(part[::-1]))
+    for callers in (_callers, _LOOPS):
+        for place, (found, _) in enumerate(whole):
+            if found.f_code in callers:
+                return whole[:place][::-1]
+    return whole[::-1]
+
+
+def told(stack: list[Entry]) -> str:
+    return "".join(traceback.StackSummary.extract(iter(stack)).format()).rstrip()

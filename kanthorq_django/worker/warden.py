@@ -19,7 +19,7 @@ from kanthorq_django.domain.subscriptions import Subscription
 from kanthorq_django.message import LEASE_OVER, TIME_UP
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.stacks import present_stack
+from kanthorq_django.worker.stacks import present_stack, told
 
 # How long the block may use the connection is limited: see Warden.bounded().
 Bounded = Callable[[BaseDatabaseWrapper], contextlib.AbstractContextManager[object]]
@@ -132,7 +132,7 @@ def _warn(flight: Flight) -> None:
         flight.subscription.consumer,
         flight.leased.event_id,
         flight.timeout,
-        "".join(present_stack(flight.thread).format()).rstrip(),
+        told(present_stack(flight.thread)),
         extra={"consumer": flight.subscription.consumer, "event_id": str(flight.leased.event_id)},
     )
 
