@@ -97,12 +97,23 @@ def problems(declared: object) -> Iterator[tuple[str, str]]:
             yield f"KANTHORQ has no key {quoted(key)}.", _suggestion(key, known)
         elif problem := _value_problem(key, known[key].type, value):
             shown = "wrong" if key in SECRET else quoted(value)
-            yield f"KANTHORQ[{key!r}] is {shown}; {problem}.", "See docs/settings.md."
+            yield f"KANTHORQ[{key!r}] is {shown}; {problem}.", _usual(known[key])
 
 
 def _suggestion(key: object, known: dict[str, Any]) -> str:
     near = similar_names(key.upper(), known, count=1) if isinstance(key, str) else []
     return f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(sorted(known))}."
+
+
+def _usual(field: Any) -> str:
+    """Return what a key is by default, and at most: the documents are not in the wheel."""
+    ceiling = CEILINGS.get(field.name)
+    most = "" if ceiling is None else f", and {_amount(ceiling)} the most"
+    return f"{quoted(field.default)} is the default{most}."
+
+
+def _amount(ceiling: timedelta | int) -> str:
+    return f"{ceiling.days:,} days" if isinstance(ceiling, timedelta) else f"{ceiling:,}"
 
 
 def _value_problem(key: str, wanted: object, value: Any) -> str | None:
@@ -112,8 +123,7 @@ def _value_problem(key: str, wanted: object, value: Any) -> str | None:
     ceiling = CEILINGS.get(key)
     if ceiling is None or value is None or value <= ceiling:
         return None
-    shown = f"{ceiling.days:,} days" if isinstance(ceiling, timedelta) else f"{ceiling:,}"
-    return f"it must be at most {shown}"
+    return f"it must be at most {_amount(ceiling)}"
 
 
 _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {

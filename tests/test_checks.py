@@ -161,9 +161,13 @@ def test_a_server_that_only_resembles_postgresql_is_an_error(text: str, name: st
     ("given", "fact", "hint"),
     [
         ({"CONCURENCY": 5}, "no key 'CONCURENCY'", "'CONCURRENCY'"),
-        ({"CONCURRENCY": "5"}, "KANTHORQ['CONCURRENCY'] is '5'", "docs"),
-        ({"POLL_INTERVAL": 3}, "must be a datetime.timedelta", "docs"),
-        ({"LISTEN": 1}, "must be True or False", "docs"),
+        (
+            {"CONCURRENCY": "5"},
+            "KANTHORQ['CONCURRENCY'] is '5'",
+            "10 is the default, and 1,000 the",
+        ),
+        ({"POLL_INTERVAL": 3}, "must be a datetime.timedelta", "1 days the most"),
+        ({"LISTEN": 1}, "must be True or False", "True is the default."),
         (["CONCURRENCY"], "not a dict", "KANTHORQ = {}"),
     ],
 )

@@ -85,7 +85,8 @@ def fernet(keys: tuple[str, ...]) -> "MultiFernet":
         from cryptography.fernet import Fernet, MultiFernet
     except ImportError as error:
         raise ConfigurationError(
-            "KANTHORQ['BODY_KEYS'] needs cryptography: pip install kanthorq-django[encryption]"
+            "KANTHORQ['BODY_KEYS'] needs cryptography: install the extra 'encryption', or "
+            "pip install cryptography"
         ) from error
     try:
         return MultiFernet([Fernet(key) for key in keys])

@@ -30,7 +30,7 @@ class Grants(Verb):
         "upgrade; tables of the project are its own affair."
     )
     examples = (
-        "grants | psql shop",
+        "grants | psql -v ON_ERROR_STOP=1 shop",
         "grants publisher=shop_web worker=shop_worker --schema queue",
     )
 
