@@ -6,6 +6,7 @@ Each block with the imports that stand in it, those of the guide with its first 
 import builtins
 import re
 import symtable
+import sys
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ BLOCKS = list(blocks())
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch, db: None) -> dict[str, Any]:
     """Return the names of a project that has declared some consumers of its own."""
+    monkeypatch.setitem(sys.modules, "prometheus_client", Mock())
     monkeypatch.setenv("KANTHORQ_BODY_KEYS", Fernet.generate_key().decode())
     for name, stream in CONSUMERS.items():
         subscribe(">", stream=stream, consumer=name)(lambda message: None)
