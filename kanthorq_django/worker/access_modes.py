@@ -1,4 +1,7 @@
-"""Sessions that may not write, or may by what a handler has done, where a new one would differ."""
+"""Connections that a handler has switched to other modes, and sessions that may not write.
+
+Where a new one would differ.
+"""
 
 import time
 from typing import Any, NamedTuple
@@ -16,7 +19,7 @@ _READ_ONLY = b"default_transaction_read_only"
 
 
 class _Access(NamedTuple):
-    """Whether what a connection begins may write, and since when it has been like that."""
+    """How a connection works, also whether it may write, and since when it has been like that."""
 
     modes: tuple[object, ...]
     since: float
@@ -42,9 +45,9 @@ def note_refused_write(error: BaseException | None) -> None:
 
 
 def is_altered(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether a handler has made its session one that may not write, or may.
+    """Tell whether a handler has had it work differently for all that come after it.
 
-    Without asking: the server reports the setting whenever it changes.
+    Without asking: whether a session may write the server reports whenever it changes.
     """
     made_with = _made_with(connection)
     return made_with is not None and made_with.modes != _modes_of(connection.connection)
@@ -70,4 +73,5 @@ def _made_with(connection: BaseDatabaseWrapper) -> _Access | None:
 
 
 def _modes_of(raw: Any) -> tuple[object, ...]:
-    return raw.read_only, raw.pgconn.parameter_status(_READ_ONLY)
+    status = raw.pgconn.parameter_status(_READ_ONLY)
+    return raw.read_only, status, raw.isolation_level, raw.row_factory, raw.cursor_factory

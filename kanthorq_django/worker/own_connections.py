@@ -1,4 +1,4 @@
-"""The connections of a thread that lives for weeks: which it has, and how one is let go of."""
+"""The connections of a thread that lives for weeks: which they are, and how one is let go of."""
 
 import contextlib
 import threading
@@ -24,9 +24,9 @@ def _ask_anew(**_: object) -> None:
 
 
 def known_connections() -> Sequence[BaseDatabaseWrapper]:
-    """Return the connections that this thread has used."""
+    """Return this thread's connections, to all databases: a handler may meddle with any of them."""
     if _own.connections is None:
-        _own.connections = connections.all(initialized_only=True)
+        _own.connections = connections.all()
     return _own.connections
 
 

@@ -9,6 +9,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.sql.transactions import is_idle
 from kanthorq_django.worker.access_modes import is_altered, is_outdated, note_refused_write
+from kanthorq_django.worker.left_wrappers import (
+    clear_up,
+    has_left_wrappers,
+    lend,
+    unclear_aliases,
+)
 from kanthorq_django.worker.own_connections import forget, is_at_rest, known_connections
 from kanthorq_django.worker.scarcity import are_scarce, note_refused_connection
 from kanthorq_django.worker.suspicion import (
@@ -59,6 +65,7 @@ def refresh_connections(bounded: Bounded, *, are_suspect: bool = False) -> None:
     handler that is started now would use up an attempt for nothing.
     """
     now = time.monotonic()
+    lend(is_lent=False)
     add_suspicion(is_held=are_suspect)
     has_rested = now - _last_use.at > CHECK_AFTER_IDLE
     lost = []
@@ -68,17 +75,21 @@ def refresh_connections(bounded: Bounded, *, are_suspect: bool = False) -> None:
             forget(connection)
     lost += replace_suspect_connections()
     _last_use.at = now
-    for alias in lost:
+    for alias in (*lost, *unclear_aliases()):
         with bounded(connections[alias]):
             connections[alias].ensure_connection()
+    clear_up()
+    lend(is_lent=True)
 
 
 def _is_sound(connection: BaseDatabaseWrapper, bounded: Bounded, *, has_rested: bool) -> bool:
     try:
-        if connection.in_atomic_block or is_outdated(connection):
+        if connection.in_atomic_block:
             return False
         if connection.connection is None:
             return not connection.errors_occurred
+        if is_outdated(connection):
+            return False
         if has_rested or connection.errors_occurred:
             with bounded(connection):
                 is_usable = connection.is_usable()
@@ -96,9 +107,15 @@ def leave_connections() -> None:
     nothing else to do, and what the next handlers write would never be committed, or be refused.
     """
     for connection in known_connections():
-        if _is_left_open(connection) or is_altered(connection) or is_outdated(connection):
+        if has_left_wrappers(connection) or _is_in_disorder(connection):
             forget(connection)
     _last_use.at = time.monotonic()
+
+
+def _is_in_disorder(connection: BaseDatabaseWrapper) -> bool:
+    if connection.connection is None:  # as to databases that no handler has used
+        return False
+    return _is_left_open(connection) or is_altered(connection) or is_outdated(connection)
 
 
 def _is_left_open(connection: BaseDatabaseWrapper) -> bool:

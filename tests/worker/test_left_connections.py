@@ -4,18 +4,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from psycopg import IsolationLevel, RawCursor
+from psycopg.rows import dict_row
 
-from kanthorq_django import Fixed, subscribe
+from kanthorq_django import Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import access_modes
+from kanthorq_django.worker import access_modes, left_wrappers
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (
@@ -121,6 +123,112 @@ def forbid_writing_by_a_setting() -> None:
 def forbid_writing_by_psycopg() -> None:
     connection.ensure_connection()
     connection.connection.read_only = True
+
+
+def get_rows_as_dicts() -> None:
+    connection.ensure_connection()
+    connection.connection.row_factory = dict_row
+
+
+def get_rows_of_another_cursor() -> None:
+    connection.ensure_connection()
+    connection.connection.cursor_factory = RawCursor
+
+
+def isolate() -> None:
+    connection.ensure_connection()
+    connection.connection.isolation_level = IsolationLevel.SERIALIZABLE
+
+
+@pytest.mark.parametrize("switch", [get_rows_as_dicts, get_rows_of_another_cursor, isolate])
+def test_what_a_handler_switches_on_a_connection_is_not_for_others(switch: Callable[[], None]):
+    levels: list[str] = []
+
+    @subscribe("work.>", stream="work", consumer="switches", retry=Never())
+    def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            return switch()
+        Entry.objects.create(event_id=message.event.pk)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting(%s)", ["transaction_isolation"])
+            levels.append(cursor.fetchone()[0])
+        return None
+
+    announce(3)
+    work_off("switches", concurrency=1)
+    assert Task.objects.completed().count() == 3
+    assert levels == ["read committed"] * 2
+
+
+def refuse(*_: Any) -> NoReturn:
+    raise ValueError("left by a handler")
+
+
+def wrap() -> None:
+    connection.execute_wrappers.append(refuse)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_wrapper_that_a_handler_leaves_around_statements_is_not_for_others(is_first: bool):
+    """Also one that was there before there was a connection."""
+
+    @subscribe("work.>", stream="work", consumer="wraps", retry=Never())
+    def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            if not is_first:
+                connection.ensure_connection()
+            return wrap()
+        Entry.objects.create(event_id=message.event.pk)
+        return None
+
+    announce(3)
+    work_off("wraps", concurrency=1)
+    assert Task.objects.completed().count() == 3
+    assert Entry.objects.count() == 2
+
+
+def test_a_wrapper_that_a_coroutine_leaves_around_statements_is_not_for_others():
+    @subscribe("work.>", stream="work", consumer="wraps", retry=Never())
+    async def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            await sync_to_async(wrap)()
+        else:
+            await Entry.objects.acreate(event_id=message.event.pk)
+
+    announce(3)
+    work_off("wraps", concurrency=1)
+    assert Task.objects.completed().count() == 3
+
+
+def test_wrappers_that_a_project_installs_stay_and_cost_a_thread_one_connection():
+    """The first one was a handler's, who might have installed them."""
+    pids: list[int] = []
+    traced: list[str] = []
+
+    def trace(execute: Any, sql: str, *rest: Any) -> Any:
+        traced.append(sql)
+        return execute(sql, *rest)
+
+    def install(connection: BaseDatabaseWrapper, **_: object) -> None:
+        if threading.current_thread().name.startswith("kanthorq-handler"):
+            connection.execute_wrappers.append(trace)
+
+    @subscribe("work.>", stream="work", consumer="reads")
+    def handle(message: Message) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            pids.append(cursor.fetchone()[0])
+
+    announce(5)
+    connection_created.connect(install)
+    connection_created.disconnect(left_wrappers._note_installed)
+    connection_created.connect(left_wrappers._note_installed)  # workers come after what is set up
+    try:
+        work_off("reads", concurrency=1)
+    finally:
+        connection_created.disconnect(install)
+    assert len(pids) == traced.count("SELECT pg_backend_pid()") == 5
+    assert len(set(pids)) == len(set(pids[1:])) + 1 == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""Whose the functions are that stand around each statement: Django's ``execute_wrappers``.
+
+A project may install some whenever it connects, as for tracing. One that a handler has installed
+and left would meddle with what others ask in its thread. Where a handler was the first to need a
+connection, nobody can tell these from those: then the worker makes the next one, and knows.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.dispatch import receiver
+
+Wrappers = tuple[Callable[..., Any], ...]
+
+
+class _Loan(threading.local):
+    is_lent = False  # this thread's connections, to a handler
+    unclear: frozenset[str] = frozenset()  # aliases of those that the worker is to make
+
+
+_loan = _Loan()
+_installed: WeakKeyDictionary[BaseDatabaseWrapper, Wrappers] = WeakKeyDictionary()
+
+
+@receiver(connection_created)
+def _note_installed(connection: BaseDatabaseWrapper, **_: object) -> None:
+    if connection.execute_wrappers and not _loan.is_lent:
+        _installed[connection] = tuple(connection.execute_wrappers)
+
+
+def lend(*, is_lent: bool) -> None:
+    """Note whether a handler has this thread's connections from now on, or the worker."""
+    _loan.is_lent = is_lent
+
+
+def has_left_wrappers(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether it has others than those that the project is known to install."""
+    if not connection.execute_wrappers:  # of nearly all
+        return False
+    if tuple(connection.execute_wrappers) == _installed.get(connection):
+        return False
+    _loan.unclear |= {connection.alias}
+    return True
+
+
+def unclear_aliases() -> frozenset[str]:
+    """Return what the worker is to connect to before a handler does."""
+    return _loan.unclear
+
+
+def clear_up() -> None:
+    """Note that the worker has made them."""
+    _loan.unclear = frozenset()
