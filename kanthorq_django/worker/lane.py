@@ -123,11 +123,8 @@ class Lane:
         """Start nothing any more; return what was not started."""
         with self._lock:
             self._is_closed = True
-            unstarted = _flights(self._waiting)
-            self._waiting.clear()
-            self._waiting_bytes = 0
             self._arrived.notify_all()
-            return unstarted + self._take_back(self._remainders)
+            return self._take_unstarted()
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Wait for running handlers to end; False when ``seconds`` were not enough."""
@@ -188,6 +185,13 @@ class Lane:
                 remainder.is_touched = True
                 round_ = remainder.left.popleft()
             yield round_
+
+    def _take_unstarted(self) -> list[Flight]:
+        """Take back all that has not begun."""
+        unstarted = _flights(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        return unstarted + self._take_back(self._remainders)
 
     def _take_back(self, remainders: Iterable["_Remainder"]) -> list[Flight]:
         """Take the rounds that have not begun away from calls that run."""

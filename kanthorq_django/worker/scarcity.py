@@ -14,6 +14,7 @@ _REFUSALS = (
     "couldn't get a connection",
 )
 SCARCE_FOR = 10.0  # seconds after a refusal
+REFUSED_PAUSE = 0.3  # seconds until a task is given back that no connection was left for
 _refused_at = float("-inf")
 
 # Of a worker, with a connection each: puller, renewer, acknowledger, listener, and where coroutines

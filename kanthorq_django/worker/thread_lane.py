@@ -14,7 +14,7 @@ from kanthorq_django.worker.executor import execute, leave_as_child_of
 from kanthorq_django.worker.group_commit import execute_together
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.scarcity import are_scarce
+from kanthorq_django.worker.scarcity import REFUSED_PAUSE, are_scarce
 from kanthorq_django.worker.upkeep import (
     drop_connections,
     leave_connections,
@@ -22,8 +22,6 @@ from kanthorq_django.worker.upkeep import (
     refresh_connections,
     spare_connections,
 )
-
-REFUSED_PAUSE = 0.3  # seconds until a task is given back that no connection was left for
 
 
 class ThreadLane(Lane):
