@@ -17,6 +17,7 @@ from kanthorq_django.models.leased import BODIES_SIZE_MAX
 from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.forks import end_forked_executors
 from kanthorq_django.worker.pace import Throughput, UsualDuration
 from kanthorq_django.worker.warden import Bounded
 
@@ -83,6 +84,7 @@ class Lane:
 
     def start(self) -> None:
         """Start the threads: daemons, for a handler that hangs must not keep the process alive."""
+        end_forked_executors()
         for thread in self._threads:
             thread.start()
 
