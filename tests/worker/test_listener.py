@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from kanthorq_django.models import TaskState
@@ -100,13 +101,13 @@ def test_a_listener_leaves_no_session_that_listens_to_a_pool(monkeypatch: pytest
 def test_a_listener_takes_no_connection_where_they_are_scarce_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    create, asked_by = connections.create_connection, list[str]()
+    connect, asked_by = DatabaseWrapper.get_new_connection, list[str]()
 
-    def noted(alias: str) -> BaseDatabaseWrapper:
+    def noted(wrapper: DatabaseWrapper, params: Any) -> Any:
         asked_by.append(threading.current_thread().name)
-        return create(alias)
+        return connect(wrapper, params)
 
-    monkeypatch.setattr(connections, "create_connection", noted)
+    monkeypatch.setattr(DatabaseWrapper, "get_new_connection", noted)
     monkeypatch.setattr(scarcity, "_refused_at", math.inf)  # as with a small pool
     accept("plain")
     with working("plain", listen=True):
@@ -114,6 +115,7 @@ def test_a_listener_takes_no_connection_where_they_are_scarce_and_says_so_once(
         wait_for_state(TaskState.COMPLETED)
         wait_until(lambda: "listener interrupted" in caplog.text, PATIENCE)
         threading.Event().wait(0.5)  # for a second try
+    assert asked_by
     assert "kanthorq-listener" not in asked_by
     assert caplog.text.count("connections are scarce") == 1
 
