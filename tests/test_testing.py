@@ -569,6 +569,70 @@ def test_drain_leaves_what_snoozed_until_it_is_called_again(delay: timedelta):
 
 
 @pytest.mark.usefixtures("is_committed")
+@pytest.mark.parametrize("delay", [AT_ONCE, timedelta(microseconds=1), timedelta(hours=1)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"serialize": True},
+        {"serialize": "strict"},
+        {"batch": 2, "grouped": True},
+        {"batch": 2, "grouped": True, "serialize": "strict"},
+    ],
+)
+def test_what_snoozed_does_not_keep_the_turn_of_its_key_from_others(
+    options: dict[str, Any], delay: timedelta
+):
+    handled: list[list[str]] = []
+
+    @subscribe("order.>", stream="kit", consumer="kit", **options)
+    def handle(given: Message | list[Message]) -> None:
+        messages = given if isinstance(given, list) else [given]
+        handled.append([message.event.subject for message in messages])
+        assert len(handled) < 9, "again and again"
+        if "order.1" in handled[-1]:
+            raise Snooze(delay)
+
+    for number in range(1, 6):
+        publish(f"order.{number}", stream="kit", resource_key="a")
+    groups = [["order.1", "order.2"], ["order.3", "order.4"], ["order.5"]]
+    expected = groups if "batch" in options else [[f"order.{number}"] for number in range(1, 6)]
+    assert drain("kit") == 5
+    assert handled == expected
+    snoozed = Task.objects.available()
+    assert {task.event.subject for task in snoozed} == set(expected[0])
+    assert set(snoozed.values_list("attempt_count", flat=True)) == {0}
+
+    snoozed.update(schedule_at=Now())
+    assert drain("kit") == len(expected[0])
+    assert handled[len(expected) :] == expected[:1]
+
+
+@pytest.mark.usefixtures("is_committed")
+@pytest.mark.parametrize("serialize", [False, True])
+def test_what_became_of_a_task_that_snoozed_is_not_undone(*, serialize: bool):
+    @subscribe("order.>", stream="kit", consumer="kit", serialize=serialize)
+    def handle(message: Message) -> None:
+        if message.event.subject != "order.last":
+            publish("order.last", stream="kit", resource_key="a")
+            raise Snooze(AT_ONCE)
+        waiting = Task.objects.filter(event__subject="order.cancelled")
+        assert len(waiting.cancel().updated) == 1
+        waiting = Task.objects.filter(event__subject="order.later")
+        assert waiting.update(schedule_at=Now() + timedelta(hours=1)) == 1
+
+    for subject in ("order.again", "order.cancelled", "order.later"):
+        publish(subject, stream="kit", resource_key="a")
+    assert drain("kit") == 6
+    due = Task.objects.filter(schedule_at__lte=Now()).exclude(state=TaskState.COMPLETED)
+    assert {(task.event.subject, task.state) for task in due} == {
+        ("order.again", TaskState.AVAILABLE),
+        ("order.cancelled", TaskState.CANCELLED),
+    }
+    assert Task.objects.available().filter(event__subject="order.later").count() == 1
+
+
+@pytest.mark.usefixtures("is_committed")
 def test_drain_leaves_a_cancellation_that_snoozed_but_not_that_of_a_handler_which_did():
     cancelled: list[Message] = []
 

@@ -6,17 +6,19 @@ commits.py.
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections, router
+from django.db.models.functions import Now
 from django.utils.asyncio import async_unsafe
 
 from kanthorq_django import signals, sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.quoting import quoted
+from kanthorq_django.domain.retry import WAIT_LIMIT
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, lease
@@ -49,7 +51,7 @@ def drain(*consumers: str) -> int:
 
     Also what handlers publish meanwhile. A failing handler is nacked as in a worker, its
     error stands in ``task.attempted_errors``; what waits for a retry is left to wait. So is what
-    snoozed, even if it is due again at once: until the next call.
+    snoozed, even if it is due again at once, until the next call; later ones of its key pass it.
     """
     _check_names(consumers)
     using: str = router.db_for_write(Consumer)
@@ -77,8 +79,7 @@ class _Drain:
         self._acknowledger = Acknowledger(using, written=lambda leases: None, is_patient=False)
         self._handled: dict[int, list[UUID]] = {consumer.pk: [] for consumer in consumers}
         self._snoozed: set[_Run] = set()
-        # Leased to the end, although they have snoozed: claims would find them and nothing else.
-        self._asleep: set[Lease] = set()
+        self._postponed: set[int] = set()
 
     def run(self) -> int:
         while due := [
@@ -88,8 +89,7 @@ class _Drain:
         ]:
             for consumer, flights in due:
                 self._handle(consumer, flights)
-        if self._asleep:
-            lease.hand_back(list(self._asleep), self._using)
+        self._let_be_due()
         return sum(map(len, self._handled.values()))
 
     def _handle(self, consumer: Consumer, flights: Sequence[Flight]) -> None:
@@ -102,10 +102,23 @@ class _Drain:
         """Lease what is due; return what of it has not snoozed."""
         while flights := self._lease_due(consumer):
             awake = [each for each in flights if _run_of(each.message) not in self._snoozed]
-            self._asleep |= {each.lease for each in flights} - {each.lease for each in awake}
+            self._postpone({each.lease for each in flights} - {each.lease for each in awake})
             if awake:
                 return awake
         return []
+
+    def _postpone(self, leases: Collection[Lease]) -> None:
+        """Let what has snoozed, and is due again, be due no more before the end.
+
+        Left due, it would be leased over and over; kept leased, it would keep the turn of its key.
+        """
+        if leases:
+            self._postponed |= lease.hand_back(list(leases), self._using, delay=2 * WAIT_LIMIT)
+
+    def _let_be_due(self) -> None:
+        """Let what was postponed be due again, unless somebody has moved it meanwhile."""
+        postponed = Task._base_manager.using(self._using).filter(pk__in=self._postponed)
+        postponed.filter(schedule_at__gt=Now() + WAIT_LIMIT).update(schedule_at=Now())
 
     def _lease_due(self, consumer: Consumer) -> list[Flight]:
         leased: list[Task | Leased] = []
