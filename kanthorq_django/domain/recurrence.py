@@ -8,7 +8,7 @@ this. Every search ends: frequencies and counts are limited, the rule is moved u
 searching, and a horizon bounds what may lie ahead.
 """
 
-from bisect import insort
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, UTC, datetime, time, timedelta
@@ -33,8 +33,7 @@ from kanthorq_django.domain.week_numbers import OUR_PARTS, in_weeks
 CALENDAR_YEARS = 400
 SEARCH_END = datetime(MAXYEAR - 1, 12, 31)  # noqa: DTZ001  # local; zones need a day beyond
 YEAR_MIN, YEAR_MAX = 1900, 3000
-# A change of the clock can swap the order of two local times that are no further apart.
-GAP_MAX = timedelta(hours=3)
+CHANGE_MAX = timedelta(days=1)  # of a clock: where the date line moves, a whole day is skipped
 DAYS_TRIED_MAX = 1_500  # matching days without a matching time, in one search
 
 _STRIDES = {
@@ -120,18 +119,30 @@ class Recurrence:
         return islice(found, int(count)) if count else found
 
     def _in_order(self, locals_: Iterator[datetime]) -> Iterator[datetime]:
-        """Yield UTC moments sorted, although local times come in the order of the wall clock."""
-        held: list[tuple[datetime, datetime]] = []  # sorted
+        """Yield UTC moments sorted, although local times come in the order of the wall clock.
+
+        Only those that a change skips may be later than what follows them on the clock, and that is
+        no earlier than the change.
+        """
+        skipped: deque[datetime] = deque()
         for local in locals_:
-            insort(held, (self._utc(local), local))
-            while local - held[0][1] > GAP_MAX:
-                yield held.pop(0)[0]
-        yield from (moment for moment, _ in held)
+            moment = self._utc(local)
+            is_skipped = self._local(moment) != local
+            earliest_left = moment - CHANGE_MAX if is_skipped else moment
+            while skipped and skipped[0] <= earliest_left:
+                yield skipped.popleft()
+            if is_skipped:
+                skipped.append(moment)
+            else:
+                yield moment
+        yield from skipped
 
     def _locals(self, moment: datetime) -> Iterator[datetime]:
         """Yield local times from before ``moment`` on, or from the first if they are counted."""
-        start, until = self._local(moment) - GAP_MAX, self._until()
-        begin = self.origin if "COUNT" in self.parts else max(self.origin, start)
+        (start, _), until = self._shown(moment), self._until()
+        # A start at the second of two times is passed by on the clock before it comes.
+        is_whole = "COUNT" in self.parts or moment < self.dtstart
+        begin = self.origin if is_whole else max(self.origin, start)
         found = self._walk(begin, self._end_of_search(max(begin, start)))
         return (local for local in takewhile(lambda local: local <= until, found) if local >= begin)
 
@@ -150,9 +161,18 @@ class Recurrence:
         text = self.parts.get("UNTIL")
         if text is None:
             return datetime.max  # noqa: DTZ901  # local times are naive here
-        # On the day of a change an earlier local time can be a later moment.
         until = self._until_utc()
-        return until_moment(text) if until is None else self._local(until) + GAP_MAX
+        return until_moment(text) if until is None else self._shown(until)[1]
+
+    def _shown(self, moment: datetime) -> tuple[datetime, datetime]:
+        """Return ``moment`` by the clocks of then and by those of a day before, the earlier first.
+
+        They differ in the day after a change: what it skips may be yet to come, and what it repeats
+        has been, although the clocks of then show a later time, or an earlier one.
+        """
+        day_before = moment.astimezone(UTC) - CHANGE_MAX  # by real hours, not by those of a clock
+        first, last = sorted([self._local(moment), self._local(day_before) + CHANGE_MAX])
+        return first, last
 
     def _until_utc(self) -> datetime | None:
         """Return the moment that UNTIL ends with; None if it is a local time."""

@@ -68,6 +68,12 @@ def test_a_start_at_the_second_of_two_times_occurs_and_nothing_does_before(
     assert local(Recurrence(rule, start, BERLIN), START, 2) == occurrences
 
 
+def test_a_start_at_the_moment_of_the_change_occurs():
+    start = datetime(2027, 10, 31, 2, fold=1, tzinfo=BERLIN)
+    daily = Recurrence("FREQ=DAILY", start, BERLIN)
+    assert local(daily, START, 2) == ["10-31 02:00 +0100", "11-01 02:00 +0100"]
+
+
 def test_hours_around_a_gap_come_in_order_and_once():
     start = datetime(2026, 3, 29, 0, tzinfo=BERLIN)
     hourly = Recurrence("FREQ=HOURLY", start, BERLIN)
@@ -207,6 +213,27 @@ def test_a_rule_may_be_written_in_small_letters():
     assert rule.parts == {"FREQ": "WEEKLY", "BYDAY": "MO"}
 
 
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """What is next tells how many moments were searched."""
+    steps = itertools.count()
+
+    def counted(*args: Any, **kwargs: Any) -> Iterator[datetime]:
+        for moment in rrulestr(*args, **kwargs):
+            next(steps)
+            yield moment
+
+    monkeypatch.setattr("kanthorq_django.domain.recurrence.rrulestr", counted)
+    return steps
+
+
+def test_a_rule_whose_every_time_is_skipped_is_searched_no_longer_than_others(steps: Iterator[int]):
+    rule = "FREQ=YEARLY;BYMONTH=3;BYDAY=-1SU;BYHOUR=2;BYMINUTE=30"
+    skipped = Recurrence(rule, START, BERLIN)
+    assert local(skipped, START, 2) == ["03-28 03:30 +0200", "03-26 03:30 +0200"]
+    assert next(steps) < 20
+
+
 @pytest.mark.parametrize(
     "rule",
     [
@@ -220,15 +247,7 @@ def test_a_rule_may_be_written_in_small_letters():
         "FREQ=YEARLY;BYHOUR=1,2,3;BYMINUTE=0,30",
     ],
 )
-def test_an_old_start_does_not_make_a_search_long(rule: str, monkeypatch: pytest.MonkeyPatch):
-    steps = itertools.count()
-
-    def counted(*args: Any, **kwargs: Any) -> Iterator[datetime]:
-        for moment in rrulestr(*args, **kwargs):
-            next(steps)
-            yield moment
-
-    monkeypatch.setattr("kanthorq_django.domain.recurrence.rrulestr", counted)
+def test_an_old_start_does_not_make_a_search_long(rule: str, steps: Iterator[int]):
     recurrence = Recurrence(rule, datetime(1926, 1, 1, tzinfo=UTC), UTC_ZONE)
     assert recurrence.after(START) is not None
     assert recurrence.latest(START, START - timedelta(days=3650)) is not None
@@ -305,6 +324,62 @@ def test_a_zone_that_skips_a_day_has_each_moment_once():
     hourly = Recurrence("FREQ=HOURLY;COUNT=40", start, apia)
     moments = list(hourly.occurrences(start - DAY))
     assert moments == [start + number * timedelta(hours=1) for number in range(40)]
+
+
+CLOCK_CHANGES = [
+    ("Pacific/Apia", datetime(2011, 12, 30, 10, tzinfo=UTC)),
+    ("Pacific/Kwajalein", datetime(1993, 8, 21, 12, tzinfo=UTC)),
+    ("Pacific/Kiritimati", datetime(1994, 12, 31, 10, tzinfo=UTC)),
+    ("Pacific/Kwajalein", datetime(1969, 9, 30, 13, tzinfo=UTC)),  # 23 hours back
+    ("Antarctica/McMurdo", datetime(1956, 1, 1, tzinfo=UTC)),  # 12 hours forward
+    ("Europe/Berlin", datetime(2027, 3, 28, 1, tzinfo=UTC)),
+    ("Europe/Berlin", datetime(2027, 10, 31, 1, tzinfo=UTC)),
+]
+
+
+@pytest.mark.parametrize(("name", "changed_at"), CLOCK_CHANGES)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "FREQ=WEEKLY;BYDAY=TU,FR,SA;BYHOUR=9",
+        "FREQ=DAILY;BYHOUR=1,2,22",
+        "FREQ=HOURLY;INTERVAL=7",
+        "FREQ=MINUTELY;INTERVAL=50",
+        "FREQ=HOURLY;COUNT=99",
+    ],
+)
+def test_the_next_and_the_last_one_are_among_all_also_where_a_day_is_skipped(
+    rule: str, name: str, changed_at: datetime
+):
+    recurrence = Recurrence(rule, changed_at - 3 * DAY, ZoneInfo(name))
+    moments = list(islice(recurrence.occurrences(AGES_AGO), 300))
+    assert moments == sorted(set(moments))
+    for hours in range(-30, 51):
+        moment = changed_at + timedelta(hours=hours, minutes=10)
+        passed, coming = [m for m in moments if m <= moment], [m for m in moments if m > moment]
+        assert recurrence.after(moment) == (coming[0] if coming else None)
+        assert recurrence.latest(moment, AGES_AGO) == (passed[-1] if passed else None)
+
+
+def test_what_is_on_a_day_that_is_skipped_comes_a_day_later_among_what_is_there():
+    apia = ZoneInfo("Pacific/Apia")
+    start = datetime(2011, 12, 29, 6, tzinfo=apia)
+    moments = Recurrence("FREQ=HOURLY;INTERVAL=7", start, apia).occurrences(AGES_AGO)
+    assert [f"{moment.astimezone(apia):%d %H}" for moment in islice(moments, 11)] == [
+        "29 06", "29 13", "29 20", "31 00", "31 03", "31 07", "31 10", "31 14", "31 17", "31 21",
+        "01 04",
+    ]  # fmt: skip
+    friday = Recurrence("FREQ=WEEKLY;BYDAY=FR;BYHOUR=9;BYMINUTE=0", start, apia)
+    morning = datetime(2011, 12, 31, 4, tzinfo=apia)
+    assert local(friday, morning, 2) == ["12-31 09:00 +1400", "01-06 09:00 +1400"]
+
+
+def test_until_in_utc_is_a_moment_also_when_a_day_is_repeated():
+    kwajalein = ZoneInfo("Pacific/Kwajalein")  # after 1 October 1969, 00:00, it was 01:00 again
+    start = datetime(1969, 9, 28, 20, tzinfo=kwajalein)
+    until = datetime(1969, 9, 30, 2, fold=1, tzinfo=kwajalein).astimezone(UTC)
+    daily = Recurrence(f"FREQ=DAILY;UNTIL={until:%Y%m%dT%H%M%SZ}", start, kwajalein)
+    assert [moment.day for moment in daily.occurrences(AGES_AGO)] == [28, 29, 30]
 
 
 def test_a_place_in_the_week_is_counted_from_its_beginning():
