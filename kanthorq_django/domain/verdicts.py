@@ -39,7 +39,10 @@ class Snooze(Verdict):
 
 
 class Discard(Verdict):
-    """Never try again: the task is discarded with ``reason``."""
+    """Never try again: the task is discarded with ``reason``.
+
+    Raised for several messages of a batch, it has each handled alone next, to tell for itself.
+    """
 
     def __init__(self, reason: str = "The handler discarded the task.") -> None:
         super().__init__(reason)

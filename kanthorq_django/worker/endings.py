@@ -128,7 +128,7 @@ def after_error(flights: Sequence[Flight], error: BaseException) -> list[Ending]
     sunk = [flight for flight in flights if not flight.message.is_settled()]
     if not sunk:
         sunk, settled = settled[:1], settled[1:]
-    step = functools.partial(_after_error, is_to_stop=is_to_stop)
+    step = functools.partial(_after_error, is_to_stop=is_to_stop, is_shared=len(sunk) > 1)
     # One error has one traceback, however many messages it sinks.
     told = concluded(step, sunk[:1], error)
     told += concluded(functools.partial(step, has_traceback=False), sunk[1:], error)
@@ -161,7 +161,12 @@ def _lateness(flight: Flight) -> str:
 
 
 def _after_error(
-    flight: Flight, error: BaseException, *, is_to_stop: bool = False, has_traceback: bool = True
+    flight: Flight,
+    error: BaseException,
+    *,
+    is_to_stop: bool = False,
+    is_shared: bool = False,
+    has_traceback: bool = True,
 ) -> Ending:
     message = flight.message
     if message.is_settled():
@@ -169,14 +174,14 @@ def _after_error(
         return Ending(message)
     match error:
         case Verdict():
-            return _after_verdict(flight, error)
+            return _after_verdict(flight, error, is_shared=is_shared)
         case LeaseLost() | TaskCancelled() if is_to_stop:
             return _after_stop(flight, error)
     return _failed(flight, error, has_traceback=has_traceback)
 
 
-def _after_verdict(flight: Flight, verdict: Verdict) -> Ending:
-    """Return the ending that the handler asked for by raising."""
+def _after_verdict(flight: Flight, verdict: Verdict, *, is_shared: bool) -> Ending:
+    """Return the ending that the handler asked for by raising, for several messages if shared."""
     match verdict:
         case Snooze():
             is_ours = not flight.is_cancellation or flight.subscription.cancel_handler is not None
@@ -188,10 +193,19 @@ def _after_verdict(flight: Flight, verdict: Verdict) -> Ending:
             _log(flight, logging.ERROR if last else logging.INFO, told)
             return _nack(flight.message, verdict, delay=verdict.after)
         case Discard():
-            reason = one_line(str(verdict.reason))
-            _log(flight, logging.WARNING, f"was discarded by its handler: {reason}")
-            return _nack(flight.message, verdict, is_final=True)
+            return _discarded(flight, verdict, is_shared=is_shared)
     return _failed(flight, verdict)
+
+
+def _discarded(flight: Flight, verdict: Discard, *, is_shared: bool) -> Nack:
+    """Return the ending of what is never to be tried again.
+
+    Of several messages that may be meant for one alone: each is tried again, and tells for itself.
+    """
+    is_last = not is_shared or bool(_last_word(flight))
+    told = "was discarded" if is_last else "is next handled alone, its batch was discarded"
+    _log(flight, logging.WARNING, f"{told} by its handler: {one_line(str(verdict.reason))}")
+    return _nack(flight.message, verdict, is_final=not is_shared)
 
 
 def _after_stop(flight: Flight, error: BaseException) -> Ending:

@@ -5,13 +5,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import connections
 from django.db.models.functions import Now
 from django.utils.timezone import now
 
-from kanthorq_django import Fixed, publish, publish_many, subscribe
+from kanthorq_django import Discard, Fixed, Retry, Snooze, publish, publish_many, subscribe
 from kanthorq_django.exceptions import ConfigurationError, LeaseLost, TaskCancelled
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
@@ -76,6 +77,116 @@ def test_a_poison_message_sinks_its_batch_once_and_then_only_itself():
     assert poison.event.json() == 7
     assert poison.attempt_count == 3
     assert Counter(sizes) == {10: 1, 1: 9 + 2}
+
+
+BOTH_RUNS = pytest.mark.parametrize("run", [work_off, drain])
+
+
+def publish_of_one_key(count: int) -> None:
+    events = [Event(subject="work.due", body=n, resource_key="k") for n in range(count)]
+    publish_many(events, stream="work")
+
+
+@BOTH_RUNS
+@pytest.mark.parametrize(
+    ("is_async", "options"),
+    [
+        (False, {}),
+        (False, {"atomic": True}),
+        (False, {"grouped": True}),
+        (False, {"grouped": True, "atomic": True, "serialize": "strict"}),
+        (True, {}),
+        (True, {"grouped": True}),
+    ],
+)
+def test_what_discards_a_batch_discards_the_poison_message_alone(
+    run: Callable[[str], int],
+    is_async: bool,
+    options: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+):
+    sizes = []
+
+    def handle(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+        if any(message.event.json() == 3 for message in messages):
+            raise Discard("no such order")
+
+    async def ahandle(messages: list[Message]) -> None:
+        handle(messages)
+
+    subscribe("work.>", stream="work", consumer="batched", batch=5, retry=AT_ONCE, **options)(
+        ahandle if is_async else handle
+    )
+    publish_of_one_key(5)
+    with caplog.at_level("INFO", "kanthorq_django.worker"):
+        assert run("batched") == 10
+    assert sizes == [5, 1, 1, 1, 1, 1]
+    assert Task.objects.completed().count() == 4
+    (poison,) = Task.objects.discarded()
+    assert (poison.event.json(), poison.attempt_count) == (3, 2)
+    assert [failed["error"] for failed in poison.attempted_errors] == ["Discard: no such order"] * 2
+    assert (
+        caplog.text.count("is next handled alone, its batch was discarded by its handler: no") == 5
+    )
+    assert caplog.text.count(" was discarded by its handler: no such order") == 5 + 1
+
+
+@BOTH_RUNS
+@pytest.mark.parametrize("atomic", [True, False])
+def test_what_discards_a_batch_that_cannot_be_tried_again_discards_all_of_it(
+    run: Callable[[str], int], atomic: bool, caplog: pytest.LogCaptureFixture
+):
+    @subscribe("work.>", stream="work", consumer="batched", batch=5, attempt_max=1, atomic=atomic)
+    def handle(messages: list[Message]) -> None:
+        Entry.objects.create(event_id=messages[0].event.pk)
+        raise Discard("no such order")
+
+    announce(3)
+    assert run("batched") == 3
+    assert set(Task.objects.values_list("state", "attempt_count")) == {(TaskState.DISCARDED, 1)}
+    assert Entry.objects.count() == (0 if atomic else 1)
+    assert "handled alone" not in caplog.text
+
+
+@BOTH_RUNS
+def test_what_is_discarded_after_all_others_were_settled_is_meant(run: Callable[[str], int]):
+    @subscribe("work.>", stream="work", consumer="batched", batch=5, retry=AT_ONCE)
+    def handle(messages: list[Message]) -> None:
+        for message in messages[:-1]:
+            message.ack()
+        raise Discard
+
+    announce(3)
+    assert run("batched") == 3
+    assert Task.objects.completed().count() == 2
+    assert Task.objects.discarded().get().attempt_count == 1
+
+
+@BOTH_RUNS
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize(
+    ("verdict", "sizes", "attempts"),
+    [(Retry(timedelta(0)), [3, 1, 1, 1], 2), (Snooze(timedelta(0)), [3, 3], 1)],
+)
+def test_a_batch_that_is_tried_again_comes_back_alone_and_one_that_snoozed_as_it_was(
+    run: Callable[[str], int], atomic: bool, verdict: Exception, sizes: list[int], attempts: int
+):
+    seen: list[int] = []
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=5, atomic=atomic)
+    def handle(messages: list[Message]) -> None:
+        seen.append(len(messages))
+        if len(seen) == 1:
+            raise verdict
+
+    announce(3)
+    run("batched")
+    run("batched")  # what snoozed is left to the next drain()
+    assert seen == sizes
+    assert set(Task.objects.values_list("state", "attempt_count")) == {
+        (TaskState.COMPLETED, attempts)
+    }
 
 
 def test_an_atomic_batch_commits_its_writes_and_all_its_acks_together():
