@@ -1,6 +1,5 @@
 """What operators do to tasks: in batches, logged in the transaction that does it, told id by id."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.models import Task
 from kanthorq_django.models.audit import SAMPLE_SIZE, Order
+from kanthorq_django.models.batch import counts_of, move_batch
 from kanthorq_django.models.isolation import together, undeadlocked
 from kanthorq_django.models.task import TaskQuerySet
 
@@ -189,45 +189,20 @@ def _batches(tasks: TaskQuerySet, after: int) -> Iterator[list[int]]:
 def _move(operation: Operation, tasks: TaskQuerySet, pks: Sequence[int], order: Order) -> Report:
     using = tasks.db
     with together(using):
-        # All in id order before any is moved: two bulk verbs never deadlock, and the states
-        # that the log and the message tell are those that the verb finds.
-        locked = (
-            Task.objects.using(using)
-            .select_for_update(of=("self",), no_key=True)
-            .only("event_id", "consumer_id", "state")
-            .filter(pk__in=pks)
-            .order_by("pk")
+        told = move_batch(
+            operation.verb, operation.apply, tasks, pks, running=operation.stops_running
         )
-        report = Report(last=pks[-1])
-        # An outcome speaks of events, and within one consumer an event names one task.
-        for owed in _by_consumer(locked):
-            among = tasks.filter(pk__in=[task.pk for task in owed])
-            report += _move_owed(operation, among, owed, order)
-        counts = {word: getattr(report, word) for word in ("updated", "requested", "noop")}
-        order.record(f"tasks.{operation.action}", using=using, counts=counts, ids=report.sample)
-    return report
-
-
-def _by_consumer(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    in_groups = sorted(tasks, key=lambda task: task.consumer_id)
-    for _consumer, group in itertools.groupby(in_groups, key=lambda task: task.consumer_id):
-        yield list(group)
-
-
-def _move_owed(
-    operation: Operation, tasks: TaskQuerySet, owed: Sequence[Task], order: Order
-) -> Report:
-    """Apply ``operation`` to ``owed``, and leave alone what ``tasks`` does not select any more."""
-    outcome = operation.apply(tasks)
-    changed = {*outcome.updated, *outcome.requested}
-    _log(operation, [task for task in owed if task.event_id in changed], order)
-    spared = [task for task in owed if task.event_id not in changed]
+        counts = counts_of(word for _, word in told)
+        changed = [task for task, word in told if word != "noop"]
+        spared = [task for task, word in told if word == "noop"]
+        _log(operation, changed, order)
+        ids = tuple(task.event_id for task in changed[:SAMPLE_SIZE])
+        order.record(f"tasks.{operation.action}", using=using, counts=counts, ids=ids)
     return Report(
-        updated=len(outcome.updated),
-        requested=len(outcome.requested),
-        noop=len(spared),
+        **counts,
         spared=tuple((task.event_id, task.state) for task in spared[:SAMPLE_SIZE]),
-        sample=(*outcome.updated, *outcome.requested)[:SAMPLE_SIZE],
+        last=pks[-1],
+        sample=ids,
     )
 
 

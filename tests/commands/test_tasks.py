@@ -15,6 +15,7 @@ from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.management.verbs.tasks import moving
 from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.models.batch import move_batch
 from kanthorq_django.models.task import TaskQuerySet
 from tests.commands.console import Terminal, kanthorq
 from tests.concurrency import (
@@ -551,15 +552,15 @@ class TestMoving:
 def test_a_task_claimed_meanwhile_is_told_as_noop(
     refunds: Consumer, monkeypatch: pytest.MonkeyPatch
 ):
-    """Between the lookup of a batch and its move a worker may claim: the statement decides."""
+    """Between the lookup of a batch and its move a worker may claim: the locked state decides."""
     task = TaskFactory.create(consumer=refunds)
-    move: Callable[..., object] = moving.Cancel.move
+    move: Callable[..., object] = move_batch
 
-    def claim_first(self: moving.Cancel, tasks: object, *, running: bool) -> object:
+    def claim_first(*args: object, **options: object) -> object:
         refunds.claim()
-        return move(self, tasks, running=running)
+        return move(*args, **options)
 
-    monkeypatch.setattr(moving.Cancel, "move", claim_first)
+    monkeypatch.setattr(f"{moving.__name__}.move_batch", claim_first)
 
     ran = kanthorq("tasks", "cancel", task.event_id, "--yes")
 

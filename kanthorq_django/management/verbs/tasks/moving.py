@@ -1,6 +1,5 @@
 """``kanthorq tasks cancel``, ``resume``, ``release``, ``reset``: told id by id."""
 
-import itertools
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -19,12 +18,14 @@ from kanthorq_django.management.verbs.tasks.selection import Selection, add_filt
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Task
 from kanthorq_django.models.audit import Order
+from kanthorq_django.models.batch import counts_of, move_batch, word_for
 from kanthorq_django.models.isolation import together, undeadlocked
 from kanthorq_django.models.task import TaskQuerySet
 
 BATCH = 1_000  # tasks that one transaction moves
+NOOP = "noop"
 NOBODY = "-"  # in place of the consumer of an event that has no such task
-DRY_WORDS = {"updated": "would-update", "requested": "would-request", "noop": "noop"}
+DRY_WORDS = {"updated": "would-update", "requested": "would-request", NOOP: NOOP}
 
 
 class Line(NamedTuple):
@@ -106,45 +107,38 @@ class Moving(Verb):
                 count += 1
                 yield line
         if selection.limit is None or count < selection.limit:
-            yield from (Line("noop", event, NOBODY) for event in unmet)
+            yield from (Line(NOOP, event, NOBODY) for event in unmet)
             for reason in reasons(list(unmet), self.database):
                 self.console.note(reason)
 
     def _move(
         self, batch: list[Task], *, running: bool, selected: TaskQuerySet, order: Order
     ) -> Iterator[Line]:
-        # An outcome speaks of events, and within one consumer an event names one task.
-        in_groups = sorted(batch, key=lambda task: task.consumer_id)
-        for _, group in itertools.groupby(in_groups, key=lambda task: task.consumer_id):
-            owed = list(group)
-            among = selected.filter(pk__in=[task.pk for task in owed])
-            move = partial(self._move_owed, among, order, running=running)
-            outcome = undeadlocked(self.database, move)
-            known = {*outcome.updated, *outcome.requested, *outcome.noop}
-            # What was not selected any more when the verb came to it.
-            outcome += Outcome(
-                noop=tuple(each.event_id for each in owed if each.event_id not in known)
-            )
-            for word in DRY_WORDS:
-                for event in getattr(outcome, word):
-                    yield Line(word, event, owed[0].consumer.name)
+        """Move what the verb can move; of the rest its state, as it was read, tells enough."""
+        movable = [task.pk for task in batch if word_for(self.name, task, running=running) != NOOP]
+        words: dict[int, str] = {}
+        if movable:
+            move = partial(self._move_recorded, selected, movable, order, len(batch), running)
+            words = undeadlocked(self.database, move)
+        for task in batch:
+            yield Line(words.get(task.pk, NOOP), task.event_id, task.consumer.name)
 
-    def _move_owed(self, tasks: TaskQuerySet, order: Order, *, running: bool) -> Outcome:
-        """Move tasks of one consumer and record it, in one transaction."""
+    def _move_recorded(
+        self, selected: TaskQuerySet, pks: list[int], order: Order, size: int, running: bool
+    ) -> dict[int, str]:
+        """Move the tasks and record it, in one transaction; ``size`` is that of the batch."""
+        move = partial(self.move, running=running)
         with together(self.database):
-            outcome = self.move(tasks, running=running)
-            counts = {word: len(getattr(outcome, word)) for word in DRY_WORDS}
-            changed = (*outcome.updated, *outcome.requested)
+            told = move_batch(self.name, move, selected, pks, running=running)
+            counts = counts_of(word for _, word in told)
+            counts[NOOP] += size - len(told)
+            changed = (task.event_id for task, word in told if word != NOOP)
             order.record(f"tasks.{self.name}", using=self.database, counts=counts, ids=changed)
-        return outcome
+        return {task.pk: word for task, word in told}
 
     def _predict(self, batch: list[Task], *, running: bool) -> Iterator[Line]:
         for task in batch:
-            word = "noop"
-            if states.targets(self.name, TaskState(task.state)):
-                word = "updated"
-            elif running and task.state == TaskState.RUNNING and not task.cancel_requested_at:
-                word = "requested"
+            word = word_for(self.name, task, running=running)
             yield Line(word, task.event_id, task.consumer.name)
 
     def _print(self, lines: Iterable[Line], *, is_dry: bool) -> None:
