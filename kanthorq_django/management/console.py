@@ -6,7 +6,7 @@ line stays one line, and nothing in it steers a terminal. What cannot be printed
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from django.core.management.base import CommandError, OutputWrapper
@@ -42,6 +42,12 @@ class Console:
     def json(self, value: Any) -> None:
         """Print ``value`` as JSON, in ASCII, so that any encoding of stdout can take it."""
         self._stdout.write(json.dumps(value, cls=DjangoJSONEncoder, indent=2))
+
+    def pieces(self, texts: Iterable[str]) -> None:
+        """Print ``texts``, which are ASCII, one after the other as one piece of data."""
+        for text in texts:
+            self._stdout.write(text, ending="")
+        self._stdout.write("")
 
     def table(
         self,

@@ -1,12 +1,17 @@
 """A batch of tasks is one transaction with one row of the audit, whoever owes them."""
 
+import tracemalloc
 from collections.abc import Callable
+from io import StringIO
+from itertools import repeat
 
 import pytest
+from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django.domain.outcome import Outcome
+from kanthorq_django.management import lists
 from kanthorq_django.management.verbs.tasks import moving
 from kanthorq_django.models import Consumer, TaskState
 from kanthorq_django.models.audit import OperatorAction
@@ -93,3 +98,40 @@ def test_what_the_verb_cannot_move_is_not_sent_to_it(consumers: list[Consumer], 
     assert moved == [1]
     kanthorq(*ALL)
     assert moved == [1]
+
+
+def test_json_of_many_tasks_needs_no_more_memory_than_that_of_a_few(
+    consumers: list[Consumer], monkeypatch: pytest.MonkeyPatch
+):
+    class Nowhere(StringIO):
+        def write(self, text: str) -> int:
+            return len(text)
+
+    task = TaskFactory.create(consumer=consumers[0])
+
+    def peak_of(count: int) -> int:
+        line = moving.Line("noop", task.event_id, "refunds")
+        monkeypatch.setattr(moving.Cancel, "_lines", lambda *_, **__: repeat(line, count))
+        tracemalloc.start()
+        try:
+            call_command("kanthorq", *ALL, "--json", stdout=Nowhere())
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak_of(60_000) < peak_of(30_000) + 500_000
+
+
+def test_json_is_whole_also_where_lists_go_through_files(
+    consumers: list[Consumer], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lists, "MEMORY_SIZE_MAX", 100)
+    monkeypatch.setattr(lists, "CHUNK_SIZE", 7)
+    monkeypatch.setattr(moving, "BATCH", 2)
+    for state in (TaskState.AVAILABLE, TaskState.RUNNING) * 3:
+        TaskFactory.create(consumer=consumers[0], state=state)
+
+    told = kanthorq(*ALL, "--json").json
+
+    assert list(told) == ["verb", "dry_run", "updated", "requested", "noop"]
+    assert [len(told[word]) for word in ("updated", "requested", "noop")] == [3, 3, 0]

@@ -13,6 +13,7 @@ from kanthorq_django.domain import states
 from kanthorq_django.domain.amounts import counted
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
+from kanthorq_django.management.lists import JsonLists
 from kanthorq_django.management.verbs.tasks.absence import reasons
 from kanthorq_django.management.verbs.tasks.selection import Selection, add_filters, selection_of
 from kanthorq_django.management.verbs.verb import Verb
@@ -152,12 +153,12 @@ class Moving(Verb):
 
     def _print_json(self, lines: Iterable[Line], *, is_dry: bool) -> None:
         """Print one object, also when a later batch fails: those before it are done."""
-        told: dict[str, list[dict[str, Any]]] = {word: [] for word in DRY_WORDS}
-        try:
-            for line in lines:
-                told[line.outcome].append({"event": line.event, "consumer": line.consumer})
-        finally:
-            self.console.json({"verb": self.name, "dry_run": is_dry, **told})
+        with JsonLists(DRY_WORDS) as told:
+            try:
+                for line in lines:
+                    told.append(line.outcome, {"event": line.event, "consumer": line.consumer})
+            finally:
+                self.console.pieces(told.printed(verb=self.name, dry_run=is_dry))
 
 
 class Cancel(Moving):
