@@ -154,7 +154,9 @@ class Event(SealableModel):
         return state
 
     def __str__(self) -> str:
-        return f"{self.subject} {self.pk}"
+        # What is deferred is not read for this: an error may speak of very many.
+        subject = self.__dict__.get("subject")
+        return str(self.pk) if subject is None else f"{subject} {self.pk}"
 
     def __repr__(self) -> str:
         # Bodies may be confidential; they stay out of logs and tracebacks.

@@ -1,12 +1,13 @@
 """Streams: named append-only sequences of events."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from django.db import connections, models, router
+from django.db.models import ProtectedError
 
 from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem, similar_names
@@ -52,10 +53,11 @@ class StreamQuerySet(models.QuerySet["Stream"]):
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete these streams; whoever publishes meanwhile is waited for, up to ten seconds.
 
-        Raises ProtectedError while there are events or consumers of them.
+        Raises ProtectedError while there are events, consumers or schedules of them.
         """
         self._for_write = True
         with _unpublished(self.db):
+            _check_unused(dict(self.values_list("pk", "name")), self.db)
             return super().delete()
 
     alters_data(delete, queryset_only=True)
@@ -83,6 +85,7 @@ class Stream(models.Model):
         """Delete this stream as the queryset's ``delete()`` does."""
         alias = using or router.db_for_write(type(self), instance=self)
         with _unpublished(alias):
+            _check_unused({self.pk: self.name}, alias)
             return super().delete(using=alias, keep_parents=keep_parents)
 
 
@@ -97,3 +100,15 @@ def _unpublished(using: str) -> Iterator[None]:
         with connections[using].cursor() as cursor:
             cursor.execute(f"LOCK TABLE {Stream._meta.db_table} IN ACCESS EXCLUSIVE MODE")
         yield
+
+
+def _check_unused(names: Mapping[int, str], using: str) -> None:
+    """Raise ProtectedError if anything belongs to the streams, which are ``names`` by their keys.
+
+    Django would collect all of it to find that out, while nobody can publish.
+    """
+    for kind in ("events", "consumers", "schedules"):
+        model: Any = Stream._meta.get_field(kind).related_model
+        held = model._base_manager.using(using).filter(stream__in=names)
+        for one in held.only("stream")[:1]:
+            raise ProtectedError(f"Stream {names[one.stream_id]!r} has {kind}.", {one})

@@ -1,10 +1,12 @@
 """Streams go only when nobody publishes into them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models import ProtectedError
+from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Event, Stream, stream
@@ -15,6 +17,7 @@ from tests.concurrency import (
     is_waited_for,
     wait_until,
 )
+from tests.factories import ConsumerFactory, EventFactory, StreamFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -74,3 +77,32 @@ def test_a_deletion_waits_for_publishers_only_so_long(monkeypatch: pytest.Monkey
         publish("a", stream="s")
         with pytest.raises(OperationalError, match="lock timeout"):
             elsewhere(by_queryset)
+
+
+@pytest.mark.parametrize("delete", [by_instance, by_queryset])
+@pytest.mark.parametrize(
+    ("factory", "kind"), [(EventFactory, "events"), (ConsumerFactory, "consumers")]
+)
+def test_what_keeps_a_stream_is_said_without_collecting_all_of_it(
+    delete: Callable[[], object], factory: Any, kind: str
+):
+    factory.create_batch(30, stream=StreamFactory.create(name="s"))
+
+    with CaptureQueriesContext(connection) as queries:
+        with pytest.raises(ProtectedError) as refused:
+            delete()
+        assert str(refused.value)
+
+    assert refused.value.args[0] == f"Stream 's' has {kind}."
+    assert len(refused.value.protected_objects) == 1
+    assert len(queries) < 15
+
+
+def test_an_event_is_shown_by_what_is_loaded():
+    event = EventFactory.create(subject="order.paid")
+    deferred = Event.objects.only("stream").get()
+
+    with CaptureQueriesContext(connection) as queries:
+        assert (str(event), str(deferred)) == (f"order.paid {event.pk}", str(event.pk))
+
+    assert not queries.captured_queries
