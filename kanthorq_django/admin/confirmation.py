@@ -123,7 +123,13 @@ def _forecast(operation: Operation, choice: Choice) -> dict[str, Any]:
     ]
     count = counts.total()
     named = SafeString("") if choice.is_all else _by_event(choice.tasks, count)
-    return {"rows": rows, "count": count, "is_minimum": count == COUNT_MAX, "named": named}
+    return {
+        "rows": rows,
+        "count": count,
+        "counted": number(count),
+        "is_minimum": count == COUNT_MAX,
+        "named": named,
+    }
 
 
 def _by_event(tasks: TaskQuerySet, count: int) -> SafeString:

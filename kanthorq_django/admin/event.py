@@ -22,6 +22,7 @@ from kanthorq_django.admin.display import (
     NOTHING,
     exact_moment,
     moment,
+    number,
     preformatted,
     visible,
 )
@@ -110,7 +111,7 @@ class EventAdmin(ReadOnlyAdmin):
         """Name the event and count its tasks, all final, which go with it."""
         (event,) = objs
         count = _task_count_if_spent(event) or 0
-        told = ngettext("%d final task", "%d final tasks", count) % count
+        told = ngettext("%s final task", "%s final tasks", count) % number(count)
         counts = {str(self.opts.verbose_name_plural): 1, gettext("tasks"): count}
         return [str(event), [told]], counts, set(), []
 

@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin.display import STATE_LABELS, disclosed
+from kanthorq_django.admin.display import STATE_LABELS, disclosed, number
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
@@ -138,12 +138,14 @@ class Report:
         )
 
     def __str__(self) -> str:
-        parts = [ngettext("%d task updated", "%d tasks updated", self.updated) % self.updated]
+        text = ngettext("%s task updated", "%s tasks updated", self.updated)
+        parts = [text % number(self.updated)]
         if self.requested:
-            text = ngettext("%d asked to stop", "%d asked to stop", self.requested)
-            parts.append(text % self.requested)
+            text = ngettext("%s asked to stop", "%s asked to stop", self.requested)
+            parts.append(text % number(self.requested))
         if self.noop:
-            parts.append(ngettext("%d left alone", "%d left alone", self.noop) % self.noop)
+            text = ngettext("%s left alone", "%s left alone", self.noop)
+            parts.append(text % number(self.noop))
         return ", ".join(parts) + "."
 
     @property

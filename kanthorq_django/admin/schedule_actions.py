@@ -16,7 +16,7 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.admin.buttons import ButtonsAdmin
-from kanthorq_django.admin.display import disclosed
+from kanthorq_django.admin.display import disclosed, number
 from kanthorq_django.admin.orders import ReasonedActionForm, order_of, order_on_list
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import KanthorqError
@@ -144,9 +144,9 @@ def _using() -> str:
 
 def _counted(outcome: Outcome) -> str:
     updated, noop = len(outcome.updated), len(outcome.noop)
-    text = ngettext("%d schedule updated", "%d schedules updated", updated) % updated
+    text = ngettext("%s schedule updated", "%s schedules updated", updated) % number(updated)
     if noop:
-        text += ", " + ngettext("%d left alone", "%d left alone", noop) % noop
+        text += ", " + ngettext("%s left alone", "%s left alone", noop) % number(noop)
     return f"{text}."
 
 

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 from django.db import connections, models, transaction
 from django.db.models.functions import Now
@@ -27,10 +27,14 @@ BATCH = 1_000  # rows that one transaction prunes
 
 
 class OperatorActionQuerySet(models.QuerySet["OperatorAction"]):
+    def past(self, retention: timedelta) -> Self:
+        """Return rows that are older than ``retention``, by the database's clock."""
+        return self.filter(created_at__lt=Now() - retention)
+
     def prune(self, older_than: timedelta) -> int:
         """Delete rows that are older, batch by batch; return how many. Nothing else deletes any."""
         self._for_write = True
-        old = self.filter(created_at__lt=Now() - older_than).order_by("pk")
+        old = self.past(older_than).order_by("pk")
         count = 0
         while True:
             with transaction.atomic(using=self.db):

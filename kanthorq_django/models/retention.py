@@ -29,13 +29,16 @@ BEFORE_ALL = ("0", "00000000-0000-0000-0000-000000000000")  # (xid, id) of no ev
 
 
 class Pruned(NamedTuple):
-    """How many events were pruned, and tasks with them."""
+    """How many events were pruned, tasks with them, and rows of the audit for their own age."""
 
     events: int = 0
     tasks: int = 0
+    audit: int = 0
 
     def plus(self, other: Self) -> Self:
-        return type(self)(self.events + other.events, self.tasks + other.tasks)
+        return type(self)(
+            self.events + other.events, self.tasks + other.tasks, self.audit + other.audit
+        )
 
 
 def prune(
@@ -63,8 +66,7 @@ def prune(
             total = total.plus(page)
             if on_batch is not None:
                 on_batch(total)
-    _prune_audit(using or router.db_for_write(OperatorAction))
-    return total
+    return total._replace(audit=_prune_audit(using, is_pruning=True))
 
 
 def count_prunable(
@@ -79,7 +81,7 @@ def count_prunable(
     for reader in _readers(older_than, streams, batch, using):
         for page in reader.pages(is_pruning=False):
             total = total.plus(page)
-    return total
+    return total._replace(audit=_prune_audit(using, is_pruning=False))
 
 
 def consumed_streams(using: str) -> list[Stream]:
@@ -88,14 +90,17 @@ def consumed_streams(using: str) -> list[Stream]:
     return list(Stream.objects.using(using).filter(has_consumers).order_by("pk"))
 
 
-def _prune_audit(using: str) -> None:
-    actions = OperatorAction.objects.using(using)
-    with connections[using].cursor() as cursor:
-        table = connections[using].ops.quote_name(OperatorAction._meta.db_table)
+def _prune_audit(using: str | None, *, is_pruning: bool) -> int:
+    """Delete, or only count, what is too old; nothing is if this role may not delete it."""
+    alias = using or router.db_for_write(OperatorAction)
+    actions, retention = OperatorAction.objects.using(alias), get_settings().AUDIT_RETENTION
+    with connections[alias].cursor() as cursor:
+        table = connections[alias].ops.quote_name(OperatorAction._meta.db_table)
         cursor.execute("SELECT has_table_privilege(%s, 'DELETE')", [table])
         (is_allowed,) = cursor.fetchone()
-    if is_allowed:
-        actions.prune(get_settings().AUDIT_RETENTION)
+    if not is_allowed:
+        return 0
+    return actions.prune(retention) if is_pruning else actions.past(retention).count()
 
 
 def _readers(
@@ -157,7 +162,7 @@ class _Reader(NamedTuple):
             ids = [event.id for event in page if event.is_prunable]
             pruned, gone = self._delete(ids)
             if self.order is not None:
-                counts = pruned._asdict()
+                counts = {"events": pruned.events, "tasks": pruned.tasks}
                 self.order.record("events.prune", using=self.using, counts=counts, ids=gone)
         if pruned.events:
             signals.tell(signals.pruned, Event, connections[self.using], count=pruned.events)

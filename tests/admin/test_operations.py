@@ -273,3 +273,8 @@ def test_every_verb_has_a_permission_of_its_own(client_of: MakeClient):
         response = client.get(page("task_changelist"))
         offered = {name for name, _ in response.context["action_form"].fields["action"].choices}
         assert offered - {""} == {verb} | ({"cancel_running"} if verb == "cancel" else set())
+
+
+def test_many_are_told_with_separators():
+    report = operations.Report(updated=79_944, requested=1, noop=1_000)
+    assert str(report) == "79,944 tasks updated, 1 asked to stop, 1,000 left alone."

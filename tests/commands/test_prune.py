@@ -1,13 +1,15 @@
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core.management.base import CommandError
 from django.db.models.functions import Now
 from pytest_django import Settings
 
+from kanthorq_django.management.verbs import prune as pruning
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.audit import OperatorAction
+from kanthorq_django.models.retention import Pruned
 from tests.commands.console import Terminal, kanthorq
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory, TaskFactory
 
@@ -69,7 +71,7 @@ def test_nobody_is_asked_when_there_is_nothing_to_prune(
 
     ran = kanthorq("prune", "--older-than", "7d")
 
-    assert (ran.lines, ran.err) == (["0 events and 0 tasks pruned"], "")
+    assert (ran.lines, ran.err) == (["0 events and 0 tasks pruned, and 1 row of the audit"], "")
     assert Event.objects.count() == 1
     assert not OperatorAction.objects.exists()
 
@@ -122,3 +124,26 @@ def test_a_cursor_of_another_cluster_is_refused_with_the_way_out(consumer: Consu
 
     with pytest.raises(CommandError, match=r"manage\.py kanthorq rebase"):
         kanthorq("prune", "--older-than", "7d", "--yes")
+
+
+def test_what_goes_from_the_audit_is_told(settings: Settings):
+    settings.KANTHORQ = {"AUDIT_RETENTION": timedelta(hours=1)}
+    ago = datetime.now(UTC) - timedelta(hours=2)
+    old = OperatorAction.objects.create(operator="ops", action="tasks.cancel", created_at=ago)
+    OperatorAction.objects.create(operator="ops", action="tasks.cancel")
+
+    dry = kanthorq("prune", "--older-than", "7d", "--dry-run")
+    assert OperatorAction.objects.count() == 2
+    ran = kanthorq("prune", "--older-than", "7d", "--yes")
+
+    assert dry.lines == ["0 events and 0 tasks would be pruned, and 1 row of the audit"]
+    assert ran.lines == ["0 events and 0 tasks pruned, and 1 row of the audit"]
+    assert not OperatorAction.objects.filter(pk=old.pk).exists()
+
+
+def test_many_are_counted_with_separators(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pruning, "prune", lambda *_, **__: Pruned(1, 79_944, 2))
+
+    ran = kanthorq("prune", "--older-than", "7d", "--yes")
+
+    assert ran.lines == ["1 event and 79,944 tasks pruned, and 2 rows of the audit"]

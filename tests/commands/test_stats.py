@@ -193,3 +193,18 @@ def test_without_cancellations_there_is_no_table_of_them(consumer: Consumer):
 def test_an_empty_database_has_tables_without_rows():
     assert kanthorq("stats", "--json").json == {"streams": [], "consumers": [], "workers": []}
     assert len(kanthorq("stats").lines) == 5
+
+
+def test_workers_are_sorted_and_those_gone_summed_up():
+    for host, pid in (("b", 1), ("a", 9), ("a", 2)):
+        Worker.objects.create(host=host, pid=pid, concurrency=10)
+    for pid in range(2):
+        Worker.objects.create(
+            host="gone", pid=pid, concurrency=5, seen_at=Now() - timedelta(minutes=5)
+        )
+
+    _, *alive, gone = kanthorq("stats").lines[-5:]
+
+    assert [line.split()[0] for line in alive] == ["2@a", "9@a", "1@b"]
+    assert gone.startswith("2 workers are gone, last seen 2")
+    assert len(kanthorq("stats", "--json").json["workers"]) == 5

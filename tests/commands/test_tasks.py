@@ -82,6 +82,13 @@ class TestList:
         assert [task["event"] for task in ran.json] == [str(first.event_id)]
         assert "There are more" in ran.err
 
+    def test_the_newest_come_first_where_they_are_asked_for(self, refunds: Consumer):
+        tasks = TaskFactory.create_batch(3, consumer=refunds)
+
+        told = kanthorq("tasks", "list", "--newest", "--limit", 2, "--json").json
+
+        assert [task["event"] for task in told] == [str(tasks[at].event_id) for at in (2, 1)]
+
     def test_each_filter_narrows(self, refunds: Consumer, shipping: Consumer):
         paid = TaskFactory.create(
             consumer=refunds, event__subject="order.paid", event__resource_key="order-17"
@@ -139,6 +146,11 @@ class TestList:
 
 
 class TestShow:
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    def test_without_a_match_the_status_is_one(self, options: tuple[str, ...]):
+        assert kanthorq("tasks", "show", uuid4(), *options).status == 1
+        assert kanthorq("tasks", "show", TaskFactory.create().event_id, *options).status == 0
+
     def test_everything_about_the_task_and_its_event_is_printed(self, refunds: Consumer):
         task = TaskFactory.create(
             consumer=refunds,

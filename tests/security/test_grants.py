@@ -148,7 +148,7 @@ def test_a_pruner_prunes_and_forgets_old_actions(roles: None, settings):
     settings.KANTHORQ = {"AUDIT_RETENTION": timedelta(microseconds=1)}
     with acting_as("pruner"):
         told = kanthorq("prune", "--older-than", "0s", "--yes").lines
-    assert told == ["1 event and 1 task pruned"]
+    assert told == ["1 event and 1 task pruned, and 1 row of the audit"]
     assert not OperatorAction.objects.exists()
 
 

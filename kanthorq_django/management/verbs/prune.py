@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from datetime import timedelta
 from typing import Any
 
-from kanthorq_django.domain.amounts import counted, plural
+from kanthorq_django.domain.amounts import counted
 from kanthorq_django.management.arguments import count, duration
 from kanthorq_django.management.lookup import find_streams
 from kanthorq_django.management.times import format_duration
@@ -108,7 +108,7 @@ class Prune(Verb):
             self.console.confirm(
                 f"Delete {counted(expected.events, 'event')} and "
                 f"{counted(expected.tasks, 'task')} that are done with for "
-                f"{format_duration(older_than)}?"
+                f"{format_duration(older_than)}{_and_audit(expected)}?"
             )
         return expected
 
@@ -135,8 +135,8 @@ class Prune(Verb):
         self._tell("pruned", pruned)
 
     def _tell(self, what: str, pruned: Pruned) -> None:
-        events = f"{pruned.events} {plural(pruned.events, 'event')}"
-        self.console.line(f"{events} and {pruned.tasks} {plural(pruned.tasks, 'task')} {what}")
+        told = f"{counted(pruned.events, 'event')} and {counted(pruned.tasks, 'task')} {what}"
+        self.console.line(f"{told}{_and_audit(pruned)}")
 
     def _name_the_slow(self, older_than: timedelta, streams: list[Stream]) -> None:
         """Say which consumers keep old events unread, and so from being pruned."""
@@ -147,3 +147,10 @@ class Prune(Verb):
                     f"Consumer {consumer.name!r} has not read events that are "
                     f"{format_duration(oldest)} old; they stay."
                 )
+
+
+def _and_audit(pruned: Pruned) -> str:
+    """Return the end of a sentence; empty where no row of the audit is too old."""
+    if not pruned.audit:
+        return ""
+    return f", and {counted(pruned.audit, 'row')} of the audit"

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser
 from typing import Any
 
-from kanthorq_django.domain.amounts import counted, listed, plural
+from kanthorq_django.domain.amounts import counted, listed
 from kanthorq_django.management.arguments import count
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models.reencryption import BATCH, BATCH_MAX, Reencrypted, reencrypt
@@ -66,7 +66,7 @@ class Reencrypt(Verb):
 
     def _tell(self, done: Reencrypted, *, is_dry: bool) -> None:
         word = "would be stored anew" if is_dry else "stored anew"
-        self.console.line(f"{done.changed} of {done.read} {plural(done.read, *BODY)} {word}")
+        self.console.line(f"{done.changed:,} of {_counted(done.read)} {word}")
         if done.left:
             self.console.warn(
                 f"Left {_counted(done.left)}, locked or changed meanwhile; run it again."

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from kanthorq_django.conf import get_settings
-from kanthorq_django.domain.amounts import listed
+from kanthorq_django.domain.amounts import counted, listed, plural
 from kanthorq_django.domain.redaction import redact
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.management.times import format_duration, format_moment
@@ -121,22 +121,28 @@ class Stats(Verb):
                 self.console.line(f"  {each.name}: {count:,} x {error}")
 
     def _print_workers(self, workers: list[dict[str, Any]]) -> None:
+        alive = [worker for worker in workers if worker["alive"]]
+        gone = len(workers) - len(alive)
         self.console.line("")
         self.console.table(
             ("WORKER", "ALIVE", "CONCURRENCY", "STARTED", "SEEN", "CONSUMERS"),
             [
                 (
                     f"{worker['pid']}@{worker['host']}",
-                    "yes" if worker["alive"] else "no",
+                    "yes",
                     str(worker["concurrency"]),
                     format_moment(worker["started_at"]),
                     format_moment(worker["seen_at"]),
                     listed(worker["consumers"], shown_max=NAMED_MAX),
                 )
-                for worker in workers
+                for worker in alive
             ],
             numbers={"CONCURRENCY"},
         )
+        if gone:
+            last = max(worker["seen_at"] for worker in workers if not worker["alive"])
+            told = f"{counted(gone, 'worker')} {plural(gone, 'is', 'are')} gone"
+            self.console.line(f"{told}, last seen {format_moment(last)}")
 
 
 def _age(age: timedelta | None) -> str:
@@ -215,7 +221,7 @@ def _consumer_json(consumer: ConsumerStatistics) -> dict[str, Any]:
 
 
 def _workers(using: str) -> list[dict[str, Any]]:
-    workers = Worker.objects.using(using).order_by("pk")
+    workers = Worker.objects.using(using).order_by("host", "pid", "pk")
     alive = [_worker(worker, is_alive=True) for worker in workers.alive()]
     return alive + [_worker(worker, is_alive=False) for worker in workers.dead()]
 

@@ -17,7 +17,7 @@ HEADERS = ("EVENT", "CONSUMER", "STATE", "ATTEMPTS", "DUE OR ENDED", "RESOURCE K
 class List(Verb):
     """Without bodies and errors, which ``show`` prints."""
 
-    help = "List tasks, the oldest first."
+    help = "List tasks, the oldest first, or the newest."
     description = (
         f"At most {LIMIT} without --limit. DUE OR ENDED is when a task may be claimed next: its\n"
         "due time, the end of its back-off or of its lease; for a final task, when it ended."
@@ -30,9 +30,10 @@ class List(Verb):
     @classmethod
     def add_arguments(cls, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="print a JSON array")
+        parser.add_argument("--newest", action="store_true", help="the newest first")
         add_filters(parser, limit=LIMIT)
 
-    def run(self, *, json: bool, **options: Any) -> None:
+    def run(self, *, json: bool, newest: bool, **options: Any) -> None:
         selection = selection_of(options)
         chosen = (
             selection.tasks(self.database)
@@ -40,6 +41,8 @@ class List(Verb):
             .with_events(without=("body", "metadata"))
             .defer("attempted_errors", "result")
         )
+        if newest:
+            chosen = chosen.reverse()
         limit = selection.limit or LIMIT
         tasks = list(chosen[: limit + 1])
         if json:

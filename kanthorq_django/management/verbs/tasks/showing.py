@@ -4,6 +4,7 @@ import base64
 import json as jsons
 import math
 import re
+import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ class Show(Verb):
     help = "Show tasks with their events, attempts and errors."
     description = (
         f"At most {LIMIT} without --limit. Bodies may be confidential: they are printed, without\n"
-        "the values of KANTHORQ['REDACTED_KEYS']."
+        "the values of KANTHORQ['REDACTED_KEYS']. Exits with status 1 if no task matches."
     )
     examples = (
         "tasks show 0198c2b4-7a30-7c1e-b0a5-3f4d1c9e2a11",
@@ -56,12 +57,17 @@ class Show(Verb):
         tasks = list(chosen.with_events()[: selection.limit])
         if json:
             self.console.json([_as_json(task) for task in tasks])
-            return
+        else:
+            self._print_all(tasks)
+            self._explain(selection, tasks)
+        if not tasks:
+            sys.exit(1)
+
+    def _print_all(self, tasks: Sequence[Task]) -> None:
         for number, task in enumerate(tasks):
             if number:
                 self.console.line("")
             self._print(task)
-        self._explain(selection, tasks)
 
     def _explain(self, selection: Selection, tasks: Sequence[Task]) -> None:
         """Say why events that were named have no task here; it may be what is looked for."""
