@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
-from django.db import models, transaction
+from django.db import connections, models, transaction
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.exceptions import ConfigurationError, UndecodableEvent
@@ -15,11 +15,16 @@ from kanthorq_django.models.audit import Order
 from kanthorq_django.models.encryption import fernet, is_sealed, is_sealed_with, seal, unseal
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.schedule import Schedule
+from kanthorq_django.sql.binding import Statement
+from kanthorq_django.sql.round_trip import run
 
 BATCH = 100  # bodies in memory at a time, and in one transaction
 BATCH_MAX = 10_000
 LOST_SHOWN = 5  # bodies that no key opens which are named
 FIRST = UUID(int=0)
+
+_SAVEPOINT = Statement("SAVEPOINT kanthorq_body;")
+_RELEASE = Statement("RELEASE SAVEPOINT kanthorq_body;")
 
 
 class Reencrypted(NamedTuple):
@@ -106,16 +111,28 @@ class _Rotation(NamedTuple):
                 wanted = self.rows.filter(pk__in=list(renewed)).order_by("pk")
                 locked = wanted.select_for_update(of=("self",), no_key=True, skip_locked=True)
                 for pk in list(locked.values_list("pk", flat=True)):
-                    unchanged = self.rows.filter(pk=pk, body=page[pk])
-                    # In a savepoint each, which gives each row an xmin of its own: rebase takes
-                    # rows of several transactions with one xmin for restored ones.
-                    with transaction.atomic(using=using):
-                        changed += [pk] * unchanged.update(body=renewed[pk])
+                    changed += [pk] * self._store(pk, page[pk], renewed[pk])
                 if order is not None:
                     counts = {"changed": len(changed)}
                     order.record("events.reencrypt", using=using, counts=counts, ids=changed)
         left = len(renewed) - len(changed)
         return Reencrypted(len(page), len(changed), left, len(lost), tuple(lost[:LOST_SHOWN]))
+
+    def _store(self, pk: UUID, before: bytes, body: bytes) -> int:
+        """Store ``body`` unless it changed since; return of how many rows, in one round trip.
+
+        In a savepoint, which gives each row an xmin of its own: rebase takes rows of several
+        transactions with one xmin for restored ones.
+        """
+        table = self.rows.model._meta.db_table
+        update = (
+            f"UPDATE {table} SET body = %(body)s "  # noqa: S608  # a name of ours
+            "WHERE id = %(id)s AND body = %(before)s;"
+        )
+        statements = (_SAVEPOINT, Statement(update, is_repeated=True), _RELEASE)
+        params = {"id": pk, "before": before, "body": body}
+        _, updated, _ = run(connections[self.rows.db], statements, params)
+        return updated.command_tuples or 0
 
     def _renewed(self, page: dict[UUID, bytes]) -> tuple[dict[UUID, bytes], list[UUID]]:
         """Return what is to be stored instead, by id, and the ids that no key opens."""

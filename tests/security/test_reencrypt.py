@@ -7,6 +7,7 @@ import pytest
 from cryptography.fernet import Fernet
 from django.core.management.base import CommandError
 from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Event, OperatorAction, Schedule
@@ -153,3 +154,21 @@ def test_a_body_that_somebody_changes_meanwhile_is_not_put_back(
     monkeypatch.setattr(_Rotation, "_renewed", changed_meanwhile)
     assert reencrypt("default").left == 1
     assert bytes(Schedule.objects.get().body) == b"new report"
+
+
+def test_a_body_is_stored_in_one_round_trip(five_under_the_old_key: None):
+    with CaptureQueriesContext(connection) as queries:
+        reencrypt("default")
+    # Of events and of schedules: a savepoint, the lock, its release, and a look for the page.
+    assert len(queries) <= 6 + 2 * 5
+
+
+@pytest.mark.django_db(transaction=True)
+def test_each_row_has_an_xmin_of_its_own_afterwards(settings):
+    settings.KANTHORQ = {"BODY_KEYS": [OLD]}
+    published(5)
+    settings.KANTHORQ = {"BODY_KEYS": [NEW, OLD]}
+    assert reencrypt("default").changed == 5
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(DISTINCT xmin::text) FROM kanthorq_django_event")
+        assert cursor.fetchone() == (5,)
