@@ -2,121 +2,40 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from kanthorq_django.domain.failures import Failure
-from kanthorq_django.domain.states import LEASED
 from kanthorq_django.models import Task, TaskState, lease
 from kanthorq_django.models.lease import Lease
 from tests.clock import now
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, TaskFactory
+from tests.models.leases import (
+    MINUTE,
+    OTHERS,
+    ack,
+    ack_among_others,
+    cancelling,
+    fields,
+    hand_back,
+    nack,
+    running,
+)
 
 pytestmark = pytest.mark.django_db
-
-MINUTE = timedelta(minutes=1)
-FAILURE = Failure("failed", "the stack")
-NOT_LEASED = sorted(set(TaskState) - LEASED)
-
-
-def running(**options: Any) -> Task:
-    return TaskFactory.create(state=TaskState.RUNNING, **options)
-
-
-def cancelling(**options: Any) -> Task:
-    """A cancellation in its first attempt."""
-    options.setdefault("cancel_attempt_count", 1)
-    return TaskFactory.create(state=TaskState.CANCELLING, lease_epoch=2, **options)
-
-
-def fields(task: Task) -> dict[str, Any]:
-    """Every column of the task as it is stored."""
-    return dict(Task.objects.filter(pk=task.pk).values().get())
-
-
-def ack(held: Lease) -> object:
-    return lease.ack({held: '"done"'}, "default")
-
-
-def nack(held: Lease, **options: Any) -> object:
-    states = lease.nack({held: lease.Failed(FAILURE, **options)}, "default")
-    return states.get(held.task_id, set())
-
-
-def hand_back(held: Lease) -> object:
-    return lease.hand_back([held], "default")
-
-
-def renew(held: Lease) -> object:
-    return {
-        found.task_id
-        for found, row in lease.renew({held: MINUTE}, "default").items()
-        if row.is_renewed
-    }
-
-
-VERBS = (ack, nack, hand_back, renew)
-
-
-# The fence
-
-
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("make", [running, cancelling])
-@pytest.mark.parametrize("other", [-1, 1])
-def test_nothing_is_done_with_another_epoch(
-    verb: Callable[[Lease], object], make: Callable[..., Task], other: int
-):
-    task = make()
-    before = fields(task)
-    assert verb(task.lease._replace(epoch=task.lease_epoch + other)) == set()
-    assert fields(task) == before
-
-
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("state", NOT_LEASED)
-def test_nothing_is_done_with_a_task_that_is_not_leased(
-    verb: Callable[[Lease], object], state: TaskState
-):
-    task = TaskFactory.create(state=state, lease_epoch=1)
-    before = fields(task)
-    assert verb(task.lease) == set()
-    assert fields(task) == before
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_nothing_is_done_with_a_task_that_is_gone(verb: Callable[[Lease], object]):
-    assert verb(Lease(1, 1, None)) == set()
-
-
-def test_of_many_only_ours_are_acked():
-    first, second, third = running(), running(), running()
-    results = {first.lease: "1", second.lease._replace(epoch=9): "2", third.lease: None}
-    assert lease.ack(results, "default") == {first.pk, third.pk}
-    states = Task.objects.order_by("pk").values_list("state", "result")
-    assert list(states) == [
-        (TaskState.COMPLETED, 1),
-        (TaskState.RUNNING, None),
-        (TaskState.COMPLETED, None),
-    ]
-
-
-def test_no_lease_at_all_is_nothing_to_do():
-    assert lease.ack({}, "default") == set()
-    assert lease.hand_back([], "default") == set()
-    assert lease.renew({}, "default") == {}
 
 
 # Ack
 
 
-def test_ack_of_a_cancellation_cancels_the_task_and_keeps_no_result():
+@pytest.mark.parametrize("verb", [ack, ack_among_others])
+def test_ack_of_a_cancellation_cancels_the_task_and_keeps_no_result(
+    verb: Callable[[Lease], object],
+):
     task = cancelling(result={"earlier": True})
-    assert ack(task.lease) == {task.pk}
+    assert verb(task.lease) == {task.pk}
     after = fields(task)
     assert (after["state"], after["result"]) == (TaskState.CANCELLED, {"earlier": True})
     assert after["finalized_at"] is not None
@@ -251,7 +170,7 @@ def test_a_verdict_is_written_though_the_consumer_was_deleted_by_sql(
 @pytest.mark.parametrize("has_handler", [False, True])
 def test_hand_back_of_a_task_asked_to_cancel_cancels_it(has_handler: bool):
     consumer = ConsumerFactory.create(has_cancel_handler=has_handler)
-    task = running(consumer=consumer, cancel_requested_at=Now())
+    task = running(consumer=consumer, cancel_requested_at=Now(), cancel_attempt_count=9)
     before = now()
     lease.hand_back([task.lease], "default", delay=MINUTE)
     after = fields(task)
@@ -294,12 +213,12 @@ def test_a_lease_that_ran_out_while_it_had_its_keys_turn_is_lost_and_others_are_
 
 
 def test_renew_tells_of_each_lease_how_it_stands():
-    ours, asked = running(), running(cancel_requested_at=Now())
+    ours, asked = running(attempted_at=Now()), running(cancel_requested_at=Now())
     taken, done = running(lease_epoch=2), TaskFactory.create(state=TaskState.COMPLETED)
-    undone = cancelling()
+    undone = cancelling(cancel_requested_at=Now())  # which its handler is at work on
     lost, nothing = taken.lease._replace(epoch=1), Lease(0, 1, None)
-    former = ours.lease._replace(since=1)  # by a commit that a crash took back
-    held = [former, ours.lease, asked.lease, lost, done.lease, undone.lease, nothing]
+    former = [other(ours.lease) for other in OTHERS]
+    held = [*former, ours.lease, asked.lease, lost, done.lease, undone.lease, nothing]
     rows = {
         found: (row.is_renewed, row.is_ours, row.is_cancelled)
         for found, row in lease.renew(dict.fromkeys(held, MINUTE), "default").items()
@@ -308,7 +227,7 @@ def test_renew_tells_of_each_lease_how_it_stands():
         ours.lease: (True, True, False),
         asked.lease: (True, True, True),
         undone.lease: (True, True, False),
-        **dict.fromkeys((former, lost, done.lease, nothing), (False, False, False)),
+        **dict.fromkeys((*former, lost, done.lease, nothing), (False, False, False)),
     }
 
 
