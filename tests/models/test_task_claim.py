@@ -11,10 +11,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish, signals
 from kanthorq_django.domain.states import CLAIMABLE
-from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
-from kanthorq_django.models.claim import LEASE_RAN_OUT, NO_ATTEMPT_LEFT
-from kanthorq_django.models.lease import hand_back
 from tests.clock import now
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
@@ -163,7 +160,8 @@ def test_only_a_lease_can_run_out(consumer: Consumer, state: TaskState):
 def test_a_stuck_task_without_attempts_left_is_discarded(
     consumer: Consumer, caplog: pytest.LogCaptureFixture
 ):
-    poison = due(consumer, TaskState.RUNNING, attempt_count=3)
+    poison = due(consumer, TaskState.RUNNING, attempt_count=3, attempted_at=PAST)
+    times = (poison.attempted_at, poison.schedule_at)
     assert consumer.claim() == []
     (told,) = [record for record in caplog.records if record.name == "kanthorq_django"]
     assert told.levelname == "ERROR"
@@ -171,6 +169,7 @@ def test_a_stuck_task_without_attempts_left_is_discarded(
     assert told.getMessage().endswith(f"; event {poison.event_id}")
     poison.refresh_from_db()
     assert (poison.state, poison.attempt_count) == (TaskState.DISCARDED, 3)
+    assert (poison.attempted_at, poison.schedule_at) == times
     assert poison.lease_epoch == 4
     assert poison.finalized_at is not None
     assert poison.attempted_errors[-1]["error"].startswith("The lease ran out")
@@ -202,149 +201,16 @@ def test_the_history_of_a_stuck_task_is_bounded(consumer: Consumer, settings):
 
 
 @pytest.mark.parametrize("attempt_count", [1, 3])
-def test_a_stuck_task_that_was_asked_to_cancel_is_cancelled(consumer: Consumer, attempt_count: int):
+def test_a_stuck_task_that_was_asked_to_cancel_is_cancelled(
+    consumer: Consumer, attempt_count: int, caplog: pytest.LogCaptureFixture
+):
     task = due(consumer, TaskState.RUNNING, cancel_requested_at=Now(), attempt_count=attempt_count)
     assert consumer.claim() == []
     task.refresh_from_db()
     assert task.state == TaskState.CANCELLED
     assert task.finalized_at is not None
     assert task.attempt_count == attempt_count
-
-
-# Cancellations
-
-
-@pytest.fixture
-def careful() -> Consumer:
-    """A consumer with a cancellation handler."""
-    return ConsumerFactory.create(
-        has_cancel_handler=True, cancel_attempt_max=2, visibility_timeout=7 * MINUTE
-    )
-
-
-def test_a_stuck_task_that_was_asked_to_cancel_goes_on_with_its_cancellation(careful: Consumer):
-    due(careful, TaskState.RUNNING, cancel_requested_at=Now(), cancel_attempt_count=5)
-    (claimed,) = careful.claim()
-    assert (claimed.state, claimed.cancel_attempt_count) == (TaskState.CANCELLING, 1)
-    assert claimed.lease_epoch == 2
-    assert claimed.attempted_errors[-1]["verb"] == "handle"
-
-
-def test_a_cancellation_counts_attempts_of_its_own(careful: Consumer):
-    due(careful, attempt_count=9)
-    Task.objects.all().cancel()
-    epochs = []
-    for attempt in (1, 2):
-        before = now()
-        (claimed,) = careful.claim()
-        assert (claimed.state, claimed.attempt_count) == (TaskState.CANCELLING, 9)
-        assert claimed.cancel_attempt_count == attempt
-        assert before <= claimed.schedule_at - 7 * MINUTE <= now()
-        epochs.append(claimed.lease_epoch)
-        assert careful.claim() == []
-        Task.objects.update(schedule_at=PAST)
-    assert epochs == sorted(set(epochs))
-
-
-def test_a_cancellation_without_attempts_left_is_discarded_and_says_why(careful: Consumer):
-    task = due(careful, TaskState.CANCELLING, cancel_attempt_count=2, attempted_at=PAST)
-    assert careful.claim() == []
-    task.refresh_from_db()
-    assert task.state == TaskState.DISCARDED
-    assert task.finalized_at is not None
-    error = task.attempted_errors[-1]
-    assert (error["verb"], error["attempt"]) == ("cancel", 2)
-    assert error["error"].startswith("The lease ran out")
-
-
-def test_a_cancellation_that_waited_while_its_attempts_were_lowered_blames_no_lease(
-    careful: Consumer,
-):
-    task = due(careful, TaskState.CANCELLING)
-    Consumer.objects.update(cancel_attempt_max=3)
-    fail_to_cancel(careful, attempts=2)
-    Consumer.objects.update(cancel_attempt_max=2)
-    assert careful.claim() == []
-    task.refresh_from_db()
-    assert (task.state, task.cancel_attempt_count) == (TaskState.DISCARDED, 2)
-    errors = [(error["attempt"], error["error"]) for error in task.attempted_errors]
-    assert errors == [(1, "boom"), (2, "boom"), (2, NO_ATTEMPT_LEFT)]
-
-
-def test_a_cancellation_that_failed_and_then_lost_its_lease_blames_the_lease(careful: Consumer):
-    task = due(careful, TaskState.CANCELLING)
-    fail_to_cancel(careful, attempts=1)
-    (claimed,) = careful.claim()
-    assert claimed.cancel_attempt_count == 2
-    Task.objects.update(schedule_at=PAST)
-    assert careful.claim() == []
-    task.refresh_from_db()
-    assert [error["attempt"] for error in task.attempted_errors] == [1, 2]
-    assert task.attempted_errors[-1]["error"].startswith("The lease ran out")
-
-
-def test_each_cleanup_whose_lease_ran_out_leaves_a_reason(careful: Consumer):
-    task = due(careful, TaskState.CANCELLING)
-    Consumer.objects.update(cancel_attempt_max=9)
-    for _ in range(2):
-        assert careful.claim()
-        Task.objects.update(schedule_at=PAST)
-    fail_to_cancel(careful, attempts=1)
-    Message(*careful.claim()).ack()
-    task.refresh_from_db()
-    told = [(error["attempt"], error["error"]) for error in task.attempted_errors]
-    assert told == [(1, LEASE_RAN_OUT), (2, LEASE_RAN_OUT), (3, "boom")]
-
-
-def test_a_cleanup_that_was_handed_back_blames_no_lease(careful: Consumer):
-    task = due(careful, TaskState.CANCELLING)
-    fail_to_cancel(careful, attempts=1)
-    (claimed,) = careful.claim()
-    assert hand_back([Message(claimed).lease], "default")
-    Task.objects.update(schedule_at=PAST)
-    assert careful.claim()
-    task.refresh_from_db()
-    assert [error["error"] for error in task.attempted_errors] == ["boom"]
-
-
-def test_a_cleanup_that_was_handed_back_while_its_attempts_were_lowered_blames_no_lease(
-    careful: Consumer,
-):
-    task = due(careful, TaskState.CANCELLING)
-    fail_to_cancel(careful, attempts=1)
-    assert hand_back([claimed.lease for claimed in careful.claim()], "default")
-    Task.objects.update(schedule_at=PAST)
-    Consumer.objects.update(cancel_attempt_max=1)
-    assert careful.claim() == []
-    task.refresh_from_db()
-    assert [error["error"] for error in task.attempted_errors] == ["boom", NO_ATTEMPT_LEFT]
-
-
-@pytest.mark.parametrize("at", ["long ago", "2030-02-31", None, 7, ["2030-01-01"]])
-def test_a_history_with_odd_moments_stops_no_claim(careful: Consumer, at: Any):
-    told = {"at": at, "attempt": 1, "verb": "cancel", "error": "boom", "stack": ""}
-    task = due(
-        careful,
-        TaskState.CANCELLING,
-        cancel_attempt_count=1,
-        attempted_at=PAST,
-        attempted_errors=[told],
-    )
-    assert careful.claim() == [task]
-
-
-def test_a_later_cancellation_that_lost_its_lease_blames_the_lease(careful: Consumer):
-    task = due(careful, TaskState.CANCELLING)
-    Consumer.objects.update(cancel_attempt_max=1)
-    fail_to_cancel(careful, attempts=1)
-    Task.objects.filter(pk=task.pk).resume()
-    Task.objects.filter(pk=task.pk).cancel()
-    (claimed,) = careful.claim()
-    assert claimed.cancel_attempt_count == 1
-    Task.objects.update(schedule_at=PAST)
-    assert careful.claim() == []
-    task.refresh_from_db()
-    assert task.attempted_errors[-1]["error"].startswith("The lease ran out")
+    assert caplog.text == ""  # it is not told of as discarded
 
 
 @pytest.mark.parametrize(("count", "shown"), [(20, 20), (21, 20)])
@@ -373,23 +239,6 @@ def test_a_filter_of_the_log_that_raises_costs_no_lease(consumer: Consumer):
         assert [task.pk for task in consumer.claim()] == [waiting.pk]
     finally:
         logger.removeFilter(refuse)
-
-
-def fail_to_cancel(consumer: Consumer, attempts: int) -> None:
-    """Let the only task's cancellation handler fail so often, and its back-off pass."""
-    for _ in range(attempts):
-        (claimed,) = consumer.claim()
-        Message(claimed).nack("boom")
-        Task.objects.update(schedule_at=PAST)
-
-
-def test_a_cancellation_whose_handler_is_gone_from_the_code_just_ends(careful: Consumer):
-    task = due(careful, TaskState.CANCELLING, cancel_attempt_count=1)
-    Consumer.objects.update(has_cancel_handler=False)
-    assert careful.claim() == []
-    task.refresh_from_db()
-    assert (task.state, task.attempted_errors) == (TaskState.CANCELLED, [])
-    assert task.finalized_at is not None
 
 
 @pytest.mark.django_db(transaction=True)

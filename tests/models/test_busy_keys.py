@@ -1,0 +1,90 @@
+"""When a key is busy, for whom, and what becomes of a turn that comes too late."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models.functions import Now
+
+from kanthorq_django import publish, publish_many
+from kanthorq_django.models import Consumer, Event, Task, claim
+from kanthorq_django.models.turns import Serialize, next_in_turn
+from tests.clock import now
+from tests.concurrency import elsewhere
+from tests.factories import ConsumerFactory
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR = timedelta(hours=1)
+PAST = Now() - timedelta(seconds=1)
+
+
+@pytest.fixture(params=[Serialize.ON, Serialize.STRICT])
+def consumer(request: pytest.FixtureRequest) -> Consumer:
+    return ConsumerFactory.create(serialize=request.param.value)
+
+
+def publish_keys(consumer: Consumer, *keys: str) -> None:
+    events = [Event(subject="a.b", resource_key=key) for key in keys]
+    publish_many(events, stream=consumer.stream.name)
+    assert consumer.pull() == []  # they wait for their turn
+
+
+def test_a_key_that_is_busy_for_one_consumer_is_free_for_another(consumer: Consumer):
+    other = ConsumerFactory.create(serialize=consumer.serialize, stream=consumer.stream)
+    publish_keys(consumer, "a")
+    assert other.pull() == []
+    assert len(other.claim()) == len(consumer.claim()) == 1
+
+
+def test_a_key_is_busy_as_long_as_one_of_its_group_has_a_lease(consumer: Consumer):
+    consumer.turns.group_size = 2
+    publish_keys(consumer, "a", "a", "a")
+    first, second = consumer.claim()
+    consumer.turns.group_size = 1
+    Task.objects.filter(pk=first.pk).update(schedule_at=PAST)
+    assert consumer.claim() == []
+    Task.objects.filter(pk=second.pk).update(schedule_at=PAST)
+    assert consumer.claim() == [first]
+
+
+def test_a_task_for_later_keeps_nothing_behind_it_waiting(consumer: Consumer):
+    later = publish("a.b", stream=consumer.stream.name, resource_key="a", schedule_at=now() + HOUR)
+    publish_keys(consumer, "a")
+    (task,) = consumer.claim()
+    assert task.event_id != later.pk
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: Task.objects.all().cancel(),
+        lambda: Task.objects.update(schedule_at=Now() + HOUR),
+    ],
+    ids=["cancelled", "postponed"],
+)
+def test_what_is_not_due_any_more_when_its_turn_comes_is_not_leased(
+    consumer: Consumer, change: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+):
+    publish_keys(consumer, "a")
+
+    def too_late(*args: Any) -> list[int]:
+        found = next_in_turn(*args)
+        elsewhere(change)
+        return found
+
+    monkeypatch.setattr(claim, "next_in_turn", too_late)
+    assert consumer.claim() == []
+    assert not Task.objects.running().exists()
+
+
+def test_what_is_to_be_cancelled_when_its_turn_comes_takes_one_place(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    Consumer.objects.update(has_cancel_handler=True)
+    publish_keys(consumer, "a", "b", "c")
+    in_turn = Task.objects.earliest("pk").pk
+    Task.objects.all().cancel()
+    monkeypatch.setattr(claim, "next_in_turn", lambda *_: [in_turn])
+    assert len(consumer.claim(2)) == 2
