@@ -94,6 +94,42 @@ def test_a_verdict_on_a_task_that_was_reset_raises_lease_lost(verdict: str):
     assert stored(message).state == TaskState.AVAILABLE
 
 
+@pytest.mark.parametrize("verdict", ["ack", "nack"])
+@pytest.mark.parametrize(
+    ("asked", "state"),
+    [
+        ({}, TaskState.DISCARDED),
+        ({"cancel_requested_at": Now()}, TaskState.CANCELLED),
+    ],
+)
+def test_a_verdict_on_a_task_that_ended_in_a_claim_raises_lease_lost(
+    asked: dict[str, Any], state: TaskState, verdict: str
+):
+    message = leased(consumer=ConsumerFactory.create(attempt_max=1), attempted_at=Now(), **asked)
+    run_out(message)
+    assert message.task.consumer.claim() == []
+    assert stored(message).state == state
+    with pytest.raises(LeaseLost):
+        message.ack() if verdict == "ack" else message.nack("late")
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_verdict_on_a_lease_that_was_given_again_after_a_crash_raises_lease_lost(
+    *, is_done: bool
+):
+    message = leased(attempted_at=Now() - timedelta(hours=1))
+    Task.objects.update(attempted_at=Now())  # of the commit that the crash took back
+    if is_done:
+        Message(stored(message)).ack("by the new one")
+    before = stored(message)
+    for verb in (message.ack, lambda: message.nack("late"), lambda: message.extend(timedelta(1))):
+        with pytest.raises(LeaseLost):
+            verb()
+    after = stored(message)
+    assert (after.state, after.result) == (before.state, before.result)
+    assert after.schedule_at == before.schedule_at
+
+
 def test_the_last_lease_cannot_end_a_cancellation_that_began_after_it():
     message = leased(consumer=ConsumerFactory.create(has_cancel_handler=True))
     message.nack("no")
@@ -137,6 +173,39 @@ def test_extend_of_a_settled_message_says_what_ended_its_lease(verb: str, given:
     getattr(message, verb)(*given)
     with pytest.raises(LeaseLost, match=rf"no lease to extend: {verb}\(\) has ended"):
         message.extend(timedelta(hours=1))
+
+
+def test_extend_of_a_lease_that_ran_out_takes_it_up_again():
+    message = leased()
+    run_out(message)
+    before = now()
+    message.extend(timedelta(hours=1))
+    assert stored(message).schedule_at >= before + timedelta(hours=1)
+
+
+def test_extend_of_a_cleanup_that_ran_out_takes_it_up_again_as_it_needs_no_turn():
+    task = TaskFactory.create(
+        state=TaskState.CANCELLING, cancel_attempt_count=1, resource_key="a", turn_key="a"
+    )
+    message = Message(task)
+    run_out(message)
+    before = now()
+    message.extend(timedelta(hours=1))
+    assert stored(message).schedule_at >= before + timedelta(hours=1)
+
+
+def test_extend_leaves_the_cleanup_alone_that_follows_a_nack():
+    message = leased(
+        consumer=ConsumerFactory.create(has_cancel_handler=True),
+        attempted_at=Now(),
+        cancel_requested_at=Now(),
+    )
+    message.nack("no")
+    due = stored(message).schedule_at
+    assert not message.is_open()
+    with pytest.raises(LeaseLost, match=r"nack\(\) has ended"):
+        message.extend(timedelta(hours=1))
+    assert stored(message).schedule_at == due
 
 
 def test_aextend_extends():
