@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
@@ -13,12 +14,14 @@ from pytest_django import Settings
 from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster, RebaseRefused
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
+from kanthorq_django.models import rebase as module
 from kanthorq_django.models.deletion import undelivered
 from kanthorq_django.models.rebase import Rebased, rebase
 from kanthorq_django.models.reencryption import reencrypt
+from kanthorq_django.models.turns import Serialize
 from tests.clusters.throwaway import Cluster, database_alias
 from tests.clusters.world import STREAM, World, read_all, world_in_full_swing
-from tests.concurrency import begin_elsewhere, wait_until
+from tests.concurrency import begin_elsewhere, elsewhere, wait_until
 from tests.races.race import UNIQUE_GUARD, altered
 
 FAR = 400  # transactions; more than any test uses
@@ -211,6 +214,20 @@ def test_added_tasks_wait_as_a_pull_would_have_let_them(database: str):
     assert (task.event, task.resource_key) == (now, "order-1")
 
 
+def test_added_tasks_are_those_that_a_pull_would_have_made(database: str):
+    world = World(database)
+    world.register("reader", excludes=["*.tested"], serialize=Serialize.ON.value)
+    world.publish("order.tested")
+    keyed = publish("order.paid", stream=STREAM, resource_key="order-1", using=database)
+    free = publish("order.paid", stream=STREAM, using=database)
+
+    assert rebase(database) == [Rebased("reader", 2, 2)]
+
+    tasks = Task.objects.using(database).values_list("event", "turn_key")
+    assert set(tasks) == {(keyed.id, "order-1"), (free.id, None)}
+    assert len(world.consumer("reader").claim()) == 2
+
+
 def test_a_rebase_is_refused_while_a_worker_is_alive(database: str):
     worker = Worker.objects.using(database).create(host="shop-1", pid=7, concurrency=1)
 
@@ -272,7 +289,10 @@ def test_a_stream_without_old_consumers_is_readable_after_a_rebase(database: str
     assert len(world.register("later").pull()) == 1
 
 
-def test_what_a_trigger_publishes_for_an_added_task_is_read_afterwards(database: str):
+@pytest.mark.parametrize("is_followed", [False, True])
+def test_what_a_trigger_publishes_for_an_added_task_is_read_afterwards(
+    database: str, monkeypatch: pytest.MonkeyPatch, *, is_followed: bool
+):
     world = World(database)
     consumer = world.register("reader")
     publish("order.paid", stream=STREAM, using=database)
@@ -287,11 +307,26 @@ def test_what_a_trigger_publishes_for_an_added_task_is_read_afterwards(database:
             " CREATE TRIGGER echo AFTER INSERT ON kanthorq_django_task"
             " FOR EACH ROW EXECUTE FUNCTION echo();"
         )
+    if is_followed:  # by another transaction, which ends before the rebase does
+        monkeypatch.setattr(module, "_add_tasks", _and_use_an_id(module._add_tasks, database))
 
     assert rebase(database) == [Rebased("reader", 1, 1)]
 
     (task,) = consumer.pull()
     assert task.event.subject == "order.echoed"
+
+
+def _and_use_an_id(step: Callable[..., Rebased], using: str) -> Callable[..., Rebased]:
+    def use() -> None:
+        with connections[using].cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()")
+
+    def run(*args: Any) -> Rebased:
+        rebased = step(*args)
+        elsewhere(use)
+        return rebased
+
+    return run
 
 
 def test_after_bodies_were_encrypted_anew_cursors_are_right_as_they_are(
