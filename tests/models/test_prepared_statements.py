@@ -7,9 +7,17 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
-from django.db import IntegrityError, connection, connections, transaction
+from django.db import (
+    IntegrityError,
+    ProgrammingError,
+    connection,
+    connections,
+    reset_queries,
+    transaction,
+)
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.test.utils import CaptureQueriesContext
+from pytest_django import Settings
 
 from kanthorq_django import publish
 from kanthorq_django.models import Event, Stream, notifications
@@ -87,6 +95,14 @@ def test_queries_are_counted_as_those_of_django_are(django_assert_num_queries):
     publish_often()
     with django_assert_num_queries(2):  # the event, and the notification
         publish("order.created")
+
+
+def test_queries_are_logged_where_a_project_debugs(settings: Settings):
+    publish_often()
+    settings.DEBUG = True
+    reset_queries()
+    publish("order.created")
+    assert any("Insert one event" in query["sql"] for query in connection.queries)
 
 
 def test_behind_a_pooler_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):
@@ -215,6 +231,30 @@ def test_an_error_of_a_kept_statement_is_djangos_and_a_savepoint_takes_it_back()
         Event.objects.publish([again], stream="default")
     publish("order.created")
     assert Event.objects.count() == USES_BEFORE + 5
+
+
+def test_an_error_of_a_statement_that_was_forgotten_before_is_told_as_well():
+    publish_often()
+    event = publish("order.created")
+    again = Event(subject="order.created")
+    again.id = again._drawn_id = event.pk
+    with connection.cursor() as cursor:
+        cursor.execute("DISCARD ALL")
+    with pytest.raises(IntegrityError):
+        Event.objects.publish([again], stream="default")
+    assert kept()
+    publish("order.created")
+
+
+def test_a_statement_that_is_forgotten_in_a_transaction_is_the_error_that_is_told():
+    publish_often()
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("DEALLOCATE ALL")
+        with pytest.raises(ProgrammingError, match="prepared statement"):
+            publish("order.created")
+        transaction.set_rollback(True)
+    publish("order.created")
 
 
 def test_a_broken_transaction_takes_no_event():
