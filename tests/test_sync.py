@@ -11,6 +11,7 @@ from kanthorq_django import Fixed, publish, subscribe
 from kanthorq_django.domain.subscriptions import Registry, Subscription
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import Consumer, Event, Stream, Task
+from kanthorq_django.models.registration import Registration
 from kanthorq_django.subscribers import find, sync
 from tests.concurrency import elsewhere
 
@@ -64,7 +65,14 @@ def test_sync_inserts_what_is_declared() -> None:
 @pytest.mark.django_db
 def test_sync_applies_what_changed() -> None:
     first = synced("order.>", attempt_max=3, timeout=SECOND)
-    declare("invoice.*", "order.paid", excludes=("invoice.draft",), attempt_max=5, parked=True)
+    declare(
+        "invoice.*",
+        "order.paid",
+        excludes=("invoice.draft",),
+        attempt_max=5,
+        visibility_timeout=7 * SECOND,
+        parked=True,
+    )
     handler: Any = find("repayments").handler
     handler.on_cancel(retry=Fixed(attempt_max=2))(handle)
     (second,) = sync(["repayments"])
@@ -74,11 +82,21 @@ def test_sync_applies_what_changed() -> None:
     assert stored.subject_includes == ["invoice.*", "order.paid"]
     assert stored.subject_excludes == ["invoice.draft"]
     assert (stored.attempt_max, stored.timeout, stored.parked) == (5, None, True)
+    assert stored.visibility_timeout == 7 * SECOND
     assert (stored.has_cancel_handler, stored.cancel_attempt_max) == (True, 2)
 
     synced("invoice.*")
     stored.refresh_from_db()
     assert (stored.has_cancel_handler, stored.cancel_attempt_max) == (False, 16)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_holds_the_row_keeps_nobody_from_starting_whose_code_is_the_same():
+    given = Registration("orders", includes=["order.>"])
+    consumer = Consumer.objects.register("reader", given)
+    with transaction.atomic():
+        Consumer.objects.select_for_update().get(pk=consumer.pk)
+        assert elsewhere(lambda: Consumer.objects.register("reader", given)) == consumer
 
 
 def row_version(consumer: Consumer) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 from django.db import IntegrityError, connection, transaction
+from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from psycopg.pq import Format
@@ -200,6 +201,8 @@ def test_a_parking_consumer_leases_nothing_before_a_release():
     assert consumer.pull() == []
 
     assert Task.objects.pending().count() == 2
+    untouched = Task.objects.filter(attempt_count=0, lease_epoch=0, attempted_at=None)
+    assert untouched.filter(schedule_at__lte=Now()).count() == 2
     assert consumer.claim() == []
     consumer.release(event_ids)
     assert {task.event_id for task in consumer.claim()} == set(event_ids)
@@ -312,6 +315,9 @@ def test_an_idle_pull_is_one_look_that_writes_nothing():
     publish_some(1)
     consumer.pull()
 
+    before = cursor_of(consumer)
+    assert consumer.pull_page(10).is_idle
+    assert cursor_of(consumer) == before
     with CaptureQueriesContext(connection) as queries:
         assert consumer.pull() == []
 

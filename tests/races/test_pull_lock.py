@@ -88,7 +88,9 @@ def test_a_page_that_is_left_to_others_writes_nothing(consumer: Consumer, second
         assert any(ids_taken() < 25 for _ in range(20))
 
 
-def test_filters_that_were_changed_meanwhile_are_those_of_the_row(consumer: Consumer):
+@pytest.mark.parametrize("known", ["ä.>", "b"])
+def test_filters_that_were_changed_meanwhile_are_those_of_the_row(consumer: Consumer, known: str):
+    consumer.subject_includes = [known]
     Consumer.objects.filter(pk=consumer.pk).update(
         subject_includes=["ä.>"], subject_excludes=["ä.x"]
     )

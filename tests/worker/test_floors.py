@@ -14,11 +14,12 @@ from django.db.models.functions import Now
 from kanthorq_django import publish, sql
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.models.cursor import ALWAYS, peek
+from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import floors
 from kanthorq_django.worker.floors import Floors
 from tests.concurrency import begin_elsewhere
-from tests.factories import TaskFactory
+from tests.factories import ConsumerFactory, TaskFactory
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -42,6 +43,18 @@ def test_the_first_look_begins_at_the_beginning():
     known = Floors([consumer.pk])
     assert known[consumer.pk] == ALWAYS
     assert look(known) is not None
+
+
+@pytest.mark.parametrize("keys", [{}, {"resource_key": "a", "turn_key": "a"}])
+def test_the_first_of_those_that_will_be_due_is_told(keys: dict[str, str]):
+    moments = [Now() + minutes * HOUR / 60 for minutes in (30, 10, 50)]
+    consumer = ConsumerFactory.create()
+    for moment in moments:
+        TaskFactory.create(consumer=consumer, schedule_at=moment, **keys)
+    first = Task.objects.order_by("schedule_at")[0].schedule_at
+    (row,) = peek({consumer.pk: ALWAYS}, CLAIMED, "default", horizon=HOUR)
+    told = row.turn_at if keys else row.due_at
+    assert EPOCH + told * timedelta(microseconds=1) == first
 
 
 def test_the_next_ones_begin_where_nothing_was_due(monkeypatch):
