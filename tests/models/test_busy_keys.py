@@ -5,14 +5,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import publish, publish_many
-from kanthorq_django.models import Consumer, Event, Task, claim
+from kanthorq_django.models import Consumer, Event, Task, TaskState, claim, lease
+from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.turns import Serialize, next_in_turn
 from tests.clock import now
 from tests.concurrency import elsewhere
-from tests.factories import ConsumerFactory
+from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -88,3 +90,34 @@ def test_what_is_to_be_cancelled_when_its_turn_comes_takes_one_place(
     Task.objects.all().cancel()
     monkeypatch.setattr(claim, "next_in_turn", lambda *_: [in_turn])
     assert len(consumer.claim(2)) == 2
+
+
+def test_a_key_that_may_be_busy_yet_keeps_no_other_waiting(consumer: Consumer):
+    publish_keys(consumer, "a")
+    assert len(consumer.claim()) == 1
+    Task.objects.update(schedule_at=PAST)
+    publish_keys(consumer, "a", "b")
+    consumer.turns.group_size = 10
+    with transaction.atomic():
+        Task.objects.select_for_update().get(state=TaskState.RUNNING)
+        (task,) = elsewhere(consumer.claim)
+    assert task.resource_key == "b"
+
+
+def test_keys_take_turns_also_where_more_is_due_than_is_looked_at(consumer: Consumer):
+    publish_keys(consumer, *"abc" * 50)
+    served = []
+    for _ in range(6):
+        (task,) = consumer.claim(1)
+        served.append(task.resource_key)
+        lease.ack({task.lease: None}, consumer.using)
+    assert served == list("abcabc")
+    assert {task.resource_key for task in consumer.claim(8)} == set("abc")
+
+
+def test_what_has_no_key_is_not_stranded_where_its_consumer_begins_to_serialize():
+    given = Registration("turns", includes=[">"])
+    consumer = Consumer.objects.register("turns", given)
+    TaskFactory.create_batch(2, consumer=consumer, resource_key="")
+    consumer = Consumer.objects.register("turns", given._replace(serialize="on"))
+    assert len(consumer.claim()) == 2

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
-from kanthorq_django.models.claim import LEASE_RAN_OUT, NO_ATTEMPT_LEFT
+from kanthorq_django.models.claim import LEASE_RAN_OUT, NO_ATTEMPT_LEFT, lease_due
 from kanthorq_django.models.lease import hand_back
 from tests.clock import now
 from tests.factories import ConsumerFactory, TaskFactory
@@ -68,6 +68,12 @@ def test_a_cancellation_counts_attempts_of_its_own(careful: Consumer):
         assert careful.claim() == []
         Task.objects.update(schedule_at=PAST)
     assert epochs == sorted(set(epochs))
+
+
+def test_the_attempt_of_a_cleanup_is_told_and_not_that_of_the_handler(careful: Consumer):
+    due(careful, TaskState.CANCELLING, attempt_count=9)
+    (leased,) = lease_due(careful, 1, [TaskState.CANCELLING])
+    assert (leased.is_cancellation, leased.attempt) == (True, 1)
 
 
 def test_a_cancellation_without_attempts_left_is_discarded_and_says_why(careful: Consumer):

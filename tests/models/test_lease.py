@@ -55,7 +55,9 @@ def test_ack_leaves_counters_and_history_alone():
 def test_nack_tells_where_it_led():
     assert nack(running().lease) == TaskState.RETRYABLE
     final = running()
-    assert nack(final.lease, is_final=True) == TaskState.DISCARDED
+    end = fields(final)["schedule_at"]
+    assert nack(final.lease, delay=MINUTE, is_final=True) == TaskState.DISCARDED
+    assert fields(final)["schedule_at"] == end
     assert nack(final.lease) == set()
 
 

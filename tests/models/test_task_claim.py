@@ -98,6 +98,12 @@ def test_the_longest_due_are_claimed_first_and_no_more_than_asked_for(consumer: 
     ]
 
 
+def test_what_is_claimed_together_comes_in_the_order_of_its_ids(consumer: Consumer):
+    tasks = [due(consumer, schedule_at=Now() - minutes * MINUTE) for minutes in (1, 3, 2)]
+    Task.objects.filter(pk=tasks[0].pk).update(result="written behind the others")
+    assert consumer.claim() == tasks
+
+
 def test_equally_due_tasks_are_claimed_in_their_order(consumer: Consumer):
     moment = now() - MINUTE
     tasks = [due(consumer, schedule_at=moment) for _ in range(4)]
