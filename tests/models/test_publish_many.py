@@ -50,6 +50,15 @@ def stored_in_order(events: list[Event]) -> list[Event]:
     return [found[given.pk] for given in events]
 
 
+def test_of_two_publications_in_one_transaction_the_second_is_the_younger() -> None:
+    first, second = (
+        publish_many([Event(subject="a", idempotency_key=key), Event(subject="a")])
+        for key in ("first", "second")
+    )
+    assert first[0].created_at == first[1].created_at
+    assert second[0].created_at == second[1].created_at > first[1].created_at
+
+
 def test_events_come_back_as_they_are_stored_and_in_their_order() -> None:
     moment = timezone.now() + timedelta(hours=1)
     given = [
