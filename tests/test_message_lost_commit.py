@@ -1,8 +1,10 @@
 """A COMMIT whose reply is lost on the wire: nobody knows what happened, but the row does."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.db import OperationalError, transaction
@@ -10,7 +12,7 @@ from django.db import OperationalError, transaction
 from kanthorq_django import Fixed, signals
 from kanthorq_django.exceptions import AlreadyAcknowledged
 from kanthorq_django.message import Message
-from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models import Task, TaskState, lease
 from kanthorq_django.worker.endings import Ack, Nack
 from tests.factories import TaskFactory
 from tests.flights import board, run, settle
@@ -169,9 +171,63 @@ def test_what_is_tried_again_after_a_commit_without_an_answer_is_not_committed_t
         write_and_end()
     assert lost.is_set()
 
+    with pytest.raises(AlreadyAcknowledged, match="earlier block"):
+        write_and_end()
     with transaction.atomic():
         write(message)
         with pytest.raises(AlreadyAcknowledged, match="earlier block"):
             verdict(message)
 
     assert Entry.objects.count() == 1
+    verdict(message)  # outside of a block nothing could be applied twice
+
+
+@pytest.mark.parametrize("verdict", [Message.ack, lambda message: message.nack("no")])
+def test_the_same_verdict_again_in_the_same_transaction_is_no_other_block(
+    task: Task, verdict: Callable[[Message], None]
+):
+    message = Message(task)
+    with transaction.atomic():
+        for _ in range(2):
+            with transaction.atomic():
+                write(message)
+                verdict(message)
+    assert Entry.objects.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("verdict", "is_in_block", "stands"),
+    [
+        (Message.ack, False, False),  # the return of the handler says the same once more
+        (Message.ack, True, True),
+        (lambda message: message.nack("no"), False, True),
+        (lambda message: message.nack("no"), True, True),
+    ],
+)
+def test_a_handler_that_goes_on_after_a_lost_connection_has_spoken_but_for_a_lone_ack(
+    task: Task,
+    proxy: Proxy,
+    verdict: Callable[[Message], None],
+    *,
+    is_in_block: bool,
+    stands: bool,
+):
+    message = Message(task)
+    lost = proxy.lose("UPDATE kanthorq_django_task")
+    block = transaction.atomic() if is_in_block else nullcontext()
+    with pytest.raises(OperationalError), block:
+        verdict(message)
+    assert lost.is_set()
+    assert message.has_verdict() is stands
+    assert isinstance(message.refusal, OperationalError) is stands
+
+
+def test_a_commit_is_no_failure_where_nobody_can_tell_whether_it_lasts(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+):
+    message = Message(task)
+    monkeypatch.setattr(lease, "last_states", Mock(side_effect=OperationalError("gone")))
+    write_with_ack(message)
+    assert not message.is_settled()
+    task.refresh_from_db()
+    assert task.state == TaskState.COMPLETED

@@ -1,15 +1,16 @@
 """Whoever has another lease than the last one of a task can do nothing with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from django.db import transaction
+from django.db import DataError, connection, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django.domain.states import LEASED
 from kanthorq_django.models import Task, TaskState, lease
 from kanthorq_django.models.lease import Lease
 from tests.factories import TaskFactory
+from tests.ledger.models import Entry
 from tests.models.leases import OTHERS, VERBS, cancelling, fields, of_another_moment, running
 
 pytestmark = pytest.mark.django_db
@@ -101,6 +102,34 @@ def test_nothing_is_committed_along_with_a_task_that_is_not_leased(state: TaskSt
         assert not lease.ack_and_commit(held, "default")
         transaction.set_rollback(True)
     assert [fields(each) for each in (task, *ours)] == before
+
+
+@pytest.fixture
+def refusing() -> Iterator[None]:
+    """A check of the project's own, at the commit, that fails as our statements do."""
+    table = Entry._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " PERFORM 'no number'::integer; RETURN NULL; END $$;"
+            f" CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON {table}"
+            " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse();"
+        )
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP FUNCTION refuse() CASCADE")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_the_project_refuses_at_the_commit_is_no_lost_lease(refusing: None, count: int):
+    tasks = [running() for _ in range(count)]
+    with transaction.atomic():
+        Entry.objects.create(event_id=tasks[0].event_id)
+        with pytest.raises(DataError, match="no number"):
+            lease.ack_and_commit(dict.fromkeys(task.lease for task in tasks), "default")
+        transaction.set_rollback(True)
+    assert {fields(task)["state"] for task in tasks} == {TaskState.RUNNING}
 
 
 def test_the_last_states_are_told_of_the_last_leases_alone():
