@@ -8,7 +8,7 @@ from django.test import Client
 
 from kanthorq_django import publish
 from kanthorq_django.models import Task, TaskState
-from tests.admin.pages import page, text_of, tick, told
+from tests.admin.pages import agree, page, text_of, tick, told
 from tests.concurrency import wait_until
 from tests.processes import PATIENCE, runworker
 
@@ -42,7 +42,7 @@ def export_until_stopped(operator: Client, folder: Path) -> Task:
     with runworker(CONSUMER):
         wait_until((folder / "part-2").exists, PATIENCE)
         running = Task.objects.get(event=event)
-        answer = tick(operator, "cancel_running", [running])
+        answer = agree(operator, tick(operator, "cancel_running", [running]))
         counts = "0 tasks updated, 1 asked to stop."
         text = f"Cancel or stop: {counts} Changed, by event: {event.pk}"
         assert told(answer) == [("success", text)]
