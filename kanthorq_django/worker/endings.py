@@ -147,8 +147,9 @@ def after_return(flight: Flight, result: Any) -> Ending:
         ending = Ack(message, kept_result(flight, result))
     except KanthorqError as error:
         return _after_error(flight, error)
-    late = _lateness(flight)
-    _log(flight, logging.INFO, f"returned, but {late}" if late else "handled")
+    if logger.isEnabledFor(logging.INFO):  # nobody else asks whether it is late
+        late = _lateness(flight)
+        _log(flight, logging.INFO, f"returned, but {late}" if late else "handled")
     return ending
 
 

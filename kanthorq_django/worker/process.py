@@ -188,6 +188,7 @@ def _run(
         count = loop.run()
         if loop.has_stragglers:
             loop.tell_stragglers()
+        if loop.has_stragglers or loop.has_failed:
             _leave(int(loop.has_failed))
         if tell is not None:
             tell(count)

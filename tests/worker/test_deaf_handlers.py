@@ -9,7 +9,8 @@ import pytest
 from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
-from kanthorq_django.worker import loop
+from kanthorq_django.worker import loop, process
+from kanthorq_django.worker.options import WorkerOptions
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
 
@@ -79,3 +80,22 @@ def test_a_worker_all_of_whose_places_are_taken_by_deaf_handlers_ends(
     assert worker.has_failed
     assert worker.has_stragglers
     assert "All handlers that may run are deaf to their timeouts" in caplog.text
+
+
+@pytest.mark.parametrize("has_stragglers", [True, False])
+def test_its_process_ends_with_status_1_also_if_the_handlers_ended_after_all(
+    has_stragglers: bool, monkeypatch: pytest.MonkeyPatch
+):
+    def run(worker: loop.WorkerLoop) -> int:
+        worker.has_failed = True
+        return 0
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(loop.WorkerLoop, "run", run)
+    monkeypatch.setattr(loop.WorkerLoop, "has_stragglers", has_stragglers)
+    monkeypatch.setattr(process, "_leave", leave)
+    with pytest.raises(SystemExit) as ended:
+        process.run_process(WorkerOptions(), print)
+    assert ended.value.code == 1
