@@ -16,7 +16,6 @@ from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
 from kanthorq_django.message import LEASE_OVER, LEAVING, TIME_UP, Message, encode_result
-from kanthorq_django.models import Event
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
@@ -329,13 +328,10 @@ def _log(flight: Flight, level: int, what: str, error: BaseException | None = No
 def names_of(message: Message) -> dict[str, str]:
     """Return whose message it is and of what, as a line of the log tells it."""
     leased = message._leased
-    try:
-        # Published events have printable subjects; a role that may insert needs not publish.
-        subject = one_line(leased.event.subject)
-    except Event.DoesNotExist:
-        subject = "(deleted)"
+    subject = leased.subject
     return {
         "consumer": leased.consumer.name,
         "event_id": str(leased.event_id),
-        "subject": subject,
+        # Published events have printable subjects; a role that may insert needs not publish.
+        "subject": "(deleted)" if subject is None else one_line(subject),
     }
