@@ -5,7 +5,6 @@ Where a new one would differ.
 
 import time
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -25,16 +24,17 @@ class _Access(NamedTuple):
     since: float
 
 
-# As it was when they were first made: a pool gives them again.
-_access: WeakKeyDictionary[Any, _Access] = WeakKeyDictionary()
-_refused_at = float("-inf")  # the last moment at which a write was refused for that
+_KEY = "_kanthorq_access"
+_NEVER = float("-inf")
+_refused_at = _NEVER  # the last moment at which a write was refused for that
 
 
 @receiver(connection_created)
 def _note_access(connection: BaseDatabaseWrapper, **_: object) -> None:
     if connection.vendor == "postgresql":
         raw = connection.connection
-        _access.setdefault(raw, _Access(_modes_of(raw), time.monotonic()))
+        # As it was when it was first made: a pool gives it again.
+        vars(raw).setdefault(_KEY, _Access(_modes_of(raw), time.monotonic()))
 
 
 def note_refused_write(error: BaseException | None) -> None:
@@ -58,6 +58,8 @@ def is_outdated(connection: BaseDatabaseWrapper) -> bool:
 
     A session keeps the default that the database or the role had when it began.
     """
+    if _refused_at == _NEVER:
+        return False
     made_with = _made_with(connection)
     if made_with is None or made_with.since > _refused_at - READ_ONLY_FOR:
         return False
@@ -69,7 +71,9 @@ def _made_with(connection: BaseDatabaseWrapper) -> _Access | None:
     raw = connection.connection
     if connection.vendor != "postgresql" or raw is None or raw.closed:
         return None
-    return _access.get(raw)
+    # A dictionary of weak references takes longer than all else that is asked after a handler.
+    made_with: _Access | None = vars(raw).get(_KEY)
+    return made_with
 
 
 def _modes_of(raw: Any) -> tuple[object, ...]:

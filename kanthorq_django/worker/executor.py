@@ -7,7 +7,6 @@ a transaction is in group_commit.py.
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +18,7 @@ from kanthorq_django.exceptions import KanthorqError, LeaseLost
 from kanthorq_django.message import Message, decide
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.hops import following
+from kanthorq_django.worker import forks
 from kanthorq_django.worker.endings import (
     VERDICT_ROLLED_BACK,
     Ending,
@@ -69,34 +69,25 @@ def call(flights: Sequence[Flight]) -> Any:
 @calls_handler
 async def acall(flights: Sequence[Flight]) -> Any:
     """Call and await the handler."""
-    pid = os.getpid()
+    depth = forks.depth
     try:
         with counting_hops(flights):
             return await call_handler(flights)
     finally:
-        leave_as_child_of(pid)
+        forks.leave_as_child_of(depth)
 
 
 @calls_handler
 def call_handler(flights: Sequence[Flight]) -> Any:
     """Call the handler with its message, or with the list of them if it takes batches."""
-    first, pid = flights[0], os.getpid()
+    first, depth = flights[0], forks.depth
     try:
         with counting_hops(flights):
             if first.subscription.batch == 1 or first.is_cancellation:
                 return first.handler(first.message)
             return first.handler([flight.message for flight in flights])
     finally:
-        leave_as_child_of(pid)
-
-
-def leave_as_child_of(pid: int) -> None:
-    """End this process unless it is ``pid``: a child that a handler forked is no second worker.
-
-    At once, before it is through with any block of ours: it has its parent's connections.
-    """
-    if os.getpid() != pid:
-        os._exit(1)
+        forks.leave_as_child_of(depth)
 
 
 def counting_hops(flights: Sequence[Flight]) -> contextlib.AbstractContextManager[None]:

@@ -1,9 +1,9 @@
-"""Processes that a handler forks in a thread which somebody else looks after: an executor's.
+"""Processes that a handler forks: each has a copy of its thread alone, and of all connections.
 
-Such as ``sync_to_async()`` and ``asyncio.to_thread()`` use. The child has a copy of that thread
-alone, and of the parent's connections. When what forked has returned, it would wait for the
-executor's next call, which nobody will ever make, and keep the connections open. What a plain
-handler or a coroutine forks itself executor.py ends.
+One that is still there when its handler has returned is no second worker, and ends. So does one
+that was forked in a thread which somebody else looks after, an executor's, such as
+``sync_to_async()`` and ``asyncio.to_thread()`` use: it would wait for the executor's next call,
+which nobody will ever make, and keep the connections open.
 """
 
 import functools
@@ -13,6 +13,25 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from types import FrameType
 from typing import Any
+
+depth = 0  # forks that lead from the process which began to this one
+
+
+def _note_fork() -> None:
+    global depth  # noqa: PLW0603  # to ask for the process's id, thrice a task, takes far longer
+    depth += 1
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def leave_as_child_of(parent_depth: int) -> None:
+    """End this process if it is one that was forked since ``depth`` was ``parent_depth``.
+
+    At once, before it is through with any block of ours: it has its parent's connections.
+    """
+    if depth != parent_depth:
+        os._exit(1)
 
 
 @functools.cache

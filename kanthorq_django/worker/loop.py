@@ -280,12 +280,9 @@ class WorkerLoop:
         subscription = self._subscriptions[consumer.pk]
         flights = [Flight(leased, subscription, haul.asked_at) for leased in haul.leased]
         overdue = self._flights.overdue() if haul.is_claim else []
-        deaf = Counter(each.lease.task_id for each in overdue)
         self._flights.add(flights)
-        if still := [each for each in flights if deaf[each.lease.task_id] >= AT_ONCE_MAX]:
-            # It would take one thread after the other, and be as deaf to its timeout in each.
-            self._hand_back(still, STILL_RUNNING)
-            flights = [flight for flight in flights if flight not in still]
+        if overdue:
+            flights = self._without_deaf(flights, overdue)
         if self._puller.filters.is_overruled(consumer):
             theirs = {id(flight) for flight in flights if flight.is_for_others(consumer)}
             self._hand_back([flight for flight in flights if id(flight) in theirs], ELSEWHERE)
@@ -295,6 +292,13 @@ class WorkerLoop:
             if chosen := [call for call in found if call.is_async is kind]:
                 lane.submit(chosen)
         return found
+
+    def _without_deaf(self, flights: list[Flight], overdue: list[Flight]) -> list[Flight]:
+        """Hand back what runs here as often as it may: it is deaf to its timeout in each thread."""
+        counts = Counter(each.lease.task_id for each in overdue)
+        still = [each for each in flights if counts[each.lease.task_id] >= AT_ONCE_MAX]
+        self._hand_back(still, STILL_RUNNING)
+        return [flight for flight in flights if flight not in still]
 
     def _written(self, leases: Iterable[Lease]) -> None:
         """Forget leases whose verdicts are written; a key that became free is served at once."""

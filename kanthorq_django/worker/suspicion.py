@@ -68,9 +68,9 @@ def take_suspicion() -> bool:
     return is_held
 
 
-def add_suspicion(*, is_held: bool) -> None:
-    """Suspect this thread's sessions if another thread, which used them, did."""
-    _suspicion.is_held |= is_held
+def add_suspicion() -> None:
+    """Suspect this thread's sessions, as another thread did, which used them."""
+    _suspicion.is_held = True
 
 
 def are_to_be_replaced() -> bool:

@@ -1,16 +1,16 @@
 """Where plain handlers run: threads, as many as may run at a time."""
 
-import os
 import threading
 import time
 
 from django.db import connections
 
 from kanthorq_django.conf import get_settings
+from kanthorq_django.worker import forks
 from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.endings import Ending, untold
-from kanthorq_django.worker.executor import execute, leave_as_child_of
+from kanthorq_django.worker.executor import execute
 from kanthorq_django.worker.group_commit import execute_together
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
@@ -29,7 +29,7 @@ class ThreadLane(Lane):
 
     def start(self) -> None:
         self._pause = threading.Event()
-        self._pid = os.getpid()
+        self._depth = forks.depth
         self.group_size = get_settings().GROUP_COMMIT
         self._threads = [
             threading.Thread(target=self._run, name=f"kanthorq-handler-{number}", daemon=True)
@@ -100,7 +100,7 @@ class ThreadLane(Lane):
         return started
 
     def _conclude(self, endings: list[Ending]) -> None:
-        leave_as_child_of(self._pid)  # one that a hook forked, or a receiver of a signal
+        forks.leave_as_child_of(self._depth)  # one that a hook forked, or a receiver of a signal
         leave_connections()
         self._settle(endings)
 

@@ -64,22 +64,32 @@ def refresh_connections(bounded: Bounded, *, are_suspect: bool = False) -> None:
     Raises OperationalError when a connection was lost and there is no new one to be had: a
     handler that is started now would use up an attempt for nothing.
     """
-    now = time.monotonic()
     lend(is_lent=False)
-    add_suspicion(is_held=are_suspect)
-    has_rested = now - _last_use.at > CHECK_AFTER_IDLE
-    lost = []
-    for connection in known_connections():
-        if not _is_sound(connection, bounded, has_rested=has_rested):
-            lost.append(connection.alias)
-            forget(connection)
-    lost += replace_suspect_connections()
-    _last_use.at = now
-    for alias in (*lost, *unclear_aliases()):
+    if are_suspect:
+        add_suspicion()
+    lost = [*_forget_unsound(bounded), *replace_suspect_connections()]
+    unclear = unclear_aliases()
+    for alias in (*lost, *unclear):
         with bounded(connections[alias]):
             connections[alias].ensure_connection()
-    clear_up()
+    if unclear:
+        clear_up()
     lend(is_lent=True)
+
+
+def _forget_unsound(bounded: Bounded) -> list[str]:
+    """Let go of connections that no handler is to have; return their aliases."""
+    now = time.monotonic()
+    has_rested = now - _last_use.at > CHECK_AFTER_IDLE
+    found = [
+        connection
+        for connection in known_connections()
+        if not _is_sound(connection, bounded, has_rested=has_rested)
+    ]
+    for connection in found:
+        forget(connection)
+    _last_use.at = now
+    return [connection.alias for connection in found]
 
 
 def _is_sound(connection: BaseDatabaseWrapper, bounded: Bounded, *, has_rested: bool) -> bool:
@@ -121,15 +131,10 @@ def _is_in_disorder(connection: BaseDatabaseWrapper) -> bool:
 def _is_left_open(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether it is in a transaction; one that is lost ``refresh_connections()`` replaces."""
     raw = connection.connection
-    is_lost = raw is None or getattr(raw, "closed", False)  # psycopg's knows, others do not tell
-    return not is_lost and _is_dangling(connection)
-
-
-def _is_dangling(connection: BaseDatabaseWrapper) -> bool:
-    raw = connection.connection
-    if connection.in_atomic_block or raw is None:
-        return connection.in_atomic_block
-    if connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
+    if getattr(raw, "closed", False):  # psycopg's knows, others do not tell
+        return False
+    is_autocommit: bool = connection.settings_dict["AUTOCOMMIT"]
+    if connection.in_atomic_block or connection.autocommit != is_autocommit:
         return True
     if connection.vendor != "postgresql" or not connection.autocommit:
         return False
