@@ -9,7 +9,13 @@ WITH locked AS MATERIALIZED (
         consumer.subject_includes,
         consumer.subject_excludes,
         consumer.cluster_id,
-        (pg_control_system()).system_identifier AS current_cluster_id
+        -- Looked up in a file of the server's, once a session: none moves to another cluster.
+        coalesce(
+            nullif(current_setting('kanthorq.cluster_id', true), ''),
+            set_config(
+                'kanthorq.cluster_id', (pg_control_system()).system_identifier::text, false
+            )
+        )::bigint AS current_cluster_id
     FROM kanthorq_django_consumer AS consumer
     WHERE consumer.id = %(consumer_id)s
     FOR NO KEY UPDATE SKIP LOCKED
