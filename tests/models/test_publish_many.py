@@ -208,16 +208,16 @@ def test_of_two_events_with_one_key_in_a_batch_the_first_is_stored() -> None:
 
 
 def test_two_different_events_with_one_key_in_a_batch_are_a_conflict() -> None:
+    given = [
+        Event(subject="order.paid", body="a", idempotency_key="k"),
+        Event(subject="order.paid", body="b", idempotency_key="k"),
+        Event(subject="order.noted"),
+    ]
     with transaction.atomic():
-        with pytest.raises(IdempotencyConflict, match=r"events\[1\]: .* key 'k'"):
-            publish_many(
-                [
-                    Event(subject="order.paid", body="a", idempotency_key="k"),
-                    Event(subject="order.paid", body="b", idempotency_key="k"),
-                    Event(subject="order.noted"),
-                ]
-            )
+        with pytest.raises(IdempotencyConflict, match=r"events\[1\]: .* key 'k'") as conflict:
+            publish_many(given)
         publish("order.kept")
+    assert conflict.value.event_id == given[1].pk
     assert Event.objects.get().subject == "order.kept"
 
 

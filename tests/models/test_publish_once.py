@@ -9,7 +9,7 @@ from django.db import connection, transaction
 
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
-from kanthorq_django.models import Event, Task, idempotency
+from kanthorq_django.models import Event, Task, idempotency, notifications
 from tests.announcements import Ear, forget_notifications
 from tests.factories import StreamFactory
 from tests.ledger.models import Entry
@@ -240,3 +240,14 @@ def test_an_event_that_was_published_is_not_published_again() -> None:
         publish_many([event])
     with pytest.raises(InvalidEvent, match="published already"):
         publish_many([Event.objects.get()])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_new_event_among_known_ones_wakes_workers(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_notifications()
+    monkeypatch.setattr(notifications, "SPARE_SECONDS", 0)
+    for keys in (["known"], ["known", "new"]):
+        publish_many([Event(subject="a", idempotency_key=key) for key in keys], stream="a")
+        assert ear.heard() == ["a"]
