@@ -18,7 +18,10 @@ from tests.ledger.models import Entry
 from tests.quick_run import sooner
 from tests.worker.outages import Gated, behind_a_proxy, end
 from tests.worker.working import (
+    ACK,
+    LOOK,
     PATIENCE,
+    RENEWAL,
     accept,
     announce,
     backends,
@@ -33,10 +36,6 @@ SHORT = timedelta(seconds=1)
 
 
 LONG = timedelta(minutes=1)
-
-
-# How their last statements tell the connections apart.
-LOOK, RENEWAL, ACK = "One cheap look", "Extend the leases in flight", "End leased tasks well"
 
 
 @pytest.mark.parametrize("run", sooner(range(3), 0))

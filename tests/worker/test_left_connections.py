@@ -21,6 +21,7 @@ from kanthorq_django.worker import access_modes, left_wrappers
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (
+    LOOK,
     PATIENCE,
     accept,
     announce,
@@ -32,9 +33,6 @@ from tests.worker.working import (
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-# How their last statements tell the connections apart.
-LOOK, RENEWAL, ACK = "One cheap look", "Extend the leases in flight", "End leased tasks well"
 
 
 @pytest.mark.parametrize("has_acked", [True, False])

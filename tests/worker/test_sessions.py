@@ -48,6 +48,7 @@ from kanthorq_django.worker.upkeep import drop_connections, refresh_connections,
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (
+    ACK,
     PATIENCE,
     accept,
     announce,
@@ -62,7 +63,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 AT_ONCE = Fixed(timedelta(0), attempt_max=3)
 LONG = timedelta(hours=1)
 PATIENT = Fixed(timedelta(milliseconds=50), attempt_max=1_000)
-ACK = "End leased tasks well"  # its last statement tells the connection apart
 
 
 def run_sql(statement: str) -> Callable[[], None]:

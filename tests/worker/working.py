@@ -17,6 +17,9 @@ from tests.concurrency import wait_until
 
 PATIENCE = 20.0  # seconds in which whatever is waited for has to happen
 
+# How their last statements tell a worker's connections apart; looks and pulls are transactions.
+LOOK, RENEWAL, ACK = "COMMIT;", "Extend the leases in flight", "End leased tasks well"
+
 
 @contextmanager
 def working(*consumers: str, **options: Any) -> Iterator[WorkerLoop]:
@@ -118,14 +121,18 @@ def backends(query: str) -> list[int]:
     )
 
 
-def terminate(query: str) -> list[int]:
+def terminate(query: str) -> None:
     """End the connections whose last statement has ``query``; wait until there is one."""
-    wait_until(lambda: backends(query), PATIENCE)
-    found = backends(query)
+    found: set[int] = set()
+
+    def are_found() -> bool:
+        found.update(backends(query))  # the next moment the last statement may be another
+        return bool(found)
+
+    wait_until(are_found, PATIENCE)
     for pid in found:
         _column("SELECT pg_terminate_backend(%s)", pid)
-    wait_until(lambda: not set(found) & set(backends(query)), PATIENCE)
-    return found
+    wait_until(lambda: not found & set(backends("")), PATIENCE)
 
 
 def _column(statement: str, *params: str | int) -> list[Any]:
