@@ -7,7 +7,6 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -27,6 +26,7 @@ from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.call import Call, calls
 from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.database_errors import is_unavailable
+from kanthorq_django.worker.deafness import STILL_RUNNING, Deafness
 from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.endings import HandBack
 from kanthorq_django.worker.flight import ELSEWHERE, Flight, Flights
@@ -46,12 +46,6 @@ from kanthorq_django.worker.warden import Warden, tick_of
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
 INTERRUPT_SECONDS = 1.0  # for handlers that heed the request to stop
 FLUSH_SECONDS = 10.0  # what verdicts and goodbyes may take beyond the shutdown timeout
-# Attempts of one task that run here at a time, all but the last beyond their timeouts; and until it
-# is offered again where there are so many.
-AT_ONCE_MAX = 2
-STILL_RUNNING = timedelta(seconds=5)
-DEAF_AFTER = 30.0  # seconds beyond its timeout that a handler is still expected to end
-DEAF_CHECKED_EVERY = 5.0  # seconds
 CLOSE_SECONDS = 2.0  # for threads that have nothing to do any more
 FORGET_AFTER = timedelta(days=1)  # rows of workers that died without a goodbye
 
@@ -67,7 +61,6 @@ class WorkerLoop:
         self._woken_at = self._found_at = self._looked_at = -math.inf
         self._told: set[int] = set()  # streams, by their ids
         self._is_held_up = False
-        self._listened_at = -math.inf
         self.has_failed = False  # and is to be replaced
         self._backoff = Backoff("puller")
         self._flights = Flights(emptied=self._wake.set)
@@ -127,6 +120,7 @@ class WorkerLoop:
         self._acknowledger = Acknowledger(self._using, self._written, bounded)
         self._renewer = Renewer(self._flights, self._row, self._using, tick, bounded)
         self._lanes = self._make_lanes()
+        self._deafness = Deafness(self._flights, self._lanes)
         self._demands = {
             pk: Demand(subscription, self._lanes, self._options.batch_size, self._allowed)
             for pk, subscription in self._subscriptions.items()
@@ -178,7 +172,7 @@ class WorkerLoop:
         self._wake.clear()
         if self._stop.is_set():
             return  # asked between the loop's look and the line above, which forgot the wake-up
-        if self._is_deaf():
+        if self._deafness.is_total():
             logger.error("All handlers that may run are deaf to their timeouts; the worker ends.")
             self.has_failed = True
             self._stop.set()
@@ -279,10 +273,10 @@ class WorkerLoop:
     def _hand_over(self, haul: Haul, consumer: Consumer) -> list[Call]:
         subscription = self._subscriptions[consumer.pk]
         flights = [Flight(leased, subscription, haul.asked_at) for leased in haul.leased]
-        overdue = self._flights.overdue() if haul.is_claim else []
         self._flights.add(flights)
-        if overdue:
-            flights = self._without_deaf(flights, overdue)
+        if haul.is_claim and (still := self._deafness.still_running(flights)):
+            self._hand_back(still, STILL_RUNNING)
+            flights = [flight for flight in flights if flight not in still]
         if self._puller.filters.is_overruled(consumer):
             theirs = {id(flight) for flight in flights if flight.is_for_others(consumer)}
             self._hand_back([flight for flight in flights if id(flight) in theirs], ELSEWHERE)
@@ -292,13 +286,6 @@ class WorkerLoop:
             if chosen := [call for call in found if call.is_async is kind]:
                 lane.submit(chosen)
         return found
-
-    def _without_deaf(self, flights: list[Flight], overdue: list[Flight]) -> list[Flight]:
-        """Hand back what runs here as often as it may: it is deaf to its timeout in each thread."""
-        counts = Counter(each.lease.task_id for each in overdue)
-        still = [each for each in flights if counts[each.lease.task_id] >= AT_ONCE_MAX]
-        self._hand_back(still, STILL_RUNNING)
-        return [flight for flight in flights if flight not in still]
 
     def _written(self, leases: Iterable[Lease]) -> None:
         """Forget leases whose verdicts are written; a key that became free is served at once."""
@@ -313,23 +300,6 @@ class WorkerLoop:
         if self._left() <= 0:
             return True
         return self._options.burst and not any(look.has_work for look in looks.values())
-
-    def _is_deaf(self) -> bool:
-        """Tell whether handlers that should have ended long ago take all places of a lane."""
-        now = time.monotonic()
-        if now < self._listened_at + DEAF_CHECKED_EVERY:
-            return False
-        self._listened_at = now
-        full = {kind for kind, lane in self._lanes.items() if lane.is_full}
-        overdue = {flight.lease for flight in self._flights.overdue(by=DEAF_AFTER)} if full else ()
-        return any(
-            all(
-                flight.lease in overdue
-                for flight in self._flights
-                if flight.is_async is kind and flight.started_at is not None
-            )
-            for kind in full
-        )
 
     def _is_spent(self) -> bool:
         """Tell whether nothing is to be started any more, and what still runs heeds no timeout."""

@@ -9,7 +9,7 @@ import pytest
 from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
-from kanthorq_django.worker import loop, process
+from kanthorq_django.worker import deafness, loop, process
 from kanthorq_django.worker.options import WorkerOptions
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
@@ -72,8 +72,8 @@ def test_a_worker_that_only_deaf_handlers_are_left_of_has_started_all_that_it_ma
 def test_a_worker_all_of_whose_places_are_taken_by_deaf_handlers_ends(
     deaf: Deaf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(loop, "DEAF_AFTER", 0.2)
-    monkeypatch.setattr(loop, "DEAF_CHECKED_EVERY", 0.0)
+    monkeypatch.setattr(deafness, "DEAF_AFTER", 0.2)
+    monkeypatch.setattr(deafness, "CHECKED_EVERY", 0.0)
     announce(2, "deaf.due")
     with working("deaf", concurrency=2, shutdown_timeout=timedelta(0)) as worker:
         wait_until(lambda: not Worker.objects.exists() and len(deaf.begun) == 2, PATIENCE)
