@@ -17,8 +17,9 @@ from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED, NACK, NACK_CANCELLING, Move
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.lease import Lease
+from kanthorq_django.worker.attempt_log import names_of
 from kanthorq_django.worker.database_errors import is_about_values
-from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack, names_of
+from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.persistence import Persistence, Write
 from kanthorq_django.worker.upkeep import leave_connections, spare_connections

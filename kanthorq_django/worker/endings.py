@@ -17,6 +17,7 @@ from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
 from kanthorq_django.message import LEASE_OVER, LEAVING, TIME_UP, Message, encode_result
 from kanthorq_django.models.lease import AT_ONCE, Lease
+from kanthorq_django.worker.attempt_log import last_word, log_attempt, spoken
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.stacks import from_handler
@@ -148,7 +149,7 @@ def after_return(flight: Flight, result: Any) -> Ending:
         return _after_error(flight, error)
     if logger.isEnabledFor(logging.INFO):  # nobody else asks whether it is late
         late = _lateness(flight)
-        _log(flight, logging.INFO, f"returned, but {late}" if late else "handled")
+        log_attempt(flight, logging.INFO, f"returned, but {late}" if late else "handled")
     return ending
 
 
@@ -170,7 +171,7 @@ def _after_error(
 ) -> Ending:
     message = flight.message
     if message.is_settled():
-        _log(flight, logging.ERROR, "raised after it was settled", error)
+        log_attempt(flight, logging.ERROR, "raised after it was settled", error)
         return Ending(message)
     match error:
         case Verdict():
@@ -185,12 +186,12 @@ def _after_verdict(flight: Flight, verdict: Verdict, *, is_shared: bool) -> Endi
     match verdict:
         case Snooze():
             is_ours = not flight.is_cancellation or flight.subscription.cancel_handler is not None
-            _log(flight, logging.INFO, "snoozed" if is_ours else "was left to other code")
+            log_attempt(flight, logging.INFO, "snoozed" if is_ours else "was left to other code")
             return HandBack(flight.message, verdict.delay, is_snooze=True)
         case Retry():
-            last = _last_word(flight)
+            last = last_word(flight)
             told = f"asked to be tried again in {verdict.after}{last}"
-            _log(flight, logging.ERROR if last else logging.INFO, told)
+            log_attempt(flight, logging.ERROR if last else logging.INFO, told)
             return _nack(flight.message, verdict, delay=verdict.after)
         case Discard():
             return _discarded(flight, verdict, is_shared=is_shared)
@@ -202,19 +203,19 @@ def _discarded(flight: Flight, verdict: Discard, *, is_shared: bool) -> Nack:
 
     Of several messages that may be meant for one alone: each is tried again, and tells for itself.
     """
-    is_last = not is_shared or bool(_last_word(flight))
+    is_last = not is_shared or bool(last_word(flight))
     told = "was discarded" if is_last else "is next handled alone, its batch was discarded"
-    _log(flight, logging.WARNING, f"{told} by its handler: {one_line(str(verdict.reason))}")
+    log_attempt(flight, logging.WARNING, f"{told} by its handler: {one_line(str(verdict.reason))}")
     return _nack(flight.message, verdict, is_final=not is_shared)
 
 
 def _after_stop(flight: Flight, error: BaseException) -> Ending:
     """Return the ending of what stopped because a lease is lost or was asked back."""
     if isinstance(error, LeaseLost):
-        _log(flight, logging.WARNING, "lost its lease, alone or with its batch; rolled back")
+        log_attempt(flight, logging.WARNING, "lost its lease, alone or with its batch; rolled back")
     else:
         why = flight.stop.reason or "another of its batch was to"
-        _log(flight, logging.INFO, f"stopped: {why}")
+        log_attempt(flight, logging.INFO, f"stopped: {why}")
     # Of a batch only one may be meant; the others are none the worse for it. Nor is a task that
     # only its worker had no more time for.
     is_meant = flight.subscription.batch == 1 or flight.stop.is_set()
@@ -228,17 +229,11 @@ def _failed(flight: Flight, reason: BaseException | str, *, has_traceback: bool 
     note_failure(error)
     nack = _nack(flight.message, reason)
     told = repr(reason) if error is None else type(error).__name__
-    last = _last_word(flight)
-    then = last or f", next in {_spoken(nack.delay)}"
+    last = last_word(flight)
+    then = last or f", next in {spoken(nack.delay)}"
     level = logging.ERROR if last else logging.WARNING
-    _log(flight, level, f"failed: {told}{then}", error if has_traceback else None)
+    log_attempt(flight, level, f"failed: {told}{then}", error if has_traceback else None)
     return nack
-
-
-def _spoken(delay: timedelta) -> str:
-    seconds = delay.total_seconds()
-    is_short = delay < timedelta(minutes=1)
-    return f"{seconds:.2g} s" if is_short else str(timedelta(seconds=round(seconds)))
 
 
 def _nack(
@@ -283,55 +278,7 @@ def _refuse_misuse(flight: Flight, result: Any) -> None:
 
 def _log_settled(flight: Flight) -> None:
     if failure := flight.message.failure:
-        last = _last_word(flight)
+        last = last_word(flight)
         level = logging.ERROR if last else logging.WARNING
-        return _log(flight, level, f"failed, as its handler says: {failure.error}{last}")
-    return _log(flight, logging.INFO, "handled and settled")
-
-
-def _last_word(flight: Flight) -> str:
-    """Return what to add to a failure after which there is no other attempt."""
-    return ", its last attempt" if flight.message.attempt >= _attempt_max(flight) else ""
-
-
-def _attempt_max(flight: Flight) -> int:
-    subscription = flight.subscription
-    return subscription.cancel_attempt_max if flight.is_cancellation else subscription.attempt_max
-
-
-def _log(flight: Flight, level: int, what: str, error: BaseException | None = None) -> None:
-    if not logger.isEnabledFor(level):
-        return
-    message, started_at = flight.message, flight.started_at or time.monotonic()
-    names, elapsed_ms = names_of(message), round((time.monotonic() - started_at) * 1_000, 3)
-    logger.log(
-        level,
-        "%s %s: %s %d of %d for event %s %s (%.1f ms)",
-        names["consumer"],
-        names["subject"],
-        "cleanup" if flight.is_cancellation else "attempt",
-        message.attempt,
-        _attempt_max(flight),
-        names["event_id"],
-        what,
-        elapsed_ms,
-        exc_info=error,
-        extra={
-            **names,
-            "attempt": message.attempt,
-            "is_cancellation": flight.is_cancellation,
-            "milliseconds": elapsed_ms,
-        },
-    )
-
-
-def names_of(message: Message) -> dict[str, str]:
-    """Return whose message it is and of what, as a line of the log tells it."""
-    leased = message._leased
-    subject = leased.subject
-    return {
-        "consumer": leased.consumer.name,
-        "event_id": str(leased.event_id),
-        # Published events have printable subjects; a role that may insert needs not publish.
-        "subject": "(deleted)" if subject is None else one_line(subject),
-    }
+        return log_attempt(flight, level, f"failed, as its handler says: {failure.error}{last}")
+    return log_attempt(flight, logging.INFO, "handled and settled")

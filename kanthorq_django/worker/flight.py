@@ -78,6 +78,11 @@ class Flight:
         subscription = self.subscription
         return subscription.cancel_timeout if self.is_cancellation else subscription.timeout
 
+    @property
+    def attempt_max(self) -> int:
+        subscription = self.subscription
+        return subscription.cancel_attempt_max if self.is_cancellation else subscription.attempt_max
+
     def start(self) -> bool:
         """Note the start. False when the lease may be gone, so that nothing may be started."""
         self.started_at, self.thread = time.monotonic(), threading.get_ident()
