@@ -146,7 +146,9 @@ class Consumer(models.Model):
         """Save; let tasks follow if that is another rule about keys."""
         with transaction.atomic(using=using):
             stored = Consumer._base_manager.using(using).filter(pk=self.pk)
-            before = stored.values_list("serialize", flat=True).first()
+            # Locked: who has changed it, and not committed yet, is waited for.
+            locked = stored.select_for_update(no_key=True)
+            before = locked.values_list("serialize", flat=True).first()
             save()
             if before not in {None, self.serialize}:
                 align_turns(self)

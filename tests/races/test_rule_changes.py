@@ -79,6 +79,15 @@ def test_tasks_that_wait_follow_the_new_rule(
     assert len(change(after).claim()) == at_a_time
 
 
+def test_what_is_saved_over_a_change_that_is_not_committed_yet_is_a_change_back():
+    two_of_one_key(register("on"))
+    with transaction.atomic():
+        register("")
+        saved = begin_elsewhere(lambda: save("on"))
+        wait_until(is_waited_for)
+    assert len(saved.result().claim()) == 1
+
+
 def test_pulls_and_claims_wait_for_nobody_who_moves_tasks_back():
     consumer = register("on")
     two_of_one_key(consumer)
