@@ -83,7 +83,13 @@ def waiting_at_most(using: str, lock_timeout: timedelta) -> Iterator[None]:
         cursor.execute(_SET_LOCAL, [name, str(before)])  # the transaction may be the caller's
 
 
-def check_read_committed(using: str, verb: str) -> None:
+def check_read_committed(
+    using: str,
+    verb: str,
+    *,
+    what: str = "Events",
+    unseen: str = "consumers that began to read them",
+) -> None:
     """Raise TransactionManagementError in a transaction that cannot see who is new since it began.
 
     ``verb`` says what would have been done.
@@ -93,8 +99,8 @@ def check_read_committed(using: str, verb: str) -> None:
         level = cursor.fetchone()[0]
     if level != "read committed":
         raise TransactionManagementError(
-            f"Events are {verb} in a READ COMMITTED transaction, not in a {level.upper()} one: it "
-            "would not see consumers that began to read them meanwhile."
+            f"{what} are {verb} in a READ COMMITTED transaction, not in a {level.upper()} one: it "
+            f"would not see {unseen} meanwhile."
         )
 
 

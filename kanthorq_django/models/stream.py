@@ -14,7 +14,7 @@ from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem, similar_na
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models.fields import CreatedAtField
-from kanthorq_django.models.isolation import waiting_at_most
+from kanthorq_django.models.isolation import check_read_committed, waiting_at_most
 
 logger = logging.getLogger("kanthorq_django")
 
@@ -95,8 +95,11 @@ def _unpublished(using: str) -> Iterator[None]:
 
     Who publishes has looked the stream up. An event names it without a constraint, whose check
     would lock the row; so the table is locked, and whoever has not committed yet is waited for.
+    Raises TransactionManagementError in an open transaction that is not READ COMMITTED.
     """
     with waiting_at_most(using, PUBLISHERS_WAIT):
+        unseen = "what was published into them"
+        check_read_committed(using, "deleted", what="Streams", unseen=unseen)
         with connections[using].cursor() as cursor:
             cursor.execute(f"LOCK TABLE {Stream._meta.db_table} IN ACCESS EXCLUSIVE MODE")
         yield

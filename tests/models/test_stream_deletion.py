@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, transaction
 from django.db.models import ProtectedError
+from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish, publish_many
@@ -69,6 +70,21 @@ def test_what_is_published_while_a_stream_is_deleted_begins_it_anew(
         wait_until(is_waited_for)
     published.result(DEADLINE_SECONDS)
     assert Event.objects.filter(stream__name="s").count() == Event.objects.count() > 0
+
+
+@pytest.mark.parametrize("delete", [by_instance, by_queryset])
+def test_a_stream_is_not_deleted_by_who_cannot_see_what_is_published_meanwhile(
+    delete: Callable[[], object],
+):
+    Stream.objects.register("s")
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        assert Stream.objects.exists()
+        elsewhere(one)
+        with pytest.raises(TransactionManagementError, match="READ COMMITTED"):
+            delete()
+    assert Event.objects.filter(stream__name="s").exists()
 
 
 def test_a_deletion_waits_for_publishers_only_so_long(monkeypatch: pytest.MonkeyPatch):
