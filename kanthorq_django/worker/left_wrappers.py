@@ -6,15 +6,10 @@ connection, nobody can tell these from those: then the worker makes the next one
 """
 
 import threading
-from collections.abc import Callable
-from typing import Any
-from weakref import WeakKeyDictionary
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
-
-Wrappers = tuple[Callable[..., Any], ...]
 
 
 class _Loan(threading.local):
@@ -23,13 +18,14 @@ class _Loan(threading.local):
 
 
 _loan = _Loan()
-_installed: WeakKeyDictionary[BaseDatabaseWrapper, Wrappers] = WeakKeyDictionary()
+_KEY = "_kanthorq_installed"
 
 
 @receiver(connection_created)
 def _note_installed(connection: BaseDatabaseWrapper, **_: object) -> None:
     if connection.execute_wrappers and not _loan.is_lent:
-        _installed[connection] = tuple(connection.execute_wrappers)
+        # On the connection itself: they may hold it, and would keep it in any dictionary of ours.
+        vars(connection)[_KEY] = tuple(connection.execute_wrappers)
 
 
 def lend(*, is_lent: bool) -> None:
@@ -41,7 +37,7 @@ def has_left_wrappers(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether it has others than those that the project is known to install."""
     if not connection.execute_wrappers:  # of nearly all
         return False
-    if tuple(connection.execute_wrappers) == _installed.get(connection):
+    if tuple(connection.execute_wrappers) == vars(connection).get(_KEY):
         return False
     _loan.unclear |= {connection.alias}
     return True

@@ -1,6 +1,8 @@
 """In which state a handler may leave connections, and what the next ones get."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -347,3 +349,23 @@ def test_what_was_written_on_a_connection_that_a_handler_replaced_is_not_taken_f
     work_off("replaces", concurrency=1)
     assert Task.objects.completed().count() == Entry.objects.count() == 100
     assert Task.objects.filter(attempt_count=2).count() == 15
+
+
+def test_a_wrapper_that_holds_its_connection_does_not_keep_it():
+    def install(connection: BaseDatabaseWrapper, **_: object) -> None:
+        connection.execute_wrappers.append(lambda execute, *rest: execute(*rest) or connection)
+
+    connection_created.connect(install)
+    connection_created.disconnect(left_wrappers._note_installed)
+    connection_created.connect(left_wrappers._note_installed)
+    try:
+        made = connections.create_connection("default")
+        made.connect()
+    finally:
+        connection_created.disconnect(install)
+    assert not left_wrappers.has_left_wrappers(made)
+    made.close()
+    kept = weakref.ref(made)
+    del made
+    gc.collect()
+    assert kept() is None
