@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command, execute_from_command_line
+from django.utils import autoreload
 
 from kanthorq_django import publish, publish_many, subscribe
 from kanthorq_django.domain.subscriptions import Registry, registry
+from kanthorq_django.management.commands import runworker as command
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
 from kanthorq_django.subscribers import sync
@@ -317,6 +319,17 @@ def test_reload_starts_a_new_worker_when_code_changes():
         wait_until(lambda: Task.objects.completed().count() == 2, PATIENCE)
         assert not Worker.objects.filter(pid=first).exists()  # it ended in good order
     assert Task.objects.filter(result=first).count() == 1
+
+
+@pytest.mark.parametrize(("options", "is_all"), [([], True), (["--reload"], False)])
+def test_a_process_that_waits_for_changes_does_not_end_with_its_worker(
+    options: list[str], is_all: bool, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[bool] = []
+    monkeypatch.setattr(autoreload, "run_with_reloader", lambda work, *given: work(*given))
+    monkeypatch.setattr(command, "run_process", lambda *_, is_all: told.append(is_all))
+    elsewhere(lambda: execute_from_command_line(["manage.py", "runworker", *options]))
+    assert told == [is_all]
 
 
 @pytest.mark.slow

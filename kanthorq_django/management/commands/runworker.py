@@ -84,7 +84,8 @@ class Command(BaseCommand):
         if reload:
             autoreload.run_with_reloader(self._work_until_reload, processes, given, excepted)
         else:
-            self._work(processes, given, excepted)
+            is_all = getattr(self, "_called_from_command_line", False)
+            self._work(processes, given, excepted, is_all=is_all)
 
     def _work_until_reload(
         self, processes: int, given: dict[str, Any], excepted: list[str]
@@ -96,7 +97,9 @@ class Command(BaseCommand):
             # The next change of the code may mend it.
             self.stderr.write(self.style.ERROR(str(error)))
 
-    def _work(self, processes: int, given: dict[str, Any], excepted: list[str]) -> None:
+    def _work(
+        self, processes: int, given: dict[str, Any], excepted: list[str], *, is_all: bool = False
+    ) -> None:
         alias = router.db_for_write(Consumer)
         with one_sentence(alias):
             options = WorkerOptions(**given)
@@ -117,7 +120,6 @@ class Command(BaseCommand):
             if processes > 1:
                 self._supervise(options, processes, alias)
             else:
-                is_all = getattr(self, "_called_from_command_line", False)
                 run_process(options, self._tell, is_all=is_all)
 
     def _tell(self, count: int) -> None:
