@@ -114,8 +114,11 @@ class CoroutineLane(Lane):
             if is_given_up and not task.cancelling():
                 task.cancel()
 
+        def interrupt() -> None:
+            self._call_soon(cancel)
+
         for flight in call.flights:
-            flight.interrupt = lambda: self._call_soon(cancel)
+            flight.interrupt = interrupt
 
     def _over(self, task: asyncio.Task[None], rounds: Iterator[Round]) -> None:
         """Note the end of a call, also of one that somebody cancelled before it was through."""

@@ -25,6 +25,7 @@ class Deafness:
         self._flights = flights
         self._lanes = lanes
         self._checked_at = -math.inf
+        self._late_since: dict[Flight, float] = {}  # when handlers were first seen to be overdue
 
     def still_running(self, flights: Iterable[Flight]) -> set[Flight]:
         """Return those whose tasks run here as often as they may.
@@ -37,17 +38,29 @@ class Deafness:
         return {flight for flight in flights if counts[flight.lease.task_id] >= AT_ONCE_MAX}
 
     def is_total(self) -> bool:
-        """Tell whether handlers that should have ended long ago take all places of a lane."""
+        """Tell whether handlers that should have ended long ago take all places of a lane.
+
+        By how long they were seen to be late: who was frozen along with this process may yet end.
+        """
         now = time.monotonic()
         if now < self._checked_at + CHECKED_EVERY:
             return False
         self._checked_at = now
-        return any(self._takes_all_of(kind) for kind, lane in self._lanes.items() if lane.is_full)
+        known, late = self._late_since, self._flights.overdue()
+        self._late_since = {flight: known.get(flight, now) for flight in late}
+        return any(
+            self._takes_all_of(kind, now - DEAF_AFTER)
+            for kind, lane in self._lanes.items()
+            if lane.is_full
+        )
 
-    def _takes_all_of(self, kind: bool) -> bool:
-        overdue = set(self._flights.overdue(by=DEAF_AFTER))
-        return all(
-            flight in overdue
+    def _takes_all_of(self, kind: bool, moment: float) -> bool:
+        """Tell it of a full lane, some of whose places may wait to begin, or have just ended."""
+        begun = [
+            flight
             for flight in self._flights
             if flight.is_async is kind and flight.started_at is not None
-        )
+        ]
+        if len({flight.place for flight in begun}) < self._lanes[kind].concurrency:
+            return False
+        return all(self._late_since.get(flight, math.inf) <= moment for flight in begun)

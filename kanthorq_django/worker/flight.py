@@ -44,7 +44,7 @@ class Flight:
         self.is_cancellation: bool = self.message.is_cancellation
         self.started_at: float | None = None
         self.thread: int | None = None  # that it was started in
-        # How to interrupt the handler itself, which only a coroutine allows.
+        # How to interrupt the handler itself, which only a coroutine allows; one for each call.
         self.interrupt: Callable[[], None] | None = None
         self._renewed_at = self._proven_at = leased_at
 
@@ -72,6 +72,11 @@ class Flight:
     def is_async(self) -> bool:
         subscription = self.subscription
         return subscription.is_cancel_async if self.is_cancellation else subscription.is_async
+
+    @property
+    def place(self) -> object:
+        """What it takes of its lane's room, alone or with others, once it is started."""
+        return self.interrupt or self.thread
 
     @property
     def timeout(self) -> timedelta | None:
@@ -136,10 +141,10 @@ class Flights:
         with self._lock:
             return iter(list(self._flights.values()))
 
-    def overdue(self, *, by: float = 0.0) -> list[Flight]:
-        """Return those whose handlers have used up their timeouts, ``by`` so many seconds ago."""
-        moment = time.monotonic() - by
-        return [flight for flight in self if flight.is_overdue(moment)]
+    def overdue(self) -> list[Flight]:
+        """Return those whose handlers have used up their timeouts."""
+        now = time.monotonic()
+        return [flight for flight in self if flight.is_overdue(now)]
 
     def add(self, flights: Iterable[Flight]) -> None:
         with self._lock:

@@ -1,7 +1,10 @@
 """Handlers that go on for ever though their timeout is over, and what a worker still does."""
 
+import asyncio
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -10,6 +13,7 @@ from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
 from kanthorq_django.worker import deafness, loop, process
+from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.options import WorkerOptions
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
@@ -80,6 +84,75 @@ def test_a_worker_all_of_whose_places_are_taken_by_deaf_handlers_ends(
     assert worker.has_failed
     assert worker.has_stragglers
     assert "All handlers that may run are deaf to their timeouts" in caplog.text
+
+
+def test_handlers_that_were_frozen_with_their_worker_are_not_deaf(
+    monkeypatch: pytest.MonkeyPatch, looks: list[None]
+):
+    monkeypatch.setattr(deafness, "CHECKED_EVERY", 0.0)
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="frozen", timeout=timedelta(seconds=50))
+    def handle(message: Message) -> None:
+        has_begun.set()
+        may_end.wait(2 * PATIENCE)
+
+    announce()
+    clock = time.monotonic
+    with working("frozen", concurrency=1) as worker:
+        assert has_begun.wait(PATIENCE)
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + 100)  # as after a SIGSTOP
+        before = len(looks)
+        wait_until(lambda: len(looks) > before + 5 or worker.has_failed, PATIENCE)
+        may_end.set()
+        assert not worker.has_failed
+        wait_for_state(TaskState.COMPLETED)
+
+
+async def hold_out(event: threading.Event) -> None:
+    """Wait for ``event``, whoever interrupts."""
+    while not event.is_set():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("deaf_count", [0, 1])
+def test_a_worker_goes_on_one_of_whose_places_is_taken_by_what_has_not_begun(
+    deaf_count: int, monkeypatch: pytest.MonkeyPatch, looks: list[None]
+):
+    monkeypatch.setattr(deafness, "DEAF_AFTER", 0.0)
+    monkeypatch.setattr(deafness, "CHECKED_EVERY", 0.0)
+    may_begin, may_end = threading.Event(), threading.Event()
+    begun: list[None] = []
+    waiting: list[None] = []
+
+    @subscribe("deaf.>", stream="work", consumer="deaf", timeout=timedelta(milliseconds=50))
+    async def hang(message: Message) -> None:
+        begun.append(None)
+        await hold_out(may_end)
+
+    @subscribe("work.>", stream="work", consumer="late")
+    async def ignore(message: Message) -> None:
+        pass
+
+    async def is_ready(_: CoroutineLane) -> bool:
+        if len(begun) == deaf_count:
+            waiting.append(None)
+            await hold_out(may_begin)
+        return True
+
+    monkeypatch.setattr(CoroutineLane, "_is_ready", is_ready)
+    announce(deaf_count, "deaf.due")
+    with working("deaf", "late", concurrency=deaf_count + 1) as worker:
+        wait_until(lambda: len(begun) == deaf_count, PATIENCE)
+        announce()
+        wait_until(lambda: waiting, PATIENCE)
+        before = len(looks)
+        wait_until(lambda: len(looks) > before + 5 or worker.has_failed, PATIENCE)
+        assert not worker.has_failed
+        may_begin.set()
+        may_end.set()
+        wait_for_state(TaskState.COMPLETED, 1, consumer__name="late")
 
 
 @pytest.mark.parametrize("has_stragglers", [True, False])
