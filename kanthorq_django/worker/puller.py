@@ -1,12 +1,13 @@
 """Decides whose tasks are fetched next: one look for all consumers, then pulls and claims."""
 
+import contextlib
 import functools
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from django.db import connections
+from django.db import Error, connections
 
 from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.models import Consumer
@@ -308,10 +309,14 @@ class Puller:
         if leased:
             self._turns_again[consumer.pk].reset()
         if self.filters.is_outside(consumer, leased):
-            # Others have pulled it, or it has waited since filters were wider: the row knows.
+            self._ask_for_filters(consumer)
+        return leased or None
+
+    def _ask_for_filters(self, consumer: Consumer) -> None:
+        """Ask the row: others have pulled a task, or it has waited since filters were wider."""
+        with contextlib.suppress(Error, Consumer.DoesNotExist):  # or what is leased would be lost
             consumer.refresh_from_db(using=self._using, fields=_FILTERS)
             self.filters.note(consumer)
-        return leased or None
 
     def _pull(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
         """Return what a page leased, which may be nothing; None when nothing could be read."""

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 
@@ -138,6 +138,25 @@ def test_what_waits_since_filters_were_wider_is_handled_all_the_same(handled: li
     work_off("books")  # its start narrows the filters again, which says nothing of old tasks
 
     assert handled == ["order.sent"]
+
+
+def test_what_was_claimed_is_handled_if_its_consumer_cannot_be_read_then(
+    handled: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    refused: list[str] = []
+
+    def refuse(consumer: Consumer, **_: Any) -> None:
+        refused.append(consumer.name)
+        raise OperationalError("the connection is lost")
+
+    sync(["books"])
+    TaskFactory.create(consumer=Consumer.objects.get(), event__subject="order.refunded")
+    monkeypatch.setattr(Consumer, "refresh_from_db", refuse)
+    with working("books"):
+        wait_for_state(TaskState.COMPLETED)
+    assert handled == ["order.refunded"]
+    assert refused == ["books"]
+    assert Task.objects.get().attempt_count == 1
 
 
 def test_a_worker_whose_filters_were_taken_back_says_so(
