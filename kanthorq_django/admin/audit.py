@@ -73,9 +73,14 @@ class OperatorActionAdmin(ReadOnlyAdmin):
 
 
 def _counted(word: str, count: int) -> str:
-    """Return ``3 updated``; of the words that rows hold, "fields" alone is a noun."""
-    noun = ngettext("field", "fields", count) if word == "fields" else word
-    return f"{number(count)} {noun}"
+    """Return ``3 updated``, or ``1 task`` where rows hold a noun, in the plural."""
+    nouns = {
+        "consumers": ngettext("consumer", "consumers", count),
+        "events": ngettext("event", "events", count),
+        "fields": ngettext("field", "fields", count),
+        "tasks": ngettext("task", "tasks", count),
+    }
+    return f"{number(count)} {nouns.get(word, word)}"
 
 
 def _as_json(value: Any) -> str:
