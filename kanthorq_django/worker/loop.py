@@ -14,7 +14,7 @@ from django.db import Error, connections, router
 from django.db.models.functions import Now
 
 from kanthorq_django.conf import get_settings
-from kanthorq_django.domain.amounts import counted
+from kanthorq_django.domain.amounts import counted, listed
 from kanthorq_django.domain.subscriptions import is_coroutine
 from kanthorq_django.message import LEAVING
 from kanthorq_django.models import Consumer, Worker
@@ -48,6 +48,7 @@ INTERRUPT_SECONDS = 1.0  # for handlers that heed the request to stop
 FLUSH_SECONDS = 10.0  # what verdicts and goodbyes may take beyond the shutdown timeout
 CLOSE_SECONDS = 2.0  # for threads that have nothing to do any more
 FORGET_AFTER = timedelta(days=1)  # rows of workers that died without a goodbye
+AWAITED_NAMED_MAX = 10
 
 
 class WorkerLoop:
@@ -80,7 +81,7 @@ class WorkerLoop:
 
     def tell_stragglers(self) -> None:
         """Log which tasks were left in the middle, for others once their leases run out."""
-        left = [f"{each.subscription.consumer} {each.leased.event_id}" for each in self._flights]
+        left = [_name(each) for each in self._flights]
         logger.warning("handlers did not end in time; left behind: %s", ", ".join(left) or "none")
 
     def stop(self) -> None:
@@ -321,6 +322,7 @@ class WorkerLoop:
         self._stop.set()
         for lane in self._lanes.values():
             self._hand_back(lane.drain())
+        self._tell_awaited()
         self._wait_for_handlers(self._options.shutdown_timeout.total_seconds())
         for flight in self._flights:
             flight.give_up(LEAVING)
@@ -334,6 +336,18 @@ class WorkerLoop:
             lane.finish(CLOSE_SECONDS if lane.is_idle else 0)
         handled = counted(self.handled_count, "task")
         logger.info("worker %s stopped after %s", self._row, handled)
+
+    def _tell_awaited(self) -> None:
+        """Log which handlers still run: a deployment that waits for them is to say for which."""
+        are_idle = all(lane.is_idle for lane in self._lanes.values())
+        awaited = [_name(each) for each in self._flights if each.started_at is not None]
+        if awaited and not are_idle:  # else verdicts are still to be written
+            logger.info(
+                "worker %s is to end and waits up to %g s for %s",
+                self._row,
+                self._options.shutdown_timeout.total_seconds(),
+                listed(awaited, shown_max=AWAITED_NAMED_MAX),
+            )
 
     def _wait_for_handlers(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -352,3 +366,7 @@ class WorkerLoop:
 
 def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
+
+
+def _name(flight: Flight) -> str:
+    return f"{flight.subscription.consumer} {flight.leased.event_id}"

@@ -20,9 +20,10 @@ from kanthorq_django import Discard, Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.worker import coroutine_lane
+from tests.concurrency import wait_until
 from tests.errors import Abort
 from tests.ledger.models import Entry
-from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
+from tests.worker.working import PATIENCE, announce, has_state, wait_for_state, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -486,3 +487,27 @@ def test_who_stops_as_its_worker_ends_is_handed_back_uncounted(is_async: bool):
     task = Task.objects.get()
     assert (task.state, task.attempt_count) == (TaskState.AVAILABLE, 0)
     assert task.attempted_errors == []
+
+
+def test_a_worker_that_is_to_end_says_which_handlers_it_waits_for(
+    caplog: pytest.LogCaptureFixture,
+):
+    begun, end = threading.Event(), threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="waits")
+    def handle(message: Message) -> None:
+        begun.set()
+        assert end.wait(PATIENCE)
+
+    runs, _ = announce(2)
+    with caplog.at_level(logging.INFO, "kanthorq_django.worker"):
+        with working("waits", concurrency=1) as loop:
+            assert begun.wait(PATIENCE)
+            loop.stop()
+            wait_until(lambda: "is to end" in caplog.text, PATIENCE)
+            end.set()
+        work_off("waits")
+
+    assert has_state(TaskState.COMPLETED, 2)
+    (told,) = [each.message for each in caplog.records if "is to end" in each.message]
+    assert told.endswith(f"waits up to 20 s for waits {runs.pk}")
