@@ -251,7 +251,9 @@ def _moment(name: str, given: object) -> datetime:
     except Exception:  # noqa: BLE001  # no moment, or one of a zone that is foreign code
         moment = None
     if isinstance(moment, datetime) and isinstance(given, str):
-        told = f"{quoted(given)} has no offset from UTC: write {given}+01:00, for example"
+        # Not ``given`` itself: an offset behind a mere date is no ISO text.
+        example = f"{moment.isoformat().removesuffix(':00')}+01:00"
+        told = f"{quoted(given)} has no offset from UTC: write {example}, for example"
     else:
         told = (
             f"not {quoted(given)}; such as datetime(2026, 1, 5, 9, "

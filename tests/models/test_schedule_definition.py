@@ -93,10 +93,19 @@ def test_text_that_is_no_moment_is_no_start(start: str):
         daily(dtstart=start)
 
 
-def test_text_without_an_offset_is_told_so():
-    told = "'2027-01-01T09:00' has no offset from UTC: write 2027-01-01T09:00+01:00, for example"
+@pytest.mark.parametrize(
+    ("start", "example"),
+    [
+        ("2027-01-01T09:00", "2027-01-01T09:00+01:00"),
+        ("2027-01-01 09:00:30", "2027-01-01T09:00:30+01:00"),
+        ("2027-01-01", "2027-01-01T00:00+01:00"),
+    ],
+)
+def test_text_without_an_offset_is_told_so_with_what_would_do(start: str, example: str):
+    told = f"'{start}' has no offset from UTC: write {example}, for example"
     with pytest.raises(InvalidSchedule, match=re.escape(told)):
-        daily(dtstart="2027-01-01T09:00")
+        daily(dtstart=start)
+    assert daily(dtstart=example).dtstart == datetime.fromisoformat(example)
 
 
 def create(**given: Any) -> Schedule:
