@@ -525,6 +525,27 @@ def test_drain_leaves_what_is_scheduled_for_later():
     assert Task.objects.get().state == TaskState.AVAILABLE
 
 
+@pytest.mark.django_db
+def test_a_cleanup_is_tested_on_what_is_scheduled_for_later():
+    handle, outcomes = declare(), iter([ValueError("busy"), None])
+
+    @handle.on_cancel()
+    def undo(message):
+        if error := next(outcomes):
+            raise error
+
+    publish("order.paid", stream="kit", schedule_at=timezone.now() + timedelta(hours=1))
+    drain("kit")
+    assert Task.objects.all().cancel().updated
+
+    assert drain("kit") == 1
+    assert drain("kit") == 0
+    Task.objects.cancelling().update(schedule_at=Now())
+    assert drain("kit") == 1
+    assert Task.objects.get().state == TaskState.CANCELLED
+    assert not Entry.objects.exists()
+
+
 @pytest.mark.usefixtures("is_committed")
 def test_drain_finds_what_is_due_behind_any_number_of_events_that_are_not():
     declare()
