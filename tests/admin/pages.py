@@ -61,6 +61,20 @@ def text_of(response: Any) -> str:
     return _without_markup(response.content.decode())
 
 
+def texts_between(response: Any, *labels: str) -> list[str]:
+    """Return what stands between each label and the next one: a value, and what explains it.
+
+    Which of the two comes first is up to the release of Django.
+    """
+    left = text_of(response).partition(labels[0])[2]
+    found = []
+    for label in labels[1:]:
+        text, known, left = left.partition(label)
+        assert known, label
+        found.append(text)
+    return found
+
+
 def _hidden(asked: Any) -> dict[str, list[str]]:
     """Return the hidden fields of the page's form; some are there several times."""
     fields: dict[str, list[str]] = {}
