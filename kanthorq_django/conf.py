@@ -9,6 +9,7 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
+from kanthorq_django.domain.amounts import counted
 from kanthorq_django.domain.names import similar_names
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
@@ -113,7 +114,7 @@ def _usual(field: Any) -> str:
 
 
 def _amount(ceiling: timedelta | int) -> str:
-    return f"{ceiling.days:,} days" if isinstance(ceiling, timedelta) else f"{ceiling:,}"
+    return counted(ceiling.days, "day") if isinstance(ceiling, timedelta) else f"{ceiling:,}"
 
 
 def _value_problem(key: str, wanted: object, value: Any) -> str | None:
