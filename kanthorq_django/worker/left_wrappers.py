@@ -5,32 +5,21 @@ and left would meddle with what others ask in its thread. Where a handler was th
 connection, nobody can tell these from those: then the worker makes the next one, and knows.
 """
 
-import threading
-
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 
+from kanthorq_django.worker.loans import is_lent
+from kanthorq_django.worker.own_connections import miss
 
-class _Loan(threading.local):
-    is_lent = False  # this thread's connections, to a handler
-    unclear: frozenset[str] = frozenset()  # aliases of those that the worker is to make
-
-
-_loan = _Loan()
 _KEY = "_kanthorq_installed"
 
 
 @receiver(connection_created)
 def _note_installed(connection: BaseDatabaseWrapper, **_: object) -> None:
-    if connection.execute_wrappers and not _loan.is_lent:
+    if connection.execute_wrappers and not is_lent():
         # On the connection itself: they may hold it, and would keep it in any dictionary of ours.
         vars(connection)[_KEY] = tuple(connection.execute_wrappers)
-
-
-def lend(*, is_lent: bool) -> None:
-    """Note whether a handler has this thread's connections from now on, or the worker."""
-    _loan.is_lent = is_lent
 
 
 def has_left_wrappers(connection: BaseDatabaseWrapper) -> bool:
@@ -39,15 +28,5 @@ def has_left_wrappers(connection: BaseDatabaseWrapper) -> bool:
         return False
     if tuple(connection.execute_wrappers) == vars(connection).get(_KEY):
         return False
-    _loan.unclear |= {connection.alias}
+    miss(connection.alias)
     return True
-
-
-def unclear_aliases() -> frozenset[str]:
-    """Return what the worker is to connect to before a handler does."""
-    return _loan.unclear
-
-
-def clear_up() -> None:
-    """Note that the worker has made them."""
-    _loan.unclear = frozenset()

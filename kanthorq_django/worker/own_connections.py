@@ -13,6 +13,7 @@ from django.dispatch import receiver
 class _Own(threading.local):
     # None: to be asked for anew. Django's answer takes longer than a handler that does nothing.
     connections: Sequence[BaseDatabaseWrapper] | None = None
+    missing: frozenset[str] = frozenset()  # aliases of those that the worker is to make
 
 
 _own = _Own()
@@ -46,3 +47,19 @@ def forget(connection: BaseDatabaseWrapper) -> None:
         connection.close()
     del connections[connection.alias]
     _own.connections = None
+
+
+def missing_aliases() -> frozenset[str]:
+    """Return what the worker is to connect to before a handler that uses it does."""
+    return _own.missing
+
+
+def miss(*aliases: str) -> None:
+    """Note that the worker is to connect to these first."""
+    _own.missing |= frozenset(aliases)
+
+
+def supply(alias: str) -> None:
+    """Connect to it, for a handler. Raises OperationalError where that cannot be."""
+    connections[alias].ensure_connection()
+    _own.missing -= {alias}

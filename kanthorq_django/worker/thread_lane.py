@@ -89,10 +89,11 @@ class ThreadLane(Lane):
         """Note the start of a round, on connections that are fit for it; return what may run."""
         if started := self._startable(round_):
             try:
-                refresh_connections(self._bounded)
+                using, subscription = started[0].message.using, started[0].subscription
+                refresh_connections(self._bounded, borrower=subscription.consumer, using=using)
                 # Its transaction begins with a connection, and the attempt would be lost without.
-                if started[0].subscription.atomic or are_scarce():
-                    connections[started[0].message.using].ensure_connection()
+                if subscription.atomic or are_scarce():
+                    connections[using].ensure_connection()
             except BaseException as error:  # noqa: BLE001  # of a receiver, as any other
                 self._refused(error)
                 self._hand_back(started)

@@ -9,13 +9,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.sql.transactions import is_idle
 from kanthorq_django.worker.access_modes import is_altered, is_outdated, note_refused_write
-from kanthorq_django.worker.left_wrappers import (
-    clear_up,
-    has_left_wrappers,
-    lend,
-    unclear_aliases,
+from kanthorq_django.worker.left_wrappers import has_left_wrappers
+from kanthorq_django.worker.loans import COROUTINES, has_used, lend, note_vain_use, take_back
+from kanthorq_django.worker.own_connections import (
+    forget,
+    is_at_rest,
+    known_connections,
+    miss,
+    missing_aliases,
+    supply,
 )
-from kanthorq_django.worker.own_connections import forget, is_at_rest, known_connections
 from kanthorq_django.worker.scarcity import are_scarce, note_refused_connection
 from kanthorq_django.worker.suspicion import (
     add_suspicion,
@@ -52,7 +55,13 @@ def expect_dead_hosts() -> None:
             options.update(CONNECTION_OPTIONS | options)
 
 
-def refresh_connections(bounded: Bounded, *, are_suspect: bool = False) -> None:
+def refresh_connections(
+    bounded: Bounded,
+    *,
+    borrower: str = COROUTINES,
+    using: str | None = None,
+    are_suspect: bool = False,
+) -> None:
     """Leave this thread only with connections that a handler can use right away.
 
     A handler may have left one broken, and the server may have been restarted while a thread was
@@ -62,19 +71,19 @@ def refresh_connections(bounded: Bounded, *, are_suspect: bool = False) -> None:
     has noticed.
 
     Raises OperationalError when a connection was lost and there is no new one to be had: a
-    handler that is started now would use up an attempt for nothing.
+    handler that is started now would use up an attempt for nothing. A database other than
+    ``using``, that of the tasks, is made sure of for a ``borrower`` that has used it before.
     """
-    lend(is_lent=False)
+    take_back()
     if are_suspect:
         add_suspicion()
-    lost = [*_forget_unsound(bounded), *replace_suspect_connections()]
-    unclear = unclear_aliases()
-    for alias in (*lost, *unclear):
-        with bounded(connections[alias]):
-            connections[alias].ensure_connection()
-    if unclear:
-        clear_up()
-    lend(is_lent=True)
+    if lost := [*_forget_unsound(bounded), *replace_suspect_connections()]:
+        miss(*lost)
+    for alias in missing_aliases():
+        if alias == using or borrower == COROUTINES or has_used(borrower, alias):
+            with bounded(connections[alias]):
+                supply(alias)
+    lend(borrower)
 
 
 def _forget_unsound(bounded: Bounded) -> list[str]:
@@ -124,6 +133,8 @@ def leave_connections() -> None:
 
 def _is_in_disorder(connection: BaseDatabaseWrapper) -> bool:
     if connection.connection is None:  # as to databases that no handler has used
+        if connection.errors_occurred:
+            note_vain_use(connection)
         return False
     return _is_left_open(connection) or is_altered(connection) or is_outdated(connection)
 

@@ -1,18 +1,19 @@
-"""What the project's own code may do to a connection that a handler is to be given."""
+"""What may come in the way of a connection that a handler is to be given."""
 
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, OperationalError, connection
+from django.db import DatabaseError, OperationalError, connection, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from kanthorq_django import Never, subscribe
+from kanthorq_django import Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from tests.errors import Abort
-from tests.worker.working import announce, wait_for_state, work_off, working
+from tests.worker.working import accept, announce, wait_for_state, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -71,3 +72,33 @@ def test_a_first_connection_that_is_refused_costs_an_atomic_handler_no_attempt(
         work_off("atomic", concurrency=1)
     assert not refusals
     assert Task.objects.completed().get().attempt_count == 1
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_a_second_database_that_is_away_is_waited_for_by_who_uses_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    connection.ensure_connection()
+    info = connection.connection.info
+    place = connections.settings["other"] | {
+        "ENGINE": "django.db.backends.postgresql",
+        "HOST": info.host,
+        "PORT": "1",  # where nobody answers
+    }
+    monkeypatch.setitem(connections.settings, "other", place)
+
+    @subscribe("report.>", stream="work", consumer="reports", retry=Fixed(timedelta(0)))
+    def report(message: Message) -> None:
+        connections["other"].ensure_connection()
+
+    accept("plain")
+    announce(3, "report.due")
+    with working("reports", "plain", concurrency=1):
+        wait_for_state(TaskState.RETRYABLE)
+        announce(10)
+        wait_for_state(TaskState.COMPLETED, 10, consumer__name="plain")
+        place["PORT"] = str(info.port)
+        wait_for_state(TaskState.COMPLETED, 3, consumer__name="reports")
+    # The first that met it is all that it cost.
+    attempts = Task.objects.values_list("attempt_count", flat=True)
+    assert sorted(attempts) == [1] * 12 + [2]
