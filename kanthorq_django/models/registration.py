@@ -102,14 +102,17 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
 
     def update(self, **changes: Any) -> int:
         """Update these consumers; their tasks follow another rule about keys."""
-        if "serialize" not in changes:
-            return super().update(**changes)
+        if "serialize" not in changes or self.query.is_sliced or self.query.combinator:
+            return super().update(**changes)  # which refuses a part
         self._for_write = True
+        stored = self.model._base_manager.using(self.db)
         with transaction.atomic(using=self.db):
-            locked = self.select_for_update(of=("self",)).order_by("pk")
+            # From without: no query that groups its rows, or makes them distinct, can lock them.
+            chosen = self.distinct().order_by().values("pk")
+            locked = stored.filter(pk__in=chosen).select_for_update().order_by("pk")
             pks = list(locked.values_list("pk", flat=True))
             count = super().update(**changes)
-            for consumer in self.model._base_manager.using(self.db).filter(pk__in=pks):
+            for consumer in stored.filter(pk__in=pks):
                 align_turns(consumer)
         return count
 

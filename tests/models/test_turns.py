@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 from django.db import OperationalError, connections, transaction
+from django.db.models import Count
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
@@ -207,6 +208,28 @@ def test_a_consumer_that_ceases_to_serialize_strands_nothing():
     Task.objects.all().update(state=TaskState.AVAILABLE, schedule_at=Now())
     consumer = Consumer.objects.register("turns", given)
     assert len(claimed(consumer)) == 1
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Consumer.objects.alias(task_count=Count("tasks")).filter(task_count=3),
+        Consumer.objects.filter(tasks__resource_key="a").distinct(),
+        Consumer.objects.order_by("-pk").distinct("stream"),
+    ],
+)
+def test_tasks_follow_an_update_of_consumers_that_sql_cannot_lock_as_they_were_chosen(chosen):
+    consumer = ConsumerFactory.create(serialize="")
+    publish_keys(consumer, "a", "a", "a")
+    Task.objects.update(state=TaskState.AVAILABLE, schedule_at=Now())
+    assert chosen.all().update(serialize="on") == 1
+    consumer.refresh_from_db()
+    assert len(claimed(consumer)) == 1
+
+
+def test_an_update_of_a_slice_is_refused_in_the_words_of_django():
+    with pytest.raises(TypeError, match="Cannot update a query once a slice has been taken"):
+        Consumer.objects.all()[:1].update(serialize="on")
 
 
 def test_a_registration_that_fails_half_way_changes_nothing_so_that_the_next_one_strands_nothing():
