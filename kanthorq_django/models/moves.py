@@ -48,6 +48,7 @@ def bulk_verb(
             raise TypeError(f"Cannot {name} a query once a slice has been taken.")
         if self.query.distinct_fields:
             raise TypeError(f"Cannot {name} a query after .distinct(*fields).")
+        self._result_cache = None  # as update() does: rows that were read before are others now
         return verb(self, *args, **kwargs)
 
     alters_data(refuse_parts, queryset_only=True)

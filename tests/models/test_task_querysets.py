@@ -55,6 +55,23 @@ def test_a_verb_on_nothing_does_nothing():
     assert Task.objects.all().reset() == Outcome()
 
 
+@pytest.mark.parametrize(
+    ("verb", "before", "after"),
+    [
+        ("cancel", S.AVAILABLE, S.CANCELLED),
+        ("resume", S.CANCELLED, S.AVAILABLE),
+        ("release", S.PENDING, S.AVAILABLE),
+        ("reset", S.COMPLETED, S.AVAILABLE),
+    ],
+)
+def test_a_queryset_that_was_read_before_a_verb_is_read_anew(verb: str, before: S, after: S):
+    TaskFactory.create(state=before)
+    tasks = Task.objects.all()
+    assert [task.state for task in tasks] == [before]
+    call(verb, tasks)
+    assert [task.state for task in tasks] == [after]
+
+
 def test_a_join_that_repeats_a_task_does_not_repeat_it_in_the_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ):
