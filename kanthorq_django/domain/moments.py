@@ -37,6 +37,14 @@ def told_in(zone: tzinfo, moment: datetime) -> datetime:
         return moment
 
 
+def with_offset(naive: datetime) -> str:
+    """Return ``naive`` as it may be written instead, with an offset for example.
+
+    Not its own text and an offset: behind a mere date, Python reads that as the time of day.
+    """
+    return f"{naive.isoformat(timespec='seconds' if naive.second else 'minutes')}+01:00"
+
+
 def readable(moment: datetime) -> datetime:
     """Return a moment that can be stored, in UTC if PostgreSQL could not read its offset.
 

@@ -9,6 +9,7 @@ from uuid import UUID
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
+from kanthorq_django.domain.moments import with_offset
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.management.times import parse_duration
 
@@ -42,7 +43,7 @@ def moment(text: str) -> datetime:
         )
     if timezone.is_naive(parsed):
         raise ArgumentTypeError(
-            f"{quoted(text)} has no offset; add one such as +01:00, or Z for UTC."
+            f"{quoted(text)} has no offset; write it as {with_offset(parsed)}, or with Z for UTC."
         )
     return parsed
 

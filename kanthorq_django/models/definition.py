@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import models
 
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.moments import with_offset
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.recurrence import YEAR_MAX, YEAR_MIN, Recurrence
@@ -251,9 +252,7 @@ def _moment(name: str, given: object) -> datetime:
     except Exception:  # noqa: BLE001  # no moment, or one of a zone that is foreign code
         moment = None
     if isinstance(moment, datetime) and isinstance(given, str):
-        # Not ``given`` itself: an offset behind a mere date is no ISO text.
-        example = f"{moment.isoformat().removesuffix(':00')}+01:00"
-        told = f"{quoted(given)} has no offset from UTC: write {example}, for example"
+        told = f"{quoted(given)} has no offset from UTC: write {with_offset(moment)}, for example"
     else:
         told = (
             f"not {quoted(given)}; such as datetime(2026, 1, 5, 9, "

@@ -94,18 +94,19 @@ def test_text_that_is_no_moment_is_no_start(start: str):
 
 
 @pytest.mark.parametrize(
-    ("start", "example"),
+    ("start", "right"),
     [
         ("2027-01-01T09:00", "2027-01-01T09:00+01:00"),
-        ("2027-01-01 09:00:30", "2027-01-01T09:00:30+01:00"),
+        ("2027-01-01T09:00:30.5", "2027-01-01T09:00:30+01:00"),
         ("2027-01-01", "2027-01-01T00:00+01:00"),
+        ("2027-01-01+01:00", "2027-01-01T01:00+01:00"),  # as Python reads it
     ],
 )
-def test_text_without_an_offset_is_told_so_with_what_would_do(start: str, example: str):
-    told = f"'{start}' has no offset from UTC: write {example}, for example"
+def test_text_without_an_offset_is_told_so(start: str, right: str):
+    told = f"'{start}' has no offset from UTC: write {right}, for example"
     with pytest.raises(InvalidSchedule, match=re.escape(told)):
         daily(dtstart=start)
-    assert daily(dtstart=example).dtstart == datetime.fromisoformat(example)
+    assert daily(dtstart=right).dtstart == datetime.fromisoformat(right)
 
 
 def create(**given: Any) -> Schedule:
