@@ -118,7 +118,9 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
         the failures is raised.
         """
         self._for_write = True
-        return occurrences.publish_due(self, limit)
+        # From without: not every query can lock its rows, and their streams be read with them.
+        chosen = Schedule.objects.using(self.db).filter(pk__in=self._plain().values("pk"))
+        return occurrences.publish_due(chosen, limit)
 
     def seconds_to_next(self) -> float | None:
         """Return in how many seconds the next occurrence is due; None if there is none."""

@@ -1,4 +1,4 @@
-"""Which schedules ``cancel()`` and ``resume()`` move, whatever their queryset looks like."""
+"""Which schedules are moved, and publish what is due, whatever their queryset looks like."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.db import transaction
+from django.db.models import Count, F
 
 from kanthorq_django import schedule
 from kanthorq_django.models import Schedule
@@ -36,6 +37,25 @@ def test_schedules_are_moved_whatever_their_queryset_looks_like(chosen: Callable
     assert chosen().cancel().noop == both
     assert chosen().resume().updated == both
     assert Schedule.objects.filter(cancelled_at=None).count() == 2
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda: Schedule.objects.only("name"),
+        lambda: Schedule.objects.values("name"),
+        lambda: Schedule.objects.filter(stream__name="default").distinct(),
+        lambda: Schedule.objects.alias(count=Count("stream__events")).filter(count=0),
+        lambda: Schedule.objects.filter(name="first").union(Schedule.objects.filter(name="second")),
+    ],
+)
+def test_schedules_publish_whatever_their_queryset_looks_like(chosen: Callable[[], Any]):
+    for name in ("first", "second"):
+        declare(name)
+    assert chosen().publish_due() == 0
+    Schedule.objects.update(next_at=F("dtstart"))
+    assert chosen().publish_due() == 2
+    assert chosen().publish_due() == 0
 
 
 @pytest.mark.django_db(transaction=True)
