@@ -25,6 +25,7 @@ from kanthorq_django.models.stream import Stream
 
 BATCH = 1_000  # events that one transaction looks at
 BATCH_MAX = 100_000
+OLDER_THAN_MAX = timedelta(days=36_500)  # PostgreSQL can subtract it from any current time
 BEFORE_ALL = ("0", "00000000-0000-0000-0000-000000000000")  # (xid, id) of no event
 
 
@@ -106,8 +107,11 @@ def _prune_audit(using: str | None, *, is_pruning: bool) -> int:
 def _readers(
     older_than: timedelta, streams: Iterable[Stream] | None, batch: int, using: str | None
 ) -> "list[_Reader]":
-    if not isinstance(older_than, timedelta) or older_than < timedelta(0):
-        raise ValueError(f"older_than must be a timedelta, not negative, not {quoted(older_than)}.")
+    if not isinstance(older_than, timedelta) or not timedelta(0) <= older_than <= OLDER_THAN_MAX:
+        raise ValueError(
+            f"older_than must be a timedelta from zero to {OLDER_THAN_MAX.days:,} days, "
+            f"not {quoted(older_than)}."
+        )
     if type(batch) is not int or not 1 <= batch <= BATCH_MAX:
         raise ValueError(f"batch must be 1 to {BATCH_MAX:,}, not {quoted(batch)}.")
     alias = using or router.db_for_write(Event)

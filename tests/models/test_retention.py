@@ -236,7 +236,7 @@ def test_the_signal_tells_how_many_were_pruned(stream: Stream, consumer: Consume
     assert counts == [2, 1]
 
 
-@pytest.mark.parametrize("older_than", [timedelta(seconds=-1), 7, None])
+@pytest.mark.parametrize("older_than", [timedelta(seconds=-1), timedelta.max, 7, None])
 def test_only_a_duration_can_be_older(older_than: Any):
     with pytest.raises(ValueError, match="older_than must be a timedelta"):
         prune(older_than)
