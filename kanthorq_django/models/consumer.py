@@ -27,7 +27,7 @@ from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
-from kanthorq_django.exceptions import ConfigurationError, ForeignCluster
+from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.models import cursor as cursors
 from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.cursor import Lag, Page
@@ -41,7 +41,11 @@ from kanthorq_django.models.fields import (
 )
 from kanthorq_django.models.guarded import unguarded_columns
 from kanthorq_django.models.leased import BODIES_SIZE_MAX, tell_of
-from kanthorq_django.models.registration import ConsumerQuerySet, check_consumer_name
+from kanthorq_django.models.registration import (
+    ConsumerQuerySet,
+    cannot_move,
+    check_consumer_name,
+)
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.models.turns import Serialize, Turns, align_turns
 
@@ -227,13 +231,10 @@ class Consumer(models.Model):
         return [leased.task for leased in lease_due(self, limit, wanted)]
 
     def _check_stream(self, using: str) -> None:
-        """Raise ConfigurationError if it would move: its cursor says nothing of another stream."""
+        """Raise ConfigurationError if it would move."""
         stored = Stream._base_manager.using(using).filter(consumers=self.pk).first()
         if stored is not None and stored.pk != Stream._meta.pk.to_python(self.stream_id):
-            raise ConfigurationError(
-                f"Consumer {self.name!r} reads the stream {stored.name!r} and cannot move to "
-                "another; declare a new one."
-            )
+            raise cannot_move(self.name, stored.name)
 
     def cancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:
         """Cancel this consumer's tasks of these events; unknown ids are in ``noop`` too."""

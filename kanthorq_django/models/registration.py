@@ -28,6 +28,14 @@ def check_consumer_name(name: object) -> None:
         raise ConfigurationError(f"{quoted(name)} cannot name a consumer: {problem}.")
 
 
+def cannot_move(consumer: str, stream: str) -> ConfigurationError:
+    """Return the error to raise: a cursor says nothing of another stream."""
+    return ConfigurationError(
+        f"Consumer {consumer!r} reads the stream {stream!r} and cannot move to another; declare a "
+        "new one."
+    )
+
+
 class Registration(NamedTuple):
     """What code declares about a consumer."""
 
@@ -101,20 +109,33 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         return consumer
 
     def update(self, **changes: Any) -> int:
-        """Update these consumers; their tasks follow another rule about keys."""
-        if "serialize" not in changes or self.query.is_sliced or self.query.combinator:
+        """Update these consumers; their tasks follow another rule about keys.
+
+        Raises ConfigurationError if one would move to another stream.
+        """
+        if self.query.is_sliced or self.query.combinator:
             return super().update(**changes)  # which refuses a part
         self._for_write = True
-        stored = self.model._base_manager.using(self.db)
+        for stream in (changes[name] for name in ("stream", "stream_id") if name in changes):
+            self._check_stays_in(stream)
+        if "serialize" not in changes:
+            return super().update(**changes)
         with transaction.atomic(using=self.db):
-            # From without: no query that groups its rows, or makes them distinct, can lock them.
-            chosen = self.distinct().order_by().values("pk")
-            locked = stored.filter(pk__in=chosen).select_for_update().order_by("pk")
+            locked = self._stored().select_for_update().order_by("pk")
             pks = list(locked.values_list("pk", flat=True))
             count = super().update(**changes)
-            for consumer in stored.filter(pk__in=pks):
+            for consumer in self.model._base_manager.using(self.db).filter(pk__in=pks):
                 align_turns(consumer)
         return count
+
+    def _check_stays_in(self, stream: Any) -> None:
+        for moved in self._stored().exclude(stream=stream).select_related("stream")[:1]:
+            raise cannot_move(moved.name, moved.stream.name)
+
+    def _stored(self) -> "models.QuerySet[Consumer]":
+        """Return the same rows from without: a query that groups them, say, could lock none."""
+        chosen = self.distinct().order_by().values("pk")
+        return self.model._base_manager.using(self.db).filter(pk__in=chosen)
 
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete these consumers and their tasks; pulls that are under way are waited for."""

@@ -22,7 +22,7 @@ from kanthorq_django.exceptions import (
     KanthorqError,
 )
 from kanthorq_django.message import Message
-from kanthorq_django.models import Event, Stream, Task, TaskState
+from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
 from tests.clock import BrokenZone
 from tests.factories import ConsumerFactory, StreamFactory, TaskFactory
 from tests.ledger.models import Entry
@@ -348,3 +348,26 @@ def test_a_consumer_does_not_move_to_another_stream(update_fields: list[str] | N
     consumer.save(update_fields=(name for name in ["stream", "attempt_max"]))
     consumer.refresh_from_db()
     assert (consumer.stream, consumer.attempt_max) == (kept, 7)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda consumer, stream: Consumer.objects.filter(pk=consumer.pk).update(stream=stream),
+        lambda consumer, stream: Consumer.objects.distinct().update(stream_id=str(stream.pk)),
+        lambda consumer, stream: Consumer.objects.update(stream=stream, serialize="on"),
+    ],
+)
+def test_nor_does_an_update_move_it(move: Callable[[Consumer, Stream], Any]) -> None:
+    consumer, stream = ConsumerFactory.create(), StreamFactory.create()
+    kept = consumer.stream
+    refused = pytest.raises(ConfigurationError, match=f"reads the stream '{kept.name}'")
+    with refused, transaction.atomic():
+        move(consumer, stream)
+    Consumer.objects.update(stream=kept, attempt_max=7)
+    consumer.stream = stream
+    with refused, transaction.atomic():
+        Consumer.objects.bulk_update([consumer], ["stream", "attempt_max"])
+    consumer.refresh_from_db()
+    assert (consumer.stream, consumer.attempt_max, consumer.serialize) == (kept, 7, "")
+    assert Consumer.objects.bulk_update([consumer], ["stream", "attempt_max"]) == 1
