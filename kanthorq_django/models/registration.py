@@ -1,7 +1,7 @@
 """What code declares about a consumer, and how the database learns of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,11 +108,20 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
                 align_turns(consumer)
         return consumer
 
+    def bulk_create(self, objs: "Iterable[Consumer]", *args: Any, **options: Any) -> Any:
+        """Insert consumers. Raises ConfigurationError for what cannot name one."""
+        made = list(objs)
+        for consumer in made:
+            check_consumer_name(consumer.name)
+        return super().bulk_create(made, *args, **options)
+
     def update(self, **changes: Any) -> int:
         """Update these consumers; their tasks follow another rule about keys.
 
-        Raises ConfigurationError if one would move to another stream.
+        Raises ConfigurationError if one would move to another stream, or for what cannot name one.
         """
+        if "name" in changes and not hasattr(changes["name"], "resolve_expression"):
+            check_consumer_name(changes["name"])
         if self.query.is_sliced or self.query.combinator:
             return super().update(**changes)  # which refuses a part
         self._for_write = True
@@ -145,4 +154,5 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         with unread(self):
             return super().delete()
 
+    alters_data(bulk_create, update)
     alters_data(delete, queryset_only=True)

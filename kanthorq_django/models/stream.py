@@ -1,7 +1,7 @@
 """Streams: named append-only sequences of events."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -50,6 +50,19 @@ class StreamQuerySet(models.QuerySet["Stream"]):
                 logger.warning("An event made the stream %r; was %s meant?", name, meant)
         return stream
 
+    def bulk_create(self, objs: "Iterable[Stream]", *args: Any, **options: Any) -> Any:
+        """Insert streams. Raises ConfigurationError for what cannot name one."""
+        made = list(objs)
+        for stream in made:
+            check_stream_name(stream.name)
+        return super().bulk_create(made, *args, **options)
+
+    def update(self, **changes: Any) -> int:
+        """Update these streams. Raises ConfigurationError for what cannot name one."""
+        if "name" in changes and not hasattr(changes["name"], "resolve_expression"):
+            check_stream_name(changes["name"])
+        return super().update(**changes)
+
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete these streams; whoever publishes meanwhile is waited for, up to ten seconds.
 
@@ -60,6 +73,7 @@ class StreamQuerySet(models.QuerySet["Stream"]):
             _check_unused(dict(self.values_list("pk", "name")), self.db)
             return super().delete()
 
+    alters_data(bulk_create, update)
     alters_data(delete, queryset_only=True)
 
 

@@ -8,6 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.db import connection, transaction
+from django.db.models import Value
+from django.db.models.functions import Concat
 from django.test.utils import CaptureQueriesContext
 from django.utils.functional import lazystr
 from pytest_django import Settings
@@ -371,3 +373,26 @@ def test_nor_does_an_update_move_it(move: Callable[[Consumer, Stream], Any]) -> 
     consumer.refresh_from_db()
     assert (consumer.stream, consumer.attempt_max, consumer.serialize) == (kept, 7, "")
     assert Consumer.objects.bulk_update([consumer], ["stream", "attempt_max"]) == 1
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda: Stream.objects.bulk_create(iter([Stream(name="fine"), Stream(name="no name")])),
+        lambda: Stream.objects.update(name="no name"),
+        lambda: Consumer.objects.bulk_create([Consumer(stream_id=1, name="no name")]),
+        lambda: Consumer.objects.update(name="no name"),
+    ],
+)
+def test_what_is_no_name_is_not_written_past_save(write: Callable[[], Any]) -> None:
+    with refusal(ConfigurationError, "'no name' cannot name a"):
+        write()
+
+
+def test_what_is_a_name_is_written() -> None:
+    Stream.objects.bulk_create(Stream(name=name) for name in ["one"])
+    Stream.objects.update(name=Concat("name", Value("-a")))
+    (stream,) = Stream.objects.all()
+    Consumer.objects.bulk_create([Consumer(stream=stream, name="two")])
+    Consumer.objects.update(name=Concat("name", Value("-b")))
+    assert (stream.name, Consumer.objects.get().name) == ("one-a", "two-b")
