@@ -19,7 +19,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from kanthorq_django import Discard, Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import coroutine_lane
+from kanthorq_django.worker import coroutine_lane, lane
 from tests.concurrency import wait_until
 from tests.errors import Abort
 from tests.ledger.models import Entry
@@ -373,6 +373,25 @@ def test_a_blocked_event_loop_keeps_nothing_that_others_could_run():
         loop.stop()
         wait_for_state(TaskState.AVAILABLE, 4, attempt_count=0)
         end.set()
+
+
+def test_a_loop_that_stays_blocked_gives_back_what_it_has_not_begun(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(lane, "WAIT_LONGEST", 0.1)
+    end, begun = threading.Event(), list[int]()
+
+    @subscribe("work.>", stream="work", consumer="blocks")
+    async def handle(message: Message) -> None:
+        begun.append(message.attempt)
+        end.wait(2 * PATIENCE)
+
+    announce(5)
+    with working("blocks", concurrency=5):
+        wait_for_state(TaskState.AVAILABLE, 4, attempt_count=0)
+        end.set()
+        wait_for_state(TaskState.COMPLETED, 5)
+    assert begun == [1] * 5, "what was given back ran all the same"
 
 
 def leave_a_block_open() -> None:

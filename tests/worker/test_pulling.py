@@ -20,6 +20,7 @@ from kanthorq_django import Fixed, publish, publish_many, schedule, signals, sub
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
+from kanthorq_django.worker import loop as worker_loop
 from kanthorq_django.worker.listener import Listener
 from kanthorq_django.worker.loop import WorkerLoop
 from kanthorq_django.worker.options import WorkerOptions
@@ -315,6 +316,27 @@ def test_slow_handlers_do_not_hoard():
         assert Task.objects.count() == 3
         end.set()
         wait_for_state(TaskState.COMPLETED, 200)
+
+
+def test_who_had_no_room_fetches_more_when_the_first_of_many_handlers_ends(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Nothing else has it look: others still run, and its poll and the end of leases are far."""
+    monkeypatch.setattr(worker_loop, "PACE_CHECKED_EVERY", 3_600.0)
+    go_on, end, far = threading.Event(), threading.Event(), timedelta(hours=1)
+
+    @subscribe("work.>", stream="work", consumer="full", visibility_timeout=far)
+    def handle(message: Message) -> None:
+        (end if message.event.subject == "work.long" else go_on).wait(2 * PATIENCE)
+
+    announce(1, "work.long")
+    announce(20)
+    with working("full", concurrency=2, poll_interval=far) as loop:
+        wait_for_state(TaskState.RUNNING, 2)
+        wait_until(lambda: loop._lanes[False]._is_refusing, PATIENCE)
+        go_on.set()
+        wait_for_state(TaskState.COMPLETED, 20)
+        end.set()
 
 
 def test_handlers_that_become_slow_give_back_what_they_cannot_start():
