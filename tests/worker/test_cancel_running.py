@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import transaction
@@ -12,7 +13,7 @@ from kanthorq_django import Fixed, Never, publish_many, subscribe
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import TaskCancelled
 from kanthorq_django.message import Message
-from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.models import Event, Task, TaskState, lease
 from kanthorq_django.subscribers import sync
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working
@@ -62,6 +63,29 @@ def test_a_request_reaches_a_running_handler(listen: bool):
         assert export.stopped.wait(PATIENCE)
         wait_for_state(TaskState.CANCELLED)
     assert Task.objects.get().attempt_count == 1
+
+
+def test_a_notification_has_a_worker_look_for_requests_once(monkeypatch: pytest.MonkeyPatch):
+    looks: list[None] = []
+
+    def counted(*args: Any) -> list[lease.Lease]:
+        looks.append(None)
+        return asked_to_cancel(*args)
+
+    asked_to_cancel = lease.asked_to_cancel
+    monkeypatch.setattr(lease, "asked_to_cancel", counted)
+    export = Export()
+    subscribe("work.>", stream="work", consumer="export", visibility_timeout=LONG)(export.handler())
+    announce(2)
+    with working("export", concurrency=2, listen=True):
+        wait_for_state(TaskState.RUNNING, 2)
+        seen = len(looks)
+        Task.objects.filter(pk=Task.objects.earliest("pk").pk).cancel(running=True)
+        wait_for_state(TaskState.CANCELLED)
+        threading.Event().wait(0.2)  # in which many more could follow
+        assert seen < len(looks) < seen + 10
+        Task.objects.all().cancel(running=True)
+        wait_for_state(TaskState.CANCELLED, 2)
 
 
 def test_asking_twice_is_a_no_op():

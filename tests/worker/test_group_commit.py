@@ -4,7 +4,7 @@ import functools
 import math
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -81,6 +81,27 @@ def test_the_ack_of_all_and_the_commit_are_one_round_trip():
     assert len(commits) == len(transaction_ids()) < MANY
     assert all("lease_epoch" in sql for sql in commits)
     assert Task.objects.completed().count() == MANY
+
+
+def test_tasks_of_other_consumers_have_no_part_in_a_transaction():
+    parts = defaultdict[str, list[str]](list)
+
+    def noting(consumer: str) -> Callable[[Message], None]:
+        def handle(message: Message) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_current_xact_id()::text")
+                parts[cursor.fetchone()[0]].append(consumer)
+
+        return handle
+
+    consumers = {"grouped": True, "another": True, "plain": False}
+    for consumer, atomic in consumers.items():
+        subscribe("work.>", stream="work", consumer=consumer, atomic=atomic)(noting(consumer))
+    announce(MANY)
+    work_off(*consumers, concurrency=1, batch_size=7)
+    assert Task.objects.completed().count() == 3 * MANY
+    assert {len(set(each)) for each in parts.values()} == {1}
+    assert max(map(len, parts.values())) > 1, "none was shared at all"
 
 
 def test_a_transaction_that_lasts_is_shared_no_further(monkeypatch: pytest.MonkeyPatch):

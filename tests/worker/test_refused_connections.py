@@ -69,8 +69,9 @@ def test_a_first_connection_that_is_refused_costs_an_atomic_handler_no_attempt(
     announce()
     with monkeypatch.context() as patch:
         patch.setattr(DatabaseWrapper, "get_new_connection", refuse)
-        work_off("atomic", concurrency=1)
+        handled_count = work_off("atomic", concurrency=1)
     assert not refusals
+    assert handled_count == 1, "what was not started is no start"
     assert Task.objects.completed().get().attempt_count == 1
 
 
