@@ -14,7 +14,7 @@ from django.db import connection, connections
 from kanthorq_django import Fixed, Never, publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import coroutine_lane, scarcity
+from kanthorq_django.worker import coroutine_lane, lane, pace, scarcity
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (
@@ -105,6 +105,27 @@ def test_later_rounds_of_a_call_do_not_wait_for_the_thread_of_the_orm(
         blocking.gate.set()
         wait_for_state(TaskState.COMPLETED, 7)
     assert not Task.objects.exclude(attempt_count=1).exists()
+
+
+def test_what_waits_to_be_started_is_for_others_while_the_thread_of_the_orm_is_kept(
+    blocking: Blocking, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pace.Throughput, "per_second", lambda *_: 10)  # so that some wait
+    monkeypatch.setattr(lane, "BODIES_SIZE_MAX", 5)  # of one byte each
+    may_end = threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="books")
+    async def book(message: Message) -> None:
+        await sync_to_async(may_end.wait, thread_sensitive=False)(2 * PATIENCE)
+
+    with working("blocks", "books", concurrency=2):
+        publish("block.due", stream="work")
+        assert blocking.is_inside.wait(PATIENCE)
+        announce(6)
+        wait_for_state(TaskState.AVAILABLE, 5, consumer__name="books", attempt_count=0)
+        may_end.set()
+        blocking.gate.set()
+        wait_for_state(TaskState.COMPLETED, 7)
 
 
 def test_a_worker_is_done_with_a_burst_once_the_thread_of_the_orm_is_free(blocking: Blocking):
