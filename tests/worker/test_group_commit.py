@@ -19,6 +19,7 @@ from kanthorq_django import Fixed, Retry, subscribe
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
+from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import group_commit
 from kanthorq_django.worker.loop import WorkerLoop
 from tests.concurrency import elsewhere, wait_until
@@ -102,6 +103,30 @@ def test_tasks_of_other_consumers_have_no_part_in_a_transaction():
     assert Task.objects.completed().count() == 3 * MANY
     assert {len(set(each)) for each in parts.values()} == {1}
     assert max(map(len, parts.values())) > 1, "none was shared at all"
+
+
+def test_cleanups_share_no_transaction():
+    undone: list[Any] = []
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def handle(message: Message) -> None:
+        """Never run: all is cancelled before."""
+
+    @handle.on_cancel()
+    def undo(message: Message) -> None:
+        undone.append(message.event.json())
+        write(message)
+
+    sync(["grouped"])
+    announce(MANY)
+    Consumer.objects.get(name="grouped").pull(MANY)
+    Task.objects.update(state=TaskState.AVAILABLE, schedule_at=Now())
+    Task.objects.all().cancel()
+
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    assert sorted(undone) == list(range(MANY))
+    assert Task.objects.filter(state=TaskState.CANCELLED).count() == MANY
+    assert set(transaction_ids().values()) == {1}
 
 
 def test_a_transaction_that_lasts_is_shared_no_further(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """What may come in the way of a connection that a handler is to be given."""
 
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,8 @@ from django.db.backends.signals import connection_created
 from kanthorq_django import Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
+from kanthorq_django.worker import scarcity
+from kanthorq_django.worker.scarcity import REFUSED_PAUSE
 from tests.errors import Abort
 from tests.worker.working import accept, announce, wait_for_state, work_off, working
 
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("error", [ValueError("no such role"), Abort()])
 def test_a_receiver_that_fails_on_a_new_connection_ends_no_handler_thread(error: BaseException):
     refused: list[str] = []
+    made_later: list[str] = []
 
     @subscribe("work.>", stream="work", consumer="plain")
     def handle(message: Message) -> None:
@@ -32,9 +36,12 @@ def test_a_receiver_that_fails_on_a_new_connection_ends_no_handler_thread(error:
 
     def refuse(**_: Any) -> None:
         name = threading.current_thread().name
-        if name.startswith("kanthorq-handler") and armed.is_set() and not refused:
+        if not (name.startswith("kanthorq-handler") and armed.is_set()):
+            return
+        if not refused:
             refused.append(name)
             raise error
+        made_later.append(name)
 
     armed = threading.Event()
     connection_created.connect(refuse)
@@ -48,6 +55,7 @@ def test_a_receiver_that_fails_on_a_new_connection_ends_no_handler_thread(error:
     finally:
         connection_created.disconnect(refuse)
     assert refused
+    assert made_later, "a connection was used that a receiver had not set up"
     assert not Task.objects.exclude(attempt_count=1).exists()
 
 
@@ -55,10 +63,12 @@ def test_a_first_connection_that_is_refused_costs_an_atomic_handler_no_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ):
     refusals = [OperationalError("the server is away")] * 2
+    moments: list[float] = []
     connect = DatabaseWrapper.get_new_connection
 
     def refuse(wrapper: DatabaseWrapper, params: Any) -> Any:
         if threading.current_thread().name.startswith("kanthorq-handler") and refusals:
+            moments.append(time.monotonic())
             raise refusals.pop()
         return connect(wrapper, params)
 
@@ -72,6 +82,7 @@ def test_a_first_connection_that_is_refused_costs_an_atomic_handler_no_attempt(
         handled_count = work_off("atomic", concurrency=1)
     assert not refusals
     assert handled_count == 1, "what was not started is no start"
+    assert moments[1] - moments[0] >= REFUSED_PAUSE
     assert Task.objects.completed().get().attempt_count == 1
 
 
@@ -103,3 +114,24 @@ def test_a_second_database_that_is_away_is_waited_for_by_who_uses_it_alone(
     # The first that met it is all that it cost.
     attempts = Task.objects.values_list("attempt_count", flat=True)
     assert sorted(attempts) == [1] * 12 + [2]
+
+
+def test_a_handlers_thread_that_is_left_without_a_connection_tells_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(scarcity, "_refused_at", float("-inf"))
+    connect, refused = DatabaseWrapper.get_new_connection, threading.Event()
+
+    def refuse(wrapper: DatabaseWrapper, params: Any) -> Any:
+        if threading.current_thread().name.startswith("kanthorq-handler") and not refused.is_set():
+            refused.set()
+            raise OperationalError("sorry, too many clients already")
+        return connect(wrapper, params)
+
+    subscribe("work.>", stream="work", consumer="atomic", atomic=True)(lambda message: None)
+    announce()
+    with monkeypatch.context() as patch:
+        patch.setattr(DatabaseWrapper, "get_new_connection", refuse)
+        work_off("atomic", concurrency=1)
+    assert refused.is_set()
+    assert scarcity.are_scarce()
