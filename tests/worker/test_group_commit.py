@@ -249,6 +249,28 @@ def test_what_fails_with_the_commit_is_run_again_on_its_own():
             cursor.execute("ALTER TABLE ledger_entry DROP CONSTRAINT once")
 
 
+def test_a_verdict_that_was_taken_back_with_others_is_forgotten_when_its_task_is_run_again():
+    seen, transactions = set[int](), list[str]()
+    has_failed = threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True, attempt_max=1)
+    def handle(message: Message) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()::text")
+            transactions.append(cursor.fetchone()[0])
+        if transactions.count(transactions[-1]) == 3 and not has_failed.is_set():
+            has_failed.set()
+            raise ValueError("not along with others")
+        if message.event.json() not in seen:
+            seen.add(message.event.json())
+            message.ack()
+
+    announce(MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    assert has_failed.is_set()
+    assert Task.objects.completed().count() == MANY
+
+
 def test_explicit_verdicts_and_results_stand_in_a_shared_transaction():
     @subscribe(
         "work.>", stream="work", consumer="grouped", atomic=True, retry=Fixed(delay=timedelta(1))
