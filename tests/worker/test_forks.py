@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
+from django.db import transaction
 
 from kanthorq_django import subscribe
 from kanthorq_django.message import Message
@@ -74,6 +75,24 @@ def test_a_child_that_a_handler_forks_ends_nothing_of_its_parents_transaction(
     work_off("forks", concurrency=1)
     assert Task.objects.completed().filter(attempt_count=1).count() == 60
     assert Entry.objects.count() == 60
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_a_hook_of_a_transaction_forks_is_no_second_worker():
+    children: list[int] = []
+
+    def fork() -> None:
+        if (child := os.fork()) != 0:
+            children.append(child)
+
+    @subscribe("work.>", stream="work", consumer="forks", atomic=True)
+    def handle(message: Message) -> None:
+        transaction.on_commit(fork)
+
+    announce()
+    work_off("forks", concurrency=1)
+    assert status_of(*children) == 1
+    assert Task.objects.completed().filter(attempt_count=1).count() == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -269,6 +270,23 @@ def test_a_verdict_that_was_taken_back_with_others_is_forgotten_when_its_task_is
     work_off("grouped", concurrency=1, batch_size=MANY)
     assert has_failed.is_set()
     assert Task.objects.completed().count() == MANY
+
+
+def test_what_a_handler_wrote_is_not_kept_where_a_savepoint_took_its_verdict_back():
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True, attempt_max=1)
+    def handle(message: Message) -> None:
+        write(message)
+        if message.event.json() == MANY - 5:
+            with suppress(ValueError), transaction.atomic():
+                message.ack()
+                raise ValueError("and it is taken back")
+
+    announce(MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    lost = Task.objects.discarded().get()
+    assert lost.event.json() == MANY - 5
+    assert Entry.objects.count() == Task.objects.completed().count() == MANY - 1
+    assert not Entry.objects.filter(event_id=lost.event_id).exists()
 
 
 def test_explicit_verdicts_and_results_stand_in_a_shared_transaction():
