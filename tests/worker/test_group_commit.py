@@ -16,7 +16,7 @@ from django.db import OperationalError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 
-from kanthorq_django import Fixed, Retry, subscribe
+from kanthorq_django import Fixed, Retry, signals, subscribe
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
@@ -83,6 +83,24 @@ def test_the_ack_of_all_and_the_commit_are_one_round_trip():
     assert len(commits) == len(transaction_ids()) < MANY
     assert all("lease_epoch" in sql for sql in commits)
     assert Task.objects.completed().count() == MANY
+
+
+def test_receivers_are_told_of_each_task_that_a_transaction_ended():
+    told: list[Any] = []
+
+    def note(message: Message, **_: Any) -> None:
+        assert not connection.in_atomic_block
+        told.append(message.event.json())
+
+    subscribe("work.>", stream="work", consumer="grouped", atomic=True)(write)
+    announce(MANY)
+    signals.acked.connect(note)
+    try:
+        work_off("grouped", concurrency=1, batch_size=MANY)
+    finally:
+        signals.acked.disconnect(note)
+    assert max(transaction_ids().values()) > 1
+    assert sorted(told) == list(range(MANY))
 
 
 def test_tasks_of_other_consumers_have_no_part_in_a_transaction():
