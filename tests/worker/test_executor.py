@@ -183,7 +183,7 @@ def test_snooze_waits_and_neither_counts_nor_is_an_error(task: Task):
     assert before <= task.schedule_at - timedelta(minutes=9) <= now()
 
 
-def test_discard_ends_the_task_with_attempts_left(task: Task):
+def test_discard_ends_the_task_with_attempts_left(task: Task, caplog: pytest.LogCaptureFixture):
     def handle(message: Message) -> None:
         raise Discard("no such order")
 
@@ -191,6 +191,7 @@ def test_discard_ends_the_task_with_attempts_left(task: Task):
     task.refresh_from_db()
     assert (task.state, task.attempt_count) == (TaskState.DISCARDED, 1)
     assert last_error(task) == "Discard: no such order"
+    assert level_of(caplog, "was discarded by its handler: no such order") == "WARNING"
 
 
 @pytest.mark.parametrize("has_handler", [False, True])
@@ -356,28 +357,44 @@ def test_an_ack_after_a_nack_that_was_rolled_back_is_no_failure(
     assert "failed" not in caplog.text
 
 
-def test_the_last_retry_that_a_handler_asks_for_is_a_warning(
-    task: Task, caplog: pytest.LogCaptureFixture
+def level_of(caplog: pytest.LogCaptureFixture, told: str) -> str:
+    (record,) = [each for each in caplog.records if told in each.getMessage()]
+    return record.levelname
+
+
+@pytest.mark.parametrize(
+    ("attempt_max", "told", "level"),
+    [
+        (1, "asked to be tried again in 0:00:05, its last attempt", "ERROR"),
+        (2, "asked to be tried again in 0:00:05 (", "INFO"),
+    ],
+)
+def test_only_the_last_retry_that_a_handler_asks_for_is_an_error(
+    task: Task, caplog: pytest.LogCaptureFixture, attempt_max: int, told: str, level: str
 ):
     def handle(message: Message) -> None:
         raise Retry(timedelta(seconds=5))
 
-    fly(task, handle, attempt_max=1)
-    assert "asked to be tried again in 0:00:05, its last attempt" in caplog.text
+    caplog.set_level(logging.INFO, "kanthorq_django.worker")
+    fly(task, handle, attempt_max=attempt_max)
+    assert level_of(caplog, told) == level
 
 
 @pytest.mark.parametrize(
-    ("attempt_max", "told"),
-    [(1, "failed: Unlucky, its last attempt ("), (2, "failed: Unlucky, next in 7 s (")],
+    ("attempt_max", "told", "level"),
+    [
+        (1, "failed: Unlucky, its last attempt (", "ERROR"),
+        (2, "failed: Unlucky, next in 7 s (", "WARNING"),
+    ],
 )
 def test_a_failure_says_whether_it_was_the_last(
-    task: Task, caplog: pytest.LogCaptureFixture, attempt_max: int, told: str
+    task: Task, caplog: pytest.LogCaptureFixture, attempt_max: int, told: str, level: str
 ):
     def fail(message: Message) -> None:
         raise Unlucky
 
     fly(task, fail, attempt_max=attempt_max, retry=Fixed(timedelta(seconds=7)))
-    assert told in caplog.text
+    assert level_of(caplog, told) == level
     assert f"attempt 1 of {attempt_max} for event {task.event_id} failed" in caplog.text
 
 

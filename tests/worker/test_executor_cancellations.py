@@ -102,7 +102,10 @@ def test_a_cancellation_handler_may_give_up_or_snooze(cancellation: Task):
     assert last_error(cancellation) == "Discard: cannot be undone"
 
 
-def test_a_cancellation_that_only_other_code_can_handle_runs_nothing_here(cancellation: Task):
+def test_a_cancellation_that_only_other_code_can_handle_runs_nothing_here(
+    cancellation: Task, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "kanthorq_django.worker")
     ran = []
 
     def handle(message: Message) -> None:
@@ -113,3 +116,5 @@ def test_a_cancellation_that_only_other_code_can_handle_runs_nothing_here(cancel
     assert ran == []
     assert (cancellation.state, cancellation.cancel_attempt_count) == (TaskState.CANCELLING, 0)
     assert cancellation.schedule_at > now()
+    assert "was left to other code" in caplog.text
+    assert "snoozed" not in caplog.text, "nobody asked for it"
