@@ -68,6 +68,9 @@ class CoroutineLane(Lane):
             self._say_stuck()
         return unstarted
 
+    def is_blocked_since(self, moment: float) -> bool:
+        return self._watch_over_loop.silent_since <= moment
+
     def finish(self, seconds: float) -> None:
         self._watch_over_loop.finish()
         self._call_soon(self._closing.set)

