@@ -117,9 +117,13 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
         of ``published``, keeps no other from it: when they have had theirs, an ExceptionGroup of
         the failures is raised.
         """
+        if self.query.is_sliced:  # which has other rows once some of them have stepped on
+            raise TypeError("Cannot publish_due a query once a slice has been taken; use limit=.")
         self._for_write = True
         # From without: not every query can lock its rows, and their streams be read with them.
-        chosen = Schedule.objects.using(self.db).filter(pk__in=self._plain().values("pk"))
+        plain = self._plain().values("pk")
+        plain.query.select_for_update = False  # it would wait for whoever publishes now
+        chosen = Schedule.objects.using(self.db).filter(pk__in=plain)
         return occurrences.publish_due(chosen, limit)
 
     def seconds_to_next(self) -> float | None:

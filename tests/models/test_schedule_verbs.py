@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import Count, F
 
 from kanthorq_django import schedule
-from kanthorq_django.models import Schedule
+from kanthorq_django.models import Event, Schedule
 from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, is_waited_for, wait_until
 
 pytestmark = pytest.mark.django_db
@@ -56,6 +56,25 @@ def test_schedules_publish_whatever_their_queryset_looks_like(chosen: Callable[[
     Schedule.objects.update(next_at=F("dtstart"))
     assert chosen().publish_due() == 2
     assert chosen().publish_due() == 0
+
+
+def test_what_a_slice_has_due_is_not_published_as_it_has_others_a_moment_later():
+    for name in ("first", "second"):
+        declare(name)
+    Schedule.objects.update(next_at=F("dtstart"))
+    with pytest.raises(TypeError, match="Cannot publish_due a query once a slice has been taken"):
+        Schedule.objects.order_by("next_at")[:1].publish_due()
+    assert not Event.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_queryset_that_locks_its_rows_waits_for_nobody_who_publishes():
+    first, _ = declare("first"), declare("second")
+    Schedule.objects.update(next_at=F("dtstart"))
+    with transaction.atomic():
+        Schedule.objects.select_for_update().get(pk=first.pk)
+        publishing = begin_elsewhere(Schedule.objects.select_for_update().publish_due)
+        assert publishing.result(DEADLINE_SECONDS) == 1
 
 
 @pytest.mark.django_db(transaction=True)
