@@ -109,7 +109,17 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         return consumer
 
     def bulk_create(self, objs: "Iterable[Consumer]", *args: Any, **options: Any) -> Any:
-        """Insert consumers. Raises ConfigurationError for what cannot name one."""
+        """Insert consumers.
+
+        Raises ConfigurationError for what cannot name one, and if one that exists would be
+        changed where its cursor or its tasks had to follow.
+        """
+        given = options.get("update_fields") or ()
+        if fixed := [name for name in ("stream", "stream_id", "serialize") if name in given]:
+            raise ConfigurationError(
+                f"bulk_create() cannot change {fixed[0]!r} of consumers that exist: their cursors "
+                "and tasks would not follow."
+            )
         made = list(objs)
         for consumer in made:
             check_consumer_name(consumer.name)

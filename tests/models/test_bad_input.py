@@ -375,6 +375,18 @@ def test_nor_does_an_update_move_it(move: Callable[[Consumer, Stream], Any]) -> 
     assert Consumer.objects.bulk_update([consumer], ["stream", "attempt_max"]) == 1
 
 
+@pytest.mark.parametrize("name", ["stream", "serialize"])
+def test_nothing_is_inserted_over_what_cursors_and_tasks_had_to_follow(name: str) -> None:
+    consumer, stream = ConsumerFactory.create(), StreamFactory.create()
+    same = Consumer(name=consumer.name, stream=stream, serialize="on", subject_includes=[">"])
+    over: dict[str, Any] = {"update_conflicts": True, "unique_fields": ["name"]}
+    with pytest.raises(ConfigurationError, match=f"cannot change '{name}' of consumers that exist"):
+        Consumer.objects.bulk_create([same], update_fields=["attempt_max", name], **over)
+    Consumer.objects.bulk_create([same], update_fields=["attempt_max"], **over)
+    kept = Consumer.objects.get()
+    assert (kept.stream, kept.serialize) == (consumer.stream, "")
+
+
 @pytest.mark.parametrize(
     "write",
     [
