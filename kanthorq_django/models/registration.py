@@ -142,7 +142,9 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         with transaction.atomic(using=self.db):
             locked = self._stored().select_for_update().order_by("pk")
             pks = list(locked.values_list("pk", flat=True))
-            count = super().update(**changes)
+            # Of these alone: the tasks of what came to be chosen meanwhile would not follow.
+            count = models.QuerySet.update(self.filter(pk__in=pks), **changes)
+            self._result_cache = None
             for consumer in self.model._base_manager.using(self.db).filter(pk__in=pks):
                 align_turns(consumer)
         return count

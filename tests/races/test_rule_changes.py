@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import connection, transaction
@@ -11,7 +12,7 @@ from kanthorq_django import publish_many
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.registration import Registration
-from tests.concurrency import begin_elsewhere, is_waited_for, wait_until
+from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, is_waited_for, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -86,6 +87,24 @@ def test_what_is_saved_over_a_change_that_is_not_committed_yet_is_a_change_back(
         saved = begin_elsewhere(lambda: save("on"))
         wait_until(is_waited_for)
     assert len(saved.result().claim()) == 1
+
+
+def test_what_comes_to_be_chosen_while_others_are_updated_is_not_updated_without_its_tasks():
+    consumer = register("")
+    two_of_one_key(consumer)
+    Consumer.objects.update(parked=True)
+    Consumer.objects.register("other", Registration("turns", [">"]))
+
+    def choose(execute: Callable[..., Any], statement: str, *rest: Any) -> Any:
+        if statement.startswith("UPDATE"):
+            chosen = Consumer.objects.filter(pk=consumer.pk)
+            begin_elsewhere(lambda: chosen.update(parked=False)).result(DEADLINE_SECONDS)
+        return execute(statement, *rest)
+
+    with connection.execute_wrapper(choose):
+        assert Consumer.objects.filter(parked=False).update(serialize="on") == 1
+    consumer.refresh_from_db()
+    assert (consumer.parked, consumer.serialize, len(consumer.claim())) == (False, "", 2)
 
 
 def test_pulls_and_claims_wait_for_nobody_who_moves_tasks_back():
