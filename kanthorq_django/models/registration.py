@@ -136,7 +136,7 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             return super().update(**changes)  # which refuses a part
         self._for_write = True
         for stream in (changes[name] for name in ("stream", "stream_id") if name in changes):
-            self._check_stays_in(stream)
+            self.exclude(stream=stream)._refuse_to_move()
         if "serialize" not in changes:
             return super().update(**changes)
         with transaction.atomic(using=self.db):
@@ -149,13 +149,14 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
                 align_turns(consumer)
         return count
 
-    def _check_stays_in(self, stream: Any) -> None:
-        for moved in self._stored().exclude(stream=stream).select_related("stream")[:1]:
+    def _refuse_to_move(self) -> None:
+        for moved in self._stored().select_related("stream")[:1]:
             raise cannot_move(moved.name, moved.stream.name)
 
     def _stored(self) -> "models.QuerySet[Consumer]":
         """Return the same rows from without: a query that groups them, say, could lock none."""
         chosen = self.distinct().order_by().values("pk")
+        chosen.query.select_for_update = False  # which none that is distinct can
         return self.model._base_manager.using(self.db).filter(pk__in=chosen)
 
     def delete(self) -> tuple[int, dict[str, int]]:

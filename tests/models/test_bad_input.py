@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.db import connection, transaction
-from django.db.models import Value
+from django.db.models import F, Value
 from django.db.models.functions import Concat
 from django.test.utils import CaptureQueriesContext
 from django.utils.functional import lazystr
@@ -373,6 +373,15 @@ def test_nor_does_an_update_move_it(move: Callable[[Consumer, Stream], Any]) -> 
     consumer.refresh_from_db()
     assert (consumer.stream, consumer.attempt_max, consumer.serialize) == (kept, 7, "")
     assert Consumer.objects.bulk_update([consumer], ["stream", "attempt_max"]) == 1
+
+
+def test_a_stream_may_be_compared_with_what_a_queryset_adds_to_its_rows() -> None:
+    consumer = ConsumerFactory.create()
+    annotated = Consumer.objects.annotate(same=F("stream"), other=F("stream") + 1)
+    assert annotated.update(stream=F("same")) == 1
+    with pytest.raises(ConfigurationError, match="cannot move"):
+        annotated.update(stream=F("other"))
+    assert Consumer.objects.get() == consumer
 
 
 @pytest.mark.parametrize("name", ["stream", "serialize"])

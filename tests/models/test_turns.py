@@ -216,6 +216,7 @@ def test_a_consumer_that_ceases_to_serialize_strands_nothing():
         Consumer.objects.alias(task_count=Count("tasks")).filter(task_count=3),
         Consumer.objects.filter(tasks__resource_key="a").distinct(),
         Consumer.objects.order_by("-pk").distinct("stream"),
+        Consumer.objects.select_for_update(),
     ],
 )
 def test_tasks_follow_an_update_of_consumers_that_sql_cannot_lock_as_they_were_chosen(chosen):
