@@ -51,6 +51,8 @@ def forget(connection: BaseDatabaseWrapper) -> None:
 
 def missing_aliases() -> frozenset[str]:
     """Return what the worker is to connect to before a handler that uses it does."""
+    if _own.missing:
+        _own.missing &= frozenset(connections)  # a project may take one away that it has added
     return _own.missing
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -86,17 +87,46 @@ def test_a_first_connection_that_is_refused_costs_an_atomic_handler_no_attempt(
     assert Task.objects.completed().get().attempt_count == 1
 
 
+def place_of(connection_info: Any, port: str) -> dict[str, Any]:
+    place: dict[str, Any] = connections.settings["other"] | {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": connection_info.dbname,
+        "USER": connection_info.user,
+        "HOST": connection_info.host,
+        "PORT": port,
+    }
+    return place
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_a_second_database_that_the_project_has_taken_away_is_waited_for_by_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    connection.ensure_connection()
+    info = connection.connection.info
+    monkeypatch.setitem(connections.settings, "other", place_of(info, str(info.port)))
+
+    @subscribe("report.>", stream="work", consumer="reports")
+    def report(message: Message) -> None:
+        if message.event.subject == "report.end":
+            connections.settings.pop("other")
+        if message.event.subject != "report.due":
+            with suppress(DatabaseError), connections["other"].cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with working("reports", concurrency=1):
+        for count, step in enumerate(["begin", "due", "end", "due"], 1):
+            announce(1, f"report.{step}")
+            wait_for_state(TaskState.COMPLETED, count)
+
+
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def test_a_second_database_that_is_away_is_waited_for_by_who_uses_it_alone(
     monkeypatch: pytest.MonkeyPatch,
 ):
     connection.ensure_connection()
     info = connection.connection.info
-    place = connections.settings["other"] | {
-        "ENGINE": "django.db.backends.postgresql",
-        "HOST": info.host,
-        "PORT": "1",  # where nobody answers
-    }
+    place = place_of(info, "1")  # where nobody answers
     monkeypatch.setitem(connections.settings, "other", place)
 
     @subscribe("report.>", stream="work", consumer="reports", retry=Fixed(timedelta(0)))
