@@ -184,6 +184,7 @@ def _run(
     stopping = stop_on_signals(
         loop.stop, patience=patience, numbers=numbers, heeds_second=not is_child
     )
+    end_within = _ready_to_end() if is_all else None
     with stopping as left, _rarely_collecting(), _switching_often():
         count = loop.run()
         if loop.has_stragglers:
@@ -192,8 +193,8 @@ def _run(
             _leave(int(loop.has_failed))
         if tell is not None:
             tell(count)
-        if is_all:
-            _end_within(left())
+        if end_within is not None:
+            end_within(left())
 
 
 @contextlib.contextmanager
@@ -258,21 +259,25 @@ def _say_last(words: str) -> None:
         sys.stderr.flush()
 
 
-def _end_within(seconds: float) -> None:
-    """Let no thread that a handler left behind keep this process, which is done, for longer.
+def _ready_to_end() -> Callable[[float], None]:
+    """Return what lets no thread that a handler left behind keep this process for longer.
 
     The interpreter waits for those that are no daemons, and for those of ``concurrent.futures``
-    whatever they are, before it calls anything that was registered for its exit.
+    whatever they are, before it calls anything that was registered for its exit. The thread that
+    ends it begins now: when handlers have used up the memory, Python waits for ever for one to
+    begin.
     """
+    done: queue.SimpleQueue[float] = queue.SimpleQueue()
 
     def end() -> None:
-        threading.Event().wait(seconds)
+        threading.Event().wait(done.get())
         names = {each.name for each in threading.enumerate() if not each.daemon}
         names.discard(threading.main_thread().name)
         left = f": {', '.join(sorted(names))}" if names else ""
         _leave(0, f"Threads that handlers left behind do not end{left}.")
 
     threading.Thread(target=end, name="kanthorq-end", daemon=True).start()
+    return done.put
 
 
 def _exit_until(deadline: float) -> None:
