@@ -20,7 +20,7 @@ from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.loop_watch import LoopWatch
 from kanthorq_django.worker.own_connections import forget
-from kanthorq_django.worker.scarcity import REFUSED_PAUSE, are_scarce
+from kanthorq_django.worker.scarcity import REFUSED_PAUSE, are_scarce, pool_size
 from kanthorq_django.worker.suspicion import are_held, take_suspicion
 from kanthorq_django.worker.upkeep import (
     leave_connections,
@@ -207,7 +207,8 @@ class CoroutineLane(Lane):
             leave_connections()
             if self.is_idle:
                 spare_connections()
-        if are_scarce() and not self.is_idle:
+        # Not the only one of a pool: nobody could write a verdict, or extend a lease, meanwhile.
+        if are_scarce() and not self.is_idle and pool_size(connections[self._using]) > 1:
             self._connect(connections[self._using])
 
     def _connect(self, connection: BaseDatabaseWrapper) -> None:
