@@ -1,0 +1,77 @@
+"""What a lane lets begin, and what it gives back: the moments that no handler can bring about."""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import pytest
+
+from kanthorq_django.subscribers import find, sync
+from kanthorq_django.worker import lane as lane_module
+from kanthorq_django.worker.call import Call, calls
+from kanthorq_django.worker.endings import Ending, HandBack
+from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.lane import Lane
+from tests.worker.working import accept, announce
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Tried:
+    """A lane without threads, and a call of several rounds that it has let begin."""
+
+    def __init__(self) -> None:
+        self.settled: list[Ending] = []
+        self.lane = Lane(1, self._settle, lambda: None, nullcontext)
+        accept("batched", batch=2)
+        (consumer,) = sync(["batched"])
+        announce(6)
+        subscription = find("batched")
+        flights = [Flight(task, subscription, time.monotonic()) for task in consumer.pull(6)]
+        found = calls(flights, subscription)
+        self.call = Call(tuple(each.rounds[0] for each in found))
+        self.lane.submit([self.call])
+        assert self.lane._next() is self.call
+        self.rounds = self.lane._rounds(self.call)
+
+    def _settle(self, endings: Sequence[Ending]) -> None:
+        self.settled += endings
+
+
+@pytest.fixture
+def tried() -> Tried:
+    return Tried()
+
+
+def test_a_round_that_is_about_to_begin_as_its_lane_closes_is_handed_back(tried: Tried):
+    first = next(tried.rounds)
+    assert tried.lane._startable(first) == first
+    second = next(tried.rounds)
+    assert tried.lane.drain() == list(tried.call.rounds[2])
+    assert tried.lane._startable(second) == ()
+    assert [type(ending) for ending in tried.settled] == [HandBack] * 2
+    assert {ending.lease for ending in tried.settled} == {flight.lease for flight in second}
+    assert tried.lane.started_count == len(first)
+    assert next(tried.rounds, None) is None
+
+
+def test_a_call_that_has_ended_is_held_no_longer(tried: Tried):
+    assert list(tried.rounds) == list(tried.call.rounds)
+    assert not tried.lane._remainders
+
+
+@pytest.mark.parametrize(
+    ("has_begun", "waits_longest", "is_given_back"),
+    [(False, -1.0, True), (True, -1.0, False), (False, 60.0, False)],
+)
+def test_others_get_a_call_none_of_whose_rounds_begins_for_long(
+    has_begun: bool,
+    waits_longest: float,
+    is_given_back: bool,
+    tried: Tried,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(lane_module, "WAIT_LONGEST", waits_longest)
+    if has_begun:
+        next(tried.rounds)
+    assert tried.lane.surplus() == (tried.call.flights if is_given_back else [])
