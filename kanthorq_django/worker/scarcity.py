@@ -26,8 +26,10 @@ _POOL_SIZE_DEFAULT = 4  # psycopg_pool's
 def pool_size(connection: BaseDatabaseWrapper) -> float:
     """Return how many connections Django's pool has at most; infinite without a pool."""
     options = connection.settings_dict["OPTIONS"].get("pool")
+    if not options:  # also where they are an empty dictionary
+        return math.inf
     if not isinstance(options, dict):
-        return _POOL_SIZE_DEFAULT if options else math.inf
+        return _POOL_SIZE_DEFAULT
     return int(options.get("max_size") or options.get("min_size", _POOL_SIZE_DEFAULT))
 
 
