@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,8 @@ from django.db import OperationalError, connection, transaction
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
-from kanthorq_django.worker import loop, persistence, renewer
+from kanthorq_django.models.cursor import peek
+from kanthorq_django.worker import loop, persistence, puller, renewer
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.quick_run import sooner
@@ -46,6 +48,24 @@ def test_a_puller_whose_backend_was_ended_goes_on(run: int):
         terminate(LOOK)
         announce()
         wait_for_state(TaskState.COMPLETED)
+
+
+def test_a_puller_that_fails_looks_again_after_pauses_that_grow(monkeypatch: pytest.MonkeyPatch):
+    moments: list[float] = []
+
+    def refuse(*args: Any, **kwargs: Any) -> list[Any]:
+        moments.append(time.monotonic())
+        if len(moments) <= 3:
+            raise OperationalError("not now")
+        return peek(*args, **kwargs)
+
+    monkeypatch.setattr(puller, "peek", refuse)
+    accept("plain")
+    announce()
+    with working("plain"):
+        wait_for_state(TaskState.COMPLETED)
+    for begun_at, next_at, pause in zip(moments, moments[1:], (0.1, 0.2, 0.4), strict=False):
+        assert next_at - begun_at >= pause / 2  # the least that chance makes of it
 
 
 @pytest.mark.parametrize("run", sooner(range(3), 0))

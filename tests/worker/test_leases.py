@@ -13,14 +13,16 @@ from kanthorq_django import Fixed, subscribe
 from kanthorq_django.exceptions import LeaseLost, TaskCancelled
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
-from kanthorq_django.subscribers import sync
+from kanthorq_django.subscribers import find, sync
+from kanthorq_django.worker.warden import TICK_MAX, TICK_MIN, tick_of
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
-from tests.worker.working import PATIENCE, announce, wait_for_state, working
+from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SHORT = timedelta(seconds=1)  # the shortest visibility timeout there is
+HOUR = timedelta(hours=1)
 
 
 def stolen(task: Task) -> Task:
@@ -340,3 +342,31 @@ def test_attempts_and_back_off_are_the_consumers_own():
     late = Task.objects.filter(consumer__name="late")
     assert late.get(schedule_at__gt=Now() + timedelta(minutes=50)).attempt_count == 1
     assert late.filter(schedule_at__lte=F("attempted_at") + timedelta(minutes=61)).exists()
+
+
+@pytest.mark.parametrize(
+    ("visibility_timeout", "timeout", "cancel_timeout", "seconds"),
+    [
+        (6 * SHORT, None, None, 1.0),  # in time for a lease that is renewed after a third
+        (HOUR, 8 * SHORT, None, 2.0),
+        (HOUR, None, 8 * SHORT, 2.0),
+        (HOUR, 8 * SHORT, 4 * SHORT, 1.0),
+        (HOUR, HOUR, HOUR, TICK_MAX),
+        (HOUR, SHORT / 1_000, None, TICK_MIN),
+    ],
+)
+def test_the_shortest_of_all_times_tells_how_often_leases_are_looked_at(
+    visibility_timeout: timedelta,
+    timeout: timedelta | None,
+    cancel_timeout: timedelta | None,
+    seconds: float,
+):
+    accept("patient", visibility_timeout=HOUR)
+    accept("other", visibility_timeout=visibility_timeout, timeout=timeout)
+    subscriptions = [find("patient"), find("other")]
+    subscriptions[1].cancel_timeout = cancel_timeout
+    assert tick_of(subscriptions) == tick_of(subscriptions[::-1]) == seconds
+
+
+def test_without_a_subscription_leases_are_looked_at_seldom():
+    assert tick_of([]) == TICK_MAX
