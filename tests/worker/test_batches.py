@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import time
+from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,11 +16,13 @@ from django.utils.timezone import now
 
 from kanthorq_django import Discard, Fixed, Retry, Snooze, publish, publish_many, subscribe
 from kanthorq_django.exceptions import ConfigurationError, LeaseLost, TaskCancelled
-from kanthorq_django.message import Message
+from kanthorq_django.message import ASKED, TIME_UP, Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.subscribers import sync
+from kanthorq_django.subscribers import find, sync
 from kanthorq_django.testing import drain
 from kanthorq_django.worker import pause, puller
+from kanthorq_django.worker.endings import HandBack, Nack, after_error, after_interrupt
+from kanthorq_django.worker.flight import Flight
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, forbidden, wait_for_state, work_off, working
@@ -299,6 +303,43 @@ def test_verdicts_before_a_failure_stand_only_outside_of_the_block(atomic: bool)
     work_off("batched")
     assert Task.objects.completed().count() == (0 if atomic else 1)
     assert Task.objects.retryable().count() == (10 if atomic else 9)
+
+
+def batched(count: int, **options: Any) -> list[Flight]:
+    """Let a batch of ``count`` begin, of a handler that is never called."""
+
+    @subscribe("work.>", stream="work", consumer="batched", batch=count, **options)
+    async def handle(messages: list[Message]) -> None: ...
+
+    (consumer,) = sync(["batched"])
+    announce(count)
+    flights = [Flight(task, find("batched"), time.monotonic()) for task in consumer.pull(count)]
+    for flight in flights:
+        assert flight.start()
+    return flights
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_of_a_batch_that_stops_as_one_was_asked_to_cancel_the_others_lose_no_attempt(asked: int):
+    flights = batched(2)
+    flights[asked].give_up(ASKED)
+    endings = after_error(flights, TaskCancelled())
+    assert [type(ending) for ending in endings] == [
+        Nack if flight is flights[asked] else HandBack for flight in flights
+    ]
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_batch_is_out_of_time_once_the_first_of_it_is(*, is_late: bool):
+    """As when its warden has come while it began: they are interrupted together."""
+    flights = batched(2, timeout=timedelta(minutes=1))
+    if is_late:
+        assert flights[0].started_at is not None
+        flights[0].started_at -= 61
+    flights[0].give_up(TIME_UP)
+    for ending in after_interrupt(CancelledError(), *flights):
+        is_timeout = isinstance(ending, Nack) and "longer than its timeout" in ending.failure.error
+        assert is_timeout is is_late
 
 
 @pytest.mark.parametrize("error", [TaskCancelled, LeaseLost])
