@@ -37,7 +37,11 @@ from pytest_django import Settings
 from kanthorq_django import Fixed, Never, publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Stream, Task, TaskState, Worker, lease
+from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker import group_commit, suspicion, upkeep
+from kanthorq_django.worker.endings import Nack
+from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.group_commit import execute_together
 from kanthorq_django.worker.suspicion import (
     are_held,
     replace_suspect_connections,
@@ -173,7 +177,8 @@ def test_a_session_whose_errors_a_handler_swallows_is_replaced():
     assert attempt_count() == 11
 
 
-def test_an_error_that_a_handler_translates_is_known_for_the_databases():
+@pytest.mark.parametrize("says_so", [True, False])
+def test_an_error_that_a_handler_translates_is_known_for_the_databases(*, says_so: bool):
     is_spoilt = threading.Event()
 
     @subscribe("work.>", stream="work", consumer="spoils", retry=AT_ONCE)
@@ -182,7 +187,9 @@ def test_an_error_that_a_handler_translates_is_known_for_the_databases():
             with transaction.atomic():
                 Entry.objects.create(event_id=message.event.pk)
         except DatabaseError as error:
-            raise ValueError("it cannot be booked") from error
+            if says_so:
+                raise ValueError("it cannot be booked") from error
+            raise ValueError("it cannot be booked")  # noqa: B904  # as many leave out to
         if not is_spoilt.is_set():
             is_spoilt.set()
             SPOILING["role"]()
@@ -215,6 +222,53 @@ def test_tasks_of_a_group_are_not_failed_one_after_the_other_by_a_spoilt_session
         announce(40)
         wait_for_state(TaskState.COMPLETED, 41)
     assert attempt_count() == 42
+
+
+@pytest.mark.parametrize("table", ["a table that lacks columns", "a table that lacks rows"])
+def test_a_group_that_a_spoilt_session_does_not_let_end_costs_nobody_an_attempt(
+    table: str, monkeypatch: pytest.MonkeyPatch
+):
+    """All of it is run again, in a new session."""
+    monkeypatch.setattr(group_commit, "_careful_until", {})
+    monkeypatch.setattr(group_commit, "SHARED_SECONDS", PATIENCE)
+    accept("grouped", atomic=True)
+    (consumer,) = sync(["grouped"])
+    announce(3)
+    flights = [Flight(task, find("grouped"), time.monotonic()) for task in consumer.pull(3)]
+
+    def handle_together() -> tuple[list[Flight], bool]:
+        SPOILING[table]()
+        endings, spoilt = execute_together(flights[0], iter(flights[1:]))
+        assert not endings
+        return spoilt, take_suspicion()
+
+    assert elsewhere(handle_together) == (flights, True)
+
+
+def test_a_shared_transaction_begins_no_further_task_in_a_session_that_may_be_spoilt(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(group_commit, "_careful_until", {"grouped": math.inf})
+    monkeypatch.setattr(group_commit, "SHARED_SECONDS", PATIENCE)
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def handle(message: Message) -> None:
+        Entry.objects.create(event_id=message.event.pk)
+
+    (consumer,) = sync(["grouped"])
+    announce(3)
+    flights = [Flight(task, find("grouped"), time.monotonic()) for task in consumer.pull(3)]
+
+    def handle_together() -> None:
+        run_sql("SET search_path = pg_temp, public")()
+        run_sql("CREATE TEMP TABLE ledger_entry (nothing int)")()
+        others = iter(flights[1:])
+        (ending,), spoilt = execute_together(flights[0], others)
+        assert isinstance(ending, Nack)
+        assert not spoilt
+        assert list(others) == flights[1:]
+
+    elsewhere(handle_together)
 
 
 def test_a_thread_whose_handlers_all_fail_takes_a_new_session_now_and_then_only():
