@@ -1,6 +1,8 @@
 """In which state a handler may leave connections, and what the next ones get."""
 
+import contextlib
 import gc
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -10,17 +12,24 @@ from typing import Any, NoReturn
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, InternalError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from psycopg import IsolationLevel, RawCursor
+from psycopg.errors import ReadOnlySqlTransaction
 from psycopg.rows import dict_row
 
 from kanthorq_django import Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.worker import access_modes, left_wrappers
-from tests.concurrency import wait_until
+from kanthorq_django.worker.upkeep import (
+    leave_connections,
+    note_failure,
+    refresh_connections,
+    replace_failed_connections,
+)
+from tests.concurrency import begin_elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (
     LOOK,
@@ -322,6 +331,61 @@ def test_a_worker_pulls_again_once_its_database_may_be_written(caplog: pytest.Lo
             announce(1)
             wait_until(lambda: "in a read-only transaction" in caplog.text, PATIENCE)
         wait_for_state(TaskState.COMPLETED)
+
+
+def refused_write() -> DatabaseError:
+    error = InternalError("cannot execute INSERT in a read-only transaction")
+    error.__cause__ = ReadOnlySqlTransaction()
+    return error
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: refresh_connections(contextlib.nullcontext),
+        leave_connections,
+        lambda: replace_failed_connections(ValueError()),
+    ],
+    ids=["before a handler", "after a handler", "after a failure"],
+)
+@pytest.mark.parametrize(
+    ("error", "is_young", "is_replaced"),
+    [
+        (refused_write(), False, True),
+        (refused_write(), True, False),  # a new one would not differ
+        (InternalError("something else"), False, False),
+        (None, False, False),
+    ],
+)
+def test_a_write_that_one_thread_was_refused_replaces_the_read_only_sessions_of_all(
+    error: DatabaseError | None,
+    is_young: bool,
+    is_replaced: bool,
+    use: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Each of them would else cost an attempt, once the database may be written again."""
+    monkeypatch.setattr(access_modes, "_refused_at", -math.inf)
+    monkeypatch.setattr(access_modes, "READ_ONLY_FOR", PATIENCE if is_young else 0.0)
+
+    has_connected, is_refused = threading.Event(), threading.Event()
+
+    def is_given_another() -> bool:
+        connection.ensure_connection()
+        session = connection.connection
+        has_connected.set()
+        is_refused.wait(PATIENCE)
+        use()
+        connection.ensure_connection()
+        assert session.closed is (connection.connection is not session)
+        return session.closed
+
+    with read_only_database():
+        asked = begin_elsewhere(is_given_another)
+        assert has_connected.wait(PATIENCE)
+    note_failure(error)
+    is_refused.set()
+    assert asked.result(PATIENCE) is is_replaced
 
 
 def replace_the_wrapper() -> None:

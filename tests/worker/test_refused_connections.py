@@ -165,3 +165,17 @@ def test_a_handlers_thread_that_is_left_without_a_connection_tells_all_others(
         work_off("atomic", concurrency=1)
     assert refused.is_set()
     assert scarcity.are_scarce()
+
+
+def test_a_handler_that_is_left_without_a_connection_tells_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(scarcity, "_refused_at", float("-inf"))
+
+    @subscribe("work.>", stream="work", consumer="plain", retry=Never())
+    def handle(message: Message) -> None:
+        raise OperationalError("sorry, too many clients already")
+
+    announce()
+    work_off("plain", concurrency=1)
+    assert scarcity.are_scarce()
