@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -199,4 +200,33 @@ def test_the_time_that_connecting_takes_is_no_statements(monkeypatch: pytest.Mon
         wrapper.connection = Mock()
         wrapper.connection.pgconn.transaction_status = TransactionStatus.ACTIVE
         watch._end_waits()
+    assert ended == [wrapper]
+
+
+def test_each_statement_of_a_block_has_its_own_time_and_is_cancelled_once(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    now = [0.0]
+    cancelled: list[object] = []
+    ended: list[object] = []
+    monkeypatch.setattr(warden, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(warden, "_cancel", cancelled.append)
+    monkeypatch.setattr(warden, "_end", ended.append)
+    watch, wrapper = warden.Warden(Flights(lambda: None), PATIENCE), Mock()
+
+    def look_after(seconds: float, status: TransactionStatus) -> None:
+        now[0] += seconds
+        wrapper.connection.pgconn.transaction_status = status
+        watch._end_waits()
+
+    with watch.bounded(wrapper):
+        for count in range(2):
+            look_after(warden.CANCEL_AFTER - 1, TransactionStatus.ACTIVE)
+            assert len(cancelled) == count
+            look_after(1, TransactionStatus.ACTIVE)
+            look_after(1, TransactionStatus.ACTIVE)
+            assert len(cancelled) == count + 1
+            look_after(1, TransactionStatus.INTRANS)  # it was answered
+        assert not ended
+        look_after(warden.CUT_AFTER, TransactionStatus.ACTIVE)
     assert ended == [wrapper]
