@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 
 import pytest
@@ -12,8 +12,12 @@ import pytest
 from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
+from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker import deafness, loop, loop_watch, process
+from kanthorq_django.worker.call import Call
 from kanthorq_django.worker.coroutine_lane import CoroutineLane
+from kanthorq_django.worker.flight import Flight, Flights
+from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.options import WorkerOptions
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
@@ -126,8 +130,10 @@ def test_a_worker_goes_on_one_of_whose_places_is_taken_by_what_has_not_begun(
     begun: list[None] = []
     waiting: list[None] = []
 
-    @subscribe("deaf.>", stream="work", consumer="deaf", timeout=timedelta(milliseconds=50))
-    async def hang(message: Message) -> None:
+    @subscribe(
+        "deaf.>", stream="work", consumer="deaf", batch=2, timeout=timedelta(milliseconds=50)
+    )
+    async def hang(messages: list[Message]) -> None:
         begun.append(None)
         await hold_out(may_end)
 
@@ -142,7 +148,7 @@ def test_a_worker_goes_on_one_of_whose_places_is_taken_by_what_has_not_begun(
         return True
 
     monkeypatch.setattr(CoroutineLane, "_is_ready", is_ready)
-    announce(deaf_count, "deaf.due")
+    announce(2 * deaf_count, "deaf.due")  # a batch takes one place
     with working("deaf", "late", concurrency=deaf_count + 1) as worker:
         wait_until(lambda: len(begun) == deaf_count, PATIENCE)
         announce()
@@ -179,6 +185,27 @@ def test_a_worker_ends_whose_event_loop_a_deaf_handler_blocks(
         finally:
             may_end.set()
     assert "All handlers that may run are deaf to their timeouts" in caplog.text
+
+
+def test_what_waits_behind_deaf_handlers_does_not_hide_them(monkeypatch: pytest.MonkeyPatch):
+    """As the later groups of a key do, for as long as the first one runs."""
+    monkeypatch.setattr(deafness, "DEAF_AFTER", 0.0)
+    monkeypatch.setattr(deafness, "CHECKED_EVERY", 0.0)
+    accept("deaf", timeout=timedelta(minutes=1))
+    (consumer,) = sync(["deaf"])
+    announce(2)
+    begun, waiting = [Flight(task, find("deaf"), time.monotonic()) for task in consumer.pull(2)]
+    flights = Flights(lambda: None)
+    flights.add([begun, waiting])
+    lane = Lane(1, lambda endings: None, lambda: None, nullcontext)
+    lane.submit([Call(((begun,), (waiting,)))])
+    watch = deafness.Deafness(flights, {False: lane})
+    assert lane._next() is not None
+    assert begun.start()
+    assert not watch.is_total()
+    assert begun.started_at is not None
+    begun.started_at -= 61
+    assert watch.is_total()
 
 
 @pytest.mark.parametrize("has_stragglers", [True, False])
