@@ -15,6 +15,7 @@ from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Consumer, Event, Task, Worker
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker.options import WorkerOptions
+from kanthorq_django.worker.process import REFUSED
 from kanthorq_django.worker.supervisor import (
     HEALTHY_AFTER,
     RESTART_FIRST,
@@ -176,6 +177,15 @@ def test_a_process_that_dies_after_a_healthy_life_is_replaced_at_once(lived: flo
     slot = _Slot(process=mock.Mock(exitcode=-9, pid=1), pause=RESTART_LONGEST)
     supervisor._bury(slot, lived)
     assert slot.restart_at == lived + pause
+
+
+@pytest.mark.parametrize("burst", [False, True])
+def test_a_process_that_is_refused_is_replaced_after_a_pause_but_in_a_burst(*, burst: bool):
+    supervisor = Supervisor(WorkerOptions(burst=burst), 1)
+    slot = _Slot(process=mock.Mock(exitcode=REFUSED, pid=1))
+    supervisor._bury(slot, 1.0)
+    assert slot.is_refused is slot.is_done is burst
+    assert slot.restart_at == (0.0 if burst else 1.0 + RESTART_FIRST)
 
 
 def test_a_system_without_room_for_a_process_is_asked_again(caplog: pytest.LogCaptureFixture):
