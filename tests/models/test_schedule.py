@@ -27,7 +27,7 @@ from kanthorq_django.exceptions import (
 from kanthorq_django.models import Event, Schedule, Stream
 from kanthorq_django.models.isolation import brief, patient
 from kanthorq_django.models.occurrences import TURN_SIZE, Unpublished
-from kanthorq_django.worker.scheduler import Scheduler
+from kanthorq_django.worker.scheduler import LOOK_EVERY, Scheduler
 from tests.concurrency import elsewhere
 from tests.errors import Abort
 
@@ -325,6 +325,35 @@ def test_each_schedule_that_fails_is_named_once_in_the_log(caplog: pytest.LogCap
         ["A schedule could not publish; b: request 1 was refused"],
         [],
     ]
+
+
+@pytest.mark.django_db
+def test_a_schedule_that_fails_anew_after_all_were_published_is_named_anew(
+    caplog: pytest.LogCaptureFixture,
+):
+    scheduler, failure = Scheduler("default"), Unpublished("report", "no")
+    for _ in range(2):
+        scheduler.postpone(ExceptionGroup("no", [failure]))
+        scheduler.turn()
+    assert caplog.text.count("A schedule could not publish; report: no") == 2
+
+
+@pytest.mark.django_db
+def test_a_worker_soon_asks_for_schedules_again_though_what_it_knows_is_due_later():
+    """Others may add one meanwhile, and nobody is told."""
+    scheduler = Scheduler("default")
+    for _ in range(2):  # without a schedule, and with one
+        scheduler.turn()
+        assert 0 < scheduler.seconds <= LOOK_EVERY
+        daily()
+
+
+@pytest.mark.django_db
+def test_a_worker_asks_for_a_schedule_as_soon_as_it_is_due():
+    daily(dtstart=timezone.now().replace(microsecond=0) + timedelta(seconds=2))
+    scheduler = Scheduler("default")
+    scheduler.turn()
+    assert scheduler.seconds <= 2 < LOOK_EVERY
 
 
 def test_what_a_schedule_fails_with_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture):
