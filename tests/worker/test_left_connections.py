@@ -22,14 +22,14 @@ from psycopg.rows import dict_row
 from kanthorq_django import Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import access_modes, left_wrappers
+from kanthorq_django.worker import access_modes, left_wrappers, own_connections
 from kanthorq_django.worker.upkeep import (
     leave_connections,
     note_failure,
     refresh_connections,
     replace_failed_connections,
 )
-from tests.concurrency import begin_elsewhere, wait_until
+from tests.concurrency import begin_elsewhere, elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (
     LOOK,
@@ -386,6 +386,16 @@ def test_a_write_that_one_thread_was_refused_replaces_the_read_only_sessions_of_
     note_failure(error)
     is_refused.set()
     assert asked.result(PATIENCE) is is_replaced
+
+
+def test_a_connection_that_the_worker_has_made_for_a_handler_is_missed_no_longer():
+    def were_missed() -> list[bool]:
+        own_connections.miss("default")
+        found = [bool(own_connections.missing_aliases())]
+        refresh_connections(contextlib.nullcontext)
+        return [*found, bool(own_connections.missing_aliases()), connection.connection is not None]
+
+    assert elsewhere(were_missed) == [True, False, True]
 
 
 def replace_the_wrapper() -> None:
