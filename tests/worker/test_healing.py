@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -109,6 +109,33 @@ def test_an_acknowledger_whose_connection_was_lost_at_rest_takes_a_new_one_witho
         announce()
         wait_for_state(TaskState.COMPLETED, 2)
     assert "acknowledger" not in caplog.text
+
+
+def test_a_connection_that_is_lost_again_and_again_was_not_lost_at_rest(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """In an outage a new one is not taken at once each time."""
+    monkeypatch.setattr(persistence, "CHECK_AFTER_IDLE", 0.0)
+    moments: list[float] = []
+
+    def try_in_vain() -> None:
+        keeper = persistence.Persistence(
+            "keeper", "default", contextlib.nullcontext, is_patient=True
+        )
+
+        def write(given: Sequence[Any]) -> None:
+            moments.append(time.monotonic())
+            if len(moments) == 4:
+                keeper.give_up()
+            connection.ensure_connection()
+            connection.connection.close()
+            raise OperationalError("the connection is lost")
+
+        assert keeper.refusal_of(write, ["verdict"]) is None
+
+    elsewhere(try_in_vain)
+    assert len(moments) == 4
+    assert moments[3] - moments[2] >= 0.1  # at least, of pauses that double from there
 
 
 def test_a_handler_whose_backend_was_ended_fails_and_the_next_attempt_succeeds():

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from kanthorq_django.exceptions import LeaseLost, TaskCancelled
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.subscribers import find, sync
+from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.warden import TICK_MAX, TICK_MIN, tick_of
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
@@ -342,6 +344,27 @@ def test_attempts_and_back_off_are_the_consumers_own():
     late = Task.objects.filter(consumer__name="late")
     assert late.get(schedule_at__gt=Now() + timedelta(minutes=50)).attempt_count == 1
     assert late.filter(schedule_at__lte=F("attempted_at") + timedelta(minutes=61)).exists()
+
+
+def test_a_lease_stands_from_when_its_last_renewal_was_asked_for():
+    accept("long", visibility_timeout=9 * SHORT)
+    (consumer,) = sync(["long"])
+    announce()
+    (task,) = consumer.pull()
+    began_at = time.monotonic() - 3_600
+    flight = Flight(task, find("long"), began_at)
+
+    def at(*seconds: float) -> tuple[list[bool], list[bool]]:
+        """Tell when it needs renewal, and when it is expired."""
+        moments = [began_at + each for each in seconds]
+        return [*map(flight.needs_renewal, moments)], [*map(flight.is_expired, moments)]
+
+    assert at(2.9, 3.1, 8.9, 9.1) == ([False, True, True, True], [False, False, False, True])
+    flight.renewed(began_at + 5)
+    assert at(7.9, 8.1, 13.9, 14.1) == ([False, True, True, True], [False, False, False, True])
+    flight.proven(began_at + 10)  # ours, and locked: to be tried again at once
+    assert at(10.0, 18.9, 19.1) == ([True, True, True], [False, False, True])
+    assert not flight.start(), "its lease may be gone"
 
 
 @pytest.mark.parametrize(
