@@ -33,7 +33,10 @@ LONG = timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("run", sooner(range(3), 0))
-def test_a_listener_whose_backend_was_ended_listens_again(run: int):
+def test_a_listener_whose_backend_was_ended_listens_again(
+    run: int, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "kanthorq_django.worker")
     accept("plain")
 
     with working("plain", listen=True, poll_interval=LONG):
@@ -44,6 +47,7 @@ def test_a_listener_whose_backend_was_ended_listens_again(run: int):
         wait_until(lambda: _listening() - listening, PATIENCE)
         announce()
         wait_for_state(TaskState.COMPLETED, 2)
+        wait_until(lambda: "listener works again" in caplog.text, PATIENCE)
 
 
 def _listening() -> set[int]:
