@@ -202,7 +202,7 @@ class CoroutineLane(Lane):
             self._are_suspect = False
         try:
             # First: it goes by how long they have rested.
-            refresh_connections(self._bounded, are_suspect=are_suspect)
+            refresh_connections(self._bounded, using=self._using, are_suspect=are_suspect)
         finally:
             leave_connections()
             if self.is_idle:

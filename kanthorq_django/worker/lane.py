@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import NamedTuple
 
 from kanthorq_django.models.lease import AT_ONCE
@@ -264,12 +265,12 @@ class Lane:
             self._hand_back(flight for flight in round_ if id(flight) not in known)
         return started
 
-    def _hand_back(self, flights: Iterable[Flight]) -> None:
+    def _hand_back(self, flights: Iterable[Flight], delay: timedelta = AT_ONCE) -> None:
         """Take back the count of tasks whose handler must not run; others may run it."""
         for flight in flights:
             with self._lock:
                 self.started_count -= 1
-            self._settle([HandBack(flight.message, AT_ONCE)])
+            self._settle([HandBack(flight.message, delay)])
 
     def _ended(self, count: int = 1, seconds: float = 1.0) -> None:
         """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""

@@ -7,6 +7,7 @@ from django.db import connections
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.worker import forks
+from kanthorq_django.worker.absences import AWAY_DELAY, OtherDatabaseAway
 from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.endings import Ending, untold
@@ -94,11 +95,22 @@ class ThreadLane(Lane):
                 # Its transaction begins with a connection, and the attempt would be lost without.
                 if subscription.atomic or are_scarce():
                     connections[using].ensure_connection()
+            except OtherDatabaseAway:
+                self._put_off(started)
+                return ()
             except BaseException as error:  # noqa: BLE001  # of a receiver, as any other
                 self._refused(error)
                 self._hand_back(started)
                 return ()
         return started
+
+    def _put_off(self, started: Round) -> None:
+        """Hand back what has to wait for another database than its own; others go on."""
+        if started[0].subscription.serialize != "strict":
+            self._hand_back(started, AWAY_DELAY)
+            return
+        self._pause.wait(REFUSED_PAUSE)
+        self._hand_back(started)  # a delay would have later ones of its key pass it
 
     def _conclude(self, endings: list[Ending]) -> None:
         forks.leave_as_child_of(self._depth)  # one that a hook forked, or a receiver of a signal

@@ -8,6 +8,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.sql.transactions import is_idle
+from kanthorq_django.worker.absences import refused_aliases, tried
 from kanthorq_django.worker.access_modes import is_altered, is_outdated, note_refused_write
 from kanthorq_django.worker.left_wrappers import has_left_wrappers
 from kanthorq_django.worker.loans import COROUTINES, has_used, lend, note_vain_use, take_back
@@ -72,18 +73,30 @@ def refresh_connections(
 
     Raises OperationalError when a connection was lost and there is no new one to be had: a
     handler that is started now would use up an attempt for nothing. A database other than
-    ``using``, that of the tasks, is made sure of for a ``borrower`` that has used it before.
+    ``using``, that of the tasks, is made sure of for a ``borrower`` that has used it before; it is
+    OtherDatabaseAway then.
     """
     take_back()
     if are_suspect:
         add_suspicion()
     if lost := [*_forget_unsound(bounded), *replace_suspect_connections()]:
         miss(*lost)
-    for alias in missing_aliases():
-        if alias == using or borrower == COROUTINES or has_used(borrower, alias):
-            with bounded(connections[alias]):
-                supply(alias)
+    if missing_aliases() or refused_aliases():
+        _connect_to_missing(bounded, borrower, using)
     lend(borrower)
+
+
+def _connect_to_missing(bounded: Bounded, borrower: str, using: str | None) -> None:
+    missing = missing_aliases()
+    for alias in missing.union(refused_aliases()):
+        connection, is_missing = connections[alias], alias in missing
+        if using in {None, alias}:  # the tasks' own, or it may be
+            if is_missing:
+                with bounded(connection):
+                    supply(alias)
+        elif has_used(borrower, alias) or (borrower == COROUTINES and is_missing):
+            with tried(connection), bounded(connection):
+                supply(alias)
 
 
 def _forget_unsound(bounded: Bounded) -> list[str]:

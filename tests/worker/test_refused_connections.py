@@ -2,7 +2,8 @@
 
 import threading
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -11,13 +12,23 @@ from django.db import DatabaseError, OperationalError, connection, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from kanthorq_django import Fixed, Never, subscribe
+from kanthorq_django import Fixed, Never, publish_many, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import scarcity
+from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.worker import absences, own_connections, scarcity
+from kanthorq_django.worker.absences import TRIED_EVERY, OtherDatabaseAway
 from kanthorq_django.worker.scarcity import REFUSED_PAUSE
+from kanthorq_django.worker.upkeep import refresh_connections
+from tests.concurrency import wait_until
 from tests.errors import Abort
-from tests.worker.working import accept, announce, wait_for_state, work_off, working
+from tests.worker.working import (
+    PATIENCE,
+    accept,
+    announce,
+    wait_for_state,
+    work_off,
+    working,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -120,30 +131,135 @@ def test_a_second_database_that_the_project_has_taken_away_is_waited_for_by_nobo
             wait_for_state(TaskState.COMPLETED, count)
 
 
-@pytest.mark.django_db(transaction=True, databases=["default", "other"])
-def test_a_second_database_that_is_away_is_waited_for_by_who_uses_it_alone(
-    monkeypatch: pytest.MonkeyPatch,
-):
+@pytest.fixture
+def unanswered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Let the other database be where nobody answers; return its settings, to let it come back."""
     connection.ensure_connection()
-    info = connection.connection.info
-    place = place_of(info, "1")  # where nobody answers
+    place = place_of(connection.connection.info, "1")
     monkeypatch.setitem(connections.settings, "other", place)
+    monkeypatch.setattr(absences, "_rests", {})
+    return place
 
-    @subscribe("report.>", stream="work", consumer="reports", retry=Fixed(timedelta(0)))
+
+def accept_reports(**options: Any) -> None:
+    @subscribe("report.>", stream="work", consumer="reports", retry=Fixed(timedelta(0)), **options)
     def report(message: Message) -> None:
         connections["other"].ensure_connection()
+        message.ack(message.event.json())
 
+
+def wait_for_failure() -> None:
+    """Wait until somebody has met the database that is away."""
+    wait_until(Task.objects.exclude(attempted_errors=[]).exists, PATIENCE)
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_a_second_database_that_is_away_is_waited_for_by_who_uses_it_alone(
+    unanswered: dict[str, Any],
+):
+    accept_reports()
     accept("plain")
     announce(3, "report.due")
     with working("reports", "plain", concurrency=1):
-        wait_for_state(TaskState.RETRYABLE)
+        wait_for_failure()
         announce(10)
         wait_for_state(TaskState.COMPLETED, 10, consumer__name="plain")
-        place["PORT"] = str(info.port)
+        unanswered["PORT"] = str(connection.connection.info.port)
         wait_for_state(TaskState.COMPLETED, 3, consumer__name="reports")
     # The first that met it is all that it cost.
     attempts = Task.objects.values_list("attempt_count", flat=True)
     assert sorted(attempts) == [1] * 12 + [2]
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_many_tasks_that_need_a_database_which_is_away_keep_no_thread_from_others(
+    unanswered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    refusals: list[float] = []
+    connect = DatabaseWrapper.get_new_connection
+
+    def refuse_slowly(wrapper: DatabaseWrapper, params: Any) -> Any:
+        if wrapper.alias == "other":
+            time.sleep(0.2)  # as where the host swallows packets
+            refusals.append(time.monotonic())
+        return connect(wrapper, params)
+
+    accept_reports()
+    accept("plain")
+    announce(100, "report.due")
+    with monkeypatch.context() as patch:
+        patch.setattr(DatabaseWrapper, "get_new_connection", refuse_slowly)
+        with working("reports", "plain", concurrency=1):
+            wait_for_failure()
+            began_at = time.monotonic()
+            announce(100)
+            wait_for_state(TaskState.COMPLETED, 100, consumer__name="plain")
+            took = time.monotonic() - began_at
+    assert took < 100 * REFUSED_PAUSE / 4
+    assert len(refusals) <= 2 + took / TRIED_EVERY
+    assert not Task.objects.filter(attempt_count__gt=1).exists()
+    assert Task.objects.filter(attempt_count=1).count() == 100 + 1, "the first that met it"
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_strictly_serialized_tasks_keep_their_order_while_a_database_is_away(
+    unanswered: dict[str, Any],
+):
+    accept_reports(serialize="strict")
+    publish_many(
+        [Event(subject="report.due", body=n, resource_key="same") for n in range(5)], stream="work"
+    )
+    with working("reports", concurrency=1):
+        wait_for_failure()
+        time.sleep(3 * REFUSED_PAUSE)
+        unanswered["PORT"] = str(connection.connection.info.port)
+        wait_for_state(TaskState.COMPLETED, 5)
+    ended = Task.objects.order_by("finalized_at").values_list("result", flat=True)
+    assert list(ended) == list(range(5))
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_who_is_connected_to_a_database_is_not_kept_from_it_by_who_was_refused(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(absences, "_rests", {})
+    wrapper = connections["other"]
+    wrapper.close()
+    with pytest.raises(OtherDatabaseAway), absences.tried(wrapper):
+        raise OperationalError("the server is away")
+    with pytest.raises(OtherDatabaseAway), absences.tried(wrapper):
+        pytest.fail("it was tried again at once")
+    wrapper.ensure_connection()
+    with absences.tried(wrapper):
+        pass
+    assert "other" in absences.refused_aliases()
+
+
+@pytest.mark.parametrize("using", [None, "default"])
+def test_the_tasks_own_database_is_tried_as_soon_as_it_is_needed(
+    using: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(absences, "_rests", {})
+    connect, tries = DatabaseWrapper.get_new_connection, []
+
+    def refuse_once(wrapper: DatabaseWrapper, params: Any) -> Any:
+        tries.append(wrapper.alias)
+        if len(tries) == 1:
+            raise OperationalError("the server is away")
+        return connect(wrapper, params)
+
+    def refresh() -> None:
+        own_connections.miss("default")
+        with pytest.raises(OperationalError, match="is away"):
+            refresh_connections(nullcontext, using=using)
+        refresh_connections(nullcontext, using=using)
+        connections.close_all()
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(DatabaseWrapper, "get_new_connection", refuse_once)
+        pool.submit(refresh).result(PATIENCE)
+    assert tries == ["default"] * 2
+    assert not absences.refused_aliases()
 
 
 def test_a_handlers_thread_that_is_left_without_a_connection_tells_all_others(
