@@ -45,7 +45,9 @@ def forget(connection: BaseDatabaseWrapper) -> None:
             connection.connection.close()  # or a pool would hand it out again
     with contextlib.suppress(Exception):
         connection.close()
-    del connections[connection.alias]
+    # Who removed it may have another one in its place by now.
+    if any(each is connection for each in connections.all(initialized_only=True)):
+        del connections[connection.alias]
     _own.connections = None
 
 

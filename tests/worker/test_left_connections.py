@@ -398,6 +398,31 @@ def test_a_connection_that_the_worker_has_made_for_a_handler_is_missed_no_longer
     assert elsewhere(were_missed) == [True, False, True]
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_wrapper_that_a_handler_removed_is_closed_and_its_successor_kept(*, is_replaced: bool):
+    successors: list[BaseDatabaseWrapper] = []
+
+    @subscribe("work.>", stream="work", consumer="removes", retry=Never())
+    def handle(message: Message) -> None:
+        if message.event.json() == 0:
+            connection.ensure_connection()
+        elif message.event.json() == 1:
+            transaction.set_autocommit(False)
+            Entry.objects.create(event_id=message.event.pk)
+            del connections["default"]
+            if is_replaced:
+                successors.append(connections["default"])
+        elif is_replaced:
+            successors.append(connections["default"])
+
+    announce(3)
+    with working("removes", concurrency=1):
+        wait_for_state(TaskState.COMPLETED, 3)
+        wait_until(lambda: not backends_in_transaction(), PATIENCE)
+    assert not Entry.objects.exists()
+    assert len(set(map(id, successors))) == is_replaced
+
+
 def replace_the_wrapper() -> None:
     del connections["default"]
 
