@@ -421,6 +421,26 @@ def test_what_snoozes_hides_nothing_that_is_due(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("is_committed")
+def test_what_snoozed_is_due_again_when_a_handler_ends_the_test(monkeypatch: pytest.MonkeyPatch):
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message: Message) -> None:
+        if message.event.subject == "order.last":
+            raise KeyboardInterrupt
+        publish("order.last" if list_due() else "order.next", stream="kit")
+        raise Snooze(timedelta(0))
+
+    def list_due() -> bool:
+        return Task.objects.filter(schedule_at__gt=Now() + timedelta(days=1)).exists()
+
+    publish("order.first", stream="kit")
+    with pytest.raises(KeyboardInterrupt):
+        drain("kit")
+    snoozed = Task.objects.available()
+    assert snoozed.exists()
+    assert not snoozed.filter(schedule_at__gt=Now()).exists()
+
+
+@pytest.mark.usefixtures("is_committed")
 def test_ctrl_c_while_a_verdict_is_written_ends_the_test(monkeypatch: pytest.MonkeyPatch):
     @subscribe("order.>", stream="kit", consumer="kit")
     def handle(message: Message) -> None:

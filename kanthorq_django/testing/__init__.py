@@ -5,13 +5,14 @@ commits.py.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import connections, router
+from django.db import Error, connections, router
 from django.db.models.functions import Now
 from django.utils.asyncio import async_unsafe
 
@@ -82,6 +83,16 @@ class _Drain:
         self._postponed: set[int] = set()
 
     def run(self) -> int:
+        try:
+            self._work_off()
+        except BaseException:
+            with contextlib.suppress(Error):  # of a broken transaction, which takes it back as well
+                self._let_be_due()
+            raise
+        self._let_be_due()
+        return sum(map(len, self._handled.values()))
+
+    def _work_off(self) -> None:
         while due := [
             (consumer, flights)
             for consumer in self._consumers
@@ -89,8 +100,6 @@ class _Drain:
         ]:
             for consumer, flights in due:
                 self._handle(consumer, flights)
-        self._let_be_due()
-        return sum(map(len, self._handled.values()))
 
     def _handle(self, consumer: Consumer, flights: Sequence[Flight]) -> None:
         self._handled[consumer.pk] += [flight.leased.event_id for flight in flights]
