@@ -355,8 +355,11 @@ class Schedule(ProgressModel, SealableModel):
     def upcoming(self, count: int = 5) -> list[datetime]:
         """Return the next occurrences, in UTC.
 
-        An empty list while cancelled, once ended, or when the rule cannot be read any more.
+        An empty list while cancelled, once ended, or when the rule cannot be read any more. Raises
+        ValueError for a ``count`` that is none.
         """
+        if type(count) is not int or count < 0:
+            raise ValueError(f"count must be 0 or more, not {quoted(count)}.")
         if self.next_at is None or self.cancelled_at is not None:
             return []
         try:

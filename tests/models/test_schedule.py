@@ -203,6 +203,18 @@ def test_the_next_five_are_told():
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("count", [-1, 1.5, True, None, "5"])
+def test_occurrences_are_counted_from_none_on(count: Any):
+    kept = daily()
+    with pytest.raises(ValueError, match=f"count must be 0 or more, not {count!r}"):
+        kept.upcoming(count)
+    kept.cancelled_at = kept.created_at
+    with pytest.raises(ValueError, match="count must be"):
+        kept.upcoming(count)
+    assert kept.upcoming(0) == []
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("wrong", "error", "word"),
     [
