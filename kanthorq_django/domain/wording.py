@@ -1,7 +1,10 @@
 """Recurrence rules in words, for people who do not read RFC 5545."""
 
+import contextlib
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
+
+from kanthorq_django.domain.rules import until_moment
 
 _UNITS = {
     "YEARLY": "year",
@@ -38,7 +41,7 @@ def in_words(parts: Mapping[str, str], dtstart: datetime) -> str:
         _months(parts),
         _rest(parts),
         _times(parts, dtstart),
-        _end(parts),
+        _end(parts, dtstart),
     ]
     return " ".join(phrase for phrase in phrases if phrase)
 
@@ -113,13 +116,21 @@ def _numbers(given: str) -> list[int]:
     return sorted(map(int, given.split(",")))
 
 
-def _end(parts: Mapping[str, str]) -> str:
+def _end(parts: Mapping[str, str], dtstart: datetime) -> str:
     if "COUNT" in parts:
         return f"{parts['COUNT']} times" if parts["COUNT"] != "1" else "once"
-    if "UNTIL" in parts:
-        text = parts["UNTIL"]
-        return f"until {text[:4]}-{text[4:6]}-{text[6:8]}"
-    return ""
+    return f"until {_until(parts['UNTIL'], dtstart.tzinfo)}" if "UNTIL" in parts else ""
+
+
+def _until(text: str, zone: tzinfo | None) -> str:
+    """Return the end as the clocks of the start's zone show it."""
+    until = until_moment(text)
+    if "T" not in text:
+        return str(until.date())
+    if text.endswith("Z") and zone is not None:
+        with contextlib.suppress(OverflowError):  # people write the year 9999 for ever
+            until = until.replace(tzinfo=UTC).astimezone(zone)
+    return f"{until.date()} {until.time():%H:%M:%S}".removesuffix(":00")
 
 
 def _ordinal(number: int) -> str:

@@ -1,4 +1,5 @@
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -29,8 +30,24 @@ START = datetime(2026, 11, 20, 9, 5, tzinfo=UTC)
         ("FREQ=MINUTELY;BYSECOND=30", "every minute at second 30"),
         ("FREQ=MINUTELY;INTERVAL=5", "every 5 minutes"),
         ("FREQ=DAILY;COUNT=10", "every day at 09:05 10 times"),
-        ("FREQ=DAILY;UNTIL=20261231T235959Z", "every day at 09:05 until 2026-12-31"),
+        ("FREQ=DAILY;UNTIL=20261231", "every day at 09:05 until 2026-12-31"),
+        ("FREQ=DAILY;UNTIL=20261231T170000", "every day at 09:05 until 2026-12-31 17:00"),
+        ("FREQ=DAILY;UNTIL=20261231T235959Z", "every day at 09:05 until 2026-12-31 23:59:59"),
     ],
 )
 def test_a_rule_reads_as_a_phrase(rule: str, words: str):
     assert in_words(parse(rule), START) == words
+
+
+@pytest.mark.parametrize(
+    ("until", "words"),
+    [
+        ("20261231T230000Z", "2027-01-01 00:00"),
+        ("20260630T220000Z", "2026-07-01 00:00"),
+        ("20261231T230000", "2026-12-31 23:00"),
+        ("99991231T235959Z", "9999-12-31 23:59:59"),  # where Berlin has no clocks
+    ],
+)
+def test_an_end_is_told_as_the_clocks_of_the_start_show_it(until: str, words: str):
+    start = START.astimezone(ZoneInfo("Europe/Berlin"))
+    assert in_words(parse(f"FREQ=MINUTELY;UNTIL={until}"), start) == f"every minute until {words}"
