@@ -42,6 +42,8 @@ def _insert_chunk(
         params: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
         # As text: in an array psycopg escapes bytes for standard_conforming_strings alone.
         params["body"] = [body.hex() for body in params["body"]]
+        moments = params["schedule_at"]
+        params["schedule_at"] = [str(each or "") for each in moments] if any(moments) else []
         params |= {"stream_id": moment.stream_id, "microseconds": moment.microseconds}
         new = {row.id for row in sql.rows(using, "publish_keyed", params)}
         known |= known_of([event for event in left if event.pk not in new], stream, using)

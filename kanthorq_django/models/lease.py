@@ -130,10 +130,8 @@ def _one(lease: Lease) -> dict[str, Any]:
 
 
 def _many(results: Mapping[Lease, str | None]) -> dict[str, Any]:
-    params = _params(list(results)) | {"results": list(results.values())}
-    if not any(params["results"]):  # as for most handlers
-        params["results"] = _array([None] * len(results))
-    return params
+    texts = [result or "" for result in results.values()] if any(results.values()) else []
+    return _params(list(results)) | {"results": texts}
 
 
 def _params(leases: Sequence[Lease]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 -- task is completed, a handled cancellation is cancelled. Returns the ids that were ours. The
 -- moment of the lease is part of its name: a crash that loses commits gives ids and epochs again.
 WITH verdict AS MATERIALIZED (
-    SELECT * FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(since)s::bigint[], %(results)s::jsonb[])
+    -- Empty, or missing at the end, is NULL: with array_nulls off no array could hold it.
+    SELECT id, lease_epoch, since, nullif(result, '')::jsonb AS result
+    FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(since)s::bigint[], %(results)s::text[])
         AS given (id, lease_epoch, since, result)
 ),
 ours AS MATERIALIZED (

@@ -2,7 +2,7 @@
 -- still the one that was handed out it fails, and nothing is committed.
 WITH ours AS MATERIALIZED (
     -- By place: a join of the arrays' rows, planned for ten, would go through all for each.
-    SELECT task.id, (%(results)s::jsonb[])[place] AS result
+    SELECT task.id, nullif((%(results)s::text[])[place], '')::jsonb AS result  -- as in ack.sql
     FROM kanthorq_django_task AS task,
         LATERAL (SELECT array_position(%(ids)s::bigint[], task.id)) AS given (place)
     WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)

@@ -4,11 +4,12 @@ INSERT INTO kanthorq_django_event (
     id, stream_id, subject, body, metadata, resource_key, idempotency_key, schedule_at, created_at
 )
 SELECT
-    id, %(stream_id)s, subject, decode(body, 'hex'), metadata, resource_key, idempotency_key, schedule_at,
+    id, %(stream_id)s, subject, decode(body, 'hex'), metadata, resource_key, idempotency_key,
+    nullif(schedule_at, '')::timestamptz,  -- as in ack.sql
     'epoch'::timestamptz + %(microseconds)s::bigint * interval '1 microsecond'
 FROM unnest(
     %(id)s::uuid[], %(subject)s::text[], %(body)s::text[], %(metadata)s::jsonb[],
-    %(resource_key)s::text[], %(idempotency_key)s::text[], %(schedule_at)s::timestamptz[]
+    %(resource_key)s::text[], %(idempotency_key)s::text[], %(schedule_at)s::text[]
 ) WITH ORDINALITY
     AS given (id, subject, body, metadata, resource_key, idempotency_key, schedule_at, position)
 ORDER BY given.position

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection, transaction
-from django.db.models.functions import Now
+from django.db.models import TextField
+from django.db.models.functions import Cast, Now
 
 from kanthorq_django.models import Task, TaskState, lease
 from kanthorq_django.models.lease import Lease
@@ -47,6 +48,23 @@ def test_ack_leaves_counters_and_history_alone():
     after = fields(task)
     assert (after["attempt_count"], after["lease_epoch"]) == (3, 5)
     assert after["attempted_errors"] == [{"error": "once"}]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("verb", [lease.ack, lease.ack_and_commit])
+def test_results_are_kept_where_the_server_reads_no_null_in_arrays(
+    verb: Callable[..., object],
+):
+    tasks = [running(attempted_at=Now()) for _ in range(5)]
+    for results in (['"NULL"', None, "null"], [None, None]):
+        acked, tasks = tasks[: len(results)], tasks[len(results) :]
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL array_nulls = off")
+            verb({task.lease: text for task, text in zip(acked, results, strict=True)}, "default")
+        assert {fields(task)["state"] for task in acked} == {TaskState.COMPLETED}
+    kept = Task.objects.filter(result__isnull=False).order_by("pk")
+    assert list(kept.values_list(Cast("result", TextField()), flat=True)) == ['"NULL"', "null"]
 
 
 # Nack

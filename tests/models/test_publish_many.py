@@ -313,3 +313,22 @@ def test_events_whose_bodies_nobody_has_opened_yet_are_published_again(settings:
         copy._state.adding = True
     publish_many(copies)
     assert [event.body for event in Event.objects.order_by("pk")] == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_keyed_events_are_stored_where_the_server_reads_no_null_in_arrays(
+    settings: Settings, *, use_tz: bool
+):
+    settings.USE_TZ = use_tz
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL array_nulls = off")
+    later = timezone.now() + timedelta(hours=1)
+    moments = [None, later, None]
+    publish_many(
+        [
+            Event(subject="order.paid", idempotency_key=str(key), schedule_at=moment)
+            for key, moment in enumerate(moments)
+        ]
+    )
+    stored = Event.objects.order_by("idempotency_key").values_list("schedule_at", flat=True)
+    assert list(stored) == moments
