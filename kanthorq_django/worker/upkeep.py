@@ -88,7 +88,7 @@ def refresh_connections(
 
 def _connect_to_missing(bounded: Bounded, borrower: str, using: str | None) -> None:
     missing = missing_aliases()
-    for alias in missing.union(refused_aliases()):
+    for alias in missing.union(refused_aliases()).intersection(connections):
         connection, is_missing = connections[alias], alias in missing
         if using in {None, alias}:  # the tasks' own, or it may be
             if is_missing:

@@ -172,6 +172,21 @@ def test_a_second_database_that_is_away_is_waited_for_by_who_uses_it_alone(
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_nor_is_one_that_is_taken_away_while_it_does_not_answer(unanswered: dict[str, Any]):
+    @subscribe("report.>", stream="work", consumer="reports", retry=Fixed(timedelta(0)))
+    def report(message: Message) -> None:
+        if message.event.subject == "report.due":
+            connections["other"].ensure_connection()
+
+    announce(1, "report.due")
+    with working("reports", concurrency=1):
+        wait_until(absences.refused_aliases, PATIENCE)
+        del connections.settings["other"]
+        announce(1, "report.idle")
+        wait_for_state(TaskState.COMPLETED)
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def test_many_tasks_that_need_a_database_which_is_away_keep_no_thread_from_others(
     unanswered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
