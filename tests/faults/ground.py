@@ -131,13 +131,13 @@ class View:
         with self.session() as session:
             session.execute(statement, params or None)
 
-    def backends(self, fragment: str = "") -> list[int]:
-        """Return the processes that serve this database, by what they last were asked."""
+    def backends(self, pattern: str = "") -> list[int]:
+        """Return the processes that serve this database, by what they last were asked: a regex."""
         found = self.rows(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-            " AND position(%s IN query) > 0 ORDER BY pid",
-            fragment,
+            " AND query ~ %s ORDER BY pid",
+            pattern,
         )
         return [pid for (pid,) in found]
 
