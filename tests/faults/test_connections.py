@@ -79,7 +79,7 @@ def test_a_listener_whose_connection_is_ended_hears_again(stage: Stage):
     stage.wait_until_started()
     client.do("say order.first")
     stage.settle()
-    stage.wait_until(lambda: end(stage, "pg_notify("))
+    stage.wait_until(lambda: end(stage, PARTS["listener"]))
     stage.wait_until(lambda: stage.view.backends(r"pg_notify\("))
     client.do("say order.second")
 
