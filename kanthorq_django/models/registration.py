@@ -1,7 +1,7 @@
 """What code declares about a consumer, and how the database learns of it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,13 +108,21 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
                 align_turns(consumer)
         return consumer
 
-    def bulk_create(self, objs: "Iterable[Consumer]", *args: Any, **options: Any) -> Any:
+    def bulk_create(
+        self,
+        objs: "Iterable[Consumer]",
+        batch_size: int | None = None,
+        ignore_conflicts: bool = False,
+        update_conflicts: bool = False,
+        update_fields: Collection[str] | None = None,
+        unique_fields: Collection[str] | None = None,
+    ) -> "list[Consumer]":
         """Insert consumers.
 
         Raises ConfigurationError for what cannot name one, and if one that exists would be
         changed where its cursor or its tasks had to follow.
         """
-        given = options.get("update_fields") or ()
+        given = list(update_fields or ())
         if fixed := [name for name in ("stream", "stream_id", "serialize") if name in given]:
             raise ConfigurationError(
                 f"bulk_create() cannot change {fixed[0]!r} of consumers that exist: their cursors "
@@ -123,7 +131,9 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         made = list(objs)
         for consumer in made:
             check_consumer_name(consumer.name)
-        return super().bulk_create(made, *args, **options)
+        return super().bulk_create(
+            made, batch_size, ignore_conflicts, update_conflicts, given or None, unique_fields
+        )
 
     def update(self, **changes: Any) -> int:
         """Update these consumers; their tasks follow another rule about keys.

@@ -9,11 +9,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 
-COROUTINES = ""  # of any consumer: they share a thread
+ANYBODY = ""  # coroutines share a thread, whatever consumer they belong to
 
 
 class _Loan(threading.local):
-    borrower: str | None = None  # a consumer, or COROUTINES
+    borrower: str | None = None  # a consumer, or ANYBODY; None: the worker itself
 
 
 _loan = _Loan()
@@ -21,7 +21,7 @@ _borrowers: dict[str, set[str]] = {}  # by the alias of what they have used
 
 
 def lend(borrower: str) -> None:
-    """Note that handlers of a consumer, or COROUTINES, have this thread's connections now."""
+    """Note that handlers of a consumer, or of ANYBODY, have this thread's connections now."""
     _loan.borrower = borrower
 
 

@@ -11,7 +11,7 @@ from kanthorq_django.sql.transactions import is_idle
 from kanthorq_django.worker.absences import refused_aliases, tried
 from kanthorq_django.worker.access_modes import is_altered, is_outdated, note_refused_write
 from kanthorq_django.worker.left_wrappers import has_left_wrappers
-from kanthorq_django.worker.loans import COROUTINES, has_used, lend, note_vain_use, take_back
+from kanthorq_django.worker.loans import ANYBODY, has_used, lend, note_vain_use, take_back
 from kanthorq_django.worker.own_connections import (
     forget,
     is_at_rest,
@@ -59,7 +59,7 @@ def expect_dead_hosts() -> None:
 def refresh_connections(
     bounded: Bounded,
     *,
-    borrower: str = COROUTINES,
+    borrower: str = ANYBODY,
     using: str | None = None,
     are_suspect: bool = False,
 ) -> None:
@@ -94,7 +94,7 @@ def _connect_to_missing(bounded: Bounded, borrower: str, using: str | None) -> N
             if is_missing:
                 with bounded(connection):
                     supply(alias)
-        elif has_used(borrower, alias) or (borrower == COROUTINES and is_missing):
+        elif has_used(borrower, alias) or (borrower == ANYBODY and is_missing):
             with tried(connection), bounded(connection):
                 supply(alias)
 

@@ -391,6 +391,8 @@ def test_nothing_is_inserted_over_what_cursors_and_tasks_had_to_follow(name: str
     over: dict[str, Any] = {"update_conflicts": True, "unique_fields": ["name"]}
     with pytest.raises(ConfigurationError, match=f"cannot change '{name}' of consumers that exist"):
         Consumer.objects.bulk_create([same], update_fields=["attempt_max", name], **over)
+    with pytest.raises(ConfigurationError, match=f"cannot change '{name}'"):
+        Consumer.objects.bulk_create([same], None, False, True, [name], ["name"])
     Consumer.objects.bulk_create([same], update_fields=["attempt_max"], **over)
     kept = Consumer.objects.get()
     assert (kept.stream, kept.serialize) == (consumer.stream, "")

@@ -169,6 +169,18 @@ def test_what_a_handler_switches_on_a_connection_is_not_for_others(switch: Calla
     assert levels == ["read committed"] * 2
 
 
+@contextmanager
+def setting_up(receiver: Callable[..., None], before: Callable[..., None]) -> Iterator[None]:
+    """Let a project set up what is connected: ahead of ours, for workers come after its apps."""
+    connection_created.connect(receiver)
+    connection_created.disconnect(before)
+    connection_created.connect(before)
+    try:
+        yield
+    finally:
+        connection_created.disconnect(receiver)
+
+
 def refuse(*_: Any) -> NoReturn:
     raise ValueError("left by a handler")
 
@@ -229,13 +241,8 @@ def test_wrappers_that_a_project_installs_stay_and_cost_a_thread_one_connection(
             pids.append(cursor.fetchone()[0])
 
     announce(5)
-    connection_created.connect(install)
-    connection_created.disconnect(left_wrappers._note_installed)
-    connection_created.connect(left_wrappers._note_installed)  # workers come after what is set up
-    try:
+    with setting_up(install, before=left_wrappers._note_installed):
         work_off("reads", concurrency=1)
-    finally:
-        connection_created.disconnect(install)
     assert len(pids) == traced.count("SELECT pg_backend_pid()") == 5
     assert len(set(pids)) == len(set(pids[1:])) + 1 == 2
 
@@ -282,13 +289,8 @@ def test_a_session_that_is_read_only_from_the_beginning_is_kept():
             connection.connection.read_only = True
 
     announce(3)
-    connection_created.connect(set_up)
-    connection_created.disconnect(access_modes._note_access)
-    connection_created.connect(access_modes._note_access)  # workers come after what is set up
-    try:
+    with setting_up(set_up, before=access_modes._note_access):
         work_off("reads", concurrency=1)
-    finally:
-        connection_created.disconnect(set_up)
     assert len(set(pids)) == 1
     assert Task.objects.completed().count() == 3
 
@@ -454,14 +456,9 @@ def test_a_wrapper_that_holds_its_connection_does_not_keep_it():
     def install(connection: BaseDatabaseWrapper, **_: object) -> None:
         connection.execute_wrappers.append(lambda execute, *rest: execute(*rest) or connection)
 
-    connection_created.connect(install)
-    connection_created.disconnect(left_wrappers._note_installed)
-    connection_created.connect(left_wrappers._note_installed)
-    try:
+    with setting_up(install, before=left_wrappers._note_installed):
         made = connections.create_connection("default")
         made.connect()
-    finally:
-        connection_created.disconnect(install)
     assert not left_wrappers.has_left_wrappers(made)
     made.close()
     kept = weakref.ref(made)

@@ -226,7 +226,7 @@ def test_strictly_serialized_tasks_keep_their_order_while_a_database_is_away(
     )
     with working("reports", concurrency=1):
         wait_for_failure()
-        time.sleep(3 * REFUSED_PAUSE)
+        wait_until(Task.objects.filter(lease_epoch__gte=4).exists, PATIENCE)  # handed back twice
         unanswered["PORT"] = str(connection.connection.info.port)
         wait_for_state(TaskState.COMPLETED, 5)
     ended = Task.objects.order_by("finalized_at").values_list("result", flat=True)
