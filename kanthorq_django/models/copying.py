@@ -7,7 +7,7 @@ Text is in the encoding of the connection: the option ENCODING is for the other 
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -36,7 +36,7 @@ _EMPTY, _NO_METADATA = _length(0), _length(3) + b"\x01{}"
 _PLAIN = _NO_METADATA + _EMPTY + _NULL
 
 
-def copied(events: Sequence["Event"], moment: Any, using: str, encoding: str) -> Iterator[bytes]:
+def copied(events: Iterable["Event"], moment: Any, using: str, encoding: str) -> Iterator[bytes]:
     """Yield what COPY FROM STDIN takes for checked events, published at ``moment``."""
     stream = _integer(8, moment.stream_id)
     created_at = _integer(8, moment.microseconds - _MICROSECONDS_TO_2000)

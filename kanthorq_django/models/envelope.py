@@ -1,6 +1,6 @@
 """What stands on an event beside its body: subject, stream, keys, due time, id.
 
-Everything is checked here, before SQL: an error of the database would break the caller's
+Everything is checked here, and not by SQL: an error of the database would break the caller's
 transaction, one of ours leaves it usable.
 """
 

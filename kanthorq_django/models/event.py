@@ -3,6 +3,7 @@
 Next, a consumer turns them into tasks: see consumer.py.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -10,15 +11,13 @@ from uuid import UUID
 
 from django.core.exceptions import ObjectDoesNotExist, SynchronousOnlyOperation
 from django.db import connections, models, router
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
 
 from kanthorq_django import signals
-from kanthorq_django.conf import Settings, get_settings
 from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.identifiers import uuid7
-from kanthorq_django.domain.quoting import quoted
-from kanthorq_django.domain.subjects import subject_problem
 from kanthorq_django.exceptions import (
     ConfigurationError,
     EventIsImmutable,
@@ -26,19 +25,9 @@ from kanthorq_django.exceptions import (
     UndecodableEvent,
 )
 from kanthorq_django.models import insertion
-from kanthorq_django.models.body import MARK, encode_body, encode_metadata
 from kanthorq_django.models.deletion import is_whole, undelivered
 from kanthorq_django.models.encryption import BodyField, SealableModel, is_sealed
-from kanthorq_django.models.envelope import (
-    KEY_SIZE_MAX,
-    UUID_VERSION_7,
-    VERSION_BITS,
-    check_key,
-    check_subject,
-    gathered,
-    settle_id,
-    settle_schedule_at,
-)
+from kanthorq_django.models.envelope import KEY_SIZE_MAX, gathered
 from kanthorq_django.models.fields import (
     CreatedAtField,
     SubjectField,
@@ -46,9 +35,10 @@ from kanthorq_django.models.fields import (
     always_readable,
     moment_of,
 )
-from kanthorq_django.models.hops import count_hops
+from kanthorq_django.models.inspection import SLICE_SIZE, inspected
 from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql.result import Result
+from kanthorq_django.sql.transactions import is_outside
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -58,8 +48,8 @@ class EventQuerySet(models.QuerySet["Event"]):
     def publish(self, events: Iterable["Event"], *, stream: str) -> list["Event"]:
         """Insert unsaved ``events`` into ``stream``, in the current transaction or their own.
 
-        All of them or none: everything is checked before the first is written. Returns them
-        in the order given; one whose idempotency key is known is replaced by the stored event.
+        All of them or none: where one is refused, nothing is stored. Returns them in the order
+        given; one whose idempotency key is known is replaced by the stored event.
         """
         self._for_write = True
         return publish_into(stream, events, self.db)
@@ -249,10 +239,23 @@ def store_into(stream: str, events: Iterable[Event], using: str) -> list[Event]:
         raise ConfigurationError(
             f"The database {using!r} is not PostgreSQL, so no event can be published there."
         )
-    _prepare(given, stream)
     if not given:
         return []
-    return insertion.insert(given, stream, connection)
+    return insertion.insert(given, _inspection(given, stream, connection), stream, connection)
+
+
+def _inspection(
+    events: Sequence[Event], stream: str, connection: BaseDatabaseWrapper
+) -> insertion.Inspection:
+    """Check ``events`` before anything is sent, or say how to while they are.
+
+    What is refused late takes all before it back, and a savepoint for that would count among
+    those of the caller's transaction, of which PostgreSQL takes few easily.
+    """
+    if len(events) > SLICE_SIZE and is_outside(connection):
+        return functools.partial(inspected, Event, events, stream)
+    slices = list(inspected(Event, events, stream))
+    return lambda: slices
 
 
 def tell_of_new(stored: Iterable[Event], using: str) -> None:
@@ -289,73 +292,3 @@ def _is_watched() -> bool:
         (pre_init.receivers and pre_init.has_listeners(Event))
         or (post_init.receivers and post_init.has_listeners(Event))
     )
-
-
-def _prepare(events: Sequence[Event], stream: str) -> None:
-    """Check ``events`` and bring their fields into the form in which they are stored."""
-    ids: set[int] = set()
-    known: set[str] = set()
-    limits = get_settings()
-    for index, event in enumerate(events):
-        if _is_plain(event, known, ids, limits.BODY_SIZE_MAX):
-            continue
-        try:
-            _check(event, stream, ids, limits)
-        except InvalidEvent as error:
-            if len(events) == 1:
-                raise
-            raise type(error)(f"events[{index}]: {error}") from error
-        known.add(event.subject)
-    if limits.HOPS_MAX is not None:
-        count_hops(events, limits.HOPS_MAX)
-
-
-def _is_plain(event: Event, known: set[str], ids: set[int], size_max: int) -> bool:
-    """Tell whether ``_check()`` would change and refuse nothing, and note the id if so.
-
-    Where many are published, most are like that: a subject that others have, and bytes.
-    """
-    if type(event) is not Event or not event._state.adding:
-        return False
-    held = event.__dict__  # past Django's descriptors, which take as long as all of this
-    body, subject, metadata = held.get("body"), held.get("subject"), held.get("metadata")
-    number = held["id"].int if type(held.get("id")) is UUID else 0
-    is_plain = (
-        type(subject) is str
-        and (subject in known or not subject_problem(subject))
-        and type(body) is bytes
-        and len(body) <= size_max
-        and not body.startswith(MARK)
-        and type(metadata) is dict
-        and not metadata
-        and held.get("resource_key") == ""
-        and held["idempotency_key"] is held["schedule_at"] is held["stream_id"] is None
-        and number & VERSION_BITS == UUID_VERSION_7
-        and number not in ids
-    )
-    if is_plain:
-        ids.add(number)
-    return is_plain
-
-
-def _check(event: Any, stream: str, ids: set[int], limits: Settings) -> None:
-    if not isinstance(event, Event):
-        raise InvalidEvent(f"An Event was expected, not {type(event).__name__}.")
-    if not event._state.adding:
-        raise InvalidEvent(
-            f"Event {event.pk} has been published already, even if that was rolled back; publish "
-            "a new Event."
-        )
-    if event.stream_id is not None and event.stream.name != stream:
-        raise InvalidEvent(
-            f"The event names the stream {event.stream.name!r}, not {quoted(stream)}."
-        )
-    event.id = settle_id(event.id, ids)
-    check_subject(event.subject)
-    event.body = encode_body(event.body, size_max=limits.BODY_SIZE_MAX)
-    event.metadata = encode_metadata(event.metadata, size_max=limits.METADATA_SIZE_MAX)
-    if event.resource_key != "":
-        check_key("resource_key", event.resource_key, size_min=0)
-    if event.idempotency_key is not None:
-        check_key("idempotency_key", event.idempotency_key, size_min=1)
-    event.schedule_at = settle_schedule_at(event.schedule_at)

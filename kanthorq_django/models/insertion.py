@@ -4,12 +4,14 @@ Those with idempotency keys, each once: see idempotency.py.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model
 from django.db.models.expressions import RawSQL
 from psycopg.errors import UniqueViolation
 
@@ -21,33 +23,48 @@ from kanthorq_django.models.event_row import EarlyNotes, columns_of, noted, stor
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.sql.session import encoding_of, is_utf8
+from kanthorq_django.sql.transactions import is_outside
 
 if TYPE_CHECKING:
     from kanthorq_django.models.event import Event
 
 
-def insert(
-    events: Sequence["Event"], stream: str, connection: BaseDatabaseWrapper
-) -> list["Event"]:
-    """Insert checked events; return them, or those stored before under their idempotency keys.
+# Yields events in slices, each once it is checked; anew each time it is called.
+Inspection = Callable[[], Iterable[Sequence["Event"]]]
 
-    Workers of the stream are woken once they are committed. Raises IdempotencyConflict.
+
+def insert(
+    events: Sequence["Event"],
+    inspection: Inspection,
+    stream: str,
+    connection: BaseDatabaseWrapper,
+) -> list["Event"]:
+    """Insert events; return them, or those stored before under their idempotency keys.
+
+    Workers of the stream are woken once they are committed. Raises IdempotencyConflict, and what
+    the ``inspection`` raises.
     """
     try:
-        return unconflicted(connection.alias, _insert, events, stream, connection)
+        return unconflicted(connection.alias, _insert, events, inspection, stream, connection)
     except BaseException:
         for event in events:
-            event._drawn_id = None  # it may be taken: what got no answer may be stored all the same
+            if isinstance(event, Model):  # if not, it is what is refused
+                event._drawn_id = (
+                    None  # may be taken: what got no answer may be stored all the same
+                )
         raise
 
 
 def _insert(
-    events: Sequence["Event"], stream: str, connection: BaseDatabaseWrapper
+    events: Sequence["Event"],
+    inspection: Inspection,
+    stream: str,
+    connection: BaseDatabaseWrapper,
 ) -> list["Event"]:
     using, pace = connection.alias, notifications.pace(connection.alias, stream)
     pace.begin()
     if len(events) > 1:
-        stored = _insert_many(events, stream, using)
+        stored = _insert_many(events, inspection, stream, using)
         is_new = any(event.created for event in stored)
     elif not pace.goes_on and (announced := _insert_announced(events[0], stream, connection, pace)):
         return [announced]
@@ -104,42 +121,72 @@ def _insert_one(event: "Event", stream: str, connection: BaseDatabaseWrapper) ->
     raise idempotency.unreadable(event, stream)
 
 
-def _insert_many(events: Sequence["Event"], stream: str, using: str) -> list["Event"]:
-    plain = [event for event in events if event.idempotency_key is None]
-    keyed = [event for event in events if event.idempotency_key is not None]
-    # A conflict of keys, an id that is taken, and text that the connection cannot encode are found
-    # after rows were written: only a savepoint takes them back and leaves the caller's transaction
-    # usable.
-    are_given = any(event._drawn_id is not event.id for event in plain)
-    is_doubtful = bool(keyed) or are_given or _is_converted(using)
-    early = EarlyNotes(plain)
+def _insert_many(
+    events: Sequence["Event"], inspection: Inspection, stream: str, using: str
+) -> list["Event"]:
+    batch = _Batch(inspection)
+    is_whole = is_outside(connections[using])  # what fails is all taken back
+    is_doubtful = not is_whole and _is_doubtful(events, using)
     try:
         with transaction.atomic(using=using, savepoint=is_doubtful):
-            stored, known = _copy_and_insert(plain, keyed, stream, early, using)
+            stored, known = _copy_and_insert(batch, stream, using)
     except BaseException as error:
-        early.take_back()
-        if is_doubtful:
+        batch.early.take_back()
+        if is_whole or is_doubtful:
             _explain(error, events, using)
         raise
-    if not keyed:
-        return plain
-    created = {event.pk: noted(event, stored, using) for event in keyed if event.pk not in known}
+    if not batch.keyed:
+        return batch.plain
+    created = {
+        event.pk: noted(event, stored, using) for event in batch.keyed if event.pk not in known
+    }
     return [known.get(event.pk) or created.get(event.pk) or event for event in events]
 
 
+def _is_doubtful(events: Sequence["Event"], using: str) -> bool:
+    """Tell whether ``events``, which are checked, may still be refused when some are written.
+
+    A conflict of keys, an id that is taken, and text that the connection cannot encode are found
+    only then: only a savepoint takes them back and leaves the caller's transaction usable.
+    """
+    is_plain = all(
+        event.idempotency_key is None and event._drawn_id is event.id for event in events
+    )
+    return not is_plain or _is_converted(using)
+
+
+class _Batch:
+    """Events as they are checked, parted by the way in which they are written."""
+
+    def __init__(self, inspection: Inspection) -> None:
+        self._inspection = inspection
+        self.plain: list[Event] = []
+        self.keyed: list[Event] = []
+        self.early = EarlyNotes(self.plain)
+
+    def slices_of_plain(self) -> Iterator[list["Event"]]:
+        """Yield those that need no look at others; in ``keyed`` are then all that do."""
+        for checked in self._inspection():
+            plain = [event for event in checked if event.idempotency_key is None]
+            if len(plain) < len(checked):
+                self.keyed += [event for event in checked if event.idempotency_key is not None]
+            if plain:
+                self.plain += plain
+                yield plain
+
+
 def _copy_and_insert(
-    plain: Sequence["Event"],
-    keyed: Sequence["Event"],
-    stream: str,
-    early: EarlyNotes,
-    using: str,
+    batch: _Batch, stream: str, using: str
 ) -> tuple[dict[str, Any], dict[UUID, "Event"]]:
     """Write all events; return what is stored of new ones, and known ones as they are."""
     registered = Stream.objects.using(using).register_by_event(stream)
     moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
     stored = stored_by(moment, using)
-    _copy(plain, moment, using, meanwhile=lambda: early.note(stored, using))
-    return stored, idempotency.insert_keyed(keyed, registered, moment, using)
+    slices = batch.slices_of_plain()
+    if first := next(slices, None):
+        plain = chain(first, chain.from_iterable(slices))
+        _copy(plain, moment, using, meanwhile=lambda: batch.early.note(stored, using))
+    return stored, idempotency.insert_keyed(batch.keyed, registered, moment, using)
 
 
 def _explain(error: BaseException, events: Sequence["Event"], using: str) -> None:
@@ -169,11 +216,9 @@ def _is_converted(using: str) -> bool:
 
 
 def _copy(
-    events: Sequence["Event"], moment: Any, using: str, meanwhile: Callable[[], None]
+    events: Iterable["Event"], moment: Any, using: str, meanwhile: Callable[[], None]
 ) -> None:
     """Store ``events``; ``meanwhile`` is called when all are sent, and most not stored yet."""
-    if not events:
-        return
     connection = connections[using]
     # Django wraps psycopg's errors for execute(), but not for copy().
     with (

@@ -295,7 +295,7 @@ def test_a_copy_that_failed_leaves_what_another_thread_published_meanwhile() -> 
     published = [_fields(event) for event in events]
     # As by a thread that had checked the same events before.
     with pytest.raises(InvalidEvent, match=str(events[0].pk)):
-        insertion.insert(events, "default", connection)
+        insertion.insert(events, lambda: [events], "default", connection)
     assert [_fields(event) for event in events] == published
 
 
