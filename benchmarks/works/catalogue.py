@@ -59,11 +59,6 @@ DEFAULT: tuple[Work | JointWork, ...] = (
             goals=(
                 Goal(label="kanthorq, atomic=True", metric="rate", ratio=1.5),
                 Goal(label="kanthorq, atomic=True, GROUP_COMMIT=20", metric="rate", ratio=1.5),
-                Goal(
-                    label="kanthorq, atomic=True, GROUP_COMMIT=20, CONCURRENCY=2",
-                    metric="rate",
-                    ratio=1.5,
-                ),
                 Goal(label="kanthorq, batch and bulk_create", metric="rate", ratio=10),
             ),
         ),

@@ -16,15 +16,16 @@ from typing import NamedTuple
 from kanthorq_django.models.lease import AT_ONCE
 from kanthorq_django.models.leased import BODIES_SIZE_MAX
 from kanthorq_django.worker.call import Call, Round
+from kanthorq_django.worker.crew import Crew
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.forks import end_forked_executors
-from kanthorq_django.worker.pace import Throughput, UsualDuration
+from kanthorq_django.worker.pace import Throughput
 from kanthorq_django.worker.warden import Bounded
 
 RELENT_EVERY = 2.0  # seconds
 WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
-STALLED_AFTER = 0.005  # seconds in which quick handlers would have started hundreds
+STALLED_AFTER = 0.005  # seconds in which handlers that get on would have started some
 
 Settle = Callable[[Sequence[Ending]], None]
 
@@ -50,7 +51,7 @@ class Lane:
         self._threads: list[threading.Thread] = []
         self._running = 0
         self._throughput = Throughput()
-        self._usual = UsualDuration()
+        self._crew = Crew(concurrency)
         self._is_watched = False
         self._is_refusing = False
         self._is_closed = False
@@ -114,7 +115,7 @@ class Lane:
             arrived = [_Waiting(call, now, call.size, body_size) for call in calls]
             self._waiting.extend(arrived)
             self._waiting_bytes += body_size * sum([waiting.size for waiting in arrived])
-            self._arrived.notify(1 if self._usual.is_quick else len(calls))
+            self._arrived.notify(min(self._crew.size, len(calls)))
 
     def surplus(self) -> list[Flight]:
         """Take back what waits for so long that others had better have it: handlers became slow."""
@@ -155,7 +156,7 @@ class Lane:
         ``relent`` is called now and then while there is none.
         """
         with self._lock:
-            while not self._waiting or (self._usual.is_quick and self._running):
+            while not self._waiting or self._running >= self._crew.size:
                 if self._is_closed:
                     return None
                 if self._waiting and not self._is_watched:
@@ -164,7 +165,7 @@ class Lane:
                     relent()
             self._running += 1
             call = self._take()
-            if self._usual.is_quick and not self._is_watched:
+            if self._crew.size < self.concurrency and not self._is_watched:
                 self._arrived.notify()  # this one may block, and nobody would know for seconds
             return call
 
@@ -210,15 +211,15 @@ class Lane:
         return found
 
     def _watch(self) -> None:
-        """Leave quick handlers to one thread for as long as it gets on with them.
+        """Leave what waits to the threads that run for as long as they get on with it.
 
-        Several would only wait for the interpreter's lock, and have the puller wait for it too.
+        More would only wait for the interpreter's lock, and have the puller wait for it too.
         """
         self._is_watched = True
         count = self.started_count
         try:
             if not self._arrived.wait(STALLED_AFTER) and count == self.started_count:
-                self._usual.forget()
+                self._crew.forget()
                 self._arrived.notify(len(self._waiting))
         finally:
             self._is_watched = False
@@ -243,7 +244,7 @@ class Lane:
         if self.group_size == 1 or not call.may_share:
             return 1
         with self._lock:
-            return min(self.group_size, len(self._waiting) // self.concurrency)
+            return min(self.group_size, len(self._waiting) // self._crew.size)
 
     def _joining(self, call: Call, count: int) -> Iterator[Flight]:
         """Take up to ``count`` more calls into the transaction of ``call``, each when it begins."""
@@ -276,7 +277,7 @@ class Lane:
         """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""
         with self._lock:
             self._running -= 1
-            if self._usual.has_slowed(seconds / count):
+            if self._crew.note(seconds / count):
                 self._arrived.notify(len(self._waiting))
             self._ended_count += count
             if not self._running:

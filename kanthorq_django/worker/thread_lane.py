@@ -32,6 +32,8 @@ class ThreadLane(Lane):
         self._pause = threading.Event()
         self._depth = forks.depth
         self.group_size = get_settings().GROUP_COMMIT
+        if self.group_size > 1:
+            self._crew.share()
         self._threads = [
             threading.Thread(target=self._run, name=f"kanthorq-handler-{number}", daemon=True)
             for number in range(self.concurrency)

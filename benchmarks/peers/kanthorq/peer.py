@@ -12,20 +12,14 @@ PEER = Peer(
     settings="benchmarks.peers.kanthorq.settings",
     entries={
         "insert": (
-            Entry("kanthorq, atomic=True", "insert_atomic", 1_500),
+            Entry("kanthorq, atomic=True", "insert_atomic", 2_500),
             Entry(
                 "kanthorq, atomic=True, GROUP_COMMIT=20",
                 "insert_atomic",
-                2_500,
+                5_000,
                 {"BENCH_GROUP_COMMIT": "20"},
             ),
-            Entry(
-                "kanthorq, atomic=True, GROUP_COMMIT=20, CONCURRENCY=2",
-                "insert_atomic",
-                2_500,
-                {"BENCH_GROUP_COMMIT": "20", "BENCH_CONCURRENCY": "2"},
-            ),
-            Entry("kanthorq, batch and bulk_create", "insert_batch", 15_000),
+            Entry("kanthorq, batch and bulk_create", "insert_batch", 20_000),
         ),
         "crowd": (
             Entry("nobody listens, NOTIFY off", "silent", 6_000, {"BENCH_NOTIFY": "0"}),

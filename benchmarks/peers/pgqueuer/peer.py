@@ -17,5 +17,6 @@ PEER = Peer(
     ),
     settled="SELECT NOT EXISTS (SELECT FROM pgqueuer WHERE entrypoint <> 'warm')",
     jobs_per_second=17_000,
+    inserts_per_second=2_500,
     works=FAST_WORKS,
 )
