@@ -78,6 +78,9 @@ class Migration(migrations.Migration):
                 ('created_at', kanthorq_django.models.fields.CreatedAtField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
                 ('stream', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='consumers', to='kanthorq_django.stream')),
             ],
+            options={
+                'base_manager_name': 'objects',
+            },
         ),
         migrations.CreateModel(
             name='Task',

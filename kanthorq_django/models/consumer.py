@@ -98,6 +98,7 @@ class Consumer(models.Model):
         stream_id: int
 
     class Meta:
+        base_manager_name = "objects"  # by which a stream's ``consumers`` are written, too
         constraints = [
             models.CheckConstraint(
                 condition=models.Q(

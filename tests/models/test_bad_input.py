@@ -358,6 +358,8 @@ def test_a_consumer_does_not_move_to_another_stream(update_fields: list[str] | N
         lambda consumer, stream: Consumer.objects.filter(pk=consumer.pk).update(stream=stream),
         lambda consumer, stream: Consumer.objects.distinct().update(stream_id=str(stream.pk)),
         lambda consumer, stream: Consumer.objects.update(stream=stream, serialize="on"),
+        lambda consumer, stream: stream.consumers.add(consumer),
+        lambda consumer, stream: stream.consumers.set([consumer]),
     ],
 )
 def test_nor_does_an_update_move_it(move: Callable[[Consumer, Stream], Any]) -> None:
