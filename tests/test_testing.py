@@ -14,8 +14,9 @@ from django.db.transaction import Atomic
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from kanthorq_django import Fixed, Snooze, publish, publish_many, signals, subscribe
+from kanthorq_django import Discard, Fixed, Retry, Snooze, publish, publish_many, signals, subscribe
 from kanthorq_django.domain.identifiers import uuid7
+from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Task, TaskState, lease
 from kanthorq_django.testing import BATCH_SIZE, adrain, drain
@@ -87,6 +88,76 @@ def test_drain_nacks_what_fails_and_leaves_it_to_wait():
     assert task.state == TaskState.RETRYABLE
     assert task.attempted_errors[0]["error"] == "ValueError: bad order"
     assert not Entry.objects.exists()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.usefixtures("is_committed")
+def test_drain_raises_the_error_of_a_handler_where_a_test_asks_for_it(batch: int):
+    @subscribe("order.>", stream="kit", consumer="kit", batch=batch)
+    def handle(given):
+        messages = [given] if batch == 1 else given
+        if any(message.event.subject == "order.bad" for message in messages):
+            raise ValueError("bad order")
+
+    for subject in ("order.paid", "order.bad", "order.sent", "order.kept"):
+        publish(subject, stream="kit")
+    with pytest.raises(ValueError, match=r"^bad order$") as raised:
+        drain("kit", raise_errors=True)
+    assert raised.traceback[-1].name == "handle"
+    failed = Task.objects.retryable()
+    assert [task.attempted_errors[0]["error"] for task in failed] == [
+        "ValueError: bad order"
+    ] * batch
+    left = Task.objects.available()
+    assert {task.attempt_count for task in left} == {0}
+    assert left.count() == 2
+    assert drain("kit", raise_errors=True) == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("verdict", [Snooze(timedelta(0)), Retry(timedelta(1)), Discard("no")])
+def test_what_a_handler_asks_for_by_raising_is_no_error(verdict: Exception):
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message):
+        raise verdict
+
+    publish("order.paid", stream="kit")
+    assert drain("kit", raise_errors=True) == 1
+
+
+@pytest.mark.django_db
+def test_nor_is_what_it_says_by_nack():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message):
+        message.nack("not yet")
+
+    publish("order.paid", stream="kit")
+    assert drain("kit", raise_errors=True) == 1
+    assert Task.objects.retryable().exists()
+
+
+@pytest.mark.django_db
+def test_a_result_that_cannot_be_kept_is_raised_too():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message):
+        return {1, 2}
+
+    publish("order.paid", stream="kit")
+    with pytest.raises(KanthorqError, match="InvalidBody: result: "):
+        drain("kit", raise_errors=True)
+    assert Task.objects.retryable().exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_adrain_raises_the_error_of_a_coroutine():
+    @subscribe("order.>", stream="kit", consumer="kit")
+    async def handle(message):
+        raise ValueError("bad order")
+
+    publish("order.paid", stream="kit")
+    with pytest.raises(ValueError, match=r"^bad order$"):
+        async_to_sync(adrain)("kit", raise_errors=True)
+    assert Task.objects.get().state == TaskState.RETRYABLE
 
 
 @pytest.mark.django_db

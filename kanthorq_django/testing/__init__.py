@@ -21,6 +21,8 @@ from kanthorq_django.domain import subjects
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import WAIT_LIMIT
 from kanthorq_django.domain.states import CLAIMABLE
+from kanthorq_django.domain.verdicts import Verdict
+from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, lease
 from kanthorq_django.models.claim import lease_due
@@ -33,6 +35,7 @@ from kanthorq_django.worker.call import Round, calls
 from kanthorq_django.worker.endings import (
     Ending,
     HandBack,
+    Nack,
     after_error,
     after_interrupt,
     after_return,
@@ -47,16 +50,19 @@ _Run = tuple[int, bool]  # of a task by its id: whether by its cancellation hand
 
 
 @async_unsafe("drain() cannot be called from an async context; use `await adrain(…)`.")
-def drain(*consumers: str) -> int:
+def drain(*consumers: str, raise_errors: bool = False) -> int:
     """Handle all that is due for ``consumers`` (none named: for all); return how many tasks.
 
     Also what handlers publish meanwhile. A failing handler is nacked as in a worker, its
     error stands in ``task.attempted_errors``; what waits for a retry is left to wait. So is what
     snoozed, even if it is due again at once, until the next call; later ones of its key pass it.
+
+    With ``raise_errors`` the first error of a handler is raised once its task is nacked; the tasks
+    after it are left for the next call. ``Snooze``, ``Retry`` and ``Discard`` are no errors.
     """
     _check_names(consumers)
     using: str = router.db_for_write(Consumer)
-    return _Drain(sync(consumers or None, using=using), using).run()
+    return _Drain(sync(consumers or None, using=using), using, raise_errors=raise_errors).run()
 
 
 def _check_names(consumers: Iterable[object]) -> None:
@@ -65,28 +71,30 @@ def _check_names(consumers: Iterable[object]) -> None:
             raise TypeError(f"drain() takes names of consumers one by one, not {quoted(name)}.")
 
 
-async def adrain(*consumers: str) -> int:
+async def adrain(*consumers: str, raise_errors: bool = False) -> int:
     """Do what ``drain()`` does, from a coroutine."""
-    return await sync_to_async(drain)(*consumers)
+    return await sync_to_async(drain)(*consumers, raise_errors=raise_errors)
 
 
 class _Drain:
     """One call of ``drain()``: what it has handled, and what it leaves for the next one."""
 
-    def __init__(self, consumers: Sequence[Consumer], using: str) -> None:
+    def __init__(self, consumers: Sequence[Consumer], using: str, *, raise_errors: bool) -> None:
         for consumer in consumers:
             consumer.turns.group_size = find(consumer.name).group_size
-        self._consumers, self._using = consumers, using
+        self._consumers, self._using, self._raise_errors = consumers, using, raise_errors
         self._acknowledger = Acknowledger(using, written=lambda leases: None, is_patient=False)
         self._handled: dict[int, list[UUID]] = {consumer.pk: [] for consumer in consumers}
         self._snoozed: set[_Run] = set()
         self._postponed: set[int] = set()
+        self._unstarted: set[Lease] = set()
 
     def run(self) -> int:
         try:
             self._work_off()
         except BaseException:
             with contextlib.suppress(Error):  # of a broken transaction, which takes it back as well
+                lease.hand_back(list(self._unstarted), self._using)
                 self._let_be_due()
             raise
         self._let_be_due()
@@ -105,7 +113,11 @@ class _Drain:
         self._handled[consumer.pk] += [flight.leased.event_id for flight in flights]
         for each in calls(flights, find(consumer.name)):
             for round_ in each.rounds:
-                self._snoozed |= _snoozed(_settled(round_, self._acknowledger))
+                self._unstarted.difference_update(flight.lease for flight in round_)
+                endings, error = _settled(round_, self._acknowledger)
+                self._snoozed |= _snoozed(endings)
+                if self._raise_errors:
+                    _raise_failure(endings, error)
 
     def _lease_awake(self, consumer: Consumer) -> list[Flight]:
         """Lease what is due; return what of it has not snoozed."""
@@ -138,7 +150,9 @@ class _Drain:
         # Also of what was just pulled and waits for its turn.
         leased += lease_due(consumer, BATCH_SIZE, CLAIMABLE)
         subscription = find(consumer.name)
-        return [Flight(each, subscription, time.monotonic()) for each in leased]
+        flights = [Flight(each, subscription, time.monotonic()) for each in leased]
+        self._unstarted.update(flight.lease for flight in flights)
+        return flights
 
     def _pull_uncommitted(self, consumer: Consumer) -> list[Leased]:
         params = {
@@ -165,20 +179,29 @@ def _run_of(message: Message) -> _Run:
     return message.lease.task_id, message.is_cancellation
 
 
-def _settled(round_: Round, acknowledger: Acknowledger) -> list[Ending]:
-    """Handle a round and write how it ends; return that."""
+def _raise_failure(endings: Iterable[Ending], error: BaseException | None) -> None:
+    """Raise what a handler has failed by, which may be what it returned."""
+    failed = next((ending for ending in endings if isinstance(ending, Nack)), None)
+    if failed and not isinstance(error, Verdict):
+        raise error or KanthorqError(failed.failure.error)
+
+
+def _settled(
+    round_: Round, acknowledger: Acknowledger
+) -> tuple[list[Ending], BaseException | None]:
+    """Handle a round and write how it ends; return that, and what was raised."""
     with committing():
-        endings = _handle(round_)
+        for flight in round_:
+            flight.start()
+        result, error = async_to_sync(_acall)(round_) if round_[0].is_async else _call(round_)
+        endings = _endings(round_, result, error)
     with committing():
         acknowledger.write(endings)
-    return endings
+    return endings, error
 
 
-def _handle(round_: Round) -> list[Ending]:
+def _endings(round_: Round, result: Any, error: BaseException | None) -> list[Ending]:
     """Do what ``execute()`` and ``aexecute()`` do, on the connections of the test to the end."""
-    for flight in round_:
-        flight.start()
-    result, error = async_to_sync(_acall)(round_) if round_[0].is_async else _call(round_)
     if isinstance(error, asyncio.CancelledError) and round_[0].is_async:
         return after_interrupt(error, *round_)
     if error is not None:
