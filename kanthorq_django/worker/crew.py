@@ -4,11 +4,13 @@ Threads that wait for nothing but the interpreter's lock are switched to in vain
 another one lets go of it, if only to send a statement.
 """
 
+import math
 import time
 
 QUICK = 50e-6  # seconds; a round trip to a database takes longer
 BUSY = 0.85  # of a processor: the interpreter can use no more than one
 LOAD_SECONDS = 0.1  # over which that is measured
+SPARED_SECONDS = 10.0  # in which all run after few of them have left it idle
 # Threads that share transactions: while one waits for the server, others have the interpreter.
 SHARERS = 4
 
@@ -25,11 +27,14 @@ class Crew:
         """Expect handlers that share transactions."""
         self._load = _Load()
 
-    def note(self, seconds: float) -> bool:
-        """Note how long a call took; tell whether more threads may run from now on."""
+    def note(self, seconds: float, *, more_waits: bool) -> bool:
+        """Note how long a call took; tell whether more threads may run from now on.
+
+        ``more_waits``: there is something to do for them.
+        """
         has_changed = self._usual.note(seconds)
         if self._load:
-            has_changed |= self._load.measure()
+            has_changed |= self._load.measure(more_waits=more_waits)
         return has_changed and self._settle()
 
     def forget(self) -> None:
@@ -69,17 +74,21 @@ class _Load:
     """Whether this process has kept the interpreter busy of late; at first it has not."""
 
     def __init__(self) -> None:
+        self._spared_until = -math.inf
         self.forget()
 
     def forget(self) -> None:
         self._since, self._used, self.is_high = time.monotonic(), time.process_time(), False
 
-    def measure(self) -> bool:
+    def measure(self, *, more_waits: bool) -> bool:
         """Look how busy it was, if it is time to; tell whether that has changed."""
         now = time.monotonic()
         if now < self._since + LOAD_SECONDS:
             return False
         used, was_high = time.process_time(), self.is_high
-        self.is_high = used - self._used >= BUSY * (now - self._since)
+        is_busy = used - self._used >= BUSY * (now - self._since)
+        self.is_high = is_busy and now >= self._spared_until
+        if was_high and not is_busy and more_waits:
+            self._spared_until = now + SPARED_SECONDS  # few wait for more than for its lock
         self._since, self._used = now, used
         return was_high != self.is_high

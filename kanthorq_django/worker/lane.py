@@ -277,7 +277,7 @@ class Lane:
         """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""
         with self._lock:
             self._running -= 1
-            if self._crew.note(seconds / count):
+            if self._crew.note(seconds / count, more_waits=bool(self._waiting)):
                 self._arrived.notify(len(self._waiting))
             self._ended_count += count
             if not self._running:
