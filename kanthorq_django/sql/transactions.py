@@ -17,6 +17,11 @@ def is_idle(raw: "psycopg.Connection[Any]") -> bool:
     return pgconn.transaction_status == TransactionStatus.IDLE and not pgconn.pipeline_status
 
 
+def is_aborted(raw: "psycopg.Connection[Any]") -> bool:
+    """Tell whether a statement has failed in the transaction, so that it can only roll back."""
+    return raw.pgconn.transaction_status == TransactionStatus.INERROR
+
+
 def is_outside(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether ``connection`` is in no transaction, by Django's means or past them."""
     is_managed = connection.in_atomic_block or not connection.get_autocommit()

@@ -18,6 +18,7 @@ from kanthorq_django.exceptions import KanthorqError, LeaseLost
 from kanthorq_django.message import Message, decide
 from kanthorq_django.models import Task, lease
 from kanthorq_django.models.hops import following
+from kanthorq_django.sql.transactions import is_aborted
 from kanthorq_django.worker import forks
 from kanthorq_django.worker.endings import (
     VERDICT_ROLLED_BACK,
@@ -154,7 +155,8 @@ class Opened(NamedTuple):
             self.raw.close()  # or what it locked stays locked until somebody collects it
             self.wrapper.close()
             raise KanthorqError(REPLACED)
-        if self.wrapper.needs_rollback:
+        # Django marks a block in which a save() fails, and not one in which a plain statement does.
+        if self.wrapper.needs_rollback or is_aborted(self.raw):
             raise KanthorqError(MARKED_FOR_ROLLBACK) from self.wrapper.rollback_exc
 
 

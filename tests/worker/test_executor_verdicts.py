@@ -378,6 +378,7 @@ def test_an_atomic_handler_that_swallows_an_error_of_the_database_commits_nothin
     fly(task, handle, atomic=True)
     task.refresh_from_db()
     assert task.state == TaskState.RETRYABLE
+    assert "transaction.atomic() of its own" in last_error(task)
     assert not Entry.objects.exists()
 
 
