@@ -67,7 +67,7 @@ class Command(BaseCommand):
         if not 1 <= processes <= PROCESSES_LIMIT:
             raise CommandError(f"--processes must be 1 to {PROCESSES_LIMIT}, not {processes}.")
         if options["consumers"] and options["excepted"]:
-            raise CommandError("Name consumers or leave some out with --except, not both.")
+            raise CommandError("Name consumers or leave some out with --except A,B, not both.")
         if reload and options["burst"]:
             raise CommandError("--reload waits for changes for ever; leave out --burst.")
         given = {
