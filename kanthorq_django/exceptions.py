@@ -26,7 +26,7 @@ class InvalidSubject(InvalidEvent):
 
 
 class InvalidBody(InvalidEvent):
-    """A body or metadata cannot be stored as JSON, or is too large."""
+    """A body, metadata or a result cannot be stored as JSON, or is too large."""
 
 
 class IdempotencyConflict(InvalidEvent):

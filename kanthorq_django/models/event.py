@@ -217,7 +217,7 @@ class Event(SealableModel):
 
 
 def publish_into(stream: str, events: Iterable[Event], using: str) -> list[Event]:
-    """Do what the queryset's ``publish()`` does; to make a queryset takes as long as a check."""
+    """Publish as the queryset does, without one: to make it takes as long as to check an event."""
     try:
         stored = store_into(stream, events, using)
     except SynchronousOnlyOperation as error:
@@ -231,7 +231,7 @@ def publish_into(stream: str, events: Iterable[Event], using: str) -> list[Event
 
 
 def store_into(stream: str, events: Iterable[Event], using: str) -> list[Event]:
-    """Do the same, without telling receivers."""
+    """Insert ``events`` into ``stream``, or find them by their keys; tell no receiver of it."""
     check_stream_name(stream)
     given = gathered(events)
     connection = connections[using]
