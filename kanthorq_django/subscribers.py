@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from kanthorq_django import declarations
-from kanthorq_django.domain.names import similar_names
+from kanthorq_django.domain.names import near_names
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 from kanthorq_django.domain.subscriptions import Subscription, name_of, registry
@@ -199,14 +199,14 @@ def _chosen(consumers: Iterable[str] | None) -> list[Subscription]:
 def find(consumer: str) -> Subscription:
     """Return the subscription of ``consumer``.
 
-    Raises ConfigurationError, with near matches, when no code declares it.
+    Raises ConfigurationError, with near or known names, when no code declares it.
     """
     if subscription := registry.find(consumer):
         return subscription
     known = [subscription.consumer for subscription in registry.all()]
-    near = similar_names(consumer, known)
-    hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {sorted(known)}."
-    raise ConfigurationError(f"No subscriber declares the consumer {quoted(consumer)}; {hint}")
+    raise ConfigurationError(
+        f"No subscriber declares the consumer {quoted(consumer)}; {near_names(consumer, known)}"
+    )
 
 
 def _registration(subscription: Subscription) -> "Registration":

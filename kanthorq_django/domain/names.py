@@ -3,9 +3,10 @@
 import difflib
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 NAME_SIZE_MAX = 128  # characters
+LISTED_MAX = 10  # names in an error message
 NEARNESS_MIN = 0.7  # of 1; from 0.6 on, which is difflib's own, "nope" is near "hopper"
 _NAME = re.compile(r"[^\W_][\w.:-]*", re.ASCII)
 
@@ -20,6 +21,16 @@ def name_problem(name: object) -> str | None:
 def similar_names(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """Return those of ``known`` that ``name`` may have meant, the nearest first."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=NEARNESS_MIN)
+
+
+def near_names(name: str, known: Sequence[str]) -> str:
+    """Return what else ``name`` may have meant, as the end of a sentence."""
+    if not known:
+        return "there is none yet."
+    if near := similar_names(name, known):
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    listed = ", ".join(map(repr, sorted(known)[:LISTED_MAX]))
+    return f"known: {listed}{', …' if len(known) > LISTED_MAX else '.'}"
 
 
 @functools.lru_cache(maxsize=256)  # publishers repeat themselves

@@ -1,18 +1,16 @@
 """Rows by the names that operators type; a name that is unknown gets near ones in return."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 from django.core.management.base import CommandError
 from django.db import models
 
-from kanthorq_django.domain.names import name_problem, similar_names
+from kanthorq_django.domain.names import name_problem, near_names
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.models import Consumer, Schedule, Stream
 
 M = TypeVar("M", Consumer, Schedule, Stream)
-
-LISTED_MAX = 10  # names in an error message
 
 
 def find_consumers(names: Iterable[str], using: str) -> list[Consumer]:
@@ -28,16 +26,6 @@ def find_schedules(names: Iterable[str], using: str) -> list[Schedule]:
 def find_streams(names: Iterable[str], using: str) -> list[Stream]:
     """Return the streams called ``names``. Raises CommandError for the first unknown one."""
     return _find(Stream.objects.using(using), names)
-
-
-def near_names(name: str, known: Sequence[str]) -> str:
-    """Return what else ``name`` may have meant, as the end of a sentence."""
-    if not known:
-        return "there is none yet."
-    if near := similar_names(name, known):
-        return f"did you mean {' or '.join(map(repr, near))}?"
-    listed = ", ".join(map(repr, sorted(known)[:LISTED_MAX]))
-    return f"known: {listed}{', …' if len(known) > LISTED_MAX else '.'}"
 
 
 def _find(stored: "models.QuerySet[M]", names: Iterable[str]) -> list[M]:

@@ -7,7 +7,8 @@ from django.core.management.base import CommandError
 from django.db import Error, OperationalError, connection, connections
 
 from kanthorq_django import publish, signals
-from kanthorq_django.management.lookup import find_consumers, near_names
+from kanthorq_django.domain.names import near_names
+from kanthorq_django.management.lookup import find_consumers
 from kanthorq_django.management.refusals import explain, one_sentence
 from kanthorq_django.models import Event
 from tests.commands.console import kanthorq

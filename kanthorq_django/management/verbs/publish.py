@@ -13,9 +13,9 @@ from django.db import transaction
 
 from kanthorq_django import publish
 from kanthorq_django.conf import get_settings
+from kanthorq_django.domain.names import near_names
 from kanthorq_django.domain.quoting import printable
 from kanthorq_django.management.arguments import moment
-from kanthorq_django.management.lookup import near_names
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Stream
 from kanthorq_django.models.body import encode_json
