@@ -199,6 +199,8 @@ class Message:
 
     alters_data(ack, nack, extend, aack, anack, aextend)
 
+    # What follows is for whoever runs the handler; a handler needs none of it.
+
     def retry_delay(self) -> timedelta:
         """Return how long the consumer's retry policy lets the next attempt wait."""
         attempt = max(self.attempt, 1)

@@ -147,6 +147,12 @@ class Consumer(models.Model):
         if self.pk and not self._state.adding and {"stream", "stream_id"}.intersection(written):
             self._check_stream(using)
 
+    def _check_stream(self, using: str) -> None:
+        """Raise ConfigurationError if saving would move it to another stream."""
+        stored = Stream._base_manager.using(using).filter(consumers=self.pk).first()
+        if stored is not None and stored.pk != Stream._meta.pk.to_python(self.stream_id):
+            raise cannot_move(self.name, stored.name)
+
     def _save_rule(self, save: Callable[[], None], using: str) -> None:
         """Save; let tasks follow if that is another rule about keys."""
         with transaction.atomic(using=using):
@@ -230,12 +236,6 @@ class Consumer(models.Model):
         wanted = _claimable(states)
         _check_limit(limit)
         return [leased.task for leased in lease_due(self, limit, wanted)]
-
-    def _check_stream(self, using: str) -> None:
-        """Raise ConfigurationError if it would move."""
-        stored = Stream._base_manager.using(using).filter(consumers=self.pk).first()
-        if stored is not None and stored.pk != Stream._meta.pk.to_python(self.stream_id):
-            raise cannot_move(self.name, stored.name)
 
     def cancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:
         """Cancel this consumer's tasks of these events; unknown ids are in ``noop`` too."""

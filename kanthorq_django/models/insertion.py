@@ -49,9 +49,8 @@ def insert(
     except BaseException:
         for event in events:
             if isinstance(event, Model):  # if not, it is what is refused
-                event._drawn_id = (
-                    None  # may be taken: what got no answer may be stored all the same
-                )
+                # May be taken: what got no answer may be stored all the same.
+                event._drawn_id = None
         raise
 
 
@@ -149,10 +148,7 @@ def _is_doubtful(events: Sequence["Event"], using: str) -> bool:
     A conflict of keys, an id that is taken, and text that the connection cannot encode are found
     only then: only a savepoint takes them back and leaves the caller's transaction usable.
     """
-    is_plain = all(
-        event.idempotency_key is None and event._drawn_id is event.id for event in events
-    )
-    return not is_plain or _is_converted(using)
+    return not all(map(_is_new, events)) or _is_converted(using)
 
 
 class _Batch:

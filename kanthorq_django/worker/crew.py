@@ -35,16 +35,17 @@ class Crew:
         has_changed = self._usual.note(seconds)
         if self._load:
             has_changed |= self._load.measure(more_waits=more_waits)
-        return has_changed and self._settle()
+        return has_changed and self._resize()
 
     def forget(self) -> None:
         """Let all threads run: those that did, did not get on."""
         self._usual.forget()
         if self._load:
             self._load.forget()
-        self._settle()
+        self._resize()
 
-    def _settle(self) -> bool:
+    def _resize(self) -> bool:
+        """Tell whether more may run than before."""
         before, self.size = self.size, self._concurrency
         if self._usual.is_quick:
             self.size = 1
