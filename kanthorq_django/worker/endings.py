@@ -14,7 +14,7 @@ from kanthorq_django.domain.failures import Failure, one_line
 from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
-from kanthorq_django.exceptions import KanthorqError, LeaseLost, TaskCancelled
+from kanthorq_django.exceptions import InvalidBody, KanthorqError, LeaseLost, TaskCancelled
 from kanthorq_django.message import LEASE_OVER, LEAVING, TIME_UP, Message, encode_result
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.attempt_log import last_word, log_attempt, spoken
@@ -255,7 +255,13 @@ def kept_result(flight: Flight, result: Any) -> str | None:
     Raises InvalidBody if it cannot be kept, and KanthorqError as ``_refuse_misuse()`` does.
     """
     _refuse_misuse(flight, result)
-    return None if flight.is_cancellation else encode_result(result)
+    try:
+        return None if flight.is_cancellation else encode_result(result)
+    except InvalidBody as error:
+        raise InvalidBody(
+            f"{error} What {name_of(flight.handler)} returns is kept with its task; let it return "
+            "JSON, or nothing."
+        ) from error
 
 
 def _refuse_misuse(flight: Flight, result: Any) -> None:

@@ -73,6 +73,7 @@ def test_a_result_that_is_not_json_fails_the_attempt(task: Task):
     task.refresh_from_db()
     assert task.state == TaskState.RETRYABLE
     assert last_error(task).startswith("InvalidBody: result:")
+    assert last_error(task).endswith("kept with its task; let it return JSON, or nothing.")
 
 
 def test_a_handler_that_raises_lets_its_task_wait_for_the_policy(task: Task):
