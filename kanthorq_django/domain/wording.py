@@ -66,14 +66,16 @@ def _dates(parts: Mapping[str, str], dtstart: datetime) -> str:
         days = _list([_date(int(day)) for day in parts["BYMONTHDAY"].split(",")])
         is_monthly = parts["FREQ"] == "YEARLY" and "BYMONTH" not in parts
         return f"on {days} of each month" if is_monthly else f"on {days}"
-    if parts.keys() & {"BYDAY", "BYYEARDAY", "BYWEEKNO"}:
+    if parts.keys() & {"BYDAY", "BYYEARDAY"}:
         return ""
+    if parts["FREQ"] == "WEEKLY" or ("BYWEEKNO" in parts and parts["FREQ"] != "DAILY"):
+        return f"on {list(_DAYS.values())[dtstart.weekday()]}"
     if parts["FREQ"] == "MONTHLY":
         return f"on {_date(dtstart.day)}"
     if parts["FREQ"] == "YEARLY":
         month = "" if "BYMONTH" in parts else f" {_MONTHS[dtstart.month - 1]}"
         return f"on {dtstart.day}{month}"
-    return f"on {_DAYS[list(_DAYS)[dtstart.weekday()]]}" if parts["FREQ"] == "WEEKLY" else ""
+    return ""
 
 
 def _date(day: int) -> str:
@@ -87,7 +89,11 @@ def _months(parts: Mapping[str, str]) -> str:
 
 
 def _rest(parts: Mapping[str, str]) -> str:
-    names = {"BYYEARDAY": "day of the year", "BYWEEKNO": "week", "BYSETPOS": "of these only number"}
+    names = {
+        "BYYEARDAY": "day of the year",
+        "BYWEEKNO": "in week",
+        "BYSETPOS": "of these only number",
+    }
     return ", ".join(f"{text} {parts[name]}" for name, text in names.items() if name in parts)
 
 
