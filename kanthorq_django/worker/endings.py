@@ -15,7 +15,7 @@ from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import InvalidBody, KanthorqError, LeaseLost, TaskCancelled
-from kanthorq_django.message import LEASE_OVER, LEAVING, TIME_UP, Message, encode_result
+from kanthorq_django.message import ASKED, LEASE_OVER, LEAVING, TIME_UP, Message, encode_result
 from kanthorq_django.models.lease import AT_ONCE, Lease
 from kanthorq_django.worker.attempt_log import last_word, log_attempt, spoken
 from kanthorq_django.worker.flight import Flight
@@ -229,8 +229,9 @@ def _failed(flight: Flight, reason: BaseException | str, *, has_traceback: bool 
     note_failure(error)
     nack = _nack(flight.message, reason)
     told = repr(reason) if error is None else type(error).__name__
-    last = last_word(flight)
-    then = last or f", next in {spoken(nack.delay)}"
+    is_asked = flight.stop.reason == ASKED  # then the task is cancelled, whatever attempts are left
+    last = "" if is_asked else last_word(flight)
+    then = ", cancelled as asked" if is_asked else last or f", next in {spoken(nack.delay)}"
     level = logging.ERROR if last else logging.WARNING
     log_attempt(flight, level, f"failed: {told}{then}", error if has_traceback else None)
     return nack

@@ -15,7 +15,7 @@ from django.db import transaction
 
 from kanthorq_django import Discard, Fixed, Never, Retry, Snooze, signals
 from kanthorq_django.exceptions import TaskCancelled
-from kanthorq_django.message import LEASE_OVER, Message
+from kanthorq_django.message import ASKED, LEASE_OVER, Message
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.worker.endings import Ack, HandBack, Nack
 from tests.clock import now
@@ -397,6 +397,21 @@ def test_a_failure_says_whether_it_was_the_last(
     fly(task, fail, attempt_max=attempt_max, retry=Fixed(timedelta(seconds=7)))
     assert level_of(caplog, told) == level
     assert f"attempt 1 of {attempt_max} for event {task.event_id} failed" in caplog.text
+
+
+@pytest.mark.parametrize("attempt_max", [1, 2])
+def test_a_failure_after_a_request_to_cancel_is_not_said_to_be_tried_again(
+    task: Task, caplog: pytest.LogCaptureFixture, attempt_max: int
+):
+    def fail(message: Message) -> None:
+        Task.objects.filter(pk=task.pk).cancel(running=True)
+        message._stop.set(ASKED)
+        raise Unlucky
+
+    fly(task, fail, attempt_max=attempt_max)
+    task.refresh_from_db()
+    assert task.state == TaskState.CANCELLED
+    assert level_of(caplog, "failed: Unlucky, cancelled as asked (") == "WARNING"
 
 
 @pytest.mark.parametrize(
