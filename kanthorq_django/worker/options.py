@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from kanthorq_django.conf import CEILINGS, get_settings
+from kanthorq_django.domain.amounts import counted
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import ConfigurationError
@@ -18,6 +19,7 @@ PULLERS = {
 CONCURRENCY_LIMIT: int = CEILINGS["CONCURRENCY"]
 BATCH_LIMIT: int = CEILINGS["BATCH_SIZE"]
 DURATION_LIMIT: timedelta = CEILINGS["POLL_INTERVAL"]
+_LONGEST = counted(DURATION_LIMIT.days, "day")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,13 @@ class WorkerOptions:
             _check_range("max_tasks", self.max_tasks, sys.maxsize)
         if not timedelta(0) < self.poll_interval <= DURATION_LIMIT:
             raise ConfigurationError(
-                f"poll_interval must be above zero and at most {DURATION_LIMIT}, not "
-                f"{self.poll_interval}."
+                f"poll_interval must be above zero and at most {_LONGEST}, not "
+                f"{_seconds(self.poll_interval)}."
             )
         if not timedelta(0) <= self.shutdown_timeout <= DURATION_LIMIT:
             raise ConfigurationError(
-                f"shutdown_timeout must be zero to {DURATION_LIMIT}, not {self.shutdown_timeout}."
+                f"shutdown_timeout must be zero to {_LONGEST}, not "
+                f"{_seconds(self.shutdown_timeout)}."
             )
         if not self.pullers or not set(self.pullers) <= PULLERS.keys():
             raise ConfigurationError(
@@ -69,3 +72,8 @@ def _check_range(name: str, value: int, highest: int) -> None:
     if type(value) is not int or not 1 <= value <= highest:
         limit = "at least 1" if highest == sys.maxsize else f"1 to {highest}"
         raise ConfigurationError(f"{name} must be {limit}, not {quoted(value)}.")
+
+
+def _seconds(duration: timedelta) -> str:
+    """Return ``duration`` as it is typed; Python tells -1 s as ``-1 day, 23:59:59``."""
+    return f"{duration.total_seconds():,.10g} s"
