@@ -155,9 +155,10 @@ class WorkerLoop:
 
     def _make_listeners(self, consumers: list[Consumer]) -> list[Listener]:
         """Return the listener, if there is anything to wait for."""
-        if self._options.burst or not (self._options.listen and self._options.pulls):
+        if self._options.burst or not self._options.listen:
             return []
-        streams = {consumer.stream_id for consumer in consumers}
+        # Who pulls nothing waits for requests to cancel alone.
+        streams = {consumer.stream_id for consumer in consumers if self._options.pulls}
         using = get_settings().LISTEN_DATABASE or self._using
         on_cancel = self._renewer.look_for_cancellations
         return [Listener(using, streams, self._wake_up, on_cancel, self._warden.bounded)]

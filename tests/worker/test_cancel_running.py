@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.db import transaction
+from django.db.models.functions import Now
 
 from kanthorq_django import Fixed, Never, publish_many, subscribe
 from kanthorq_django.domain.outcome import Outcome
@@ -63,6 +64,20 @@ def test_a_request_reaches_a_running_handler(listen: bool):
         assert export.stopped.wait(PATIENCE)
         wait_for_state(TaskState.CANCELLED)
     assert Task.objects.get().attempt_count == 1
+
+
+def test_a_request_reaches_a_worker_that_pulls_nothing():
+    export = Export()
+    subscribe("work.>", stream="work", consumer="export", visibility_timeout=LONG)(export.handler())
+    announce()
+    (consumer,) = sync(["export"])
+    consumer.pull()
+    Task.objects.running().update(state=TaskState.RETRYABLE, schedule_at=Now())
+    with working("export", listen=True, pullers=("retry", "visibility")):
+        assert export.started.wait(PATIENCE)
+        Task.objects.running().cancel(running=True)
+        assert export.stopped.wait(PATIENCE)
+        wait_for_state(TaskState.CANCELLED)
 
 
 def test_a_notification_has_a_worker_look_for_requests_once(monkeypatch: pytest.MonkeyPatch):
