@@ -126,6 +126,8 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
         chosen = Schedule.objects.using(self.db).filter(pk__in=plain)
         return occurrences.publish_due(chosen, limit)
 
+    alters_data(publish_due)
+
     def seconds_to_next(self) -> float | None:
         """Return in how many seconds the next occurrence is due; None if there is none."""
         waiting = self.filter(next_at__isnull=False, cancelled_at=None).order_by("next_at")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
+from django.template import Context, Engine
 from django.utils import timezone
 
 from kanthorq_django import publish_many, schedule
@@ -171,6 +172,13 @@ def test_cancel_and_resume_have_async_twins():
 def test_verbs_that_alter_data_stay_out_of_templates_and_off_the_manager(verb: str):
     assert getattr(Schedule.objects.all(), verb).alters_data
     assert not hasattr(Schedule.objects, verb)
+
+
+def test_no_template_publishes_what_is_due():
+    miss(daily())
+    for schedules in (Schedule.objects, Schedule.objects.all()):
+        assert Engine().from_string("{{ it.publish_due }}").render(Context({"it": schedules})) == ""
+    assert not Event.objects.exists()
 
 
 @pytest.mark.parametrize("verb", ["cancel", "resume"])
