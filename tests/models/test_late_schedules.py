@@ -49,7 +49,8 @@ def test_the_last_occurrence_stays_known_where_later_ones_are_missed():
 
 
 def test_who_has_waited_longest_comes_first():
-    lates = {"b": 3 * SECOND, "d": 5 * SECOND, "a": 2 * SECOND, "c": 4 * SECOND}
+    # Further apart than the whole seconds that may begin while they are made.
+    lates = {"b": 20 * SECOND, "d": 40 * SECOND, "a": 10 * SECOND, "c": 30 * SECOND}
     for name, late in lates.items():
         hourly(name, late)
     for _ in lates:
