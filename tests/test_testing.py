@@ -161,6 +161,17 @@ def test_adrain_raises_the_error_of_a_coroutine():
 
 
 @pytest.mark.django_db
+def test_drain_counts_each_attempt():
+    @subscribe("order.>", stream="kit", consumer="kit", retry=Fixed(timedelta(0)), attempt_max=3)
+    def fail(message: Message) -> None:
+        raise ValueError("no")
+
+    publish("order.paid", stream="kit")
+    assert drain("kit") == 3
+    assert Task.objects.get().attempt_count == 3
+
+
+@pytest.mark.django_db
 def test_what_waits_for_its_retry_is_drained_once_a_test_makes_it_due():
     @subscribe("order.>", stream="kit", consumer="kit")
     def handle(message):

@@ -53,9 +53,10 @@ _Run = tuple[int, bool]  # of a task by its id: whether by its cancellation hand
 def drain(*consumers: str, raise_errors: bool = False) -> int:
     """Handle all that is due for ``consumers`` (none named: for all); return how many tasks.
 
-    Also what handlers publish meanwhile. A failing handler is nacked as in a worker, its
-    error stands in ``task.attempted_errors``; what waits for a retry is left to wait. So is what
-    snoozed, even if it is due again at once, until the next call; later ones of its key pass it.
+    Each counts as often as it was handled, once more for a retry without a delay. Also what
+    handlers publish meanwhile. A failing handler is nacked as in a worker, its error stands in
+    ``task.attempted_errors``; what waits for a retry is left to wait. So is what snoozed, even if
+    it is due again at once, until the next call; later ones of its key pass it.
 
     With ``raise_errors`` the first error of a handler is raised once its task is nacked; the tasks
     after it are left for the next call. ``Snooze``, ``Retry`` and ``Discard`` are no errors.
