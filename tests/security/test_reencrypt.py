@@ -10,6 +10,7 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django import publish, publish_many
+from kanthorq_django.management.verbs.reencrypt import Reencrypt
 from kanthorq_django.models import Event, OperatorAction, Schedule
 from kanthorq_django.models.encryption import is_sealed, is_sealed_with
 from kanthorq_django.models.reencryption import _Rotation, reencrypt
@@ -48,6 +49,11 @@ def test_everything_is_under_the_first_key_afterwards(five_under_the_old_key: No
     settings.KANTHORQ = {"BODY_KEYS": [NEW]}
     assert bodies() == [f"body {number}" for number in range(5)]
     assert bytes(Schedule.objects.get().body) == b"report"
+
+
+def test_the_help_has_everybody_read_a_new_key_before_anybody_writes_with_it():
+    told = " ".join(Reencrypt.description.split())
+    assert told.index("behind the old one") < told.index("put it first") < told.index("take the")
 
 
 def test_a_second_run_finds_nothing_to_do(five_under_the_old_key: None):

@@ -18,10 +18,12 @@ class Reencrypt(Verb):
     changes = True
     help = "Encrypt all stored bodies with the first of KANTHORQ['BODY_KEYS']."
     description = (
-        "For a new key, or for the bodies from before there were keys. Put the new key first,\n"
-        "restart whatever publishes and works, run this, then take the old key away. Bodies that\n"
-        "are up to date are left alone. Each batch is a short transaction of its own; interrupt\n"
-        "it at any time. Rewritten rows leave dead ones behind, so expect autovacuum to work.\n"
+        "For a new key, or for the bodies from before there were keys. Add the new key behind\n"
+        "the old one and restart whatever publishes and works, so that everybody can read it; put\n"
+        "it first and restart again; run this until it finds nothing; then take the old key away.\n"
+        "Bodies that are up to date are left alone. Each batch is a short transaction of its own;\n"
+        "interrupt it at any time. Rewritten rows leave dead ones behind, so expect autovacuum to\n"
+        "work.\n"
         "--decrypt stores all bodies in the clear again."
     )
     examples = ("reencrypt --dry-run", "reencrypt --yes", "reencrypt --decrypt --yes")
