@@ -30,6 +30,8 @@ _MONTHS = (
 _ORDINALS = {-1: "last", -2: "last but one"}
 _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
 _TIMED = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY")
+# What leaves few of the weekdays of a month or a year.
+_CHOOSING = {"BYMONTHDAY", "BYYEARDAY", "BYWEEKNO", "BYSETPOS"}
 
 
 def in_words(parts: Mapping[str, str], dtstart: datetime) -> str:
@@ -54,10 +56,13 @@ def _every(parts: Mapping[str, str]) -> str:
 def _days(parts: Mapping[str, str]) -> str:
     if "BYDAY" not in parts:
         return ""
+    # Of a week there is one; of a month or a year there are several.
+    is_each = parts["FREQ"] in ("YEARLY", "MONTHLY") and _CHOOSING.isdisjoint(parts)
+    plain = "each " if is_each else ""
     named = []
     for day in parts["BYDAY"].split(","):
         name, ordinal = _DAYS[day[-2:]], day[:-2]
-        named.append(f"the {_ordinal(int(ordinal))} {name}" if ordinal else name)
+        named.append(f"the {_ordinal(int(ordinal))} {name}" if ordinal else plain + name)
     return f"on {_list(named)}"
 
 
