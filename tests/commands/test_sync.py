@@ -84,12 +84,13 @@ def test_an_unknown_consumer_is_refused_with_near_names():
         kanthorq("sync", "refnds")
 
 
-def test_a_consumer_that_moved_to_another_stream_is_refused():
-    ConsumerFactory.create(name="refunds", stream__name="orders")
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_a_consumer_that_moved_to_another_stream_is_refused(options: list[str]):
+    ConsumerFactory.create(name="refunds", stream__name="orders", subject_includes=["order.paid"])
     subscribe("order.paid", stream="payments", consumer="refunds")(handle)
 
     with pytest.raises(CommandError, match="cannot move to 'payments'"):
-        kanthorq("sync")
+        kanthorq("sync", *options)
 
 
 def test_a_check_changes_nothing_and_tells_with_its_status(undeclared: Registry):

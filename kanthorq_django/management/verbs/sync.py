@@ -10,6 +10,7 @@ from kanthorq_django.domain.states import FINAL
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.models.registration import changes as changes_of
+from kanthorq_django.models.registration import is_elsewhere
 from kanthorq_django.subscribers import declared, find, registry, sync
 
 
@@ -58,7 +59,10 @@ class Sync(Verb):
 
     def _check(self, name: str) -> bool:
         """Tell what ``_sync()`` would do, and do nothing."""
-        before = Consumer.objects.using(self.database).filter(name=name).first()
+        stored = Consumer.objects.using(self.database).select_related("stream")
+        before, stream = stored.filter(name=name).first(), find(name).stream
+        if before is not None and before.stream.name != stream:
+            raise is_elsewhere(before, stream)  # as _sync() would
         found = [] if before is None else changes_of(before, declared(name))
         return self._tell(name, before, found, ("to create", "to change"))
 
