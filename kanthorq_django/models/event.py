@@ -5,13 +5,12 @@ Next, a consumer turns them into tasks: see consumer.py.
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from django.core.exceptions import ObjectDoesNotExist, SynchronousOnlyOperation
 from django.db import connections, models, router
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
 
@@ -35,10 +34,9 @@ from kanthorq_django.models.fields import (
     always_readable,
     moment_of,
 )
-from kanthorq_django.models.inspection import SLICE_SIZE, inspected
+from kanthorq_django.models.inspection import Inspection
 from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql.result import Result
-from kanthorq_django.sql.transactions import is_outside
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -241,21 +239,8 @@ def store_into(stream: str, events: Iterable[Event], using: str) -> list[Event]:
         )
     if not given:
         return []
-    return insertion.insert(given, _inspection(given, stream, connection), stream, connection)
-
-
-def _inspection(
-    events: Sequence[Event], stream: str, connection: BaseDatabaseWrapper
-) -> insertion.Inspection:
-    """Check ``events`` before anything is sent, or say how to while they are.
-
-    What is refused late takes all before it back, and a savepoint for that would count among
-    those of the caller's transaction, of which PostgreSQL takes few easily.
-    """
-    if len(events) > SLICE_SIZE and is_outside(connection):
-        return functools.partial(inspected, Event, events, stream)
-    slices = list(inspected(Event, events, stream))
-    return lambda: slices
+    inspect = functools.partial(Inspection, Event, given, stream)
+    return insertion.insert(given, inspect, stream, connection)
 
 
 def tell_of_new(stored: Iterable[Event], using: str) -> None:

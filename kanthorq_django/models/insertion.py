@@ -20,6 +20,7 @@ from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
 from kanthorq_django.models import idempotency, notifications
 from kanthorq_django.models.copying import copied
 from kanthorq_django.models.event_row import EarlyNotes, columns_of, noted, stored_by
+from kanthorq_django.models.inspection import SLICE_SIZE, Inspection
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.sql.session import encoding_of, is_utf8
@@ -29,26 +30,24 @@ if TYPE_CHECKING:
     from kanthorq_django.models.event import Event
 
 
-# Yields events in slices, each once it is checked; anew each time it is called.
-Inspection = Callable[[], Iterable[Sequence["Event"]]]
-
-
 def insert(
     events: Sequence["Event"],
-    inspection: Inspection,
+    inspect: Callable[[], Inspection],
     stream: str,
     connection: BaseDatabaseWrapper,
 ) -> list["Event"]:
     """Insert events; return them, or those stored before under their idempotency keys.
 
-    Workers of the stream are woken once they are committed. Raises IdempotencyConflict, and what
-    the ``inspection`` raises.
+    ``inspect`` begins to check them. Workers of the stream are woken once they are committed.
+    Raises InvalidEvent and IdempotencyConflict; nothing is stored then.
     """
     try:
-        return unconflicted(connection.alias, _insert, events, inspection, stream, connection)
+        return unconflicted(connection.alias, _insert, events, inspect, stream, connection)
+    except InvalidEvent:
+        raise
     except BaseException:
         for event in events:
-            if isinstance(event, Model):  # if not, it is what is refused
+            if isinstance(event, Model):  # which not all are known to be
                 # May be taken: what got no answer may be stored all the same.
                 event._drawn_id = None
         raise
@@ -56,14 +55,21 @@ def insert(
 
 def _insert(
     events: Sequence["Event"],
-    inspection: Inspection,
+    inspect: Callable[[], Inspection],
     stream: str,
     connection: BaseDatabaseWrapper,
 ) -> list["Event"]:
+    inspection = inspect()
+    # Many in a transaction of their own are checked while the server stores those before: what is
+    # refused late takes them back. Within another one a savepoint would have to, and be one of the
+    # 64 that PostgreSQL keeps track of easily.
+    is_whole = len(events) > SLICE_SIZE and is_outside(connection)
+    if not is_whole:
+        inspection.finish()
     using, pace = connection.alias, notifications.pace(connection.alias, stream)
     pace.begin()
     if len(events) > 1:
-        stored = _insert_many(events, inspection, stream, using)
+        stored = _insert_many(events, inspection, stream, using, is_whole=is_whole)
         is_new = any(event.created for event in stored)
     elif not pace.goes_on and (announced := _insert_announced(events[0], stream, connection, pace)):
         return [announced]
@@ -121,25 +127,41 @@ def _insert_one(event: "Event", stream: str, connection: BaseDatabaseWrapper) ->
 
 
 def _insert_many(
-    events: Sequence["Event"], inspection: Inspection, stream: str, using: str
+    events: Sequence["Event"],
+    inspection: Inspection,
+    stream: str,
+    using: str,
+    *,
+    is_whole: bool,
 ) -> list["Event"]:
-    batch = _Batch(inspection)
-    is_whole = is_outside(connections[using])  # what fails is all taken back
     is_doubtful = not is_whole and _is_doubtful(events, using)
+    copied_first: list[Event] = []
+    early = EarlyNotes(copied_first)
     try:
         with transaction.atomic(using=using, savepoint=is_doubtful):
-            stored, known = _copy_and_insert(batch, stream, using)
+            registered = Stream.objects.using(using).register_by_event(stream)
+            moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
+            stored = stored_by(moment, using)
+            plain = _kept_in(copied_first, inspection.plain)
+            _copy(plain, moment, using, meanwhile=lambda: early.note(stored, using))
+            keyed = [event for event in inspection.rest if event.idempotency_key is not None]
+            _copy((each for each in inspection.rest if each.idempotency_key is None), moment, using)
+            known = idempotency.insert_keyed(keyed, registered, moment, using)
     except BaseException as error:
-        batch.early.take_back()
+        early.take_back()
         if is_whole or is_doubtful:
             _explain(error, events, using)
         raise
-    if not batch.keyed:
-        return batch.plain
-    created = {
-        event.pk: noted(event, stored, using) for event in batch.keyed if event.pk not in known
-    }
-    return [known.get(event.pk) or created.get(event.pk) or event for event in events]
+    for event in inspection.rest:
+        if event.pk not in known:
+            noted(event, stored, using)
+    return [known.get(event.pk, event) for event in events] if known else list(events)
+
+
+def _kept_in(seen: list["Event"], slices: Iterable[Sequence["Event"]]) -> Iterator["Event"]:
+    for events in slices:
+        seen += events
+        yield from events
 
 
 def _is_doubtful(events: Sequence["Event"], using: str) -> bool:
@@ -149,40 +171,6 @@ def _is_doubtful(events: Sequence["Event"], using: str) -> bool:
     only then: only a savepoint takes them back and leaves the caller's transaction usable.
     """
     return not all(map(_is_new, events)) or _is_converted(using)
-
-
-class _Batch:
-    """Events as they are checked, parted by the way in which they are written."""
-
-    def __init__(self, inspection: Inspection) -> None:
-        self._inspection = inspection
-        self.plain: list[Event] = []
-        self.keyed: list[Event] = []
-        self.early = EarlyNotes(self.plain)
-
-    def slices_of_plain(self) -> Iterator[list["Event"]]:
-        """Yield those that need no look at others; in ``keyed`` are then all that do."""
-        for checked in self._inspection():
-            plain = [event for event in checked if event.idempotency_key is None]
-            if len(plain) < len(checked):
-                self.keyed += [event for event in checked if event.idempotency_key is not None]
-            if plain:
-                self.plain += plain
-                yield plain
-
-
-def _copy_and_insert(
-    batch: _Batch, stream: str, using: str
-) -> tuple[dict[str, Any], dict[UUID, "Event"]]:
-    """Write all events; return what is stored of new ones, and known ones as they are."""
-    registered = Stream.objects.using(using).register_by_event(stream)
-    moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
-    stored = stored_by(moment, using)
-    slices = batch.slices_of_plain()
-    if first := next(slices, None):
-        plain = chain(first, chain.from_iterable(slices))
-        _copy(plain, moment, using, meanwhile=lambda: batch.early.note(stored, using))
-    return stored, idempotency.insert_keyed(batch.keyed, registered, moment, using)
 
 
 def _explain(error: BaseException, events: Sequence["Event"], using: str) -> None:
@@ -196,13 +184,20 @@ def _explain(error: BaseException, events: Sequence["Event"], using: str) -> Non
 
 def _refuse_taken(events: Sequence["Event"], using: str) -> None:
     """Raise InvalidEvent if an event is stored that has the id of one of ``events``."""
-    among = RawSQL("SELECT unnest(%s::uuid[])", [[event.pk for event in events]])
-    stored = type(events[0]).objects.using(using).filter(pk__in=among)
+    from kanthorq_django.models.event import Event
+
+    places = {  # of those that may have been sent: not all are checked, perhaps
+        event.pk: index
+        for index, event in enumerate(events)
+        if isinstance(event, Event) and isinstance(event.pk, UUID)
+    }
+    among = RawSQL("SELECT unnest(%s::uuid[])", [list(places)])
+    stored = Event.objects.using(using).filter(pk__in=among)
     taken = set(stored.values_list("pk", flat=True))
-    for index, event in enumerate(events):
-        if event.pk in taken:
+    for pk, index in places.items():
+        if pk in taken:
             place = f"events[{index}]: " if len(events) > 1 else ""
-            raise InvalidEvent(f"{place}id {event.pk} is that of an event which is stored already.")
+            raise InvalidEvent(f"{place}id {pk} is that of an event which is stored already.")
 
 
 def _is_converted(using: str) -> bool:
@@ -212,9 +207,15 @@ def _is_converted(using: str) -> bool:
 
 
 def _copy(
-    events: Iterable["Event"], moment: Any, using: str, meanwhile: Callable[[], None]
+    events: Iterable["Event"],
+    moment: Any,
+    using: str,
+    meanwhile: Callable[[], object] = bool,
 ) -> None:
     """Store ``events``; ``meanwhile`` is called when all are sent, and most not stored yet."""
+    left = iter(events)
+    if (first := next(left, None)) is None:
+        return
     connection = connections[using]
     # Django wraps psycopg's errors for execute(), but not for copy().
     with (
@@ -222,6 +223,7 @@ def _copy(
         connection.cursor() as cursor,
         cursor.copy(sql.load("publish_many")) as copy,
     ):
-        for chunk in copied(events, moment, using, encoding_of(connection.connection)):
+        encoding = encoding_of(connection.connection)
+        for chunk in copied(chain([first], left), moment, using, encoding):
             copy.write(chunk)
         meanwhile()

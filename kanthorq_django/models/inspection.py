@@ -1,6 +1,7 @@
 """Events that are to be published, checked and brought into the form in which they are stored."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -22,52 +23,62 @@ from kanthorq_django.models.hops import count_hops
 if TYPE_CHECKING:
     from kanthorq_django.models.event import Event
 
-SLICE_SIZE = 1_000  # events
+SLICE_SIZE = 1_000  # events that are checked before the first of them is sent
 
 
-def inspected(
-    model: "type[Event]", events: Sequence["Event"], stream: str
-) -> Iterator[Sequence["Event"]]:
-    """Yield ``events`` in slices, each as soon as it is checked.
+class Inspection:
+    """A check of events that are published together, each of which it sees once."""
 
-    Raises InvalidEvent, which says of which of several it speaks.
-    """
-    inspector, hops_max = _Inspector(model, stream), get_settings().HOPS_MAX
-    for start in range(0, len(events), SLICE_SIZE):
-        checked = events[start : start + SLICE_SIZE]
-        for index, event in enumerate(checked, start):
-            try:
-                inspector.inspect(event)
-            except InvalidEvent as error:
-                if len(events) == 1:
-                    raise
-                raise type(error)(f"events[{index}]: {error}") from error
-        if hops_max is not None:
-            count_hops(checked, hops_max)
-        yield checked
-
-
-class _Inspector:
-    """Checks events that are published together, one after the other."""
-
-    def __init__(self, model: "type[Event]", stream: str) -> None:
+    def __init__(self, model: "type[Event]", events: Sequence["Event"], stream: str) -> None:
         self._model = model
+        self._events = events
         self._stream = stream
         self._ids: set[int] = set()  # of those before: Python hashes integers at once
-        self._subjects: set[str] = set()
+        self._left: list[tuple[int, Event]] = []
         self._limits = get_settings()
+        # In slices those that are right as they are. To find them runs no code of the application,
+        # nor a query: a COPY may run on the connection meanwhile.
+        self.plain: Iterable[list[Event]] = self._find_plain()
 
-    def inspect(self, event: "Event") -> None:
-        """Bring ``event`` into the form in which it is stored. Raises InvalidEvent."""
-        if not self._is_plain(event):
-            self._check(event)
-            self._subjects.add(event.subject)
+    def finish(self) -> None:
+        """Check all there are. Raises InvalidEvent."""
+        self.plain = list(self.plain)
+        _ = self.rest
+
+    @functools.cached_property
+    def rest(self) -> list["Event"]:
+        """Those that were not plain, in the form in which they are stored.
+
+        Raises InvalidEvent, which says of which of several it speaks.
+        """
+        for index, event in self._left:
+            try:
+                self._check(event)
+            except InvalidEvent as error:
+                if len(self._events) == 1:
+                    raise
+                raise type(error)(f"events[{index}]: {error}") from error
+        return self._counted([event for _, event in self._left])
+
+    def _find_plain(self) -> Iterator[list["Event"]]:
+        for start in range(0, len(self._events), SLICE_SIZE):
+            given = self._events[start : start + SLICE_SIZE]
+            plain = []
+            for index, event in enumerate(given, start):
+                if self._is_plain(event):
+                    plain.append(event)
+                else:
+                    self._left.append((index, event))
+            if plain:
+                yield self._counted(plain)
+
+    def _counted(self, events: list["Event"]) -> list["Event"]:
+        if self._limits.HOPS_MAX is not None:
+            count_hops(events, self._limits.HOPS_MAX)
+        return events
 
     def _is_plain(self, event: "Event") -> bool:
-        """Tell whether ``_check()`` would change and refuse nothing, and note the id if so.
-
-        Where many are published, most are like that: a subject that others have, and bytes.
-        """
+        """Tell whether ``_check()`` would change and refuse nothing, and note the id if so."""
         if type(event) is not self._model or not event._state.adding:
             return False
         held = event.__dict__  # past Django's descriptors, which take as long as all of this
@@ -75,7 +86,7 @@ class _Inspector:
         number = held["id"].int if type(held.get("id")) is UUID else 0
         is_plain = (
             type(subject) is str
-            and (subject in self._subjects or not subject_problem(subject))
+            and not subject_problem(subject)
             and type(body) is bytes
             and len(body) <= self._limits.BODY_SIZE_MAX
             and not body.startswith(MARK)
@@ -93,6 +104,7 @@ class _Inspector:
     def _check(self, event: Any) -> None:
         if not isinstance(event, self._model):
             raise InvalidEvent(f"An Event was expected, not {type(event).__name__}.")
+        event.id = settle_id(event.id, self._ids)  # first: one that stands twice is stored, perhaps
         if not event._state.adding:
             raise InvalidEvent(
                 f"Event {event.pk} has been published already, even if that was rolled back; "
@@ -102,7 +114,6 @@ class _Inspector:
             raise InvalidEvent(
                 f"The event names the stream {event.stream.name!r}, not {quoted(self._stream)}."
             )
-        event.id = settle_id(event.id, self._ids)
         check_subject(event.subject)
         event.body = encode_body(event.body, size_max=self._limits.BODY_SIZE_MAX)
         event.metadata = encode_metadata(event.metadata, size_max=self._limits.METADATA_SIZE_MAX)

@@ -15,6 +15,7 @@ from pytest_django import DjangoAssertNumQueries, Settings
 from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidBody, InvalidEvent
 from kanthorq_django.models import Event, Stream, idempotency, insertion
+from kanthorq_django.models.inspection import Inspection
 from tests.factories import StreamFactory
 
 pytestmark = pytest.mark.django_db
@@ -289,13 +290,22 @@ def test_a_copy_that_failed_leaves_what_was_deferred_deferred() -> None:
     assert clone == stored
 
 
+class Checked(Inspection):
+    """Finds nothing wrong."""
+
+    def __init__(self, events: list[Event]) -> None:
+        self.plain, self.rest = [events], []
+
+    def finish(self) -> None: ...
+
+
 def test_a_copy_that_failed_leaves_what_another_thread_published_meanwhile() -> None:
     events = [Event(subject="a"), Event(subject="b")]
     publish_many(events)
     published = [_fields(event) for event in events]
     # As by a thread that had checked the same events before.
     with pytest.raises(InvalidEvent, match=str(events[0].pk)):
-        insertion.insert(events, lambda: [events], "default", connection)
+        insertion.insert(events, lambda: Checked(events), "default", connection)
     assert [_fields(event) for event in events] == published
 
 

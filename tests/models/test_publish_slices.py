@@ -1,18 +1,19 @@
 """Many events in a transaction of their own are checked while the server stores those before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
+from django.utils.functional import lazy
 from psycopg import Copy
 from pytest_django import DjangoAssertNumQueries
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidBody, InvalidEvent
-from kanthorq_django.models import Event, Stream, insertion, inspection
-from kanthorq_django.models.inspection import SLICE_SIZE
+from kanthorq_django.models import Event, Stream
+from kanthorq_django.models.inspection import SLICE_SIZE, Inspection
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -21,7 +22,7 @@ LATE = COUNT - 2  # the index of what is refused: in the last slice
 
 
 def made(count: int = COUNT) -> list[Event]:
-    return [Event(subject="order.paid", body={"n": number}) for number in range(count)]
+    return [Event(subject="order.paid", body=b"%d" % number) for number in range(count)]
 
 
 def test_one_that_is_refused_late_takes_all_before_it_back() -> None:
@@ -55,19 +56,19 @@ def test_one_event_that_stands_in_two_slices_is_refused() -> None:
 
 def test_the_first_are_sent_before_the_last_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    write, inspect = Copy.write, inspection._Inspector.inspect
+    write, is_plain = Copy.write, Inspection._is_plain
 
     def noting_write(copy: Copy, content: Any) -> None:
         seen.append("sent")
         write(copy, content)
 
-    def noting_inspect(inspector: Any, event: Event) -> None:
+    def noting_is_plain(inspection: Inspection, event: Event) -> bool:
         if event is given[-1]:
             seen.append("checked all")
-        inspect(inspector, event)
+        return is_plain(inspection, event)
 
     monkeypatch.setattr(Copy, "write", noting_write)
-    monkeypatch.setattr(inspection._Inspector, "inspect", noting_inspect)
+    monkeypatch.setattr(Inspection, "_is_plain", noting_is_plain)
     given = made()
     publish_many(given)
     assert seen[0] == "sent"
@@ -110,7 +111,7 @@ def test_a_transaction_that_was_begun_past_django_is_the_callers(
 
 
 def test_keys_may_stand_in_any_slice() -> None:
-    known = publish("order.paid", {"n": LATE}, idempotency_key=f"k{LATE}")
+    known = publish("order.paid", b"%d" % LATE, idempotency_key=f"k{LATE}")
     given = made()
     for number in (0, 1, SLICE_SIZE, LATE):
         given[number].idempotency_key = f"k{number}"
@@ -148,13 +149,47 @@ def test_a_taken_id_is_named_by_its_index() -> None:
     assert Event.objects.get() == taken
 
 
-def test_a_second_try_checks_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    given, inspections = made(), []
+def with_stream_ids() -> list[Event]:
+    stream = Stream.objects.create(name="default")
+    return [Event(subject="order.paid", stream_id=stream.pk) for _ in range(COUNT)]
 
-    def twice(events: Sequence[Event], inspect: insertion.Inspection, *rest: Any) -> list[Event]:
-        inspections.append([event for checked in inspect() for event in checked])
-        return insert(events, inspect, *rest)
 
-    insert = insertion.insert
-    monkeypatch.setattr(insertion, "insert", twice)
-    assert publish_many(given) == inspections[0] == given
+def copies_of_stored() -> list[Event]:
+    publish_many(made())
+    copies = list(Event.objects.all())
+    for event in copies:
+        event.pk, event._state.adding = None, True
+    return copies
+
+
+def with_lazy_texts() -> list[Event]:
+    text = lazy(lambda: str(Event.objects.count()), str)()
+    return [*made(), Event(subject="order.counted", body=[text])]
+
+
+@pytest.mark.parametrize("given", [with_stream_ids, copies_of_stored, with_lazy_texts])
+@pytest.mark.timeout(30)
+def test_what_needs_the_connection_is_not_checked_while_it_copies(
+    given: Callable[[], list[Event]],
+) -> None:
+    """A query would wait for the end of the COPY, which waits for the query."""
+    events = given()
+    before = Event.objects.count()
+    assert publish_many(events) == events
+    assert Event.objects.count() == before + len(events)
+    assert all(event.created and not event._state.adding for event in events)
+
+
+def test_bodies_of_all_kinds_are_stored_in_their_places() -> None:
+    given = [
+        Event(subject="order.paid", body={"n": number} if number % 3 else b"%d" % number)
+        for number in range(COUNT)
+    ]
+    assert publish_many(given) == given
+    stored = Event.objects.order_by("pk")
+    assert [each.json() for each in stored] == [
+        {"n": number} if number % 3 else number for number in range(COUNT)
+    ]
+    assert {(each.xid, each.created_at) for each in given} == {
+        (each.xid, each.created_at) for each in stored
+    }

@@ -13,8 +13,10 @@ from django.test import Client
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.admin.event import EventAdmin
+from kanthorq_django.exceptions import InvalidEvent
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
+from kanthorq_django.models.inspection import SLICE_SIZE
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.retention import Pruned, prune
@@ -112,6 +114,27 @@ def test_two_publishers_begin_a_stream(stricter_default: StricterDefault):
         wait_until(is_waited_for)
     assert len(second.result()) == 2
     assert Event.objects.filter(stream__name="new").count() == 4
+
+
+@pytest.mark.parametrize("place", [0, SLICE_SIZE])
+@pytest.mark.parametrize("fault", ["no event", "no id"])
+def test_who_begins_a_stream_second_is_told_what_is_wrong_with_a_long_batch(
+    stricter_default: StricterDefault, fault: str, place: int
+):
+    """The conflict is met before the events are checked."""
+    given: list[Any] = [Event(subject="a") for _ in range(SLICE_SIZE + 1)]
+    if fault == "no id":
+        given[place].id = fault
+    else:
+        given[place] = fault
+    stricter_default("server", "repeatable read")
+    with transaction.atomic():
+        publish("a", stream="new")
+        second = begin_elsewhere(lambda: publish_many(given, stream="new"))
+        wait_until(is_waited_for)
+    with pytest.raises(InvalidEvent, match=rf"^events\[{place}\]: "):
+        second.result(DEADLINE_SECONDS)
+    assert Event.objects.count() == 1
 
 
 def test_events_are_pruned_inside_transactions_that_see_who_reads_them(
