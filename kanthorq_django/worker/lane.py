@@ -156,7 +156,7 @@ class Lane:
         ``relent`` is called now and then while there is none.
         """
         with self._lock:
-            while not self._waiting or self._running >= self._crew.size:
+            while not self._may_begin():
                 if self._is_closed:
                     return None
                 if self._waiting and not self._is_watched:
@@ -168,6 +168,9 @@ class Lane:
             if self._crew.size < self.concurrency and not self._is_watched:
                 self._arrived.notify()  # this one may block, and nobody would know for seconds
             return call
+
+    def _may_begin(self) -> bool:
+        return bool(self._waiting) and self._running < self._crew.size
 
     def _next_at_once(self) -> Call | None:
         """Count a call as running; None when nothing waits, or as many run as may."""
@@ -218,11 +221,16 @@ class Lane:
         self._is_watched = True
         count = self.started_count
         try:
-            if not self._arrived.wait(STALLED_AFTER) and count == self.started_count:
+            # What arrives meanwhile begins no new term: it may arrive all the time.
+            is_over = self._arrived.wait_for(self._ends_watch, STALLED_AFTER)
+            if not is_over and count == self.started_count:
                 self._crew.forget()
                 self._arrived.notify(len(self._waiting))
         finally:
             self._is_watched = False
+
+    def _ends_watch(self) -> bool:
+        return self._is_closed or not self._waiting or self._may_begin()
 
     def _take(self) -> Call:
         waiting = self._pop()

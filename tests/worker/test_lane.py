@@ -1,5 +1,6 @@
 """What a lane lets begin, and what it gives back: the moments that no handler can bring about."""
 
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from kanthorq_django.worker.call import Call, calls
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Lane
-from tests.worker.working import accept, announce
+from tests.worker.working import PATIENCE, accept, announce
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -75,3 +76,37 @@ def test_others_get_a_call_none_of_whose_rounds_begins_for_long(
     if has_begun:
         next(tried.rounds)
     assert tried.lane.surplus() == (tried.call.flights if is_given_back else [])
+
+
+@pytest.mark.parametrize(("concurrency", "size"), [(2, 1), (5, 4)])
+def test_what_arrives_all_the_time_does_not_keep_the_last_thread_from_it(
+    concurrency: int, size: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Those that may run are blocked: whoever watches them has to see that."""
+    monkeypatch.setattr(lane_module, "STALLED_AFTER", 0.1)
+    found = Lane(concurrency, lambda endings: None, lambda: None, nullcontext)
+    found._crew.size = size
+    accept("steady")
+    (consumer,) = sync(["steady"])
+    announce(1)
+    flights = [Flight(task, find("steady"), time.monotonic()) for task in consumer.pull(1)]
+    (call,) = calls(flights, find("steady"))
+    released = threading.Event()
+
+    def block() -> None:
+        while found._next():
+            released.wait(PATIENCE)
+            found._ended()
+
+    found._threads = [threading.Thread(target=block) for _ in range(concurrency)]
+    found.start()
+    try:
+        deadline = time.monotonic() + PATIENCE / 4
+        while not found.is_full and time.monotonic() < deadline:
+            found.submit([call])
+            time.sleep(0.002)
+        assert found.is_full
+    finally:
+        found.drain()
+        released.set()
+        found.finish(PATIENCE)
