@@ -34,6 +34,17 @@ def test_a_used_idempotency_key_returns_the_stored_event_and_inserts_nothing(key
 
 
 @pytest.mark.parametrize("count", [1, 2])
+def test_an_event_in_whose_place_another_is_returned_stays_as_it_was_given(count: int) -> None:
+    keys = [f"k{n}" for n in range(count)]
+    stored = [publish("order.paid", idempotency_key=key) for key in keys]
+    given = [Event(subject="order.paid", idempotency_key=key) for key in keys]
+    for _ in range(2):
+        assert publish_many(given) == stored
+        assert [event._state.adding for event in given] == [True] * count
+        assert {event.stream_id for event in given} == {None}
+
+
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_key_whose_event_is_pruned_before_it_is_looked_at_is_free(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
@@ -238,8 +249,9 @@ def test_an_event_that_was_published_is_not_published_again() -> None:
     event = publish("order.paid")
     with pytest.raises(InvalidEvent, match=f"Event {event.pk} has been published already"):
         publish_many([event])
-    with pytest.raises(InvalidEvent, match="published already"):
-        publish_many([Event.objects.get()])
+    for stored in (Event.objects.get(), Event.objects.defer("stream").get()):
+        with pytest.raises(InvalidEvent, match="published already"):
+            publish_many([stored])
 
 
 @pytest.mark.django_db(transaction=True)

@@ -7,7 +7,7 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 
 from kanthorq_django import publish
-from kanthorq_django.models import Event, Stream, notifications
+from kanthorq_django.models import Event, Stream, insertion, notifications
 from tests.announcements import (
     Ear,
     forget_notifications,
@@ -139,3 +139,16 @@ def test_what_comes_after_a_pause_announces_itself_at_once(ear: Ear, clock: Cloc
     ear.heard()
     publish_slowly(clock, 10, pause=0.006)
     assert len(ear.heard()) == 10
+
+
+def test_what_follows_an_event_that_came_alone_at_once_is_spared(
+    ear: Ear, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(insertion, "time", clock)
+    let_server_keep("a")
+    clock.now += 1
+    ear.heard()
+    publish("order.paid", stream="a")  # tells of itself together with its commit
+    assert ear.heard() == ["a"]
+    publish("order.sent", stream="a")
+    assert ear.heard() == []
