@@ -254,7 +254,9 @@ def test_large_keyed_batches_go_out_in_statements_of_bounded_size(
 
 def test_no_statement_takes_more_rows_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency, "STATEMENT_ROWS_MAX", 3)
-    events = publish_many(Event(subject="a", idempotency_key=f"k{n}") for n in range(7))
+    with CaptureQueriesContext(connection) as queries:
+        events = publish_many(Event(subject="a", idempotency_key=f"k{n}") for n in range(7))
+    assert sum("INSERT INTO kanthorq_django_event" in query["sql"] for query in queries) == 3
     assert Event.objects.count() == len(events) == 7
 
 
