@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from kanthorq_django import apublish, publish, publish_many, subscribe
 from kanthorq_django.domain.subscriptions import Registry
-from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.models import Event, Task, TaskState, inspection
 from kanthorq_django.testing import drain
 from kanthorq_django.worker import group_commit
 from tests.worker.working import PATIENCE, work_off
@@ -112,6 +112,20 @@ def test_handlers_in_one_transaction_and_in_batches_are_counted(declared: Regist
     publish("a", stream="s")
     drain("atomic", "batches")
     assert hops() == [None, 1, 2]
+
+
+def test_each_of_many_that_are_published_at_once_is_counted(
+    declared: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(inspection, "SLICE_SIZE", 2)
+
+    @subscribe("a", consumer="c", stream="s")
+    def to_many(message):
+        publish_many([Event(subject="b") for _ in range(5)], stream="s")
+
+    publish("a", stream="s")
+    drain("c")
+    assert hops() == [None] + [1] * 5
 
 
 def test_an_event_for_later_starts_a_chain_of_its_own(declared: Registry):
