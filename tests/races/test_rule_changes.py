@@ -9,9 +9,12 @@ import pytest
 from django.db import connection, transaction
 
 from kanthorq_django import publish_many
+from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.models.batch import move_batch
 from kanthorq_django.models.registration import Registration
+from kanthorq_django.models.task import TaskQuerySet
 from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, is_waited_for, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -69,6 +72,25 @@ def test_tasks_that_are_moved_back_during_a_change_wait_for_it(
         wait_until(is_waited_for)
     assert len(resumed.result().updated) == 2
     assert len(consumer.claim()) == at_a_time
+
+
+@pytest.mark.parametrize("verb", ["resume", "reset"])
+def test_a_change_waits_for_a_batch_of_an_operator_and_does_not_deadlock_with_it(verb: str):
+    two_of_one_key(register(""))
+    pks = sorted(Task.objects.values_list("pk", flat=True))
+    Task.objects.filter(pk=pks[0]).cancel()
+    changes: list[Future[Consumer]] = []
+
+    def move(tasks: TaskQuerySet) -> Outcome:
+        changes.append(begin_elsewhere(lambda: register("on")))
+        wait_until(is_waited_for)
+        outcome: Outcome = getattr(tasks, verb)()
+        return outcome
+
+    with transaction.atomic():
+        told = move_batch(verb, move, Task.objects.all(), pks, running=False)
+    assert [each.word for each in told] == ["updated", "noop"]
+    assert len(changes[0].result(DEADLINE_SECONDS).claim()) == 1
 
 
 @pytest.mark.parametrize("change", [register, save, update])
