@@ -121,3 +121,24 @@ def test_what_has_no_key_is_not_stranded_where_its_consumer_begins_to_serialize(
     TaskFactory.create_batch(2, consumer=consumer, resource_key="")
     consumer = Consumer.objects.register("turns", given._replace(serialize="on"))
     assert len(consumer.claim()) == 2
+
+
+def test_who_could_not_look_for_turns_does_not_believe_that_all_were_given(consumer: Consumer):
+    publish_keys(consumer, "a")
+    with transaction.atomic():
+        Consumer.objects.select_for_update().get(pk=consumer.pk)  # as another worker does
+        assert elsewhere(consumer.claim) == []
+    assert not consumer.turns.were_all_given
+    assert len(consumer.claim()) == 1
+    assert consumer.turns.were_all_given
+
+
+def test_who_did_not_look_for_turns_does_not_believe_that_all_were_given(consumer: Consumer):
+    assert consumer.claim() == []
+    assert consumer.turns.were_all_given
+    publish_keys(consumer, "a")
+    TaskFactory.create(consumer=consumer, schedule_at=PAST)
+    consumer.turns.claim_count = 0  # the single place is that of what waits for no turn
+    (task,) = consumer.claim(1)
+    assert task.resource_key == ""
+    assert not consumer.turns.were_all_given
