@@ -14,6 +14,7 @@ from django.db import connections, models
 from django.db.models import Case, F, Q, When
 
 from kanthorq_django import sql
+from kanthorq_django.sql.transactions import is_outside
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer
@@ -44,8 +45,8 @@ class Turns:
 def turns_locked(consumer: "Consumer") -> Iterator[bool]:
     """Hold the right to give turns for the block; False when another worker has it."""
     using, params = consumer.using, {"consumer_id": consumer.pk}
-    if connections[using].in_atomic_block or not connections[using].get_autocommit():
-        # A test that drains; whoever else claims meanwhile has to wait for its end.
+    if not is_outside(connections[using]):
+        # Such as a test that drains; whoever else claims meanwhile has to wait for its end.
         yield bool(sql.rows(using, "lock_turns", params))
         return
     with sql.begun(using, "lock_turns", params) as locked:

@@ -20,6 +20,7 @@ from kanthorq_django.models.inspection import SLICE_SIZE
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.retention import Pruned, prune
+from kanthorq_django.models.turns import Serialize
 from tests.admin.pages import page
 from tests.concurrency import (
     DEADLINE_SECONDS,
@@ -274,6 +275,24 @@ def by_autocommit() -> None:
 def by_hand() -> None:
     with connection.cursor() as cursor:
         cursor.execute("BEGIN")
+
+
+@pytest.mark.parametrize("begin", [by_autocommit, by_hand])
+@pytest.mark.parametrize("serialize", Serialize)
+def test_a_claim_in_a_transaction_begun_past_atomic_does_not_end_it(
+    serialize: Serialize, begin: Callable[[], None]
+):
+    consumer = ConsumerFactory.create(serialize=serialize.value)
+    tasks = TaskFactory.create_batch(2, consumer=consumer)
+    begin()
+    try:
+        event = publish("order.sent", stream=consumer.stream.name)
+        assert consumer.claim() == tasks
+    finally:
+        connection.rollback()
+        connection.set_autocommit(True)
+    assert not Event.objects.filter(pk=event.pk).exists()
+    assert consumer.claim() == tasks
 
 
 @pytest.mark.parametrize("begin", [by_autocommit, by_hand])
