@@ -142,3 +142,29 @@ def test_who_did_not_look_for_turns_does_not_believe_that_all_were_given(consume
     (task,) = consumer.claim(1)
     assert task.resource_key == ""
     assert not consumer.turns.were_all_given
+
+
+def test_who_gave_as_many_turns_as_there_was_room_for_does_not_believe_that_all_were_given(
+    consumer: Consumer,
+):
+    publish_keys(consumer, *"abcdef")
+    assert len(consumer.claim(4)) == 3  # a part is kept for what waits for no turn
+    assert not consumer.turns.were_all_given
+
+
+def test_every_other_single_place_is_for_what_waits_for_no_turn(consumer: Consumer):
+    publish_keys(consumer, *"abcd")
+    TaskFactory.create_batch(4, consumer=consumer, schedule_at=PAST)
+    served = [task.resource_key for _ in range(4) for task in consumer.claim(1)]
+    assert served.count("") == 2
+
+
+def test_keys_behind_many_that_are_busy_come_to_their_turn(consumer: Consumer):
+    keys, free = [f"key-{number:03}" for number in range(250)], ["key-005", "key-105", "key-205"]
+    publish_keys(consumer, *keys)
+    busy = Task.objects.exclude(resource_key__in=free)
+    busy.update(state=TaskState.RUNNING, schedule_at=Now() + HOUR)
+    publish_keys(consumer, *keys)  # as much is due of busy keys as is looked at
+    looks = [set(next_in_turn(consumer, 10)) for _ in free]
+    found = Task.objects.filter(pk__in=set.union(*looks)).values_list("resource_key", flat=True)
+    assert set(found) == set(free)
