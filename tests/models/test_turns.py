@@ -402,13 +402,13 @@ def test_nothing_of_a_group_is_leased_while_one_that_may_run_yet_is_not_wanted(
 def test_keys_whose_groups_are_more_than_there_is_room_for_are_served_next():
     consumer = ConsumerFactory.create(serialize=Serialize.ON.value)
     consumer.turns.group_size = 2
-    publish_keys(consumer, *"aabbccdd")
+    publish_keys(consumer, *"aabbccdd" * 2)
     served = []
-    for _ in range(4):
+    for _ in range(3):
         tasks = claimed(consumer, 4)  # finds one group, and the first task of the next one
         served.append("".join(task.resource_key for task in tasks))
         lease.ack({task.lease: None for task in tasks}, consumer.using)
-    assert served == ["aa", "bb", "cc", "dd"]
+    assert served == ["aa", "bb", "cc"]
 
 
 def test_a_walk_that_begins_again_finds_nothing_twice(consumer):
