@@ -123,6 +123,18 @@ def test_what_has_no_key_is_not_stranded_where_its_consumer_begins_to_serialize(
     assert len(consumer.claim()) == 2
 
 
+@pytest.mark.parametrize("verb", ["resume", "reset"])
+def test_what_has_no_key_is_not_stranded_where_it_begins_again(consumer: Consumer, verb: str):
+    ended = TaskFactory.create(consumer=consumer, state=TaskState.CANCELLED, resource_key="")
+    getattr(Task.objects.all(), verb)()
+    assert consumer.claim() == [ended]
+
+
+def test_no_key_is_looked_at_twice_where_much_is_due(consumer: Consumer):
+    publish_keys(consumer, *(f"key-{number:03}" for number in range(150)))
+    assert len(set(next_in_turn(consumer, 10))) == 10
+
+
 def test_who_could_not_look_for_turns_does_not_believe_that_all_were_given(consumer: Consumer):
     publish_keys(consumer, "a")
     with transaction.atomic():
