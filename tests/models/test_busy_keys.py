@@ -9,6 +9,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from kanthorq_django import publish, publish_many
+from kanthorq_django.domain.failures import Failure
 from kanthorq_django.models import Consumer, Event, Task, TaskState, claim, lease
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.models.turns import Serialize, next_in_turn
@@ -128,6 +129,19 @@ def test_what_has_no_key_is_not_stranded_where_it_begins_again(consumer: Consume
     ended = TaskFactory.create(consumer=consumer, state=TaskState.CANCELLED, resource_key="")
     getattr(Task.objects.all(), verb)()
     assert consumer.claim() == [ended]
+
+
+@pytest.mark.parametrize(
+    ("serialize", "count"), [(Serialize.ON, 2), (Serialize.STRICT, 1)], ids=["on", "strict"]
+)
+def test_strictly_what_failed_before_is_a_group_of_its_own(serialize: Serialize, count: int):
+    consumer = ConsumerFactory.create(serialize=serialize.value)
+    publish_keys(consumer, "a", "a")
+    (first,) = consumer.claim()
+    lease.nack({first.lease: lease.Failed(Failure("no"), timedelta(0))}, consumer.using)
+    consumer.turns.group_size = 2
+    tasks = consumer.claim()
+    assert (tasks[0], len(tasks)) == (first, count)
 
 
 def test_no_key_is_looked_at_twice_where_much_is_due(consumer: Consumer):
