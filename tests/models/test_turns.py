@@ -392,6 +392,15 @@ def test_nothing_of_a_group_is_leased_while_one_that_may_run_yet_is_locked(
     assert len(claimed(stuck)) == 2
 
 
+def test_a_lease_that_ran_out_is_claimed_anew_while_another_of_its_group_is_locked(
+    stuck: Consumer,
+):
+    late = Task.objects.get(state=TaskState.RUNNING)
+    with transaction.atomic():
+        Task.objects.select_for_update().get(state=TaskState.AVAILABLE)
+        assert elsewhere(lambda: claimed(stuck)) == [late]
+
+
 def test_nothing_of_a_group_is_leased_while_one_that_may_run_yet_is_not_wanted(
     stuck: Consumer,
 ):
