@@ -102,6 +102,27 @@ def test_tasks_that_wait_follow_the_new_rule(
     assert len(change(after).claim()) == at_a_time
 
 
+def test_a_change_locks_the_tasks_that_wait_in_the_order_of_verbs():
+    two_of_one_key(register(""))
+    first, second = Task.objects.order_by("pk")
+    # What an update writes lies behind the other one, where the change might come to it last.
+    Task.objects.filter(pk=first.pk).update(attempt_count=2)
+    with transaction.atomic():
+        assert Task.objects.select_for_update().get(pk=first.pk)
+        changed = begin_elsewhere(lambda: register("on"))
+        wait_until(is_waited_for)
+        assert Task.objects.select_for_update(nowait=True).get(pk=second.pk)
+    assert len(changed.result(DEADLINE_SECONDS).claim()) == 1
+
+
+def test_a_change_waits_for_no_task_that_has_ended():
+    two_of_one_key(register(""))
+    Task.objects.all().cancel()
+    with transaction.atomic():
+        assert len(Task.objects.select_for_update()) == 2
+        assert begin_elsewhere(lambda: register("on")).result(DEADLINE_SECONDS).serialize == "on"
+
+
 def test_what_is_saved_over_a_change_that_is_not_committed_yet_is_a_change_back():
     two_of_one_key(register("on"))
     with transaction.atomic():
