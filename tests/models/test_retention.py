@@ -180,6 +180,15 @@ def test_the_look_ends_with_the_first_page_of_young_events(stream: Stream, consu
     assert len(sums) == 3
 
 
+def test_a_young_event_among_old_ones_ends_no_look(stream: Stream, consumer: Consumer):
+    events = EventFactory.create_batch(6, stream=stream)
+    pull_and_ack(consumer)
+    age()
+    Event._base_manager.filter(pk=events[1].pk).update(created_at=Now())
+
+    assert count_prunable(WEEK, batch=2) == prune(WEEK, batch=2) == Pruned(5, 5)
+
+
 def test_counting_writes_nothing_and_locks_nothing(stream: Stream, consumer: Consumer):
     EventFactory.create(stream=stream)
     pull_and_ack(consumer)
