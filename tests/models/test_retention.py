@@ -199,6 +199,15 @@ def test_counting_writes_nothing_and_locks_nothing(stream: Stream, consumer: Con
         assert count_prunable(WEEK) == Pruned(1, 1)
 
 
+def test_a_foreign_cursor_of_another_stream_stops_nothing(stream: Stream, consumer: Consumer):
+    EventFactory.create(stream=stream)
+    pull_and_ack(consumer)
+    age()
+    Consumer.objects.filter(pk=ConsumerFactory.create().pk).update(cluster_id=1)
+
+    assert count_prunable(WEEK, streams=[stream]) == prune(WEEK, streams=[stream]) == Pruned(1, 1)
+
+
 def test_a_cursor_of_another_cluster_stops_it(stream: Stream, consumer: Consumer):
     EventFactory.create(stream=stream)
     pull_and_ack(consumer)
