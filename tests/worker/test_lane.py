@@ -61,6 +61,34 @@ def test_a_call_that_has_ended_is_held_no_longer(tried: Tried):
     assert not tried.lane._remainders
 
 
+def test_who_was_refused_is_woken_once_as_soon_as_there_is_room(
+    tried: Tried, monkeypatch: pytest.MonkeyPatch
+):
+    woken: list[None] = []
+    monkeypatch.setattr(tried.lane, "_wake", lambda: woken.append(None))
+    assert tried.lane.room() == 0
+    assert woken == []
+    tried.lane._ended()
+    assert len(woken) == 1
+    tried.lane.submit([tried.call])
+    assert tried.lane._next_at_once() is tried.call
+    tried.lane._ended()
+    assert len(woken) == 1
+
+
+@pytest.mark.parametrize("way", ["_next_at_once", "surplus", "drain"])
+def test_bodies_that_wait_no_longer_take_no_room(
+    way: str, tried: Tried, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lane_module, "WAIT_LONGEST", -1.0)
+    tried.lane._ended()
+    tried.call.rounds[0][0].leased.body_size = 7
+    tried.lane.submit([tried.call])
+    assert tried.lane._waiting_bytes == 7 * tried.call.size
+    getattr(tried.lane, way)()
+    assert tried.lane._waiting_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("has_begun", "waits_longest", "is_given_back"),
     [(False, -1.0, True), (True, -1.0, False), (False, 60.0, False)],
