@@ -61,6 +61,13 @@ def test_a_call_that_has_ended_is_held_no_longer(tried: Tried):
     assert not tried.lane._remainders
 
 
+def test_no_more_calls_run_at_once_than_may(tried: Tried):
+    tried.lane.submit([tried.call])
+    assert tried.lane._next_at_once() is None
+    tried.lane._ended()
+    assert tried.lane._next_at_once() is tried.call
+
+
 def test_who_was_refused_is_woken_once_as_soon_as_there_is_room(
     tried: Tried, monkeypatch: pytest.MonkeyPatch
 ):
