@@ -83,6 +83,16 @@ def test_who_was_refused_is_woken_once_as_soon_as_there_is_room(
     assert len(woken) == 1
 
 
+def test_who_was_refused_is_woken_as_what_waits_is_started(tried: Tried):
+    woken: list[None] = []
+    lane = Lane(4, lambda _: None, lambda: woken.append(None), nullcontext)
+    lane.submit([tried.call] * 3)
+    assert lane.room() == 0  # until half of it has gone
+    assert lane._next_at_once() is tried.call
+    assert len(woken) == 1
+    assert lane.room() == 1
+
+
 @pytest.mark.parametrize("way", ["_next_at_once", "surplus", "drain"])
 def test_bodies_that_wait_no_longer_take_no_room(
     way: str, tried: Tried, monkeypatch: pytest.MonkeyPatch
