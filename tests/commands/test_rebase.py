@@ -1,8 +1,11 @@
+from typing import Any
+
 import pytest
 from django.core.management.base import CommandError
-from django.db import connection
+from django.db import OperationalError, connection
 
-from kanthorq_django.models import Consumer, Task, Worker
+from kanthorq_django import sql
+from kanthorq_django.models import Consumer, Task, Worker, rebase
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory
 
@@ -50,6 +53,37 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(stranded: Consumer):
     assert "nothing was changed" in ran.err
     assert is_stranded(stranded)
     assert not Task.objects.exists()
+
+
+def test_only_who_is_kept_waiting_blames_an_open_transaction(
+    stranded: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sql, "load", lambda _: "DO 'BEGIN RAISE query_canceled; END'")
+
+    with pytest.raises(OperationalError):
+        rebase.rebase("default")
+
+    assert is_stranded(stranded)
+
+
+def test_once_publishers_are_locked_out_it_waits_as_long_as_it_takes(
+    stranded: Consumer, monkeypatch: pytest.MonkeyPatch
+):
+    limits: dict[str, str] = {}
+    go_on = rebase._rebase
+
+    def note_limits(using: str) -> Any:
+        with connection.cursor() as cursor:
+            for name in ("lock_timeout", "statement_timeout"):
+                cursor.execute(f"SHOW {name}")
+                limits[name] = cursor.fetchone()[0]
+        return go_on(using)
+
+    monkeypatch.setattr(rebase, "_rebase", note_limits)
+    rebase.rebase("default")
+
+    assert limits == {"lock_timeout": "0", "statement_timeout": "0"}
+    assert not is_stranded(stranded)
 
 
 def test_without_a_terminal_and_without_yes_it_refuses(stranded: Consumer):
