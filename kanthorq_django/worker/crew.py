@@ -9,6 +9,7 @@ import time
 
 QUICK = 50e-6  # seconds; a round trip to a database takes longer
 BUSY = 0.85  # of a processor: the interpreter can use no more than one
+NATIVE = 1.5  # from here on it is not the interpreter that is busy
 LOAD_SECONDS = 0.1  # over which that is measured
 SPARED_SECONDS = 10.0  # in which all run after few of them have left it idle
 # Threads that share transactions: while one waits for the server, others have the interpreter.
@@ -87,7 +88,7 @@ class _Load:
         if now < self._since + LOAD_SECONDS:
             return False
         used, was_high = time.process_time(), self.is_high
-        is_busy = used - self._used >= BUSY * (now - self._since)
+        is_busy = BUSY <= (used - self._used) / (now - self._since) < NATIVE
         self.is_high = is_busy and now >= self._spared_until
         if was_high and not is_busy and more_waits:
             self._spared_until = now + SPARED_SECONDS  # few wait for more than for its lock

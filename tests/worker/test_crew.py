@@ -68,6 +68,18 @@ def test_few_that_left_the_interpreter_idle_are_not_so_few_again_soon(
     assert found.size == after
 
 
+def test_what_computes_outside_of_the_interpreter_is_not_kept_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
+    monkeypatch.setattr(crew, "BUSY", 0.0)
+    monkeypatch.setattr(crew, "NATIVE", 0.0)
+    found = Crew(8)
+    found.share()
+    noted(found, SLOW)
+    assert found.size == 8
+
+
 def test_few_are_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
     monkeypatch.setattr(crew, "SPARED_SECONDS", 0.0)
