@@ -78,6 +78,21 @@ def test_drain_handles_what_handlers_publish():
     assert Entry.objects.count() == 2
 
 
+@pytest.mark.usefixtures("is_committed")
+def test_a_handler_finds_its_task_as_it_is_stored():
+    columns = [field.attname for field in Task._meta.concrete_fields]
+    found = []
+
+    @subscribe("order.>", stream="kit", consumer="kit")
+    def handle(message):
+        stored = Task.objects.get(pk=message.task.pk)
+        found.append([(getattr(message.task, name), getattr(stored, name)) for name in columns])
+
+    publish("order.paid", stream="kit", resource_key="order-1")
+    assert drain("kit") == 1
+    assert all(given == stored for given, stored in found[0])
+
+
 @pytest.mark.django_db
 def test_drain_nacks_what_fails_and_leaves_it_to_wait():
     declare(atomic=True)

@@ -338,7 +338,9 @@ class Task(GuardedModel):
     def from_row(cls, row: Any, consumer: Consumer) -> Self:
         """Return the task of a pull's or a claim's row, with its consumer attached."""
         using = consumer._state.db
-        values = row._asdict()
+        values = _AS_PULLED | row._asdict()
+        values.setdefault("consumer_id", consumer.pk)
+        values.setdefault("created_at", values["attempted_at"])
         for name in _MOMENTS:
             if values[name] is not None:
                 values[name] = moment_of(values[name], using)
@@ -351,4 +353,16 @@ class Task(GuardedModel):
 
 
 _MOMENTS = ("schedule_at", "attempted_at", "cancel_requested_at", "finalized_at", "created_at")
+# What a pull's row leaves out: it is the same for all that a pull leases.
+_AS_PULLED = {
+    "turn_key": None,
+    "state": TaskState.RUNNING.value,
+    "attempt_count": 1,
+    "lease_epoch": 1,
+    "attempted_errors": "[]",
+    "cancel_attempt_count": 0,
+    "cancel_requested_at": None,
+    "finalized_at": None,
+    "result": None,
+}
 _COLUMNS: Sequence[str] = tuple(field.attname for field in Task._meta.concrete_fields)
