@@ -83,6 +83,7 @@ class Inspection:
             return False
         held = event.__dict__  # past Django's descriptors, which take as long as all of this
         body, subject, metadata = held.get("body"), held.get("subject"), held.get("metadata")
+        key = held.get("resource_key")
         number = held["id"].int if type(held.get("id")) is UUID else 0
         is_plain = (
             type(subject) is str
@@ -92,7 +93,8 @@ class Inspection:
             and not body.startswith(MARK)
             and type(metadata) is dict
             and not metadata
-            and held.get("resource_key") == ""
+            and type(key) is str  # a lazy one would be compared by code of the application
+            and not key
             and held["idempotency_key"] is held["schedule_at"] is held["stream_id"] is None
             and number & VERSION_BITS == UUID_VERSION_7
             and number not in self._ids

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
-from django.utils.functional import lazy
+from django.utils.functional import SimpleLazyObject, lazy
 from psycopg import Copy
 from pytest_django import DjangoAssertNumQueries
 
@@ -178,6 +178,15 @@ def test_what_needs_the_connection_is_not_checked_while_it_copies(
     assert publish_many(events) == events
     assert Event.objects.count() == before + len(events)
     assert all(event.created and not event._state.adding for event in events)
+
+
+@pytest.mark.timeout(30)
+def test_nor_is_a_lazy_key_compared_meanwhile() -> None:
+    given = made()
+    key: Any = SimpleLazyObject(lambda: Stream.objects.get().name)
+    given[LATE].resource_key = key
+    assert publish_many(given) == given
+    assert Event.objects.get(resource_key="default") == given[LATE]
 
 
 def test_bodies_of_all_kinds_are_stored_in_their_places() -> None:
