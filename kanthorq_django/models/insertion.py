@@ -62,8 +62,8 @@ def _insert(
     inspection = inspect()
     # Many in a transaction of their own are checked while the server stores those before: what is
     # refused late takes them back. Within another one a savepoint would have to, and be one of the
-    # 64 that PostgreSQL keeps track of easily.
-    is_whole = len(events) > SLICE_SIZE and is_outside(connection)
+    # 64 that PostgreSQL keeps track of easily. Where few are plain, the server would only wait.
+    is_whole = len(events) > SLICE_SIZE and is_outside(connection) and inspection.begins_plain()
     if not is_whole:
         inspection.finish()
     using, pace = connection.alias, notifications.pace(connection.alias, stream)

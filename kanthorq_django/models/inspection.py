@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -39,6 +40,13 @@ class Inspection:
         # In slices those that are right as they are. To find them runs no code of the application,
         # nor a query: a COPY may run on the connection meanwhile.
         self.plain: Iterable[list[Event]] = self._find_plain()
+
+    def begins_plain(self) -> bool:
+        """Tell whether all of the first slice are plain, as most of the others are then."""
+        slices = iter(self.plain)
+        first = next(slices, [])
+        self.plain = chain([first], slices)
+        return not self._left
 
     def finish(self) -> None:
         """Check all there are. Raises InvalidEvent."""

@@ -79,6 +79,18 @@ def test_the_first_are_sent_before_the_last_are_checked(monkeypatch: pytest.Monk
     assert seen[0] == "checked all"
 
 
+def test_where_few_are_plain_no_transaction_waits_for_the_checks(
+    django_assert_num_queries: DjangoAssertNumQueries,
+) -> None:
+    given = [Event(subject="order.paid", body={"n": number}) for number in range(COUNT)]
+    given[LATE].body = {"n": float("nan")}
+    with django_assert_num_queries(0), pytest.raises(InvalidBody, match=rf"^events\[{LATE}\]: "):
+        publish_many(given)
+    given[LATE].body = {"n": LATE}
+    assert publish_many(given) == given
+    assert Event.objects.count() == COUNT
+
+
 def test_in_the_callers_transaction_all_are_checked_before_anything_is_sent(
     django_assert_num_queries: DjangoAssertNumQueries,
 ) -> None:
