@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
     from kanthorq_django.models.event import Event
 
 SLICE_SIZE = 1_000  # events that are checked before the first of them is sent
+
+_held = itemgetter(
+    "id",
+    "subject",
+    "body",
+    "metadata",
+    "resource_key",
+    "idempotency_key",
+    "schedule_at",
+    "stream_id",
+)
 
 
 class Inspection:
@@ -89,10 +101,12 @@ class Inspection:
         """Tell whether ``_check()`` would change and refuse nothing, and note the id if so."""
         if type(event) is not self._model or not event._state.adding:
             return False
-        held = event.__dict__  # past Django's descriptors, which take as long as all of this
-        body, subject, metadata = held.get("body"), held.get("subject"), held.get("metadata")
-        key = held.get("resource_key")
-        number = held["id"].int if type(held.get("id")) is UUID else 0
+        try:
+            # Past Django's descriptors, which take as long as all of this.
+            pk, subject, body, metadata, key, once, due_at, stream_id = _held(event.__dict__)
+        except KeyError:  # one is deferred
+            return False
+        number = pk.int if type(pk) is UUID else 0
         is_plain = (
             type(subject) is str
             and not subject_problem(subject)
@@ -103,7 +117,7 @@ class Inspection:
             and not metadata
             and type(key) is str  # a lazy one would be compared by code of the application
             and not key
-            and held["idempotency_key"] is held["schedule_at"] is held["stream_id"] is None
+            and once is due_at is stream_id is None
             and number & VERSION_BITS == UUID_VERSION_7
             and number not in self._ids
         )

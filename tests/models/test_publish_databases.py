@@ -1,6 +1,7 @@
 """Which database events go into, and which take none."""
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -34,6 +35,18 @@ def sqlite_alias() -> Iterator[str]:
 def test_a_database_that_is_not_postgresql_is_refused(sqlite_alias: str) -> None:
     with pytest.raises(ConfigurationError, match="'lite' is not PostgreSQL"):
         publish("order.paid", using=sqlite_alias)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_event_of_another_database_is_copied_with_what_was_not_read_of_it(count: int) -> None:
+    due_at = datetime(2026, 11, 30, tzinfo=UTC)
+    given = [Event(subject="order.paid", schedule_at=due_at) for _ in range(count)]
+    publish_many(given, stream="orders", using="other")
+    copies = list(Event.objects.using("other").defer("schedule_at", "stream"))
+    for event in copies:
+        event._state.adding = True
+    publish_many(copies, stream="orders")
+    assert [event.schedule_at for event in Event.objects.all()] == [due_at] * count
 
 
 def test_another_database_keeps_its_own_events() -> None:
