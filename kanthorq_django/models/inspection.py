@@ -48,6 +48,7 @@ class Inspection:
         self._stream = stream
         self._ids: set[int] = set()  # of those before: Python hashes integers at once
         self._left: list[tuple[int, Event]] = []
+        self._hopped: list[Event] = []  # those whose metadata were empty before
         self._limits = get_settings()
         # In slices those that are right as they are. To find them runs no code of the application,
         # nor a query: a COPY may run on the connection meanwhile.
@@ -75,12 +76,15 @@ class Inspection:
             try:
                 self._check(event)
             except InvalidEvent as error:
+                for hopped in self._hopped:
+                    hopped.metadata = {}
                 if len(self._events) == 1:
                     raise
                 raise type(error)(f"events[{index}]: {error}") from error
         return self._counted([event for _, event in self._left])
 
     def _find_plain(self) -> Iterator[list["Event"]]:
+        is_counting = self._limits.HOPS_MAX is not None
         for start in range(0, len(self._events), SLICE_SIZE):
             given = self._events[start : start + SLICE_SIZE]
             plain = []
@@ -89,6 +93,8 @@ class Inspection:
                     plain.append(event)
                 else:
                     self._left.append((index, event))
+            if is_counting:
+                self._hopped += plain
             if plain:
                 yield self._counted(plain)
 

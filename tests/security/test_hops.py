@@ -8,7 +8,8 @@ from django.utils import timezone
 
 from kanthorq_django import apublish, publish, publish_many, subscribe
 from kanthorq_django.domain.subscriptions import Registry
-from kanthorq_django.models import Event, Task, TaskState, inspection
+from kanthorq_django.exceptions import InvalidBody
+from kanthorq_django.models import Event, Task, TaskState, insertion, inspection
 from kanthorq_django.testing import drain
 from kanthorq_django.worker import group_commit
 from tests.worker.working import PATIENCE, work_off
@@ -126,6 +127,26 @@ def test_each_of_many_that_are_published_at_once_is_counted(
     publish("a", stream="s")
     drain("c")
     assert hops() == [None] + [1] * 5
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("slice_size", [2, 1_000])
+def test_what_is_published_without_one_that_was_refused_is_counted_anew(
+    declared: Registry, monkeypatch: pytest.MonkeyPatch, slice_size: int
+):
+    monkeypatch.setattr(inspection, "SLICE_SIZE", slice_size)
+    monkeypatch.setattr(insertion, "SLICE_SIZE", slice_size)
+    given = [Event(subject="b") for _ in range(5)]
+
+    @subscribe("a", consumer="c", stream="s")
+    def refused(message):
+        with pytest.raises(InvalidBody):
+            publish_many([*given, Event(subject="b", body={1})], stream="s")
+
+    publish("a", stream="s")
+    drain("c")
+    assert publish_many(given, stream="s") == given
+    assert hops() == [None] * 6
 
 
 def test_an_event_for_later_starts_a_chain_of_its_own(declared: Registry):
