@@ -415,6 +415,29 @@ def test_a_failure_after_a_request_to_cancel_is_not_said_to_be_tried_again(
 
 
 @pytest.mark.parametrize(
+    ("is_raised", "level", "told"),
+    [
+        (True, "INFO", "asked to be tried again in 0:00:01 ("),
+        (False, "WARNING", "failed, as its handler says: not yet ("),
+    ],
+)
+def test_nor_is_its_last_attempt_an_error_where_its_handler_says_so(
+    task: Task, caplog: pytest.LogCaptureFixture, is_raised: bool, level: str, told: str
+):
+    def handle(message: Message) -> None:
+        Task.objects.filter(pk=task.pk).cancel(running=True)
+        message._stop.set(ASKED)
+        if is_raised:
+            raise Retry(timedelta(seconds=1))
+        message.nack("not yet")
+
+    fly(task, handle, attempt_max=1)
+    task.refresh_from_db()
+    assert task.state == TaskState.CANCELLED
+    assert level_of(caplog, told) == level
+
+
+@pytest.mark.parametrize(
     ("options", "reason", "told"),
     [
         ({"timeout": timedelta(seconds=2)}, "", "returned, but its time is up"),
