@@ -1,7 +1,7 @@
 """What code declares about a consumer, and how the database learns of it."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -149,9 +149,11 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             check_consumer_name(changes["name"])
         if self.query.is_sliced or self.query.combinator:
             return super().update(**changes)  # which refuses a part
+        if self.query.distinct_fields:
+            # As Django does from 6.1 on; before, it changes also what they leave out.
+            raise TypeError("Cannot call update() after .distinct(*fields).")
         self._for_write = True
-        for stream in (changes[name] for name in ("stream", "stream_id") if name in changes):
-            self.exclude(stream=stream)._refuse_to_move()
+        self._refuse_to_move(changes)
         if "serialize" not in changes:
             return super().update(**changes)
         with transaction.atomic(using=self.db):
@@ -164,9 +166,11 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
                 align_turns(consumer)
         return count
 
-    def _refuse_to_move(self) -> None:
-        for moved in self._stored().select_related("stream")[:1]:
-            raise cannot_move(moved.name, moved.stream.name)
+    def _refuse_to_move(self, changes: Mapping[str, Any]) -> None:
+        for stream in (changes[name] for name in ("stream", "stream_id") if name in changes):
+            others = self.exclude(stream=stream)
+            for moved in others._stored().select_related("stream")[:1]:
+                raise cannot_move(moved.name, moved.stream.name)
 
     def _stored(self) -> "models.QuerySet[Consumer]":
         """Return the same rows from without: a query that groups them, say, could lock none."""

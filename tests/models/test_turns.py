@@ -215,7 +215,6 @@ def test_a_consumer_that_ceases_to_serialize_strands_nothing():
     [
         Consumer.objects.alias(task_count=Count("tasks")).filter(task_count=3),
         Consumer.objects.filter(tasks__resource_key="a").distinct(),
-        Consumer.objects.order_by("-pk").distinct("stream"),
         Consumer.objects.select_for_update(),
     ],
 )
@@ -231,6 +230,16 @@ def test_tasks_follow_an_update_of_consumers_that_sql_cannot_lock_as_they_were_c
 def test_an_update_of_a_slice_is_refused_in_the_words_of_django():
     with pytest.raises(TypeError, match="Cannot update a query once a slice has been taken"):
         Consumer.objects.all()[:1].update(serialize="on")
+
+
+def test_an_update_of_one_consumer_of_each_stream_is_refused():
+    consumer = ConsumerFactory.create(serialize="")
+    ConsumerFactory.create(stream=consumer.stream, serialize="")
+    chosen = Consumer.objects.order_by("stream").distinct("stream")
+    for changes in ({"serialize": "on"}, {"attempt_max": 3}):
+        with pytest.raises(TypeError, match=r"Cannot call update\(\) after .distinct\(\*fields\)"):
+            chosen.update(**changes)
+    assert Consumer.objects.filter(serialize="").count() == 2
 
 
 def test_a_registration_that_fails_half_way_changes_nothing_so_that_the_next_one_strands_nothing():
