@@ -34,6 +34,7 @@ class Lane:
     """A bounded number of running handlers, and the flights that wait for one of them to end."""
 
     group_size = 1  # calls that may share a transaction
+    is_alone = True  # in its process: it is no other one that keeps the interpreter busy
 
     def __init__(
         self, concurrency: int, settle: Settle, wake: Callable[[], None], bounded: Bounded

@@ -151,7 +151,10 @@ class WorkerLoop:
         }
         classes: dict[bool, type[Lane]] = {False: ThreadLane, True: CoroutineLane}
         shared = (self._acknowledger.settle, self._wake.set, self._warden.bounded)
-        return {kind: classes[kind](self._options.concurrency, *shared) for kind in kinds}
+        lanes = {kind: classes[kind](self._options.concurrency, *shared) for kind in kinds}
+        for lane in lanes.values():
+            lane.is_alone = len(lanes) == 1
+        return lanes
 
     def _make_listeners(self, consumers: list[Consumer]) -> list[Listener]:
         """Return the listener, if there is anything to wait for."""

@@ -32,7 +32,7 @@ class ThreadLane(Lane):
         self._pause = threading.Event()
         self._depth = forks.depth
         self.group_size = get_settings().GROUP_COMMIT
-        if self.group_size > 1:
+        if self.group_size > 1 and self.is_alone:
             self._crew.share()
         self._threads = [
             threading.Thread(target=self._run, name=f"kanthorq-handler-{number}", daemon=True)

@@ -101,12 +101,12 @@ class Peaks:
             self._running -= 1
 
 
-def shared_peaks(settings: Settings, *, group: int) -> list[int]:
+def shared_peaks(settings: Settings, *others: str, group: int) -> list[int]:
     settings.KANTHORQ = {"GROUP_COMMIT": group}
     peaks = Peaks()
     subscribe("work.>", stream="work", consumer="sharing", atomic=True)(peaks)
     announce(ENOUGH)
-    assert work_off("sharing", concurrency=8) == ENOUGH
+    assert work_off("sharing", *others, concurrency=8) == ENOUGH
     return peaks.seen[-ENOUGH // 4 :]  # when who had begun before has ended
 
 
@@ -126,6 +126,19 @@ def test_all_threads_run_where_it_is_not_busy_or_nothing_is_shared(
     monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
     monkeypatch.setattr(crew, "BUSY", busy)
     assert max(shared_peaks(settings, group=group)) > crew.SHARERS
+
+
+def test_all_threads_run_where_it_may_be_coroutines_that_keep_it_busy(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr(lane, "STALLED_AFTER", PATIENCE)
+    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
+    monkeypatch.setattr(crew, "BUSY", 0.0)
+
+    @subscribe("rest.>", stream="work", consumer="coroutines")
+    async def rest(message: Message) -> None: ...
+
+    assert max(shared_peaks(settings, "coroutines", group=5)) > crew.SHARERS
 
 
 def test_all_threads_come_where_the_four_that_share_block(
