@@ -1,4 +1,4 @@
-"""How events that were checked are written: one by one statement, many by COPY.
+"""How events are written once they are checked: one by one statement, many by COPY.
 
 Those with idempotency keys, each once: see idempotency.py.
 """

@@ -36,7 +36,7 @@ def cannot_move(consumer: str, stream: str) -> ConfigurationError:
     )
 
 
-def is_elsewhere(consumer: "Consumer", declared: str) -> ConfigurationError:
+def cannot_move_to(consumer: "Consumer", declared: str) -> ConfigurationError:
     """Return the error to raise: code declares ``consumer`` for another stream than its own."""
     return ConfigurationError(
         f"Consumer {consumer.name!r} reads the stream {consumer.stream.name!r} and cannot move to "
@@ -108,7 +108,7 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
             written = sql.rows(self.db, "register_consumer", params | {"stream_id": stream.pk})
             consumer = self.get(name=name)
             if consumer.stream_id != stream.pk:  # nor is the stream made for nothing
-                raise is_elsewhere(consumer, given.stream)
+                raise cannot_move_to(consumer, given.stream)
             if any(not row.is_new for row in written):
                 align_turns(consumer)
         return consumer

@@ -4,7 +4,7 @@ import time
 from datetime import timedelta
 
 from kanthorq_django.domain.failures import one_line
-from kanthorq_django.message import Message
+from kanthorq_django.message import ASKED, Message
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
 
@@ -37,8 +37,12 @@ def log_attempt(flight: Flight, level: int, what: str, error: BaseException | No
 
 
 def last_word(flight: Flight) -> str:
-    """Return what to add to a failure after which there is no other attempt."""
-    return ", its last attempt" if flight.message.attempt >= flight.attempt_max else ""
+    """Return what to add to a failure after which there is no other attempt.
+
+    Nothing if somebody asked to cancel the task: it is cancelled, whatever attempts are left.
+    """
+    is_told = flight.is_last_attempt and flight.stop.reason != ASKED
+    return ", its last attempt" if is_told else ""
 
 
 def spoken(delay: timedelta) -> str:

@@ -189,7 +189,7 @@ def _after_verdict(flight: Flight, verdict: Verdict, *, is_shared: bool) -> Endi
             log_attempt(flight, logging.INFO, "snoozed" if is_ours else "was left to other code")
             return HandBack(flight.message, verdict.delay, is_snooze=True)
         case Retry():
-            last = _last_word(flight)
+            last = last_word(flight)
             told = f"asked to be tried again in {verdict.after}{last}"
             log_attempt(flight, logging.ERROR if last else logging.INFO, told)
             return _nack(flight.message, verdict, delay=verdict.after)
@@ -203,7 +203,7 @@ def _discarded(flight: Flight, verdict: Discard, *, is_shared: bool) -> Nack:
 
     Of several messages that may be meant for one alone: each is tried again, and tells for itself.
     """
-    is_last = not is_shared or bool(last_word(flight))
+    is_last = not is_shared or flight.is_last_attempt
     told = "was discarded" if is_last else "is next handled alone, its batch was discarded"
     log_attempt(flight, logging.WARNING, f"{told} by its handler: {one_line(str(verdict.reason))}")
     return _nack(flight.message, verdict, is_final=not is_shared)
@@ -229,17 +229,12 @@ def _failed(flight: Flight, reason: BaseException | str, *, has_traceback: bool 
     note_failure(error)
     nack = _nack(flight.message, reason)
     told = repr(reason) if error is None else type(error).__name__
-    last = _last_word(flight)
+    last = last_word(flight)
     is_asked = flight.stop.reason == ASKED
     then = ", cancelled as asked" if is_asked else last or f", next in {spoken(nack.delay)}"
     level = logging.ERROR if last else logging.WARNING
     log_attempt(flight, level, f"failed: {told}{then}", error if has_traceback else None)
     return nack
-
-
-def _last_word(flight: Flight) -> str:
-    # What was asked to cancel is cancelled, whatever attempts are left.
-    return "" if flight.stop.reason == ASKED else last_word(flight)
 
 
 def _nack(
@@ -290,7 +285,7 @@ def _refuse_misuse(flight: Flight, result: Any) -> None:
 
 def _log_settled(flight: Flight) -> None:
     if failure := flight.message.failure:
-        last = _last_word(flight)
+        last = last_word(flight)
         level = logging.ERROR if last else logging.WARNING
         return log_attempt(flight, level, f"failed, as its handler says: {failure.error}{last}")
     return log_attempt(flight, logging.INFO, "handled and settled")

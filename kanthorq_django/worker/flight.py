@@ -88,6 +88,10 @@ class Flight:
         subscription = self.subscription
         return subscription.cancel_attempt_max if self.is_cancellation else subscription.attempt_max
 
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.message.attempt >= self.attempt_max
+
     def start(self) -> bool:
         """Note the start. False when the lease may be gone, so that nothing may be started."""
         self.started_at, self.thread = time.monotonic(), threading.get_ident()

@@ -9,8 +9,8 @@ from django.db import transaction
 from kanthorq_django.domain.states import FINAL
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Consumer, Task
+from kanthorq_django.models.registration import cannot_move_to
 from kanthorq_django.models.registration import changes as changes_of
-from kanthorq_django.models.registration import is_elsewhere
 from kanthorq_django.subscribers import declared, find, registry, sync
 
 
@@ -62,7 +62,7 @@ class Sync(Verb):
         stored = Consumer.objects.using(self.database).select_related("stream")
         before, stream = stored.filter(name=name).first(), find(name).stream
         if before is not None and before.stream.name != stream:
-            raise is_elsewhere(before, stream)  # as _sync() would
+            raise cannot_move_to(before, stream)  # as _sync() would
         found = [] if before is None else changes_of(before, declared(name))
         return self._tell(name, before, found, ("to create", "to change"))
 
