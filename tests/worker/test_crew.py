@@ -1,11 +1,43 @@
-"""How many threads of a lane run at a time: told of each call that ends, without a clock's help."""
+"""How many threads of a lane run at a time: told of each call that ends, by a clock of the test."""
 
 import pytest
 
 from kanthorq_django.worker import crew
-from kanthorq_django.worker.crew import QUICK, SHARERS, Crew
+from kanthorq_django.worker.crew import (
+    BUSY,
+    LOAD_SECONDS,
+    NATIVE,
+    QUICK,
+    SHARERS,
+    SPARED_SECONDS,
+    Crew,
+)
 
 SLOW = 20 * QUICK
+
+
+class Clock:
+    """Stands in for the module ``time``: what has passed, and what the process used of it."""
+
+    def __init__(self) -> None:
+        self.passed = self.used = 0.0
+
+    def monotonic(self) -> float:
+        return self.passed
+
+    def process_time(self) -> float:
+        return self.used
+
+    def go_on(self, load: float, seconds: float = LOAD_SECONDS) -> None:
+        self.passed += seconds
+        self.used += load * seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(crew, "time", clock)
+    return clock
 
 
 def noted(found: Crew, seconds: float) -> bool:
@@ -40,54 +72,45 @@ def test_one_slow_call_changes_nothing() -> None:
     assert found.size == 1
 
 
+@pytest.mark.parametrize(
+    ("load", "size"),
+    [(BUSY / 2, 8), (BUSY + 0.01, SHARERS), (NATIVE - 0.01, SHARERS), (NATIVE + 0.01, 8)],
+)
 def test_those_that_share_are_few_while_the_interpreter_is_busy(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock, load: float, size: int
 ) -> None:
-    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
-    monkeypatch.setattr(crew, "BUSY", 0.0)
     found, alone, small = Crew(8), Crew(8), Crew(2)
     found.share()
     small.share()
+    clock.go_on(load)
     assert not any(noted(each, SLOW) for each in (found, alone, small))
-    assert (found.size, alone.size, small.size) == (SHARERS, 8, 2)
-    monkeypatch.setattr(crew, "BUSY", 1e9)
+    assert (found.size, alone.size, small.size) == (size, 8, 2)
+
+
+def test_all_may_run_again_once_it_is_not(clock: Clock) -> None:
+    found = Crew(8)
+    found.share()
+    clock.go_on(1.0)
+    assert not noted(found, SLOW)
+    clock.go_on(0.1, LOAD_SECONDS / 2)
+    assert not noted(found, SLOW), "the time was too short to tell"
+    clock.go_on(0.1, LOAD_SECONDS / 2)
     assert noted(found, SLOW)
     assert found.size == 8
 
 
 @pytest.mark.parametrize(("more_waits", "after"), [(True, 8), (False, SHARERS)])
 def test_few_that_left_the_interpreter_idle_are_not_so_few_again_soon(
-    more_waits: bool, after: int, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, more_waits: bool, after: int
 ) -> None:
-    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
     found = Crew(8)
     found.share()
-    for busy in (0.0, 1e9, 0.0):
-        monkeypatch.setattr(crew, "BUSY", busy)
+    for load in (1.0, 0.1, 1.0):
+        clock.go_on(load)
         found.note(SLOW, more_waits=more_waits)
     assert found.size == after
-
-
-def test_what_computes_outside_of_the_interpreter_is_not_kept_from_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
-    monkeypatch.setattr(crew, "BUSY", 0.0)
-    monkeypatch.setattr(crew, "NATIVE", 0.0)
-    found = Crew(8)
-    found.share()
+    clock.go_on(1.0, SPARED_SECONDS)
     noted(found, SLOW)
-    assert found.size == 8
-
-
-def test_few_are_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
-    monkeypatch.setattr(crew, "SPARED_SECONDS", 0.0)
-    found = Crew(8)
-    found.share()
-    for busy in (0.0, 1e9, 0.0):
-        monkeypatch.setattr(crew, "BUSY", busy)
-        noted(found, SLOW)
     assert found.size == SHARERS
 
 

@@ -1,5 +1,6 @@
 """Handlers that keep the interpreter busy are left to few threads, for as long as those get on."""
 
+import math
 import threading
 import time
 
@@ -101,6 +102,13 @@ class Peaks:
             self._running -= 1
 
 
+def always_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process be taken for busy whatever it has used of however short a time."""
+    monkeypatch.setattr(crew, "LOAD_SECONDS", 1e-9)
+    monkeypatch.setattr(crew, "BUSY", 0.0)
+    monkeypatch.setattr(crew, "NATIVE", math.inf)
+
+
 def shared_peaks(settings: Settings, *others: str, group: int) -> list[int]:
     settings.KANTHORQ = {"GROUP_COMMIT": group}
     peaks = Peaks()
@@ -114,8 +122,7 @@ def test_four_threads_share_transactions_where_the_interpreter_is_busy(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.setattr(lane, "STALLED_AFTER", PATIENCE)
-    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
-    monkeypatch.setattr(crew, "BUSY", 0.0)
+    always_busy(monkeypatch)
     assert max(shared_peaks(settings, group=5)) == crew.SHARERS
 
 
@@ -123,7 +130,7 @@ def test_four_threads_share_transactions_where_the_interpreter_is_busy(
 def test_all_threads_run_where_it_is_not_busy_or_nothing_is_shared(
     group: int, busy: float, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
+    always_busy(monkeypatch)
     monkeypatch.setattr(crew, "BUSY", busy)
     assert max(shared_peaks(settings, group=group)) > crew.SHARERS
 
@@ -132,8 +139,7 @@ def test_all_threads_run_where_it_may_be_coroutines_that_keep_it_busy(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.setattr(lane, "STALLED_AFTER", PATIENCE)
-    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
-    monkeypatch.setattr(crew, "BUSY", 0.0)
+    always_busy(monkeypatch)
 
     @subscribe("rest.>", stream="work", consumer="coroutines")
     async def rest(message: Message) -> None: ...
@@ -145,8 +151,7 @@ def test_all_threads_come_where_the_four_that_share_block(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     settings.KANTHORQ = {"GROUP_COMMIT": 5}
-    monkeypatch.setattr(crew, "LOAD_SECONDS", 0.0)
-    monkeypatch.setattr(crew, "BUSY", 0.0)
+    always_busy(monkeypatch)
     meeting = threading.Barrier(8)
 
     @subscribe("work.>", stream="work", consumer="sharing", atomic=True)
