@@ -255,14 +255,17 @@ class Lane:
         with self._lock:
             return min(self.group_size, len(self._waiting) // self._crew.size)
 
-    def _joining(self, call: Call, count: int) -> Iterator[Flight]:
-        """Take up to ``count`` more calls into the transaction of ``call``, each when it begins."""
+    def _joining(self, call: Call, count: int, joined: list[Flight]) -> Iterator[Flight]:
+        """Take up to ``count`` more calls into the transaction of ``call``, each when it begins.
+
+        All that are taken are noted in ``joined``, also those that may not begin any more.
+        """
         for _ in range(count):
             with self._lock:
                 if not (self._waiting and self._waiting[0].call.may_join(call)):
                     return
-                other = self._take()
-            yield from self._startable(other.rounds[0])
+                joined += self._take().flights
+            yield from self._startable((joined[-1],))
 
     def _startable(self, round_: Round) -> Round:
         """Note the start of those whose lease surely stands, and hand the others back.

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterable
 
 from django.db import connections
 
@@ -12,6 +13,7 @@ from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.endings import Ending, untold
 from kanthorq_django.worker.executor import execute
+from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.group_commit import execute_together
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.log import logger
@@ -72,21 +74,29 @@ class ThreadLane(Lane):
 
     def _handle_together(self, call: Call, share: int) -> int:
         """Run a call and others in one transaction; return how many calls they were."""
-        started = self._ready(call.rounds[0])
-        if not started:
+        (first,) = call.flights
+        if not self._ready((first,)):
             return 1
-        endings, spoiled = execute_together(started[0], self._joining(call, share - 1))
-        self._conclude(endings)
-        for flight in spoiled:
-            self._handle((flight,))
-        return len(endings) + len(spoiled)
+        joined: list[Flight] = []
+        try:
+            endings, spoiled = execute_together(first, self._joining(call, share - 1, joined))
+            self._conclude(endings)
+        except BaseException as error:  # noqa: BLE001  # as in _handle()
+            self._untold([first, *joined], error)
+        else:
+            for flight in spoiled:
+                self._handle((flight,))
+        return 1 + len(joined)
 
     def _handle(self, round_: Round) -> None:
         try:
             if started := self._ready(round_):
                 self._conclude(execute(*started))
         except BaseException as error:  # noqa: BLE001  # its lease would be renewed for ever
-            self._settle([untold(flight, error) for flight in round_])  # fenced, if it was settled
+            self._untold(round_, error)
+
+    def _untold(self, flights: Iterable[Flight], error: BaseException) -> None:
+        self._settle([untold(flight, error) for flight in flights])  # fenced, if it was settled
 
     def _ready(self, round_: Round) -> Round:
         """Note the start of a round, on connections that are fit for it; return what may run."""

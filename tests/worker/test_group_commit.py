@@ -21,7 +21,7 @@ from kanthorq_django.domain.states import TaskState
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import group_commit
+from kanthorq_django.worker import group_commit, thread_lane, upkeep
 from kanthorq_django.worker.loop import WorkerLoop
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
@@ -178,6 +178,34 @@ def test_the_first_that_fails_has_the_others_run_again_and_later_ones_undo_only_
     again = {number for number, count in calls.items() if count == 2 and number % 10 != 3}
     assert len(again) < 20
     assert sum(calls.values()) == 90 + 10 * 2 + len(again) + 1
+
+
+def test_an_error_behind_a_shared_transaction_leaves_none_of_its_tasks_leased(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Their leases would be renewed for as long as the worker lives."""
+    sharing: Counter[int] = Counter()  # by transaction
+    interruptions: list[BaseException] = []
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True)
+    def handle(message: Message) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()::text::bigint")
+            sharing.update(cursor.fetchone())
+        if 3 in sharing.values() and not interruptions:
+            interruptions.append(SystemExit("set upon the thread"))
+            monkeypatch.setattr(thread_lane, "leave_connections", interrupted)
+            raise ValueError("takes the transaction back")
+
+    def interrupted() -> None:
+        monkeypatch.setattr(thread_lane, "leave_connections", upkeep.leave_connections)
+        raise interruptions[0]
+
+    announce(MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    assert not Task.objects.running().exists()
+    assert Task.objects.retryable().count() == 3
+    assert Task.objects.completed().count() == MANY - 3
 
 
 @pytest.mark.parametrize("failing", [5, 25])  # without savepoints, and with them
