@@ -228,7 +228,7 @@ def test_a_database_that_cannot_be_used_is_one_sentence(
 ):
     with runworker("atomic", "--processes", processes, **variables) as worker:
         assert worker.wait() == 1
-    (line,) = [line for line in worker.text.splitlines() if not line.startswith("Working for ")]
+    (line,) = worker.text.splitlines()  # and not "Working for ..." before
     assert line.startswith("CommandError: ")
     assert fact in line
 

@@ -116,6 +116,8 @@ class Command(BaseCommand):
                 )
             if excepted:
                 options = replace(options, consumers=_all_but(excepted))
+            with watched(alias):
+                Consumer.objects.using(alias).exists()  # or nobody works for anything
             self._announce(options, processes, alias)
             if processes > 1:
                 self._supervise(options, processes, alias)
