@@ -79,9 +79,9 @@ class Message:
         self._leased = task if isinstance(task, Leased) else Leased.of(task)
         self.lease = self._leased.lease
         self._stop = stop or Stop()
-        # What the handler decided itself. A rolled-back verdict never becomes durable.
+        # What the handler decided itself. A rolled-back verdict never settles anything.
         self._has_verdict = False
-        self._is_durable = False
+        self._is_settled = False
         self._refusal: Error | None = None  # why the database did not take its verdict
         self._given_in: tuple[object, object] | None = None  # the transaction of its verdict
         self.failure: Failure | None = None  # what it gave to nack()
@@ -228,7 +228,7 @@ class Message:
 
     def is_settled(self) -> bool:
         """Tell whether the handler's verdict is known to last; False also while that is unknown."""
-        return self._is_durable
+        return self._is_settled
 
     def reopen(self) -> None:
         """Forget a verdict that was rolled back with a transaction which others shared."""
@@ -276,7 +276,7 @@ class Message:
         block writes would be applied once more. Where the verdict is known to last it is a no-op.
         """
         open_now = open_transaction(using)
-        if self._given_in is None or open_now in {None, self._given_in} or self._is_durable:
+        if self._given_in is None or open_now in {None, self._given_in} or self._is_settled:
             return
         forbid_commit(self.using)
         raise AlreadyAcknowledged(
@@ -286,12 +286,12 @@ class Message:
 
     def _tell(self, signal: Signal, **told: Any) -> None:
         # What a receiver raises must not have the handler fail after a verdict that lasts.
-        send = signals.tell_of_what_lasts if self._is_durable else Signal.send
+        send = signals.tell_of_what_lasts if self._is_settled else Signal.send
         send(signal, Task, message=self, **told)
 
-    def endure(self) -> None:
+    def note_settled(self) -> None:
         """Remember that the handler has spoken, and that this lasts."""
-        self._has_verdict = self._is_durable = True
+        self._has_verdict = self._is_settled = True
 
     def _held(self) -> QuerySet[Task]:
         """Return the task, as long as it is leased to this message."""
@@ -344,14 +344,14 @@ def decide(messages: Collection[Message], using: str) -> None:
     for message in messages:
         message._has_verdict, message._given_in = True, given_in
     if own:
-        transaction.on_commit(functools.partial(_endure_if_kept, messages, using), using=using)
+        transaction.on_commit(functools.partial(_settle_if_kept, messages, using), using=using)
     elif is_in_test or is_outside(connection):
         for message in messages:
-            message.endure()
+            message.note_settled()
 
 
-def _endure_if_kept(messages: Collection[Message], using: str) -> None:
-    """Let verdicts endure, after the commit, unless their rows say that nothing was kept.
+def _settle_if_kept(messages: Collection[Message], using: str) -> None:
+    """Settle verdicts, after the commit, unless their rows say that nothing was kept.
 
     PostgreSQL rolls back what is to be committed after a statement has failed, and Django notices
     only what failed in a way of its own; nor does it take hooks back with a savepoint that is not
@@ -364,7 +364,7 @@ def _endure_if_kept(messages: Collection[Message], using: str) -> None:
         return
     for message in messages:
         if found.get(message.lease) not in LEASED:
-            message.endure()
+            message.note_settled()
 
 
 def encode_result(result: Any) -> str | None:

@@ -208,7 +208,7 @@ def _endings(round_: Round, result: Any, error: BaseException | None) -> list[En
     if error is not None:
         return after_error(round_, error)
     for flight in round_:
-        _endure_if_written(flight.message)
+        _settle_if_written(flight.message)
     return concluded(after_return, round_, result)
 
 
@@ -232,8 +232,8 @@ async def _acall(round_: Round) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-def _endure_if_written(message: Message) -> None:
+def _settle_if_written(message: Message) -> None:
     """Ask the row where no commit will ever tell: a test drains inside its own transaction."""
     is_undecided = message.has_verdict() and not message.is_settled()
     if is_undecided and connections[message.using].in_atomic_block and not message.is_open():
-        message.endure()
+        message.note_settled()

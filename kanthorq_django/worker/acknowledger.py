@@ -51,7 +51,7 @@ class Acknowledger:
         self._written = written
         self._persistence = Persistence("acknowledger", using, bounded, is_patient=is_patient)
         self._endings: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
-        self._unsettled: list[Ending] = []
+        self._doubtful: list[Ending] = []
         self._locked: list[Ending] = []
         self._untold: list[tuple[Signal, dict[str, Any]]] = []
         self._thread = threading.Thread(target=self._run, name="kanthorq-acknowledger", daemon=True)
@@ -64,7 +64,7 @@ class Acknowledger:
     def start(self) -> None:
         self._thread.start()
 
-    def settle(self, endings: Sequence[Ending]) -> None:
+    def accept(self, endings: Sequence[Ending]) -> None:
         """Take verdicts; they are written soon, and tried again until their leases are gone."""
         done = [ending.lease for ending in endings if type(ending) is Ending]
         if done:
@@ -127,8 +127,8 @@ class Acknowledger:
             for _, together in itertools.groupby(sorted(by_kind[HandBack], key=_delay), key=_delay):
                 self._persist(self._write_hand_backs, list(together))
             # Apart: if this is what fails, nothing that was written is to be written again.
-            unsettled, self._unsettled = self._unsettled, []
-            self._persist(self._sort_out, unsettled)
+            doubtful, self._doubtful = self._doubtful, []
+            self._persist(self._sort_out, doubtful)
         finally:  # what nobody writes any more is not to be renewed either
             locked = {ending.lease for ending in self._locked}
             self._written([ending.lease for ending in endings if ending.lease not in locked])
@@ -156,12 +156,12 @@ class Acknowledger:
 
     def _write_acks(self, acks: Sequence[Ack]) -> None:
         results = {ack.lease: ack.result for ack in acks}
-        settled = lease.ack(results, self._using, skip_locked=True)
+        ours = lease.ack(results, self._using, skip_locked=True)
         if signals.acked.has_listeners(Task):
             for ack in acks:
-                if ack.lease.task_id in settled:
+                if ack.lease.task_id in ours:
                     self._note_acked(ack)
-        self._unsettled += [ack for ack in acks if ack.lease.task_id not in settled]
+        self._doubtful += [ack for ack in acks if ack.lease.task_id not in ours]
 
     def _note_acked(self, ack: Ack) -> None:
         self._untold.append((signals.acked, {"message": ack.message}))
@@ -170,11 +170,11 @@ class Acknowledger:
         failed = {
             nack.lease: lease.Failed(nack.failure, nack.delay, nack.is_final) for nack in nacks
         }
-        settled = lease.nack(failed, self._using, skip_locked=True)
+        ours = lease.nack(failed, self._using, skip_locked=True)
         for nack in nacks:
-            if nack.lease.task_id in settled:
+            if nack.lease.task_id in ours:
                 self._note_nacked(nack)
-        self._unsettled += [nack for nack in nacks if nack.lease.task_id not in settled]
+        self._doubtful += [nack for nack in nacks if nack.lease.task_id not in ours]
 
     def _note_nacked(self, nack: Nack) -> None:
         told = {"message": nack.message, "reason": nack.failure.error}
@@ -185,7 +185,7 @@ class Acknowledger:
         leases = [back.lease for back in backs]
         delay = backs[0].delay if backs else lease.AT_ONCE
         ours = lease.hand_back(leases, self._using, delay=delay, skip_locked=True)
-        self._unsettled += [back for back in backs if back.lease.task_id not in ours]
+        self._doubtful += [back for back in backs if back.lease.task_id not in ours]
 
     def _tell(self) -> None:
         """Tell receivers last: they may do anything to the connection."""
@@ -193,13 +193,13 @@ class Acknowledger:
         for signal, told in untold:
             signals.tell_of_what_lasts(signal, Task, **told)
 
-    def _sort_out(self, unsettled: Sequence[Ending]) -> None:
+    def _sort_out(self, doubtful: Sequence[Ending]) -> None:
         """Keep those whose tasks are merely locked; the leases of the others are over.
 
         Unless a verdict was written before, and only its answer was lost.
         """
-        found = lease.last_states((ending.lease for ending in unsettled), self._using)
-        for ending in unsettled:
+        found = lease.last_states((ending.lease for ending in doubtful), self._using)
+        for ending in doubtful:
             state = found.get(ending.lease)
             if state in LEASED:
                 self._locked.append(ending)

@@ -269,7 +269,7 @@ class CoroutineLane(Lane):
             endings = after_interrupt(error, *started)
         _forgive_interrupts()
         self._are_suspect |= take_suspicion()
-        self._settle(endings)
+        self._accept(endings)
 
 
 def _forgive_interrupts() -> None:

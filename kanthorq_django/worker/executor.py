@@ -172,7 +172,7 @@ def ack_and_commit(results: Mapping[Message, str | None], using: str) -> None:
             raise LeaseLost(SHARED_LOST)
         raise next(iter(results)).lost()
     for message in results:
-        message.endure()
+        message.note_settled()
     return None
 
 
@@ -183,9 +183,9 @@ def ack_each(results: Mapping[Message, str | None], using: str) -> None:
     """
     if not results:
         return
-    settled = lease.ack(_by_lease(results), using)
+    ours = lease.ack(_by_lease(results), using)
     for message in results:
-        if message.lease.task_id not in settled:
+        if message.lease.task_id not in ours:
             raise message.lost()
     decide(list(results), using)
 

@@ -27,20 +27,19 @@ RELENT_EVERY = 2.0  # seconds
 WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
 STALLED_AFTER = 0.005  # seconds in which handlers that get on would have started some
 
-Settle = Callable[[Sequence[Ending]], None]
+Accept = Callable[[Sequence[Ending]], None]
 
 
 class Lane:
     """A bounded number of running handlers, and the flights that wait for one of them to end."""
 
     group_size = 1  # calls that may share a transaction
-    is_alone = True  # in its process: it is no other one that keeps the interpreter busy
 
     def __init__(
-        self, concurrency: int, settle: Settle, wake: Callable[[], None], bounded: Bounded
+        self, concurrency: int, accept: Accept, wake: Callable[[], None], bounded: Bounded
     ) -> None:
         self.concurrency = concurrency
-        self._settle = settle
+        self._accept = accept
         self._wake = wake
         self._bounded = bounded
         self._lock = threading.Lock()  # its conditions take longer to enter, in Python
@@ -283,7 +282,7 @@ class Lane:
         for flight in flights:
             with self._lock:
                 self.started_count -= 1
-            self._settle([HandBack(flight.message, delay)])
+            self._accept([HandBack(flight.message, delay)])
 
     def _ended(self, count: int = 1, seconds: float = 1.0) -> None:
         """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""

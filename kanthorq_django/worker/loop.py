@@ -1,5 +1,6 @@
 """One worker process: it fetches tasks, hands them to its lanes, and stops in good order."""
 
+import functools
 import math
 import os
 import random
@@ -7,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from django.db import Error, connections, router
@@ -149,12 +150,10 @@ class WorkerLoop:
             for handler in (subscription.handler, subscription.cancel_handler)
             if handler is not None
         }
-        classes: dict[bool, type[Lane]] = {False: ThreadLane, True: CoroutineLane}
-        shared = (self._acknowledger.settle, self._wake.set, self._warden.bounded)
-        lanes = {kind: classes[kind](self._options.concurrency, *shared) for kind in kinds}
-        for lane in lanes.values():
-            lane.is_alone = len(lanes) == 1
-        return lanes
+        shared = (self._acknowledger.accept, self._wake.set, self._warden.bounded)
+        plain = functools.partial(ThreadLane, is_alone=len(kinds) == 1)
+        classes: dict[bool, Callable[..., Lane]] = {False: plain, True: CoroutineLane}
+        return {kind: classes[kind](self._options.concurrency, *shared) for kind in kinds}
 
     def _make_listeners(self, consumers: list[Consumer]) -> list[Listener]:
         """Return the listener, if there is anything to wait for."""
@@ -319,7 +318,7 @@ class WorkerLoop:
         return min(jittered, longest, self._puller.rest(looks))
 
     def _hand_back(self, flights: Iterable[Flight], delay: timedelta = AT_ONCE) -> None:
-        self._acknowledger.settle([HandBack(flight.message, delay) for flight in flights])
+        self._acknowledger.accept([HandBack(flight.message, delay) for flight in flights])
 
     def _shut_down(self) -> None:
         """Hand back what was not started, wait for what runs, write its verdicts, sign out."""

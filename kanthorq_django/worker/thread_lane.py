@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from django.db import connections
 
@@ -30,12 +31,16 @@ from kanthorq_django.worker.upkeep import (
 class ThreadLane(Lane):
     """Plain handlers, each thread with Django connections of its own."""
 
-    def start(self) -> None:
+    def __init__(self, *shared: Any, is_alone: bool) -> None:
+        """``is_alone``: it is no other lane that keeps the interpreter of this process busy."""
+        super().__init__(*shared)
         self._pause = threading.Event()
-        self._depth = forks.depth
         self.group_size = get_settings().GROUP_COMMIT
-        if self.group_size > 1 and self.is_alone:
+        if self.group_size > 1 and is_alone:
             self._crew.share()
+
+    def start(self) -> None:
+        self._depth = forks.depth
         self._threads = [
             threading.Thread(target=self._run, name=f"kanthorq-handler-{number}", daemon=True)
             for number in range(self.concurrency)
@@ -96,7 +101,7 @@ class ThreadLane(Lane):
             self._untold(round_, error)
 
     def _untold(self, flights: Iterable[Flight], error: BaseException) -> None:
-        self._settle([untold(flight, error) for flight in flights])  # fenced, if it was settled
+        self._accept([untold(flight, error) for flight in flights])  # fenced, if it was settled
 
     def _ready(self, round_: Round) -> Round:
         """Note the start of a round, on connections that are fit for it; return what may run."""
@@ -127,7 +132,7 @@ class ThreadLane(Lane):
     def _conclude(self, endings: list[Ending]) -> None:
         forks.leave_as_child_of(self._depth)  # one that a hook forked, or a receiver of a signal
         leave_connections()
-        self._settle(endings)
+        self._accept(endings)
 
     def _refused(self, error: BaseException) -> None:
         """Wait a little after ``error``; the thread has to outlive also what receivers raise."""

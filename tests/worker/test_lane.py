@@ -23,7 +23,7 @@ class Tried:
 
     def __init__(self) -> None:
         self.settled: list[Ending] = []
-        self.lane = Lane(1, self._settle, lambda: None, nullcontext)
+        self.lane = Lane(1, self._accept, lambda: None, nullcontext)
         accept("batched", batch=2)
         (consumer,) = sync(["batched"])
         announce(6)
@@ -35,7 +35,7 @@ class Tried:
         assert self.lane._next() is self.call
         self.rounds = self.lane._rounds(self.call)
 
-    def _settle(self, endings: Sequence[Ending]) -> None:
+    def _accept(self, endings: Sequence[Ending]) -> None:
         self.settled += endings
 
 

@@ -238,7 +238,7 @@ def test_what_a_handler_has_ended_itself_waits_for_no_thread():
     never_started = Acknowledger("default", written=gone.extend)
     messages = [Message(task) for task in TaskFactory.create_batch(2)]
 
-    never_started.settle([Ending(message) for message in messages])
+    never_started.accept([Ending(message) for message in messages])
 
     assert gone == [message.lease for message in messages]
     assert never_started._endings.empty()
