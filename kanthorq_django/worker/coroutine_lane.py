@@ -72,9 +72,11 @@ class CoroutineLane(Lane):
         return self._watch_over_loop.silent_since <= moment
 
     def finish(self, seconds: float) -> None:
-        self._watch_over_loop.finish()
+        deadline = time.monotonic() + seconds
+        self._watch_over_loop.stop()  # a loop that is closed gives it no answer
         self._call_soon(self._closing.set)
         super().finish(seconds)
+        self._watch_over_loop.finish(max(0.0, deadline - time.monotonic()))
 
     def _call_soon(self, step: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -33,8 +33,12 @@ class LoopWatch:
     def start(self) -> None:
         self._thread.start()
 
-    def finish(self) -> None:
+    def stop(self) -> None:
         self._stop.set()
+
+    def finish(self, seconds: float) -> None:
+        """Wait for the thread to end, after ``stop()``."""
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_EVERY):

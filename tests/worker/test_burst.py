@@ -12,6 +12,7 @@ from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
 from kanthorq_django.subscribers import sync
+from kanthorq_django.worker.loop_watch import LoopWatch
 from tests.concurrency import begin_elsewhere, wait_until
 from tests.worker.working import PATIENCE, accept, announce, backends, work_off, working
 
@@ -191,7 +192,14 @@ def test_each_puller_does_only_its_part():
     assert done() == {"retryable", "stuck", "new"}
 
 
-def test_nothing_is_left_of_a_worker_that_has_ended():
+def test_nothing_is_left_of_a_worker_that_has_ended(monkeypatch: pytest.MonkeyPatch):
+    run = LoopWatch._run
+
+    def run_and_linger(self: LoopWatch) -> None:
+        run(self)
+        threading.Event().wait(0.3)  # as in the middle of a look
+
+    monkeypatch.setattr(LoopWatch, "_run", run_and_linger)
     accept("plain")
 
     @subscribe("work.>", stream="work", consumer="async")
