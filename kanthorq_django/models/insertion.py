@@ -60,6 +60,19 @@ def _insert(
     connection: BaseDatabaseWrapper,
 ) -> list["Event"]:
     inspection = inspect()
+    try:
+        return _insert_inspected(events, inspection, stream, connection)
+    except BaseException:
+        inspection.take_back()
+        raise
+
+
+def _insert_inspected(
+    events: Sequence["Event"],
+    inspection: Inspection,
+    stream: str,
+    connection: BaseDatabaseWrapper,
+) -> list["Event"]:
     # Many in a transaction of their own are checked while the server stores those before: what is
     # refused late takes them back. Within another one a savepoint would have to, and be one of the
     # 64 that PostgreSQL keeps track of easily. Where few are plain, the server would only wait.

@@ -48,7 +48,9 @@ class Inspection:
         self._stream = stream
         self._ids: set[int] = set()  # of those before: Python hashes integers at once
         self._left: list[tuple[int, Event]] = []
-        self._hopped: list[Event] = []  # those whose metadata were empty before
+        # Those whose hops are counted, and the metadata that they had before.
+        self._hopped: list[Event] = []
+        self._given: list[dict[str, Any]] = []
         self._limits = get_settings()
         # In slices those that are right as they are. To find them runs no code of the application,
         # nor a query: a COPY may run on the connection meanwhile.
@@ -76,15 +78,12 @@ class Inspection:
             try:
                 self._check(event)
             except InvalidEvent as error:
-                for hopped in self._hopped:
-                    hopped.metadata = {}
                 if len(self._events) == 1:
                     raise
                 raise type(error)(f"events[{index}]: {error}") from error
         return self._counted([event for _, event in self._left])
 
     def _find_plain(self) -> Iterator[list["Event"]]:
-        is_counting = self._limits.HOPS_MAX is not None
         for start in range(0, len(self._events), SLICE_SIZE):
             given = self._events[start : start + SLICE_SIZE]
             plain = []
@@ -93,15 +92,20 @@ class Inspection:
                     plain.append(event)
                 else:
                     self._left.append((index, event))
-            if is_counting:
-                self._hopped += plain
             if plain:
                 yield self._counted(plain)
 
     def _counted(self, events: list["Event"]) -> list["Event"]:
         if self._limits.HOPS_MAX is not None:
+            self._hopped += events
+            self._given += [event.metadata for event in events]
             count_hops(events, self._limits.HOPS_MAX)
         return events
+
+    def take_back(self) -> None:
+        """Let events that were not stored have their metadata back: elsewhere it is other hops."""
+        for event, metadata in zip(self._hopped, self._given, strict=True):
+            event.metadata = metadata
 
     def _is_plain(self, event: "Event") -> bool:
         """Tell whether ``_check()`` would change and refuse nothing, and note the id if so."""

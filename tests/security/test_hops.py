@@ -8,8 +8,9 @@ from django.utils import timezone
 
 from kanthorq_django import apublish, publish, publish_many, subscribe
 from kanthorq_django.domain.subscriptions import Registry
-from kanthorq_django.exceptions import InvalidBody
+from kanthorq_django.exceptions import InvalidBody, InvalidEvent
 from kanthorq_django.models import Event, Task, TaskState, insertion, inspection
+from kanthorq_django.models.hops import following
 from kanthorq_django.testing import drain
 from kanthorq_django.worker import group_commit
 from tests.worker.working import PATIENCE, work_off
@@ -168,6 +169,20 @@ def test_what_others_publish_after_a_handler_is_not_counted(declared: Registry):
     drain("c")
     publish("b", stream="s")
     assert hops() == [None, None]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("metadata", [{}, {"by": "a handler"}])
+@pytest.mark.parametrize("count", [0, 1, inspection.SLICE_SIZE])
+def test_what_is_not_stored_has_made_no_hop(count: int, metadata: dict[str, Any]):
+    """Published again, and elsewhere, it would bring along a number that is not true."""
+    taken = publish("a", stream="s").pk
+    events = [Event(subject="a", metadata=dict(metadata)) for _ in range(count)]
+    events.append(Event(id=taken, subject="a", metadata=dict(metadata)))
+
+    with following([Event(metadata={"hops": 1})]), pytest.raises(InvalidEvent, match="is that of"):
+        publish_many(events, stream="s")
+    assert [event.metadata for event in events] == [metadata] * len(events)
 
 
 def test_without_the_setting_metadata_is_left_alone(declared: Registry, settings):
