@@ -15,6 +15,7 @@ from kanthorq_django.exceptions import LeaseLost, TaskCancelled
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
 from kanthorq_django.subscribers import find, sync
+from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.warden import TICK_MAX, TICK_MIN, tick_of
 from tests.concurrency import wait_until
@@ -282,6 +283,34 @@ def test_a_locked_row_does_not_stop_the_renewal_of_others():
         end.set()
         wait_for_state(TaskState.COMPLETED, 2)
     assert Task.objects.get(pk=free.pk).attempt_count == 1
+
+
+def test_a_verdict_whose_row_is_locked_when_the_worker_ends_is_written_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Or the task would run once more, when its lease is over."""
+    end, is_last = threading.Event(), threading.Event()
+    finish = Acknowledger.finish
+
+    def finish_and_tell(self: Acknowledger, seconds: float) -> bool:
+        is_last.set()
+        return finish(self, seconds)
+
+    @subscribe("work.>", stream="work", consumer="locked", visibility_timeout=HOUR)
+    def handle(message: Message) -> None:
+        end.wait(PATIENCE)
+
+    monkeypatch.setattr(Acknowledger, "finish", finish_and_tell)
+    announce()
+    with working("locked") as loop:
+        wait_for_state(TaskState.RUNNING)
+        with transaction.atomic():
+            Task.objects.select_for_update().get()
+            end.set()
+            loop.stop()
+            wait_until(is_last.is_set, PATIENCE)
+            wait_until(loop._acknowledger._endings.empty, PATIENCE)
+    assert Task.objects.get().state == TaskState.COMPLETED
 
 
 def test_a_running_task_that_is_asked_to_cancel_learns_of_it():
