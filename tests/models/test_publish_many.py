@@ -296,6 +296,7 @@ class Checked(Inspection):
     """Finds nothing wrong."""
 
     def __init__(self, events: list[Event]) -> None:
+        super().__init__(Event, events, "default")
         self.plain, self.rest = [events], []
 
     def finish(self) -> None: ...
