@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from django.db import connections
 
@@ -16,7 +15,7 @@ from kanthorq_django.worker.endings import Ending, untold
 from kanthorq_django.worker.executor import execute
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.group_commit import execute_together
-from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker.lane import Accept, Lane
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.scarcity import REFUSED_PAUSE, are_scarce
 from kanthorq_django.worker.upkeep import (
@@ -26,14 +25,23 @@ from kanthorq_django.worker.upkeep import (
     refresh_connections,
     spare_connections,
 )
+from kanthorq_django.worker.warden import Bounded
 
 
 class ThreadLane(Lane):
     """Plain handlers, each thread with Django connections of its own."""
 
-    def __init__(self, *shared: Any, is_alone: bool) -> None:
+    def __init__(
+        self,
+        concurrency: int,
+        accept: Accept,
+        wake: Callable[[], None],
+        bounded: Bounded,
+        *,
+        is_alone: bool,
+    ) -> None:
         """``is_alone``: it is no other lane that keeps the interpreter of this process busy."""
-        super().__init__(*shared)
+        super().__init__(concurrency, accept, wake, bounded)
         self._pause = threading.Event()
         self.group_size = get_settings().GROUP_COMMIT
         if self.group_size > 1 and is_alone:
@@ -80,10 +88,10 @@ class ThreadLane(Lane):
     def _handle_together(self, call: Call, share: int) -> int:
         """Run a call and others in one transaction; return how many calls they were."""
         (first,) = call.flights
-        if not self._ready((first,)):
-            return 1
         joined: list[Flight] = []
         try:
+            if not self._ready((first,)):
+                return 1
             endings, spoiled = execute_together(first, self._joining(call, share - 1, joined))
             self._conclude(endings)
         except BaseException as error:  # noqa: BLE001  # as in _handle()

@@ -117,7 +117,7 @@ class Command(BaseCommand):
             if excepted:
                 options = replace(options, consumers=_all_but(excepted))
             with watched(alias):
-                Consumer.objects.using(alias).exists()  # or nobody works for anything
+                Consumer.objects.using(alias).exists()  # it can be reached, and has our tables
             self._announce(options, processes, alias)
             if processes > 1:
                 self._supervise(options, processes, alias)
