@@ -70,23 +70,24 @@ def execute_together(flight: Flight, others: Iterator[Flight]) -> tuple[list[End
             return [HandBack(flight.message, lease.AT_ONCE)], []
         if len(begun) == 1 or any(each.message.is_settled() for each in begun):
             return after_error(begun, error), []  # what is committed is never run again
-        _careful_until[subscription.consumer] = time.monotonic() + CAREFUL_SECONDS
-        return [], _reopened(begun)
+        _prepare_reruns(begun)
+        return [], begun
     tell_of_acked(results)
     have_failed = {ending.lease for ending in failed}
     handled = [each for each in begun if each.lease not in have_failed]
     return failed + concluded(after_return, handled, None), []
 
 
-def _reopened(spoiled: list[Flight]) -> list[Flight]:
-    """Let each of them tell for itself when it is run again."""
+def _prepare_reruns(spoiled: list[Flight]) -> None:
+    """Let each of them tell for itself, and those that come after them have savepoints."""
+    consumer = spoiled[0].subscription.consumer
+    _careful_until[consumer] = time.monotonic() + CAREFUL_SECONDS
     for flight in spoiled:
         flight.message.reopen()
-    return spoiled
 
 
 def _run_in_one(
-    flights: Iterable[Flight], opened: "Opened"
+    flights: Iterable[Flight], opened: Opened
 ) -> tuple[dict[Message, str | None], list[Ending]]:
     """Run flights; return what to ack."""
     results: dict[Message, str | None] = {}
@@ -96,7 +97,7 @@ def _run_in_one(
 
 
 def _run_in_savepoints(
-    flights: Iterable[Flight], opened: "Opened"
+    flights: Iterable[Flight], opened: Opened
 ) -> tuple[dict[Message, str | None], list[Ending]]:
     """Do the same, so that one that fails is told of and undoes only itself."""
     results: dict[Message, str | None] = {}

@@ -40,11 +40,7 @@ def has_used(borrower: str, alias: str) -> bool:
 
 
 @receiver(connection_created)
-def _note_use(connection: BaseDatabaseWrapper, **_: object) -> None:
+def note_use(connection: BaseDatabaseWrapper, **_: object) -> None:
+    """Note that who has the connections has connected, or could not."""
     if _loan.borrower is not None:
         _borrowers.setdefault(connection.alias, set()).add(_loan.borrower)
-
-
-def note_vain_use(connection: BaseDatabaseWrapper) -> None:
-    """Note that who has the connections could not connect."""
-    _note_use(connection)

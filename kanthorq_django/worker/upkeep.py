@@ -11,7 +11,7 @@ from kanthorq_django.sql.transactions import is_idle
 from kanthorq_django.worker.absences import refused_aliases, tried
 from kanthorq_django.worker.access_modes import is_altered, is_outdated, note_refused_write
 from kanthorq_django.worker.left_wrappers import has_left_wrappers
-from kanthorq_django.worker.loans import ANYBODY, has_used, lend, note_vain_use, take_back
+from kanthorq_django.worker.loans import ANYBODY, has_used, lend, note_use, take_back
 from kanthorq_django.worker.own_connections import (
     forget,
     is_at_rest,
@@ -147,7 +147,7 @@ def leave_connections() -> None:
 def _is_in_disorder(connection: BaseDatabaseWrapper) -> bool:
     if connection.connection is None:  # as to databases that no handler has used
         if connection.errors_occurred:
-            note_vain_use(connection)
+            note_use(connection)
         return False
     return _is_left_open(connection) or is_altered(connection) or is_outdated(connection)
 
