@@ -15,7 +15,7 @@ from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.worker.answer_size import AnswerSize
-from kanthorq_django.worker.backoff import Backoff
+from kanthorq_django.worker.backoff import GrowingWait
 from kanthorq_django.worker.database_errors import is_out_of_memory, is_unavailable
 from kanthorq_django.worker.demand import Demand, Wanted
 from kanthorq_django.worker.filter_watch import FilterWatch
@@ -98,9 +98,7 @@ class Puller:
         self.filters = FilterWatch(consumers)
         longest = min(PAUSE_LONGEST, options.poll_interval.total_seconds())
         self._pauses = {consumer.pk: Pause(consumer, longest) for consumer in consumers}
-        self._turns_again = {
-            consumer.pk: Backoff("", first=TURNS_AGAIN, longest=longest) for consumer in consumers
-        }
+        self._turns_again = {pk: GrowingWait(TURNS_AGAIN, longest) for pk in self._consumers}
 
     @property
     def refusals(self) -> list[PullRefused]:
@@ -304,7 +302,7 @@ class Puller:
         if consumer.turns.were_all_given and freed_count == self._freed_count:
             # A burst does not wait for keys that others have, or whose first task waits itself.
             is_over = self._options.burst and self._is_quiet and not leased
-            again_in = self._turns_again[consumer.pk].grow()
+            again_in = self._turns_again[consumer.pk].next()
             self._no_turns[consumer.pk] = math.inf if is_over else time.monotonic() + again_in
         if leased:
             self._turns_again[consumer.pk].reset()
