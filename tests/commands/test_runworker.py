@@ -24,7 +24,7 @@ from kanthorq_django.management.commands import runworker as command
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import process
+from kanthorq_django.worker import tuning
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger import models as touched
 from tests.ledger.models import Entry
@@ -74,7 +74,7 @@ def test_it_collects_garbage_rarely_and_leaves_the_project_its_choice(
 def test_garbage_is_collected_now_and_then_though_little_is_done(
     declared: Registry, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(process, "COLLECT_EVERY", 0.05)
+    monkeypatch.setattr(tuning, "COLLECT_EVERY", 0.05)
     gone = threading.Event()
 
     class Circle:

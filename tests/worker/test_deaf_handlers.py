@@ -221,7 +221,7 @@ def test_its_process_ends_with_status_1_also_if_the_handlers_ended_after_all(
 
     monkeypatch.setattr(loop.WorkerLoop, "run", run)
     monkeypatch.setattr(loop.WorkerLoop, "has_stragglers", has_stragglers)
-    monkeypatch.setattr(process, "_leave", leave)
+    monkeypatch.setattr(process, "leave", leave)
     with pytest.raises(SystemExit) as ended:
         process.run_process(WorkerOptions(), print)
     assert ended.value.code == 1

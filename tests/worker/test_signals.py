@@ -90,7 +90,7 @@ def test_a_thread_that_hangs_does_not_hold_up_the_end():
 def test_a_process_that_cannot_stop_in_good_order_leaves_all_the_same():
     script = """
         import time
-        from kanthorq_django.worker.process import stop_on_signals
+        from kanthorq_django.worker.stopping import stop_on_signals
         with stop_on_signals(lambda: print("asked", flush=True), patience=0.2):
             print("ready", flush=True)
             time.sleep(60)
@@ -133,7 +133,7 @@ def asked_to_stop(within: str = "", after: str = "") -> "Iterator[subprocess.Pop
     """Run a process with something to do when SIGTERM has come: ``within`` its time, and after."""
     script = """
         import contextlib, logging, os, sys, threading, time
-        from kanthorq_django.worker.process import stop_on_signals
+        from kanthorq_django.worker.stopping import stop_on_signals
 
         def fill(stream):
             os.set_blocking(stream.fileno(), False)

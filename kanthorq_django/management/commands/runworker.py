@@ -20,7 +20,8 @@ from kanthorq_django.models import Consumer
 from kanthorq_django.subscribers import find
 from kanthorq_django.worker.options import PULLERS, WorkerOptions
 from kanthorq_django.worker.probe import watched
-from kanthorq_django.worker.process import run_process, stop_on_signals
+from kanthorq_django.worker.process import run_process
+from kanthorq_django.worker.stopping import stop_on_signals
 from kanthorq_django.worker.supervisor import Supervisor
 from kanthorq_django.worker.taking_over import take_over
 
