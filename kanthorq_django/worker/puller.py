@@ -15,7 +15,6 @@ from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.cursor import peek
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.worker.answer_size import AnswerSize
-from kanthorq_django.worker.backoff import GrowingWait
 from kanthorq_django.worker.database_errors import is_out_of_memory, is_unavailable
 from kanthorq_django.worker.demand import Demand, Wanted
 from kanthorq_django.worker.filter_watch import FilterWatch
@@ -23,6 +22,7 @@ from kanthorq_django.worker.floors import Floors
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.pause import PAUSE_LONGEST, Pause
+from kanthorq_django.worker.turn_watch import TurnWatch
 from kanthorq_django.worker.upkeep import leave_connections
 from kanthorq_django.worker.warden import Bounded
 
@@ -30,8 +30,6 @@ MICROSECONDS = 1_000_000  # of a second
 LOOK_EVERY = 0.1  # seconds at most that guesses stand for looks
 GUESSES_MAX = 3  # consumers that pull without a look
 MOMENT = 0.001  # seconds: what was to be waited for is over, but for the look that finds it
-# Seconds until turns are looked for that other workers may have freed; more when there are none.
-TURNS_AGAIN = 0.05
 
 _FILTERS = ("subject_includes", "subject_excludes")
 
@@ -83,11 +81,6 @@ class Puller:
         self._has_claimed = dict.fromkeys(self._consumers, False)  # and not pulled, the last time
         self._floors = Floors(self._consumers)
         self._answer_size = AnswerSize()
-        # Until when there is no turn to be given, as far as is known; and how often a key became
-        # free here meanwhile.
-        self._no_turns: dict[int, float] = {}
-        self._freed_count = 0
-        self._is_quiet = True
         # The last pull found all that there was room for; all since the last look found less, and
         # leased it.
         self._has_more = self._has_all = False
@@ -98,7 +91,7 @@ class Puller:
         self.filters = FilterWatch(consumers)
         longest = min(PAUSE_LONGEST, options.poll_interval.total_seconds())
         self._pauses = {consumer.pk: Pause(consumer, longest) for consumer in consumers}
-        self._turns_again = {pk: GrowingWait(TURNS_AGAIN, longest) for pk in self._consumers}
+        self._turns = TurnWatch(self._consumers, longest, is_patient=not options.burst)
 
     @property
     def refusals(self) -> list[PullRefused]:
@@ -109,18 +102,16 @@ class Puller:
         """Look at once for turns of a consumer that serializes: a key of it has become free."""
         for consumer in list(self._consumers.values()):  # another thread's, which may forget one
             if consumer.name == name:
-                self._freed_count += 1
+                self._turns.note_freed(consumer.pk)
                 self._pauses[consumer.pk].relent()
-                self._turns_again[consumer.pk].reset()
-                self._no_turns.pop(consumer.pk, None)
 
     def look(self, *, is_quiet: bool) -> dict[int, Look]:
         """Return what there is to do for each consumer; one statement that writes nothing.
 
         ``is_quiet``: this worker held no lease before the look.
         """
-        self._is_quiet, self._guessing_since = is_quiet, math.inf
-        self._looked_at = time.monotonic()
+        self._turns.is_patient = not (self._options.burst and is_quiet)
+        self._looked_at, self._guessing_since = time.monotonic(), math.inf
         floors = self._floors.begin()
         with self._bounded(connections[self._using]):
             rows = peek(
@@ -154,9 +145,9 @@ class Puller:
 
         What happened there may be that somebody resumed a task whose key is free.
         """
-        for pk in self._no_turns.keys() & self._consumers.keys():
-            if self._consumers[pk].stream_id in told:
-                self._no_turns.pop(pk, None)  # a handler's end may be faster
+        for pk, consumer in self._consumers.items():
+            if consumer.stream_id in told:
+                self._turns.ask_again(pk)
 
     def guess(self, told: Collection[int]) -> dict[int, Look]:
         """Return what is known without a look: by notifications of streams ``told`` by their ids.
@@ -184,15 +175,8 @@ class Puller:
         waits = [] if row.due_at is None else [(row.due_at - row.looked_at) / MICROSECONDS]
         if row.turn_at is not None:
             due_in = (row.turn_at - row.looked_at) / MICROSECONDS
-            waits.append(max(due_in, self._without_turns(row.id)))
+            waits.append(max(due_in, self._turns.seconds_without(row.id)))
         return min((wait for wait in waits if wait < math.inf), default=None)
-
-    def _without_turns(self, consumer_id: int) -> float:
-        """Return for how many seconds there is no turn to be given, as far as is known."""
-        until = self._no_turns.get(consumer_id, 0.0)
-        if self._options.burst and self._is_quiet and until < math.inf:
-            return 0.0  # noted while a task of ours ran: before a burst ends it has to ask again
-        return until - time.monotonic()
 
     def in_turn(self, looks: Mapping[int, Look]) -> Iterator[Consumer]:
         """Yield each consumer that has work, first who has waited longest to be served."""
@@ -218,7 +202,7 @@ class Puller:
 
         0 for one that there was no room for: who makes room wakes the worker.
         """
-        until, paused = self._no_turns.get(pk, -math.inf), self._pauses[pk].seconds
+        until, paused = self._turns.none_until(pk), self._pauses[pk].seconds
         if until <= self._looked_at:  # not for want of turns
             return paused
         return max(paused, until - time.monotonic(), MOMENT)
@@ -232,7 +216,7 @@ class Puller:
         """
         failure: Exception | None = None
         has_tried = has_progressed = is_full = False
-        freed_count = self._freed_count
+        freed_count = self._turns.freed_count
         for step in self._steps(consumer, look, demand):
             wanted = step.demand()
             is_full |= not wanted.limit or (step.is_claim and wanted.states != self._options.claims)
@@ -258,8 +242,8 @@ class Puller:
 
         Others were faster to pull an event, a key became free meanwhile, or all turns are given.
         """
-        was_faster = look.is_guess or freed_count != self._freed_count
-        return was_faster or (failure is None and self._without_turns(consumer.pk) > 0)
+        was_faster = look.is_guess or freed_count != self._turns.freed_count
+        return was_faster or (failure is None and self._turns.seconds_without(consumer.pk) > 0)
 
     def _steps(self, consumer: Consumer, look: Look, demand: Demand) -> Sequence[_Step]:
         due_tasks = functools.partial(demand.of_due_tasks, self._options.claims)
@@ -291,7 +275,7 @@ class Puller:
             raise error
 
     def _claim(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
-        freed_count = self._freed_count
+        freed_count = self._turns.freed_count
         leased = lease_due(
             consumer,
             wanted.limit,
@@ -299,13 +283,7 @@ class Puller:
             self._floors[consumer.pk],
             self._answer_size.bytes_max,
         )
-        if consumer.turns.were_all_given and freed_count == self._freed_count:
-            # A burst does not wait for keys that others have, or whose first task waits itself.
-            is_over = self._options.burst and self._is_quiet and not leased
-            again_in = self._turns_again[consumer.pk].next()
-            self._no_turns[consumer.pk] = math.inf if is_over else time.monotonic() + again_in
-        if leased:
-            self._turns_again[consumer.pk].reset()
+        self._turns.note_claim(consumer, leased, freed_count)
         if self.filters.is_outside(consumer, leased):
             self._ask_for_filters(consumer)
         return leased or None
@@ -331,7 +309,7 @@ class Puller:
         has_all = bool(page.leased) and not page.is_full and not consumer.serialize
         self._has_all = had_all and has_all
         if not page.is_idle:
-            self._no_turns.pop(consumer.pk, None)
+            self._turns.ask_again(consumer.pk)
         return None if page.is_idle else page.leased
 
     def _may_pull(self, consumer_id: int) -> bool:

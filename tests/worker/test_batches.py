@@ -20,7 +20,7 @@ from kanthorq_django.message import ASKED, TIME_UP, Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.testing import drain
-from kanthorq_django.worker import pause, puller
+from kanthorq_django.worker import pause, puller, turn_watch
 from kanthorq_django.worker.endings import HandBack, Nack, after_error, after_interrupt
 from kanthorq_django.worker.flight import Flight
 from tests.concurrency import wait_until
@@ -438,7 +438,7 @@ def test_a_group_is_of_one_key_in_the_order_of_publishing_and_never_beside_itsel
 
 
 def test_the_rest_of_a_key_follows_a_group_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(puller, "TURNS_AGAIN", 60.0)
+    monkeypatch.setattr(turn_watch, "TURNS_AGAIN", 60.0)
 
     @subscribe("work.>", stream="work", consumer="grouped", batch=2, grouped=True)
     def handle(messages: list[Message]) -> None:
@@ -469,16 +469,16 @@ def test_a_key_that_waits_for_a_handler_of_ours_delays_no_other(monkeypatch: pyt
     publish_keys("busy", "busy")
     with working("keyed", poll_interval=timedelta(minutes=1), listen=True) as loop:
         assert is_inside.wait(PATIENCE)
-        (again,) = loop._puller._turns_again.values()
+        (again,) = loop._puller._turns._waits.values()
         # A claim that came with a pull has found no turn to give, and one of its own.
-        wait_until(lambda: again._wait > 2 * puller.TURNS_AGAIN, PATIENCE)
+        wait_until(lambda: again._wait > 2 * turn_watch.TURNS_AGAIN, PATIENCE)
         publish_keys("free")
         wait_for_state(TaskState.COMPLETED, resource_key="free")
         gate.set()
 
 
 def test_a_task_that_is_resumed_waits_for_no_key_but_its_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(puller, "TURNS_AGAIN", 3_600.0)
+    monkeypatch.setattr(turn_watch, "TURNS_AGAIN", 3_600.0)
     gate, is_inside = busy_key()
     publish("work.due", stream="work", resource_key="free", schedule_at=now() + timedelta(days=1))
     publish_keys("busy", "busy")
@@ -486,8 +486,8 @@ def test_a_task_that_is_resumed_waits_for_no_key_but_its_own(monkeypatch: pytest
         assert is_inside.wait(PATIENCE)
         free = Task.objects.filter(resource_key="free")
         wait_until(lambda: len(free.cancel().updated) == 1, PATIENCE)
-        (again,) = loop._puller._turns_again.values()
-        wait_until(lambda: again._wait < puller.TURNS_AGAIN, PATIENCE)
+        (again,) = loop._puller._turns._waits.values()
+        wait_until(lambda: again._wait < turn_watch.TURNS_AGAIN, PATIENCE)
         free.resume()
         wait_for_state(TaskState.COMPLETED, resource_key="free")
         gate.set()
@@ -504,8 +504,8 @@ def test_a_key_that_waits_does_not_have_pulls_that_fail_tried_again_at_once():
     publish_keys("busy", "busy")
     with working("keyed", poll_interval=timedelta(seconds=1)) as loop:
         assert is_inside.wait(PATIENCE)
-        (again,) = loop._puller._turns_again.values()
-        wait_until(lambda: again._wait > 2 * puller.TURNS_AGAIN, PATIENCE)
+        (again,) = loop._puller._turns._waits.values()
+        wait_until(lambda: again._wait > 2 * turn_watch.TURNS_AGAIN, PATIENCE)
         with forbidden("resource_key = 'poison'"):
             publish_keys("poison")
             (pause,) = loop._puller._pauses.values()

@@ -14,7 +14,7 @@ from kanthorq_django.models.claim import lease_due
 from kanthorq_django.models.leased import Leased
 from kanthorq_django.models.turns import turns_locked
 from kanthorq_django.subscribers import find, sync
-from kanthorq_django.worker import floors, pause, puller
+from kanthorq_django.worker import floors, pause, puller, turn_watch
 from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.options import WorkerOptions
@@ -66,7 +66,7 @@ def waiting_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_turns_of_a_key_that_is_not_free_are_not_asked_for_again_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(puller, "TURNS_AGAIN", 3_600.0)
+    monkeypatch.setattr(turn_watch, "TURNS_AGAIN", 3_600.0)
     reader = make_puller("keyed")
     assert has_work(reader)
     assert fetch(reader, DUE) == []
@@ -97,7 +97,7 @@ def test_a_key_that_becomes_free_during_a_claim_is_asked_for_at_once(
         reader.resume("keyed")  # as the thread does that has written a verdict
         return leased
 
-    monkeypatch.setattr(puller, "TURNS_AGAIN", 3_600.0)
+    monkeypatch.setattr(turn_watch, "TURNS_AGAIN", 3_600.0)
     monkeypatch.setattr(puller, "lease_due", lease_meanwhile)
     assert fetch(reader, DUE) == []
     assert has_work(reader)
@@ -108,10 +108,10 @@ def test_who_asked_for_turns_in_vain_for_long_asks_soon_again_once_a_key_was_fre
     reader = make_puller("keyed")
     for _ in range(10):
         assert fetch(reader, DUE) == []
-    assert reader.rest(reader.look(is_quiet=False)) > 2 * puller.TURNS_AGAIN
+    assert reader.rest(reader.look(is_quiet=False)) > 2 * turn_watch.TURNS_AGAIN
     reader.resume("keyed")
     assert fetch(reader, DUE) == []
-    assert reader.rest(reader.look(is_quiet=False)) <= puller.TURNS_AGAIN
+    assert reader.rest(reader.look(is_quiet=False)) <= turn_watch.TURNS_AGAIN
 
 
 @pytest.mark.usefixtures("waiting_key")
