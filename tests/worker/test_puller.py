@@ -104,6 +104,24 @@ def test_a_key_that_becomes_free_during_a_claim_is_asked_for_at_once(
 
 
 @pytest.mark.usefixtures("waiting_key")
+def test_a_burst_asks_once_more_for_turns_when_nothing_of_its_own_runs(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Those that it asked for in vain meanwhile may be free by then; it waits for no others."""
+    monkeypatch.setattr(turn_watch, "TURNS_AGAIN", 3_600.0)
+    reader = make_puller("keyed", burst=True)
+    assert has_work(reader)
+    assert fetch(reader, DUE) == []
+    assert not has_work(reader)
+    (look,) = reader.look(is_quiet=True).values()
+    assert look.is_due
+    assert fetch(reader, look) == []
+    (look,) = reader.look(is_quiet=True).values()
+    assert not look.has_work
+    assert look.due_in is None
+
+
+@pytest.mark.usefixtures("waiting_key")
 def test_who_asked_for_turns_in_vain_for_long_asks_soon_again_once_a_key_was_free():
     reader = make_puller("keyed")
     for _ in range(10):
