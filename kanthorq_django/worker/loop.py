@@ -193,7 +193,7 @@ class WorkerLoop:
         self._backoff.succeeded()
         spare_connections()
         if seconds:
-            self._rest_until(time.monotonic() + self._settled(seconds))
+            self._rest_until(time.monotonic() + self._cut_short(seconds))
 
     def _rest_until(self, moment: float) -> None:
         """Rest, but for the schedules; what they publish is looked for at once."""
@@ -201,7 +201,7 @@ class WorkerLoop:
             if self._wake.wait(min(seconds, self._scheduled_in())) or self._publish_scheduled():
                 return
 
-    def _settled(self, seconds: float) -> float:
+    def _cut_short(self, seconds: float) -> float:
         """Cut short a rest until a look that began late enough after the last notification.
 
         What committed soon after that sent no other, and an earlier look cannot have seen it.
