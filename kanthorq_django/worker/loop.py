@@ -1,6 +1,5 @@
 """One worker process: it fetches tasks, hands them to its lanes, and stops in good order."""
 
-import functools
 import math
 import os
 import random
@@ -8,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
 
 from django.db import Error, connections, router
@@ -16,7 +15,6 @@ from django.db.models.functions import Now
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.amounts import counted, listed
-from kanthorq_django.domain.subscriptions import is_coroutine
 from kanthorq_django.message import LEAVING
 from kanthorq_django.models import Consumer, Worker
 from kanthorq_django.models.lease import AT_ONCE, Lease
@@ -25,13 +23,12 @@ from kanthorq_django.subscribers import find
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.call import Call, calls
-from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.deafness import STILL_RUNNING, Deafness
 from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.endings import HandBack
 from kanthorq_django.worker.flight import ELSEWHERE, Flight, Flights
-from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker.lanes import Lanes, make_lanes
 from kanthorq_django.worker.listener import Listener
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
@@ -40,7 +37,6 @@ from kanthorq_django.worker.puller import Haul, Look, Puller
 from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
 from kanthorq_django.worker.taking_over import take_over
-from kanthorq_django.worker.thread_lane import ThreadLane
 from kanthorq_django.worker.upkeep import drop_connections, refresh_connections, spare_connections
 from kanthorq_django.worker.warden import Warden, tick_of
 
@@ -67,18 +63,18 @@ class WorkerLoop:
         self._backoff = Backoff("puller")
         self._flights = Flights(emptied=self._wake.set)
         self._scheduler = Scheduler(self._using)
-        self._lanes: dict[bool, Lane] = {}
+        self._lanes = Lanes()
         self._parts: list[Acknowledger | Renewer | Listener] = []
 
     @property
     def handled_count(self) -> int:
         """How many handlers have been started."""
-        return sum(lane.started_count for lane in self._lanes.values())
+        return self._lanes.started_count
 
     @property
     def has_stragglers(self) -> bool:
         """Whether, after ``run()``, handlers or what they started did not end within their time."""
-        return any(lane.is_alive for lane in self._lanes.values())
+        return self._lanes.is_alive
 
     def tell_stragglers(self) -> None:
         """Log which tasks were left in the middle, for others once their leases run out."""
@@ -121,14 +117,20 @@ class WorkerLoop:
         self._row = self._sign_in(consumers)
         self._acknowledger = Acknowledger(self._using, self._written, bounded)
         self._renewer = Renewer(self._flights, self._row, self._using, tick, bounded)
-        self._lanes = self._make_lanes()
+        self._lanes = make_lanes(
+            self._subscriptions.values(),
+            self._options.concurrency,
+            self._acknowledger.accept,
+            self._wake.set,
+            bounded,
+        )
         self._deafness = Deafness(self._flights, self._lanes)
         self._demands = {
             pk: Demand(subscription, self._lanes, self._options.batch_size, self._allowed)
             for pk, subscription in self._subscriptions.items()
         }
         self._parts = [self._acknowledger, self._renewer, *self._make_listeners(consumers)]
-        for part in (self._warden, *self._parts, *self._lanes.values()):
+        for part in (self._warden, *self._parts, self._lanes):
             part.start()
         logger.info("worker %s started for %s", self._row, ", ".join(self._row.consumers))
 
@@ -141,19 +143,6 @@ class WorkerLoop:
             concurrency=self._options.concurrency,
             consumers=[consumer.name for consumer in consumers],
         )
-
-    def _make_lanes(self) -> dict[bool, Lane]:
-        """Return the lanes by whether their handlers are coroutines; unneeded ones do not exist."""
-        kinds = {
-            is_coroutine(handler)
-            for subscription in self._subscriptions.values()
-            for handler in (subscription.handler, subscription.cancel_handler)
-            if handler is not None
-        }
-        shared = (self._acknowledger.accept, self._wake.set, self._warden.bounded)
-        plain = functools.partial(ThreadLane, is_alone=len(kinds) == 1)
-        classes: dict[bool, Callable[..., Lane]] = {False: plain, True: CoroutineLane}
-        return {kind: classes[kind](self._options.concurrency, *shared) for kind in kinds}
 
     def _make_listeners(self, consumers: list[Consumer]) -> list[Listener]:
         """Return the listener, if there is anything to wait for."""
@@ -240,8 +229,7 @@ class WorkerLoop:
             self._stop.set()
             return 0
         has_progressed = self._lease(looks)
-        for lane in self._lanes.values():
-            self._hand_back(lane.surplus())
+        self._hand_back(self._lanes.surplus())
         if has_progressed or told:
             # What a guess left out is looked for when handlers have had the processor.
             return SETTLE_SECONDS if self._puller.may_pause(looks) else 0
@@ -272,7 +260,7 @@ class WorkerLoop:
         """Return how many more tasks this worker may start."""
         if (limit := self._options.max_tasks) is None:
             return sys.maxsize  # nothing is counted: lanes hold thousands
-        return limit - sum(lane.accepted_count for lane in self._lanes.values())
+        return limit - self._lanes.accepted_count
 
     def _hand_over(self, haul: Haul, consumer: Consumer) -> list[Call]:
         subscription = self._subscriptions[consumer.pk]
@@ -286,9 +274,7 @@ class WorkerLoop:
             self._hand_back([flight for flight in flights if id(flight) in theirs], ELSEWHERE)
             flights = [flight for flight in flights if id(flight) not in theirs]
         found = calls(flights, subscription)
-        for kind, lane in self._lanes.items():
-            if chosen := [call for call in found if call.is_async is kind]:
-                lane.submit(chosen)
+        self._lanes.submit(found)
         return found
 
     def _written(self, leases: Iterable[Lease]) -> None:
@@ -313,8 +299,7 @@ class WorkerLoop:
         """Until the next task is due, at most a poll interval; jitter keeps peers out of step."""
         seconds = self._options.poll_interval.total_seconds()
         jittered = seconds * random.uniform(0.9, 1)  # noqa: S311  # not a secret
-        are_waiting = any(lane.waiting_count for lane in self._lanes.values())
-        longest = PACE_CHECKED_EVERY if are_waiting else math.inf
+        longest = PACE_CHECKED_EVERY if self._lanes.waiting_count else math.inf
         return min(jittered, longest, self._puller.rest(looks))
 
     def _hand_back(self, flights: Iterable[Flight], delay: timedelta = AT_ONCE) -> None:
@@ -323,39 +308,31 @@ class WorkerLoop:
     def _shut_down(self) -> None:
         """Hand back what was not started, wait for what runs, write its verdicts, sign out."""
         self._stop.set()
-        for lane in self._lanes.values():
-            self._hand_back(lane.drain())
+        self._hand_back(self._lanes.drain())
         self._tell_awaited()
-        self._wait_for_handlers(self._options.shutdown_timeout.total_seconds())
+        self._lanes.wait_until_idle(self._options.shutdown_timeout.total_seconds())
         for flight in self._flights:
             flight.give_up(LEAVING)
-        self._wait_for_handlers(INTERRUPT_SECONDS)
+        self._lanes.wait_until_idle(INTERRUPT_SECONDS)
         deadline = time.monotonic() + FLUSH_SECONDS
         for part in self._parts:
             part.finish(_left(deadline))
         self._sign_out()
         self._warden.finish(_left(deadline))
-        for lane in self._lanes.values():
-            lane.finish(CLOSE_SECONDS if lane.is_idle else 0)
+        self._lanes.finish(CLOSE_SECONDS)
         handled = counted(self.handled_count, "task")
         logger.info("worker %s stopped after %s", self._row, handled)
 
     def _tell_awaited(self) -> None:
         """Log which handlers still run: a deployment that waits for them is to say for which."""
-        are_idle = all(lane.is_idle for lane in self._lanes.values())
         awaited = [_name(each) for each in self._flights if each.started_at is not None]
-        if awaited and not are_idle:  # else verdicts are still to be written
+        if awaited and not self._lanes.is_idle:  # else verdicts are still to be written
             logger.info(
                 "worker %s is to end and waits up to %g s for %s",
                 self._row,
                 self._options.shutdown_timeout.total_seconds(),
                 listed(awaited, shown_max=AWAITED_NAMED_MAX),
             )
-
-    def _wait_for_handlers(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        for lane in self._lanes.values():
-            lane.wait_until_idle(_left(deadline))
 
     def _sign_out(self) -> None:
         try:
