@@ -33,8 +33,6 @@ Accept = Callable[[Sequence[Ending]], None]
 class Lane:
     """A bounded number of running handlers, and the flights that wait for one of them to end."""
 
-    group_size = 1  # calls that may share a transaction
-
     def __init__(
         self, concurrency: int, accept: Accept, wake: Callable[[], None], bounded: Bounded
     ) -> None:
@@ -243,28 +241,6 @@ class Lane:
         waiting = self._waiting.popleft()
         self._waiting_bytes -= waiting.body_size * waiting.size
         return waiting
-
-    def _share(self, call: Call) -> int:
-        """Return how many calls may be handled in one transaction that begins with ``call``.
-
-        A fair share of the backlog: what idle threads can start is not kept from them.
-        """
-        if self.group_size == 1 or not call.may_share:
-            return 1
-        with self._lock:
-            return min(self.group_size, len(self._waiting) // self._crew.size)
-
-    def _joining(self, call: Call, count: int, joined: list[Flight]) -> Iterator[Flight]:
-        """Take up to ``count`` more calls into the transaction of ``call``, each when it begins.
-
-        All that are taken are noted in ``joined``, also those that may not begin any more.
-        """
-        for _ in range(count):
-            with self._lock:
-                if not (self._waiting and self._waiting[0].call.may_join(call)):
-                    return
-                joined += self._take().flights
-            yield from self._startable((joined[-1],))
 
     def _startable(self, round_: Round) -> Round:
         """Note the start of those whose lease surely stands, and hand the others back.

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from django.db import connections
 
@@ -43,8 +43,8 @@ class ThreadLane(Lane):
         """``is_alone``: it is no other lane that keeps the interpreter of this process busy."""
         super().__init__(concurrency, accept, wake, bounded)
         self._pause = threading.Event()
-        self.group_size = get_settings().GROUP_COMMIT
-        if self.group_size > 1 and is_alone:
+        self._group_size = get_settings().GROUP_COMMIT  # calls that may share a transaction
+        if self._group_size > 1 and is_alone:
             self._crew.share()
 
     def start(self) -> None:
@@ -85,6 +85,16 @@ class ThreadLane(Lane):
             self._ended(count, time.monotonic() - began_at)
         return True
 
+    def _share(self, call: Call) -> int:
+        """Return how many calls may be handled in one transaction that begins with ``call``.
+
+        A fair share of the backlog: what idle threads can start is not kept from them.
+        """
+        if self._group_size == 1 or not call.may_share:
+            return 1
+        with self._lock:
+            return min(self._group_size, len(self._waiting) // self._crew.size)
+
     def _handle_together(self, call: Call, share: int) -> int:
         """Run a call and others in one transaction; return how many calls they were."""
         (first,) = call.flights
@@ -100,6 +110,18 @@ class ThreadLane(Lane):
             for flight in spoiled:
                 self._handle((flight,))
         return 1 + len(joined)
+
+    def _joining(self, call: Call, count: int, joined: list[Flight]) -> Iterator[Flight]:
+        """Take up to ``count`` more calls into the transaction of ``call``, each when it begins.
+
+        All that are taken are noted in ``joined``, also those that may not begin any more.
+        """
+        for _ in range(count):
+            with self._lock:
+                if not (self._waiting and self._waiting[0].call.may_join(call)):
+                    return
+                joined += self._take().flights
+            yield from self._startable((joined[-1],))
 
     def _handle(self, round_: Round) -> None:
         try:
