@@ -130,7 +130,8 @@ class CoroutineLane(Lane):
         del self._current[task]
         for round_ in rounds:
             self._hand_back(round_)
-        self._ended()
+        with self._lock:
+            self._ended(1)
         self._start_waiting()
         if self.is_idle:
             self._line_up_refresh()  # or what the last ones left open stays so until others begin

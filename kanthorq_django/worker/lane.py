@@ -16,16 +16,13 @@ from typing import NamedTuple
 from kanthorq_django.models.lease import AT_ONCE
 from kanthorq_django.models.leased import BODIES_SIZE_MAX
 from kanthorq_django.worker.call import Call, Round
-from kanthorq_django.worker.crew import Crew
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.forks import end_forked_executors
 from kanthorq_django.worker.pace import Throughput
 from kanthorq_django.worker.warden import Bounded
 
-RELENT_EVERY = 2.0  # seconds
 WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
-STALLED_AFTER = 0.005  # seconds in which handlers that get on would have started some
 
 Accept = Callable[[Sequence[Ending]], None]
 
@@ -41,7 +38,6 @@ class Lane:
         self._wake = wake
         self._bounded = bounded
         self._lock = threading.Lock()  # its conditions take longer to enter, in Python
-        self._arrived = threading.Condition(self._lock)
         self._emptied = threading.Condition(self._lock)
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0  # of their bodies
@@ -49,8 +45,6 @@ class Lane:
         self._threads: list[threading.Thread] = []
         self._running = 0
         self._throughput = Throughput()
-        self._crew = Crew(concurrency)
-        self._is_watched = False
         self._is_refusing = False
         self._is_closed = False
         self._ended_count = 0  # calls
@@ -113,7 +107,6 @@ class Lane:
             arrived = [_Waiting(call, now, call.size, body_size) for call in calls]
             self._waiting.extend(arrived)
             self._waiting_bytes += body_size * sum([waiting.size for waiting in arrived])
-            self._arrived.notify(min(self._crew.size, len(calls)))
 
     def surplus(self) -> list[Flight]:
         """Take back what waits for so long that others had better have it: handlers became slow."""
@@ -129,7 +122,6 @@ class Lane:
         """Start nothing any more; return what was not started."""
         with self._lock:
             self._is_closed = True
-            self._arrived.notify_all()
             return self._take_unstarted()
 
     def wait_until_idle(self, seconds: float) -> bool:
@@ -147,28 +139,6 @@ class Lane:
         if self._waiting_bytes >= BODIES_SIZE_MAX:
             return 0
         return max(0, target - self._running - len(self._waiting))
-
-    def _next(self, relent: Callable[[], object] = bool) -> Call | None:
-        """Wait for a call and count it as running; None when the lane is closed.
-
-        ``relent`` is called now and then while there is none.
-        """
-        with self._lock:
-            while not self._may_begin():
-                if self._is_closed:
-                    return None
-                if self._waiting and not self._is_watched:
-                    self._watch()
-                elif not self._arrived.wait(RELENT_EVERY):
-                    relent()
-            self._running += 1
-            call = self._take()
-            if self._crew.size < self.concurrency and not self._is_watched:
-                self._arrived.notify()  # this one may block, and nobody would know for seconds
-            return call
-
-    def _may_begin(self) -> bool:
-        return bool(self._waiting) and self._running < self._crew.size
 
     def _next_at_once(self) -> Call | None:
         """Count a call as running; None when nothing waits, or as many run as may."""
@@ -211,25 +181,6 @@ class Lane:
         self.started_count -= len(found)
         return found
 
-    def _watch(self) -> None:
-        """Leave what waits to the threads that run for as long as they get on with it.
-
-        More would only wait for the interpreter's lock, and have the puller wait for it too.
-        """
-        self._is_watched = True
-        count = self.started_count
-        try:
-            # What arrives meanwhile begins no new term: it may arrive all the time.
-            is_over = self._arrived.wait_for(self._ends_watch, STALLED_AFTER)
-            if not is_over and count == self.started_count:
-                self._crew.forget()
-                self._arrived.notify(len(self._waiting))
-        finally:
-            self._is_watched = False
-
-    def _ends_watch(self) -> bool:
-        return self._is_closed or not self._waiting or self._may_begin()
-
     def _take(self) -> Call:
         waiting = self._pop()
         self.started_count += waiting.size
@@ -260,17 +211,14 @@ class Lane:
                 self.started_count -= 1
             self._accept([HandBack(flight.message, delay)])
 
-    def _ended(self, count: int = 1, seconds: float = 1.0) -> None:
-        """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""
-        with self._lock:
-            self._running -= 1
-            if self._crew.note(seconds / count, more_waits=bool(self._waiting)):
-                self._arrived.notify(len(self._waiting))
-            self._ended_count += count
-            if not self._running:
-                self._emptied.notify_all()
-            if self._is_refusing:
-                self._invite()
+    def _ended(self, count: int) -> None:
+        """Note the end of ``count`` calls that took one place between them."""
+        self._running -= 1
+        self._ended_count += count
+        if not self._running:
+            self._emptied.notify_all()
+        if self._is_refusing:
+            self._invite()
 
     def _invite(self) -> None:
         if self._room():

@@ -10,6 +10,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.worker import forks
 from kanthorq_django.worker.absences import AWAY_DELAY, OtherDatabaseAway
 from kanthorq_django.worker.call import Call, Round
+from kanthorq_django.worker.crew import Crew
 from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.endings import Ending, untold
 from kanthorq_django.worker.executor import execute
@@ -27,6 +28,9 @@ from kanthorq_django.worker.upkeep import (
 )
 from kanthorq_django.worker.warden import Bounded
 
+RELENT_EVERY = 2.0  # seconds
+STALLED_AFTER = 0.005  # seconds in which handlers that get on would have started some
+
 
 class ThreadLane(Lane):
     """Plain handlers, each thread with Django connections of its own."""
@@ -42,6 +46,9 @@ class ThreadLane(Lane):
     ) -> None:
         """``is_alone``: it is no other lane that keeps the interpreter of this process busy."""
         super().__init__(concurrency, accept, wake, bounded)
+        self._arrived = threading.Condition(self._lock)
+        self._crew = Crew(concurrency)
+        self._is_watched = False
         self._pause = threading.Event()
         self._group_size = get_settings().GROUP_COMMIT  # calls that may share a transaction
         if self._group_size > 1 and is_alone:
@@ -54,6 +61,17 @@ class ThreadLane(Lane):
             for number in range(self.concurrency)
         ]
         super().start()
+
+    def submit(self, calls: list[Call]) -> None:
+        super().submit(calls)
+        with self._lock:
+            self._arrived.notify(min(self._crew.size, len(calls)))
+
+    def drain(self) -> list[Flight]:
+        unstarted = super().drain()
+        with self._lock:
+            self._arrived.notify_all()
+        return unstarted
 
     def _run(self) -> None:
         is_open = True
@@ -69,7 +87,7 @@ class ThreadLane(Lane):
 
     def _work(self) -> bool:
         """Wait for a call and run it; False when the lane is closed."""
-        if (call := self._next(spare_connections)) is None:
+        if (call := self._next()) is None:
             return False
         began_at = time.monotonic()
         count = 1
@@ -82,8 +100,46 @@ class ThreadLane(Lane):
                     self._handle(round_)
             spare_connections()
         finally:
-            self._ended(count, time.monotonic() - began_at)
+            self._note_stretch(count, time.monotonic() - began_at)
         return True
+
+    def _next(self) -> Call | None:
+        """Wait for a call and count it as running; None when the lane is closed."""
+        with self._lock:
+            while not self._may_begin():
+                if self._is_closed:
+                    return None
+                if self._waiting and not self._is_watched:
+                    self._watch()
+                elif not self._arrived.wait(RELENT_EVERY):
+                    spare_connections()
+            self._running += 1
+            call = self._take()
+            if self._crew.size < self.concurrency and not self._is_watched:
+                self._arrived.notify()  # this one may block, and nobody would know for seconds
+            return call
+
+    def _may_begin(self) -> bool:
+        return bool(self._waiting) and self._running < self._crew.size
+
+    def _watch(self) -> None:
+        """Leave what waits to the threads that run for as long as they get on with it.
+
+        More would only wait for the interpreter's lock, and have the puller wait for it too.
+        """
+        self._is_watched = True
+        count = self.started_count
+        try:
+            # What arrives meanwhile begins no new term: it may arrive all the time.
+            is_over = self._arrived.wait_for(self._ends_watch, STALLED_AFTER)
+            if not is_over and count == self.started_count:
+                self._crew.forget()
+                self._arrived.notify(len(self._waiting))
+        finally:
+            self._is_watched = False
+
+    def _ends_watch(self) -> bool:
+        return self._is_closed or not self._waiting or self._may_begin()
 
     def _share(self, call: Call) -> int:
         """Return how many calls may be handled in one transaction that begins with ``call``.
@@ -171,3 +227,10 @@ class ThreadLane(Lane):
             logger.error("A connection could not be made ready for a handler.", exc_info=error)
             drop_connections()  # what a receiver began to set up is not to be used
         self._pause.wait(REFUSED_PAUSE)
+
+    def _note_stretch(self, count: int, seconds: float) -> None:
+        """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""
+        with self._lock:
+            self._ended(count)
+            if self._crew.note(seconds / count, more_waits=bool(self._waiting)):
+                self._arrived.notify(len(self._waiting))

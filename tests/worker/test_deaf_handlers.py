@@ -17,8 +17,8 @@ from kanthorq_django.worker import deafness, loop, loop_watch, process
 from kanthorq_django.worker.call import Call
 from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.flight import Flight, Flights
-from kanthorq_django.worker.lane import Lane
 from kanthorq_django.worker.options import WorkerOptions
+from kanthorq_django.worker.thread_lane import ThreadLane
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
 
@@ -197,7 +197,7 @@ def test_what_waits_behind_deaf_handlers_does_not_hide_them(monkeypatch: pytest.
     begun, waiting = [Flight(task, find("deaf"), time.monotonic()) for task in consumer.pull(2)]
     flights = Flights(lambda: None)
     flights.add([begun, waiting])
-    lane = Lane(1, lambda endings: None, lambda: None, nullcontext)
+    lane = ThreadLane(1, lambda endings: None, lambda: None, nullcontext, is_alone=True)
     lane.submit([Call(((begun,), (waiting,)))])
     watch = deafness.Deafness(flights, {False: lane})
     assert lane._next() is not None

@@ -2,28 +2,39 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import pytest
 
+from kanthorq_django import subscribe
+from kanthorq_django.message import Message
 from kanthorq_django.subscribers import find, sync
-from kanthorq_django.worker import lane as lane_module
+from kanthorq_django.worker import lane, thread_lane
 from kanthorq_django.worker.call import Call, calls
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
-from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker.lane import Accept
+from kanthorq_django.worker.thread_lane import ThreadLane
 from tests.worker.working import PATIENCE, accept, announce
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+def make_lane(
+    concurrency: int,
+    accept: Accept = lambda endings: None,
+    wake: Callable[[], None] = lambda: None,
+) -> ThreadLane:
+    return ThreadLane(concurrency, accept, wake, nullcontext, is_alone=True)
+
+
 class Tried:
-    """A lane without threads, and a call of several rounds that it has let begin."""
+    """A lane whose threads are not started, and a call of several rounds that it let begin."""
 
     def __init__(self) -> None:
         self.settled: list[Ending] = []
-        self.lane = Lane(1, self._accept, lambda: None, nullcontext)
+        self.lane = make_lane(1, self._accept)
         accept("batched", batch=2)
         (consumer,) = sync(["batched"])
         announce(6)
@@ -37,6 +48,10 @@ class Tried:
 
     def _accept(self, endings: Sequence[Ending]) -> None:
         self.settled += endings
+
+    def end(self) -> None:
+        """Let the call end."""
+        self.lane._note_stretch(1, 1.0)
 
 
 @pytest.fixture
@@ -64,7 +79,7 @@ def test_a_call_that_has_ended_is_held_no_longer(tried: Tried):
 def test_no_more_calls_run_at_once_than_may(tried: Tried):
     tried.lane.submit([tried.call])
     assert tried.lane._next_at_once() is None
-    tried.lane._ended()
+    tried.end()
     assert tried.lane._next_at_once() is tried.call
 
 
@@ -75,30 +90,30 @@ def test_who_was_refused_is_woken_once_as_soon_as_there_is_room(
     monkeypatch.setattr(tried.lane, "_wake", lambda: woken.append(None))
     assert tried.lane.room() == 0
     assert woken == []
-    tried.lane._ended()
+    tried.end()
     assert len(woken) == 1
     tried.lane.submit([tried.call])
-    assert tried.lane._next_at_once() is tried.call
-    tried.lane._ended()
+    assert tried.lane._next() is tried.call
+    tried.end()
     assert len(woken) == 1
 
 
 def test_who_was_refused_is_woken_as_what_waits_is_started(tried: Tried):
     woken: list[None] = []
-    lane = Lane(4, lambda _: None, lambda: woken.append(None), nullcontext)
-    lane.submit([tried.call] * 3)
-    assert lane.room() == 0  # until half of it has gone
-    assert lane._next_at_once() is tried.call
+    found = make_lane(4, wake=lambda: woken.append(None))
+    found.submit([tried.call] * 3)
+    assert found.room() == 0  # until half of it has gone
+    assert found._next() is tried.call
     assert len(woken) == 1
-    assert lane.room() == 1
+    assert found.room() == 1
 
 
-@pytest.mark.parametrize("way", ["_next_at_once", "surplus", "drain"])
+@pytest.mark.parametrize("way", ["_next", "surplus", "drain"])
 def test_bodies_that_wait_no_longer_take_no_room(
     way: str, tried: Tried, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lane_module, "WAIT_LONGEST", -1.0)
-    tried.lane._ended()
+    monkeypatch.setattr(lane, "WAIT_LONGEST", -1.0)
+    tried.end()
     tried.call.rounds[0][0].leased.body_size = 7
     tried.lane.submit([tried.call])
     assert tried.lane._waiting_bytes == 7 * tried.call.size
@@ -117,7 +132,7 @@ def test_others_get_a_call_none_of_whose_rounds_begins_for_long(
     tried: Tried,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(lane_module, "WAIT_LONGEST", waits_longest)
+    monkeypatch.setattr(lane, "WAIT_LONGEST", waits_longest)
     if has_begun:
         next(tried.rounds)
     assert tried.lane.surplus() == (tried.call.flights if is_given_back else [])
@@ -128,22 +143,19 @@ def test_what_arrives_all_the_time_does_not_keep_the_last_thread_from_it(
     concurrency: int, size: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Those that may run are blocked: whoever watches them has to see that."""
-    monkeypatch.setattr(lane_module, "STALLED_AFTER", 0.1)
-    found = Lane(concurrency, lambda endings: None, lambda: None, nullcontext)
-    found._crew.size = size
-    accept("steady")
+    monkeypatch.setattr(thread_lane, "STALLED_AFTER", 0.1)
+    released = threading.Event()
+
+    @subscribe("work.>", stream="work", consumer="steady")
+    def block(message: Message) -> None:
+        released.wait(PATIENCE)
+
     (consumer,) = sync(["steady"])
     announce(1)
     flights = [Flight(task, find("steady"), time.monotonic()) for task in consumer.pull(1)]
     (call,) = calls(flights, find("steady"))
-    released = threading.Event()
-
-    def block() -> None:
-        while found._next():
-            released.wait(PATIENCE)
-            found._ended()
-
-    found._threads = [threading.Thread(target=block) for _ in range(concurrency)]
+    found = make_lane(concurrency)
+    found._crew.size = size
     found.start()
     try:
         deadline = time.monotonic() + PATIENCE / 4

@@ -10,7 +10,8 @@ from pytest_django import Settings
 from kanthorq_django import publish_many, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Task
-from kanthorq_django.worker import crew, lane
+from kanthorq_django.worker import crew, lane, thread_lane
+from kanthorq_django.worker.thread_lane import ThreadLane
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, announce, work_off, working
 
@@ -21,7 +22,7 @@ ENOUGH = 400  # calls until a lane takes its handlers for quick
 
 def test_one_thread_runs_what_is_quick(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(crew, "QUICK", 1.0)
-    monkeypatch.setattr(lane, "STALLED_AFTER", PATIENCE)
+    monkeypatch.setattr(thread_lane, "STALLED_AFTER", PATIENCE)
     lock, running, peaks = threading.Lock(), 0, list[int]()
 
     @subscribe("work.>", stream="work", consumer="quick")
@@ -45,7 +46,7 @@ def test_what_blocks_after_a_rest_does_not_wait_for_the_first_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Nobody watches a lane that was idle: its first handler may block before anybody does."""
-    monkeypatch.setattr(lane, "RELENT_EVERY", 2 * PATIENCE)
+    monkeypatch.setattr(thread_lane, "RELENT_EVERY", 2 * PATIENCE)
     monkeypatch.setattr(lane, "WAIT_LONGEST", 2 * PATIENCE)
     quick, meeting = list[int](), threading.Barrier(8)
 
@@ -60,6 +61,7 @@ def test_what_blocks_after_a_rest_does_not_wait_for_the_first_of_it(
         announce(10 * ENOUGH)
         wait_until(lambda: len(quick) == 10 * ENOUGH, PATIENCE)
         resting = loop._lanes[False]
+        assert isinstance(resting, ThreadLane)
         wait_until(lambda: resting.is_idle and not resting._is_watched, PATIENCE)
         resting._crew.size = 1  # whatever this machine makes of it
         announce(8, "work.meet")
@@ -121,7 +123,7 @@ def shared_peaks(settings: Settings, *others: str, group: int) -> list[int]:
 def test_four_threads_share_transactions_where_the_interpreter_is_busy(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    monkeypatch.setattr(lane, "STALLED_AFTER", PATIENCE)
+    monkeypatch.setattr(thread_lane, "STALLED_AFTER", PATIENCE)
     always_busy(monkeypatch)
     assert max(shared_peaks(settings, group=5)) == crew.SHARERS
 
@@ -138,7 +140,7 @@ def test_all_threads_run_where_it_is_not_busy_or_nothing_is_shared(
 def test_all_threads_run_where_it_may_be_coroutines_that_keep_it_busy(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    monkeypatch.setattr(lane, "STALLED_AFTER", PATIENCE)
+    monkeypatch.setattr(thread_lane, "STALLED_AFTER", PATIENCE)
     always_busy(monkeypatch)
 
     @subscribe("rest.>", stream="work", consumer="coroutines")
