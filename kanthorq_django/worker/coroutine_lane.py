@@ -5,49 +5,34 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
-
-from asgiref.sync import sync_to_async
-from django.db import DEFAULT_DB_ALIAS, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.worker.call import Call, Round
-from kanthorq_django.worker.database_errors import is_unavailable
 from kanthorq_django.worker.endings import after_interrupt, after_timeout
 from kanthorq_django.worker.executor import aexecute
 from kanthorq_django.worker.flight import Flight
-from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker.lane import Accept, Lane
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.loop_watch import LoopWatch
-from kanthorq_django.worker.own_connections import forget
-from kanthorq_django.worker.scarcity import REFUSED_PAUSE, are_scarce, pool_size
-from kanthorq_django.worker.suspicion import are_held, take_suspicion
-from kanthorq_django.worker.upkeep import (
-    leave_connections,
-    note_failure,
-    refresh_connections,
-    spare_connections,
-)
-
-STUCK_AFTER = 2.0  # seconds that a call for the thread of the ORM may wait for others
-
-R = TypeVar("R")
+from kanthorq_django.worker.orm_thread import STUCK_AFTER, OrmThread
+from kanthorq_django.worker.suspicion import take_suspicion
+from kanthorq_django.worker.warden import Bounded
 
 
 class CoroutineLane(Lane):
     """``async def`` handlers, concurrent on one event loop in a thread of its own."""
 
+    def __init__(
+        self, concurrency: int, accept: Accept, wake: Callable[[], None], bounded: Bounded
+    ) -> None:
+        super().__init__(concurrency, accept, wake, bounded)
+        self._orm = OrmThread(bounded, lambda: self.is_idle, self._go_on)
+        self._is_said_to_be_stuck = False
+        self._closing = asyncio.Event()
+        self._current: dict[asyncio.Task[None], list[Flight]] = {}  # what each task handles
+
     def start(self) -> None:
         """Start the event loop."""
         self._loop = asyncio.new_event_loop()
-        self._closing = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._refresh: asyncio.Task[bool] | None = None  # the one that has not begun yet
-        self._queued_at: float | None = None  # when it was put in line for its thread
-        self._is_said_to_be_stuck = False
-        self._using = DEFAULT_DB_ALIAS
-        self._current: dict[asyncio.Task[None], list[Flight]] = {}
-        self._are_suspect = False  # the sessions of the thread that serves the ORM
         self._threads = [threading.Thread(target=self._serve, name="kanthorq-loop", daemon=True)]
         super().start()
         self._watch_over_loop = LoopWatch(self._threads[0], self._call_soon, lambda: self.is_idle)
@@ -59,7 +44,7 @@ class CoroutineLane(Lane):
 
     def surplus(self) -> list[Flight]:
         with self._lock:
-            is_stuck, was_said = self._is_stuck, self._is_said_to_be_stuck
+            is_stuck, was_said = self._orm.is_stuck, self._is_said_to_be_stuck
             self._is_said_to_be_stuck |= is_stuck
             unstarted = self._take_unstarted() if is_stuck else []
         if not is_stuck:
@@ -94,20 +79,19 @@ class CoroutineLane(Lane):
 
     async def _stay_open(self) -> None:
         await self._closing.wait()
-        with contextlib.suppress(RuntimeError):  # the interpreter is exiting, as under a reloader
-            await sync_to_async(connections.close_all)()
+        await self._orm.close_connections()
 
     def _start_waiting(self) -> None:
         """Start what waits, as far as there is room, from within the loop."""
-        while not self._is_stuck and (call := self._next_at_once()) is not None:
+        while not self._orm.is_stuck and (call := self._next_at_once()) is not None:
             self._spawn(call)
 
     def _spawn(self, call: Call) -> None:
         current: list[Flight] = []
         rounds = self._rounds(call)
-        self._using = call.rounds[0][0].message.using
-        task = self._keep(self._loop.create_task(self._handle(call, rounds, current)))
-        self._current[task] = current
+        self._orm.using = call.rounds[0][0].message.using
+        task = self._loop.create_task(self._handle(call, rounds, current))
+        self._current[task] = current  # the loop itself has only a weak reference to the task
         task.add_done_callback(lambda _: self._over(task, rounds))
 
         def cancel() -> None:
@@ -133,111 +117,19 @@ class CoroutineLane(Lane):
         with self._lock:
             self._ended(1)
         self._start_waiting()
-        if self.is_idle:
-            self._line_up_refresh()  # or what the last ones left open stays so until others begin
-
-    def _keep(self, task: asyncio.Task[R]) -> asyncio.Task[R]:
-        """Hold ``task`` until it is done: the loop itself keeps only weak references."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        if self.is_idle:  # or what the last ones left open stays so until others begin
+            self._orm.line_up_refresh()
 
     async def _handle(self, call: Call, rounds: Iterator[Round], current: list[Flight]) -> None:
         for _ in call.rounds:
-            if not await self._is_ready():
+            if not await self._orm.is_ready():
                 return
             current[:] = next(rounds, ())  # others may have been given it meanwhile
             await self._execute(tuple(current))
             current.clear()
 
-    async def _is_ready(self) -> bool:
-        """Tell whether a round may begin; its attempt would be lost on what it cannot help.
-
-        Where connections are scarce it waits until there is one. Else it does not, so that who
-        needs none is not kept by those who do.
-        """
-        refresh = self._line_up_refresh()
-        await asyncio.sleep(0)  # so it is the first in line; and others may have the round
-        if self._is_stuck:
-            return False
-        if not are_scarce():
-            return True
-        await asyncio.wait({refresh}, timeout=STUCK_AFTER)
-        if refresh.done() and not refresh.cancelled() and refresh.result():
-            return True
-        await asyncio.sleep(REFUSED_PAUSE)
-        return False
-
-    def _line_up_refresh(self) -> asyncio.Task[bool]:
-        """Have connections refreshed before the next handlers use them.
-
-        First in line for the one thread in which Django's ORM serves coroutines. One that has not
-        begun yet will do for all who come meanwhile.
-        """
-        if (refresh := self._refresh) is None:
-            refresh = self._refresh = self._keep(self._loop.create_task(self._queue_refresh()))
-            refresh.add_done_callback(self._forget_refresh)
-        return refresh
-
-    def _forget_refresh(self, refresh: asyncio.Task[bool]) -> None:
-        """Line up another one if this has never begun, as somebody cancelled it."""
-        if self._refresh is refresh:
-            self._refresh = self._queued_at = None
-
-    async def _queue_refresh(self) -> bool:
-        """Refresh connections; False if there is none to be had."""
-        self._queued_at = time.monotonic()
-        try:
-            await sync_to_async(self._renew)()
-        except (asyncio.CancelledError, RuntimeError):  # of the latter see _stay_open()
-            return False
-        except BaseException as error:  # of a receiver, as any other
-            note_failure(error)
-            if not is_unavailable(error):
-                logger.exception("A connection could not be made ready for coroutines.")
-            return False
-        return True
-
-    def _renew(self) -> None:
-        self._begin_refresh()  # whoever comes from now on needs one of its own
-        # Another coroutine may be between two reads of a cursor.
-        if are_suspect := self._are_suspect and not are_held(self._bounded):
-            self._are_suspect = False
-        try:
-            # First: it goes by how long they have rested.
-            refresh_connections(self._bounded, using=self._using, are_suspect=are_suspect)
-        finally:
-            leave_connections()
-            if self.is_idle:
-                spare_connections()
-        # Not the only one of a pool: nobody could write a verdict, or extend a lease, meanwhile.
-        if are_scarce() and not self.is_idle and pool_size(connections[self._using]) > 1:
-            self._connect(connections[self._using])
-
-    def _connect(self, connection: BaseDatabaseWrapper) -> None:
-        try:
-            connection.ensure_connection()
-        except BaseException:
-            forget(connection)  # what a receiver began to set up is not to be used
-            raise
-
-    def _begin_refresh(self) -> None:
-        was_stuck = self._is_stuck
-        self._refresh = self._queued_at = None
-        if was_stuck:
-            self._go_on()
-
-    @property
-    def _is_stuck(self) -> bool:
-        """Tell whether the thread that serves the ORM is kept for so long that none may start.
-
-        Those that need it would only wait for it until their time is up, attempt after attempt.
-        """
-        queued_at = self._queued_at
-        return queued_at is not None and time.monotonic() > queued_at + STUCK_AFTER
-
     def _room(self) -> int:
-        return 0 if self._is_stuck else super()._room()
+        return 0 if self._orm.is_stuck else super()._room()
 
     def _say_stuck(self) -> None:
         flights = [flight for current in list(self._current.values()) for flight in current]
@@ -271,7 +163,7 @@ class CoroutineLane(Lane):
         except asyncio.CancelledError as error:
             endings = after_interrupt(error, *started)
         _forgive_interrupts()
-        self._are_suspect |= take_suspicion()
+        self._orm.are_suspect |= take_suspicion()
         self._accept(endings)
 
 

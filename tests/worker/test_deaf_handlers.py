@@ -15,9 +15,9 @@ from kanthorq_django.models import Task, TaskState, Worker
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker import deafness, loop, loop_watch, process
 from kanthorq_django.worker.call import Call
-from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.flight import Flight, Flights
 from kanthorq_django.worker.options import WorkerOptions
+from kanthorq_django.worker.orm_thread import OrmThread
 from kanthorq_django.worker.thread_lane import ThreadLane
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
@@ -141,13 +141,13 @@ def test_a_worker_goes_on_one_of_whose_places_is_taken_by_what_has_not_begun(
     async def ignore(message: Message) -> None:
         pass
 
-    async def is_ready(_: CoroutineLane) -> bool:
+    async def is_ready(_: OrmThread) -> bool:
         if len(begun) == deaf_count:
             waiting.append(None)
             await hold_out(may_begin)
         return True
 
-    monkeypatch.setattr(CoroutineLane, "_is_ready", is_ready)
+    monkeypatch.setattr(OrmThread, "is_ready", is_ready)
     announce(2 * deaf_count, "deaf.due")  # a batch takes one place
     with working("deaf", "late", concurrency=deaf_count + 1) as worker:
         wait_until(lambda: len(begun) == deaf_count, PATIENCE)

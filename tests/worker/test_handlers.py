@@ -19,7 +19,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from kanthorq_django import Discard, Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import coroutine_lane, lane
+from kanthorq_django.worker import lane, orm_thread
 from tests.concurrency import wait_until
 from tests.errors import Abort
 from tests.ledger.models import Entry
@@ -161,7 +161,7 @@ def test_an_interpreter_that_exits_is_no_error_of_a_coroutine(
     async def handle(message: Message) -> None:
         pass
 
-    monkeypatch.setattr(coroutine_lane, "sync_to_async", refused)
+    monkeypatch.setattr(orm_thread, "sync_to_async", refused)
     announce()
     assert work_off("async") == 1
     gc.collect()

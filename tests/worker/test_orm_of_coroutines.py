@@ -14,7 +14,7 @@ from django.db import connection, connections
 from kanthorq_django import Fixed, Never, publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import coroutine_lane, lane, pace, scarcity
+from kanthorq_django.worker import lane, orm_thread, pace, scarcity
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (
@@ -50,7 +50,7 @@ class Blocking:
 
 @pytest.fixture
 def blocking(monkeypatch: pytest.MonkeyPatch) -> Iterator[Blocking]:
-    monkeypatch.setattr(coroutine_lane, "STUCK_AFTER", 0.2)
+    monkeypatch.setattr(orm_thread, "STUCK_AFTER", 0.2)
     handler = Blocking()
     yield handler
     handler.gate.set()
