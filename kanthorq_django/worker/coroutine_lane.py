@@ -24,7 +24,7 @@ class CoroutineLane(Lane):
     def __init__(
         self, concurrency: int, accept: Accept, wake: Callable[[], None], bounded: Bounded
     ) -> None:
-        super().__init__(concurrency, accept, wake, bounded)
+        super().__init__(concurrency, accept, wake)
         self._orm = OrmThread(bounded, lambda: self.is_idle, self._go_on)
         self._is_said_to_be_stuck = False
         self._closing = asyncio.Event()
@@ -83,8 +83,16 @@ class CoroutineLane(Lane):
 
     def _start_waiting(self) -> None:
         """Start what waits, as far as there is room, from within the loop."""
-        while not self._orm.is_stuck and (call := self._next_at_once()) is not None:
+        while not self._orm.is_stuck and (call := self._next()) is not None:
             self._spawn(call)
+
+    def _next(self) -> Call | None:
+        """Count a call as running; None when nothing waits, or as many run as may."""
+        with self._lock:
+            if not self._waiting or self._running >= self.concurrency:
+                return None
+            self._running += 1
+            return self._take()
 
     def _spawn(self, call: Call) -> None:
         current: list[Flight] = []

@@ -20,7 +20,6 @@ from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.forks import end_forked_executors
 from kanthorq_django.worker.pace import Throughput
-from kanthorq_django.worker.warden import Bounded
 
 WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
 
@@ -30,13 +29,10 @@ Accept = Callable[[Sequence[Ending]], None]
 class Lane:
     """A bounded number of running handlers, and the flights that wait for one of them to end."""
 
-    def __init__(
-        self, concurrency: int, accept: Accept, wake: Callable[[], None], bounded: Bounded
-    ) -> None:
+    def __init__(self, concurrency: int, accept: Accept, wake: Callable[[], None]) -> None:
         self.concurrency = concurrency
         self._accept = accept
         self._wake = wake
-        self._bounded = bounded
         self._lock = threading.Lock()  # its conditions take longer to enter, in Python
         self._emptied = threading.Condition(self._lock)
         self._waiting: deque[_Waiting] = deque()
@@ -139,14 +135,6 @@ class Lane:
         if self._waiting_bytes >= BODIES_SIZE_MAX:
             return 0
         return max(0, target - self._running - len(self._waiting))
-
-    def _next_at_once(self) -> Call | None:
-        """Count a call as running; None when nothing waits, or as many run as may."""
-        with self._lock:
-            if not self._waiting or self._running >= self.concurrency:
-                return None
-            self._running += 1
-            return self._take()
 
     def _rounds(self, call: Call) -> Iterator[Round]:
         """Note that a call runs; return its rounds as they begin, if they are not taken back."""

@@ -45,7 +45,8 @@ class ThreadLane(Lane):
         is_alone: bool,
     ) -> None:
         """``is_alone``: it is no other lane that keeps the interpreter of this process busy."""
-        super().__init__(concurrency, accept, wake, bounded)
+        super().__init__(concurrency, accept, wake)
+        self._bounded = bounded
         self._arrived = threading.Condition(self._lock)
         self._crew = Crew(concurrency)
         self._is_watched = False

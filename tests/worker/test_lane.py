@@ -12,6 +12,7 @@ from kanthorq_django.message import Message
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker import lane, thread_lane
 from kanthorq_django.worker.call import Call, calls
+from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.lane import Accept
@@ -76,11 +77,15 @@ def test_a_call_that_has_ended_is_held_no_longer(tried: Tried):
     assert not tried.lane._remainders
 
 
-def test_no_more_calls_run_at_once_than_may(tried: Tried):
-    tried.lane.submit([tried.call])
-    assert tried.lane._next_at_once() is None
-    tried.end()
-    assert tried.lane._next_at_once() is tried.call
+def test_no_more_coroutines_run_at_once_than_may(tried: Tried, monkeypatch: pytest.MonkeyPatch):
+    found = CoroutineLane(1, lambda endings: None, lambda: None, nullcontext)
+    monkeypatch.setattr(found, "_call_soon", lambda step: None)  # its loop does not exist yet
+    found.submit([tried.call] * 2)
+    assert found._next() is tried.call
+    assert found._next() is None
+    with found._lock:
+        found._ended(1)
+    assert found._next() is tried.call
 
 
 def test_who_was_refused_is_woken_once_as_soon_as_there_is_room(

@@ -34,7 +34,7 @@ def make_puller(*names: str, **options: Any) -> Puller:
 def fetch(reader: Puller, look: Look, at_once: int = 10) -> list[Leased]:
     """Fetch for the only consumer of ``reader``."""
     (consumer,) = reader._consumers.values()
-    lane = Lane(at_once, lambda endings: None, lambda: None, nullcontext)
+    lane = Lane(at_once, lambda endings: None, lambda: None)
     lanes = {False: lane, True: lane}
     demand = Demand(find(consumer.name), lanes, at_once, lambda: at_once)
     return [each for haul in reader.fetch(consumer, look, demand) for each in haul.leased]
@@ -189,7 +189,7 @@ def test_the_full_pull_of_one_consumer_does_not_stand_for_a_look_at_another():
     reader = make_puller("full", "other")
     announce(3)
     (consumer, _) = reader._consumers.values()
-    lane = Lane(1, lambda endings: None, lambda: None, nullcontext)
+    lane = Lane(1, lambda endings: None, lambda: None)
     demand = Demand(find("full"), {False: lane, True: lane}, 1, lambda: 1)
     look = reader.look(is_quiet=True)[consumer.pk]
     (haul,) = reader.fetch(consumer, look, demand)
