@@ -117,6 +117,29 @@ class CoroutineLane(Lane):
         for flight in call.flights:
             flight.interrupt = interrupt
 
+    async def _handle(self, call: Call, rounds: Iterator[Round], current: list[Flight]) -> None:
+        for _ in call.rounds:
+            if not await self._orm.is_ready():
+                return
+            current[:] = next(rounds, ())  # others may have been given it meanwhile
+            await self._execute(tuple(current))
+            current.clear()
+
+    async def _execute(self, round_: Round) -> None:
+        if not (started := self._startable(round_)):
+            return
+        timeout = started[0].timeout
+        try:
+            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+                endings = await aexecute(*started)
+        except TimeoutError as error:
+            endings = after_timeout(error.__cause__, *started)
+        except asyncio.CancelledError as error:
+            endings = after_interrupt(error, *started)
+        _forgive_interrupts()
+        self._orm.are_suspect |= take_suspicion()
+        self._accept(endings)
+
     def _over(self, task: asyncio.Task[None], rounds: Iterator[Round]) -> None:
         """Note the end of a call, also of one that somebody cancelled before it was through."""
         del self._current[task]
@@ -127,14 +150,6 @@ class CoroutineLane(Lane):
         self._start_waiting()
         if self.is_idle:  # or what the last ones left open stays so until others begin
             self._orm.line_up_refresh()
-
-    async def _handle(self, call: Call, rounds: Iterator[Round], current: list[Flight]) -> None:
-        for _ in call.rounds:
-            if not await self._orm.is_ready():
-                return
-            current[:] = next(rounds, ())  # others may have been given it meanwhile
-            await self._execute(tuple(current))
-            current.clear()
 
     def _room(self) -> int:
         return 0 if self._orm.is_stuck else super()._room()
@@ -158,21 +173,6 @@ class CoroutineLane(Lane):
         if was_said:
             logger.warning("The thread in which coroutines use the ORM is free again.")
         self._call_soon(self._start_waiting)
-
-    async def _execute(self, round_: Round) -> None:
-        if not (started := self._startable(round_)):
-            return
-        timeout = started[0].timeout
-        try:
-            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-                endings = await aexecute(*started)
-        except TimeoutError as error:
-            endings = after_timeout(error.__cause__, *started)
-        except asyncio.CancelledError as error:
-            endings = after_interrupt(error, *started)
-        _forgive_interrupts()
-        self._orm.are_suspect |= take_suspicion()
-        self._accept(endings)
 
 
 def _forgive_interrupts() -> None:

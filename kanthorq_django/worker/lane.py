@@ -27,7 +27,10 @@ Accept = Callable[[Sequence[Ending]], None]
 
 
 class Lane:
-    """A bounded number of running handlers, and the flights that wait for one of them to end."""
+    """A bounded number of running handlers, and the flights that wait for one of them to end.
+
+    Its kinds hold ``_lock`` where they ``_take()`` a call and note that it has ``_ended()``.
+    """
 
     def __init__(self, concurrency: int, accept: Accept, wake: Callable[[], None]) -> None:
         self.concurrency = concurrency
@@ -67,14 +70,14 @@ class Lane:
         """Whether as many run as may."""
         return self._running >= self.concurrency
 
-    def is_blocked_since(self, moment: float) -> bool:
-        """Tell whether one handler has kept all others from running, or beginning, since then."""
-        return False
-
     @property
     def is_alive(self) -> bool:
         """Whether any of the threads has not ended."""
         return any(thread.is_alive() for thread in self._threads)
+
+    def is_blocked_since(self, moment: float) -> bool:
+        """Tell whether one handler has kept all others from running, or beginning, since then."""
+        return False
 
     def start(self) -> None:
         """Start the threads: daemons, for a handler that hangs must not keep the process alive."""
@@ -125,33 +128,18 @@ class Lane:
         with self._lock:
             return self._emptied.wait_for(lambda: not self._running, seconds)
 
-    def _target(self) -> int:
-        return self.concurrency + self._throughput.per_second(self._ended_count)
-
     def _room(self) -> int:
-        target = self._target()
+        target = self.concurrency + self._throughput.per_second(self._ended_count)
         if len(self._waiting) > target // 2:
             return 0  # refilling only when half has gone keeps the batches large
         if self._waiting_bytes >= BODIES_SIZE_MAX:
             return 0
         return max(0, target - self._running - len(self._waiting))
 
-    def _rounds(self, call: Call) -> Iterator[Round]:
-        """Note that a call runs; return its rounds as they begin, if they are not taken back."""
-        remainder = _Remainder(deque(call.rounds))
-        with self._lock:
-            self._remainders.add(remainder)
-        return self._left_of(remainder)
-
-    def _left_of(self, remainder: "_Remainder") -> Iterator[Round]:
-        while True:
-            with self._lock:
-                if not remainder.left:
-                    self._remainders.discard(remainder)
-                    return
-                remainder.is_touched = True
-                round_ = remainder.left.popleft()
-            yield round_
+    def _pop(self) -> "_Waiting":
+        waiting = self._waiting.popleft()
+        self._waiting_bytes -= waiting.body_size * waiting.size
+        return waiting
 
     def _take_unstarted(self) -> list[Flight]:
         """Take back all that has not begun."""
@@ -176,10 +164,22 @@ class Lane:
             self._invite()
         return waiting.call
 
-    def _pop(self) -> "_Waiting":
-        waiting = self._waiting.popleft()
-        self._waiting_bytes -= waiting.body_size * waiting.size
-        return waiting
+    def _rounds(self, call: Call) -> Iterator[Round]:
+        """Note that a call runs; return its rounds as they begin, if they are not taken back."""
+        remainder = _Remainder(deque(call.rounds))
+        with self._lock:
+            self._remainders.add(remainder)
+        return self._left_of(remainder)
+
+    def _left_of(self, remainder: "_Remainder") -> Iterator[Round]:
+        while True:
+            with self._lock:
+                if not remainder.left:
+                    self._remainders.discard(remainder)
+                    return
+                remainder.is_touched = True
+                round_ = remainder.left.popleft()
+            yield round_
 
     def _startable(self, round_: Round) -> Round:
         """Note the start of those whose lease surely stands, and hand the others back.

@@ -187,9 +187,6 @@ class ThreadLane(Lane):
         except BaseException as error:  # noqa: BLE001  # its lease would be renewed for ever
             self._untold(round_, error)
 
-    def _untold(self, flights: Iterable[Flight], error: BaseException) -> None:
-        self._accept([untold(flight, error) for flight in flights])  # fenced, if it was settled
-
     def _ready(self, round_: Round) -> Round:
         """Note the start of a round, on connections that are fit for it; return what may run."""
         if started := self._startable(round_):
@@ -216,11 +213,6 @@ class ThreadLane(Lane):
         self._pause.wait(REFUSED_PAUSE)
         self._hand_back(started)  # a delay would have later ones of its key pass it
 
-    def _conclude(self, endings: list[Ending]) -> None:
-        forks.leave_as_child_of(self._depth)  # one that a hook forked, or a receiver of a signal
-        leave_connections()
-        self._accept(endings)
-
     def _refused(self, error: BaseException) -> None:
         """Wait a little after ``error``; the thread has to outlive also what receivers raise."""
         note_failure(error)
@@ -228,6 +220,14 @@ class ThreadLane(Lane):
             logger.error("A connection could not be made ready for a handler.", exc_info=error)
             drop_connections()  # what a receiver began to set up is not to be used
         self._pause.wait(REFUSED_PAUSE)
+
+    def _conclude(self, endings: list[Ending]) -> None:
+        forks.leave_as_child_of(self._depth)  # one that a hook forked, or a receiver of a signal
+        leave_connections()
+        self._accept(endings)
+
+    def _untold(self, flights: Iterable[Flight], error: BaseException) -> None:
+        self._accept([untold(flight, error) for flight in flights])  # fenced, if it was settled
 
     def _note_stretch(self, count: int, seconds: float) -> None:
         """Note the end of ``count`` calls that were run at a stretch, and settled, in that time."""
