@@ -106,7 +106,7 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         with together(self.db):
             stream = Stream.objects.using(self.db).register(given.stream)
             written = sql.rows(self.db, "register_consumer", params | {"stream_id": stream.pk})
-            consumer = self.get(name=name)
+            consumer = self.select_related("stream").get(name=name)
             if consumer.stream_id != stream.pk:  # nor is the stream made for nothing
                 raise cannot_move_to(consumer, given.stream)
             if any(not row.is_new for row in written):

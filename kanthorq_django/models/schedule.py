@@ -67,6 +67,7 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
         with together(self.db, may_idle=True):
             columns["stream"] = Stream.objects.using(self.db).register(definition.stream)
             rows = self.select_for_update(of=("self",), no_key=True)
+            rows = rows.select_related("stream")  # which a replica may not have yet
             kept, is_new = rows.get_or_create(name=name, defaults=columns)
             if not is_new:
                 kept.redefine(columns)

@@ -1,6 +1,7 @@
 """A router sends reads to a replica, which knows less: decisions are made on the primary."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,12 +9,15 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
-from kanthorq_django import publish, schedule
-from kanthorq_django.models import Event, OperatorAction, Schedule, Task, TaskState
+from kanthorq_django import publish, schedule, subscribe
+from kanthorq_django.exceptions import ConfigurationError
+from kanthorq_django.models import Event, OperatorAction, Schedule, Stream, Task, TaskState
+from kanthorq_django.subscribers import sync
 from tests.admin.pages import page, press, tick
 from tests.factories import TaskFactory
 from tests.faults.ground import Ground, View
 from tests.faults.stage import Stage
+from tests.worker.working import accept, announce, work_off
 
 REPLAYED = "SELECT pg_last_wal_replay_lsn() >= %s"
 CANCELLED = "SELECT EXISTS (SELECT FROM kanthorq_django_task WHERE state = -101)"
@@ -115,3 +119,38 @@ def test_an_event_whose_key_only_the_primary_knows_is_published_once(
 
     assert again.pk == first.pk
     assert Event.objects.using("default").count() == 1
+
+
+@two_databases
+def test_a_schedule_whose_stream_only_the_primary_knows_is_declared_again(
+    transactional_db: None, routed: None
+):
+    declare = partial(schedule, "nightly", rrule="FREQ=DAILY", dtstart=timezone.now())
+    first = declare(subject="night.fell", stream="shop")
+    again = declare(subject="night.fell", stream="shop")
+
+    assert again == first
+    assert again.stream == Stream.objects.using("default").get(name="shop")
+
+
+@two_databases
+def test_a_worker_begins_with_a_stream_that_only_the_primary_knows(
+    transactional_db: None, routed: None
+):
+    accept("new")
+    announce(2)
+
+    assert work_off("new") == 2
+    assert Task.objects.using("default").completed().count() == 2
+
+
+@two_databases
+def test_a_consumer_that_cannot_move_is_told_of_a_stream_that_only_the_primary_knows(
+    transactional_db: None, routed: None
+):
+    accept("kept")
+    sync(["kept"])
+    subscribe("work.>", stream="elsewhere", consumer="kept")(lambda message: None)
+
+    with pytest.raises(ConfigurationError, match="reads the stream 'work'"):
+        sync(["kept"])
