@@ -122,10 +122,11 @@ def _unpublished(using: str) -> Iterator[None]:
 def _check_unused(names: Mapping[int, str], using: str) -> None:
     """Raise ProtectedError if anything belongs to the streams, which are ``names`` by their keys.
 
-    Django would collect all of it to find that out, while nobody can publish.
+    Django would collect all of it to find that out, while nobody can publish. What the error shows
+    is read now: it may be printed where no query can be made.
     """
-    for kind in ("events", "consumers", "schedules"):
+    for kind, *shown in (("events",), ("consumers", "name"), ("schedules", "name")):
         model: Any = Stream._meta.get_field(kind).related_model
         held = model._base_manager.using(using).filter(stream__in=names)
-        for one in held.only("stream")[:1]:
+        for one in held.only("stream", *shown)[:1]:
             raise ProtectedError(f"Stream {names[one.stream_id]!r} has {kind}.", {one})

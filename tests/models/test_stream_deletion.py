@@ -8,8 +8,9 @@ from django.db import OperationalError, connection, transaction
 from django.db.models import ProtectedError
 from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext
+from django.utils.timezone import now
 
-from kanthorq_django import publish, publish_many
+from kanthorq_django import publish, publish_many, schedule
 from kanthorq_django.models import Event, Stream, stream
 from tests.concurrency import (
     DEADLINE_SECONDS,
@@ -33,6 +34,14 @@ def once() -> object:
 
 def many() -> object:
     return publish_many([Event(subject="a"), Event(subject="b")], stream="s")
+
+
+def subscribed() -> object:
+    return ConsumerFactory.create(stream=StreamFactory.create(name="s"))
+
+
+def scheduled() -> object:
+    return schedule("nightly", rrule="FREQ=DAILY", dtstart=now(), subject="a", stream="s")
 
 
 def by_instance() -> object:
@@ -112,6 +121,21 @@ def test_what_keeps_a_stream_is_said_without_collecting_all_of_it(
     assert refused.value.args[0] == f"Stream 's' has {kind}."
     assert len(refused.value.protected_objects) == 1
     assert len(queries) < 15
+
+
+@pytest.mark.parametrize("delete", [by_instance, by_queryset])
+@pytest.mark.parametrize("belong", [one, subscribed, scheduled])
+def test_what_keeps_a_stream_is_shown_where_no_query_may_be_made(
+    delete: Callable[[], object], belong: Callable[[], object]
+):
+    belong()
+    with pytest.raises(ProtectedError) as refused:
+        delete()
+
+    with CaptureQueriesContext(connection) as queries:
+        assert "Stream 's' has" in str(refused.value)
+
+    assert not queries.captured_queries
 
 
 def test_an_event_is_shown_by_what_is_loaded():
