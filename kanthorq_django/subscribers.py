@@ -102,6 +102,7 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
             grouped=grouped,
         )
         declarations.check(subscription)
+        _clean_up_as_others(subscription)
         subscriber = _with_on_cancel(handler, subscription)
         registry.add(subscription)
         return subscriber
@@ -188,6 +189,16 @@ def _note_cancel_handler(
     for each in (subscription, *others):
         each.cancel_handler = cancel_handler
         each.cancel_retry, each.cancel_timeout = retry, timeout
+
+
+def _clean_up_as_others(subscription: Subscription) -> None:
+    """Let a consumer clean up as those do that its handler has had since before ``on_cancel()``."""
+    for other in registry.all():
+        if other.handler is subscription.handler and other.cancel_handler is not None:
+            declarations.check_atomic(subscription, other.cancel_handler)
+            subscription.cancel_handler = other.cancel_handler
+            subscription.cancel_retry = other.cancel_retry
+            subscription.cancel_timeout = other.cancel_timeout
 
 
 def _chosen(consumers: Iterable[str] | None) -> list[Subscription]:

@@ -50,6 +50,32 @@ def test_a_handler_of_several_consumers_has_its_cancellations_handled_for_all() 
         assert (noted.cancel_handler, noted.cancel_timeout) == (undo, SECOND)
 
 
+def test_a_consumer_that_a_handler_gets_later_has_its_cancellations_handled_too() -> None:
+    @subscribe("order.>", consumer="repayments")
+    def refund(message: Any) -> None: ...
+
+    @refund.on_cancel(retry=Fixed(), timeout=SECOND)
+    def undo(message: Any) -> None: ...
+
+    subscribe("order.>", stream="archive", consumer="corrections")(refund)
+    noted = find("corrections")
+    assert (noted.cancel_handler, noted.cancel_policy) == (undo, Fixed())
+    assert noted.cancel_timeout == SECOND
+
+
+def test_a_later_consumer_is_refused_that_its_handlers_cleanup_cannot_be_run_for() -> None:
+    @subscribe("order.>", consumer="repayments")
+    def refund(message: Any) -> None: ...
+
+    @refund.on_cancel()
+    async def undo(message: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="atomic=True needs a plain function"):
+        subscribe("order.>", consumer="corrections", atomic=True)(refund)
+    with pytest.raises(ConfigurationError, match="corrections"):
+        find("corrections")
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [({"retry": 5}, "retry must be a retry policy"), ({"timeout": 5}, "timeout must be")],
