@@ -28,6 +28,8 @@ from kanthorq_django.subscribers import sync
 HOME = Path(settings.BASE_DIR)
 PAGES = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What needs more than a test has here, such as a second database, is shown and not run.
+SHOWN = re.compile(r"^```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # What belongs to the reader's project.
 STAND_INS: dict[str, Any] = {
@@ -56,15 +58,15 @@ class Block(NamedTuple):
         return f"{self.page}:{self.line}"
 
 
-def blocks() -> Iterator[Block]:
+def blocks(fence: re.Pattern[str]) -> Iterator[Block]:
     for page in PAGES:
         text = page.read_text()
-        for found in FENCED.finditer(text):
+        for found in fence.finditer(text):
             line = text.count("\n", 0, found.start()) + 2
             yield Block(page.name, line, found[1])
 
 
-BLOCKS = list(blocks())
+BLOCKS = list(blocks(FENCED))
 
 
 @pytest.fixture
@@ -95,8 +97,7 @@ def missing(scope: symtable.SymbolTable, names: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_a_block_runs_as_it_is_printed(block: Block, reader: dict[str, Any]):
-    if block.page == "guide.md":
-        run(next(each for each in BLOCKS if each.page == "guide.md"), reader)
+    run_imports(block, reader)
 
     run(block, reader)
 
@@ -105,6 +106,20 @@ def test_a_block_runs_as_it_is_printed(block: Block, reader: dict[str, Any]):
     for value in reader.values():
         if isinstance(value, type) and value.__base__ is TestCase:
             check(value)
+
+
+@pytest.mark.parametrize("block", list(blocks(SHOWN)), ids=str)
+def test_a_block_that_is_only_shown_has_the_imports_that_it_needs(
+    block: Block, reader: dict[str, Any]
+):
+    run_imports(block, reader)
+
+    assert not missing(symtable.symtable(block.code, block.page, "exec"), reader)
+
+
+def run_imports(block: Block, names: dict[str, Any]) -> None:
+    if block.page == "guide.md":
+        run(next(each for each in BLOCKS if each.page == "guide.md"), names)
 
 
 def check(case: type[TestCase]) -> None:
