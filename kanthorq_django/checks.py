@@ -60,6 +60,13 @@ def check_encryption(**_: Any) -> Iterator[CheckMessage]:
 def check_engine(**_: Any) -> Iterator[CheckMessage]:
     """E001, E002: tasks without PostgreSQL, or without psycopg 3."""
     alias = _alias()
+    if alias not in connections:
+        yield Error(
+            f"The router sends the tasks to {alias!r}, which is no database of the project.",
+            hint=_name_one_of_databases(),
+            id="kanthorq_django.E001",
+        )
+        return
     if not _is_postgresql(alias):
         yield Error(
             f"The database {alias!r}, where the tasks are, is not PostgreSQL.",
@@ -81,7 +88,7 @@ def check_engine(**_: Any) -> Iterator[CheckMessage]:
 def check_autocommit(**_: Any) -> Iterator[CheckMessage]:
     """E010: statements that nobody commits."""
     alias = _alias()
-    if not connections[alias].settings_dict.get("AUTOCOMMIT", True):
+    if _is_postgresql(alias) and not connections[alias].settings_dict.get("AUTOCOMMIT", True):
         yield Error(
             f"DATABASES[{alias!r}]['AUTOCOMMIT'] is False; workers commit each of their steps.",
             hint=(
@@ -106,7 +113,7 @@ def check_routing(**_: Any) -> Iterator[CheckMessage]:
             hint="Route the whole app kanthorq_django to one database.",
             id="kanthorq_django.E007",
         )
-    elif (alias := _alias()) != DEFAULT_DB_ALIAS:
+    elif (alias := _alias()) != DEFAULT_DB_ALIAS and _is_postgresql(alias):
         atomic = [each.consumer for each in registry.all() if each.atomic]
         whose = f" Nor does the atomic=True of {', '.join(atomic)} cover others." if atomic else ""
         yield checks.Warning(
@@ -153,10 +160,12 @@ def check_listening(**_: Any) -> Iterator[CheckMessage]:
     if settings.LISTEN_DATABASE is not None and not _is_postgresql(alias):
         yield Error(
             f"KANTHORQ['LISTEN_DATABASE'] is {alias!r}, which is no PostgreSQL database.",
-            hint=f"Use one of the aliases in DATABASES: {', '.join(map(repr, connections))}.",
+            hint=_name_one_of_databases(),
             id="kanthorq_django.E008",
         )
-    elif connections[alias].settings_dict.get("DISABLE_SERVER_SIDE_CURSORS"):
+    elif _is_postgresql(alias) and connections[alias].settings_dict.get(
+        "DISABLE_SERVER_SIDE_CURSORS"
+    ):
         yield checks.Warning(
             f"Workers listen on the database {alias!r}, which disables server-side cursors as "
             "for a pooler in transaction mode: that delivers no notifications.",
@@ -172,7 +181,7 @@ def check_listening(**_: Any) -> Iterator[CheckMessage]:
 def check_pool(**_: Any) -> Iterator[CheckMessage]:
     """W005: a connection pool that is too small for a worker's threads."""
     settings, alias = _settings(), _alias()
-    if settings is None:
+    if settings is None or not _is_postgresql(alias):
         return
     size, wanted = pool_size(connections[alias]), settings.CONCURRENCY + OWN_THREADS
     if size < wanted:
@@ -235,6 +244,10 @@ def _alias() -> str:
 
 def _is_postgresql(alias: str) -> bool:
     return alias in connections and connections[alias].vendor == "postgresql"
+
+
+def _name_one_of_databases() -> str:
+    return f"Use one of the aliases in DATABASES: {', '.join(map(repr, connections))}."
 
 
 def _settings() -> Settings | None:

@@ -31,6 +31,13 @@ class Torn(Elsewhere):
     only = "Event"
 
 
+class Astray:
+    """Routes all models to a database that the project does not have."""
+
+    def db_for_write(self, model: Any, **_: Any) -> str:
+        return "reprots"
+
+
 @pytest.fixture(autouse=True)
 def project_only(declared: Registry) -> None:
     """Leave out what tests of workers declare: leases as short as can be."""
@@ -118,6 +125,15 @@ def test_tasks_in_another_database_than_postgresql_are_an_error(monkeypatch: pyt
     messages = found(databases=["default"])
     assert messages.keys() == {"E001"}
     assert "'default'" in messages["E001"].msg
+
+
+@override_settings(DATABASE_ROUTERS=["tests.test_checks.Astray"])
+def test_a_router_that_names_no_database_is_an_error_and_no_traceback():
+    messages = found(databases=["default"])
+
+    assert messages.keys() == {"E001"}
+    assert "'reprots'" in messages["E001"].msg
+    assert "'default'" in str(messages["E001"].hint)
 
 
 @pytest.mark.parametrize("version", ["2.9.10 (dt dec pq3 ext lo64)", "3.1.20"])
