@@ -118,7 +118,13 @@ def default_name(handler: object) -> str:
     name, module = getattr(handler, "__name__", None), getattr(handler, "__module__", None)
     if name is None or module is None:
         raise ConfigurationError(f"{name_of(handler)} has no name of its own; give consumer=….")
-    return f"{module.split('.')[0]}.{name}"
+    made = f"{module.split('.')[0]}.{name}"
+    if problem := name_problem(made):
+        raise ConfigurationError(
+            f"{quoted(made)}, made of its package and function, cannot name a consumer: {problem}; "
+            "give consumer=…."
+        )
+    return made
 
 
 def _check_filters(consumer: str, kind: str, patterns: tuple[str, ...]) -> None:
