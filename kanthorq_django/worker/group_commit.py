@@ -103,13 +103,20 @@ def _run_in_savepoints(
     results: dict[Message, str | None] = {}
     failed: list[Ending] = []
     for flight in flights:
+        failure: BaseException | None = None
         try:
             with transaction.atomic(using=opened.using):
-                kept = _call_and_keep(flight, opened)
+                try:
+                    kept = _call_and_keep(flight, opened)
+                except BaseException as error:
+                    failure = error
+                    raise
             results |= kept
         except BaseException as error:  # as in execute()
-            if opened.wrapper.needs_rollback or not opened.is_kept:
-                raise  # a lost lease lets nothing commit, not even around its savepoint
+            # A lost lease lets nothing commit, not even around its savepoint. Nor does what came in
+            # the way of the savepoint's end: nobody knows whether that has undone the writes.
+            if error is not failure or opened.wrapper.needs_rollback or not opened.is_kept:
+                raise
             failed += after_error([flight], error)
             if are_to_be_replaced():
                 break  # the session may be what fails, and would fail those that follow

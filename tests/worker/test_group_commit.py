@@ -223,6 +223,38 @@ def test_a_handler_that_wants_a_rollback_has_only_its_own(failing: int):
     assert Entry.objects.count() == Task.objects.completed().count() == 50 - len(failed)
 
 
+@pytest.mark.parametrize("step", ["savepoint_commit", "savepoint_rollback"])
+def test_what_comes_in_the_way_of_a_savepoints_end_leaves_no_write_of_a_task_that_failed(
+    step: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Such as an exception that somebody sets on this thread, for a handler that took too long."""
+    group_commit._careful_until["grouped"] = math.inf
+    ending: list[int] = []  # the handler whose savepoint is about to end
+    interrupted: list[int] = []
+    end = getattr(BaseDatabaseWrapper, step)
+
+    def interrupt(wrapper: BaseDatabaseWrapper, sid: str) -> None:
+        is_due = ending == [5] and not interrupted
+        if step == "savepoint_commit" or not is_due:
+            end(wrapper, sid)
+        if is_due:
+            interrupted.extend(ending)
+            raise SystemExit("set upon the thread")
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True, retry=AT_ONCE)
+    def handle(message: Message) -> None:
+        write(message)
+        ending[:] = [message.event.json()]
+        if ending == [5] and step == "savepoint_rollback" and not interrupted:
+            raise ValueError("after its write")
+
+    monkeypatch.setattr(BaseDatabaseWrapper, step, interrupt)
+    announce(MANY)
+    work_off("grouped", concurrency=1, batch_size=MANY)
+    assert interrupted
+    assert Task.objects.completed().count() == Entry.objects.count() == MANY
+
+
 def test_a_statement_that_fails_undoes_only_its_own_task():
     @subscribe("work.>", stream="work", consumer="grouped", atomic=True, attempt_max=1)
     def handle(message: Message) -> None:
