@@ -34,15 +34,21 @@ def crash_the_server(soak: "Turmoil") -> Any:
 
 @fault
 def kill_a_backend(soak: "Turmoil") -> Any:
+    if not (backends := soak.stage.view.backends()):  # as after a crash that nobody has noticed
+        return False
     with suppress(ProcessLookupError):
-        os.kill(soak.chance.choice(soak.stage.view.backends()), signal.SIGKILL)
+        os.kill(soak.chance.choice(backends), signal.SIGKILL)
+    return True
 
 
 @fault
 def freeze_a_backend(soak: "Turmoil") -> Any:
     """With all that it has locked."""
-    with frozen(soak.chance.choice(soak.stage.view.backends())):
+    if not (backends := soak.stage.view.backends()):
+        return False
+    with frozen(soak.chance.choice(backends)):
         time.sleep(soak.chance.uniform(0.2, 2 * LEASE_SECONDS))
+    return True
 
 
 @fault
