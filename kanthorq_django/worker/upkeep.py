@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -120,7 +121,7 @@ def _is_sound(connection: BaseDatabaseWrapper, bounded: Bounded, *, has_rested: 
             return False
         if connection.connection is None:
             return not connection.errors_occurred
-        if is_outdated(connection):
+        if _is_closed(connection.connection) or is_outdated(connection):
             return False
         if has_rested or connection.errors_occurred:
             with bounded(connection):
@@ -155,7 +156,7 @@ def _is_in_disorder(connection: BaseDatabaseWrapper) -> bool:
 def _is_left_open(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether it is in a transaction; one that is lost ``refresh_connections()`` replaces."""
     raw = connection.connection
-    if getattr(raw, "closed", False):  # psycopg's knows, others do not tell
+    if _is_closed(raw):
         return False
     is_autocommit: bool = connection.settings_dict["AUTOCOMMIT"]
     if connection.in_atomic_block or connection.autocommit != is_autocommit:
@@ -164,6 +165,10 @@ def _is_left_open(connection: BaseDatabaseWrapper) -> bool:
         return False
     # By a BEGIN of the handler's own, or by psycopg itself.
     return not (raw.autocommit and is_idle(raw))
+
+
+def _is_closed(raw: Any) -> bool:
+    return getattr(raw, "closed", False)  # psycopg's knows, others do not tell
 
 
 def spare_connections() -> None:

@@ -119,6 +119,17 @@ def test_psycopgs_own_autocommit_that_a_handler_switched_off_harms_no_other():
     assert Entry.objects.count() == 2
 
 
+def test_a_connection_that_a_handler_closed_past_django_costs_no_other_an_attempt():
+    @subscribe("work.>", stream="work", consumer="closes", retry=Never())
+    def handle(message: Message) -> None:
+        Entry.objects.create(event_id=message.event.pk)
+        connection.connection.close()
+
+    announce(3)
+    work_off("closes", concurrency=1)
+    assert Task.objects.completed().count() == Entry.objects.count() == 3
+
+
 def forbid_writing_in_the_session() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
