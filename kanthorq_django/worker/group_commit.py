@@ -115,7 +115,8 @@ def _run_in_savepoints(
         except BaseException as error:  # as in execute()
             # A lost lease lets nothing commit, not even around its savepoint. Nor does what came in
             # the way of the savepoint's end: nobody knows whether that has undone the writes.
-            if error is not failure or opened.wrapper.needs_rollback or not opened.is_kept:
+            is_undone, failure = error is failure, None  # or the two would hold each other
+            if not is_undone or opened.wrapper.needs_rollback or not opened.is_kept:
                 raise
             failed += after_error([flight], error)
             if are_to_be_replaced():
