@@ -145,8 +145,8 @@ def schedule(  # noqa: PLR0913  # the columns of a schedule, by keyword only
     that passed while no worker ran: ``"all"``, ``"last"`` or ``"none"``. Raises
     InvalidSchedule, and as ``publish()`` does.
     """
-    from kanthorq_django.models.definition import Definition
     from kanthorq_django.models.schedule import Schedule
+    from kanthorq_django.models.scheduling.definition import Definition
 
     definition = Definition(
         rrule=rrule,

@@ -19,8 +19,8 @@ from kanthorq_django.conf import Settings, get_settings, problems
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import Task
-from kanthorq_django.models.encryption import fernet
-from kanthorq_django.models.health import VERSION_MIN
+from kanthorq_django.models.maintenance.health import VERSION_MIN
+from kanthorq_django.models.publishing.encryption import fernet
 from kanthorq_django.worker.scarcity import OWN_THREADS, pool_size
 
 TAG = "kanthorq"

@@ -35,12 +35,12 @@ from kanthorq_django.exceptions import (
     LeaseLost,
     TaskCancelled,
 )
-from kanthorq_django.models import lease
-from kanthorq_django.models.body import encode_json
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.models.isolation import unconflicted
-from kanthorq_django.models.leased import Leased
+from kanthorq_django.models.publishing.body import encode_json
 from kanthorq_django.models.task import Task
 from kanthorq_django.sql.transactions import forbid_commit, is_outside, open_transaction, own_blocks
 

@@ -239,7 +239,7 @@ def _registration(subscription: Subscription) -> "Registration":
 
 
 def _serialize(subscription: Subscription) -> str:
-    from kanthorq_django.models.turns import Serialize
+    from kanthorq_django.models.delivery.turns import Serialize
 
     if subscription.serialize == "strict":
         return str(Serialize.STRICT.value)

@@ -5,8 +5,9 @@ import pytest
 from django.db import connection
 
 from kanthorq_django import publish, sql
-from kanthorq_django.models import Stream, notifications
-from kanthorq_django.models.notifications import channel
+from kanthorq_django.models import Stream
+from kanthorq_django.models.publishing import notifications
+from kanthorq_django.models.publishing.notifications import channel
 from kanthorq_django.sql.session import USES_BEFORE
 
 SENTINEL = "sentinel"

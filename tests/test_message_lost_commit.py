@@ -12,7 +12,8 @@ from django.db import OperationalError, transaction
 from kanthorq_django import Fixed, signals
 from kanthorq_django.exceptions import AlreadyAcknowledged
 from kanthorq_django.message import Message
-from kanthorq_django.models import Task, TaskState, lease
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models.delivery import lease
 from kanthorq_django.worker.endings import Ack, Nack
 from tests.factories import TaskFactory
 from tests.flights import board, run, settle

@@ -14,7 +14,8 @@ from kanthorq_django.exceptions import (
     LeaseLost,
 )
 from kanthorq_django.message import Message
-from kanthorq_django.models import Task, TaskState, lease
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models.delivery import lease
 from tests.concurrency import elsewhere
 from tests.factories import TaskFactory
 from tests.ledger.models import Entry

@@ -18,7 +18,8 @@ from kanthorq_django import Discard, Fixed, Retry, Snooze, publish, publish_many
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import Message
-from kanthorq_django.models import Event, Task, TaskState, lease
+from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.models.delivery import lease
 from kanthorq_django.testing import BATCH_SIZE, adrain, drain
 from tests.ledger.models import Entry
 

@@ -10,7 +10,7 @@ from django.utils.translation import gettext
 from kanthorq_django.admin.content import redacted_error
 from kanthorq_django.admin.display import NOTHING, Minimum, number
 from kanthorq_django.models import Consumer
-from kanthorq_django.models.cancellations import cancellations
+from kanthorq_django.models.maintenance.cancellations import cancellations
 
 SOON = timedelta(minutes=1)
 

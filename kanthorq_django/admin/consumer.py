@@ -33,7 +33,7 @@ from kanthorq_django.admin.tally import Tally, tally
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.models import Consumer, Stream, Task, Worker
-from kanthorq_django.models.cursor import Lag
+from kanthorq_django.models.delivery.cursor import Lag
 
 LAG_MAX = 1_000  # unread events that the list counts for each consumer
 # What waits for a person first, what is done last.

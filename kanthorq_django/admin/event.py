@@ -33,8 +33,8 @@ from kanthorq_django.admin.readonly import ReadOnlyAdmin, RelatedFilter
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
 from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.models import Consumer, Event, Schedule, Stream, Task
-from kanthorq_django.models.encryption import is_sealed
 from kanthorq_django.models.isolation import check_read_committed, together
+from kanthorq_django.models.publishing.encryption import is_sealed
 
 AT_ONCE = timedelta(0)
 KINDS = {

@@ -3,7 +3,15 @@
 from collections.abc import Iterable
 from datetime import timedelta
 
-from kanthorq_django.models.health import CHECKS, GROWTH, Finding, Limits, Status, examine, pinned
+from kanthorq_django.models.maintenance.health import (
+    CHECKS,
+    GROWTH,
+    Finding,
+    Limits,
+    Status,
+    examine,
+    pinned,
+)
 
 
 def growing(using: str, ages: Iterable[tuple[str, timedelta | None]]) -> list[Finding]:

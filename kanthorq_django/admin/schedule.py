@@ -28,7 +28,7 @@ from kanthorq_django.admin.schedule_actions import ScheduleActionsAdmin, record
 from kanthorq_django.admin.schedule_form import ScheduleForm, json_problem, strays
 from kanthorq_django.exceptions import UndecodableEvent
 from kanthorq_django.models import Schedule, Stream
-from kanthorq_django.models.definition import TIMING, readable_exdates
+from kanthorq_django.models.scheduling.definition import TIMING, readable_exdates
 
 LIVES = {
     "active": (_("Active"), "alive"),

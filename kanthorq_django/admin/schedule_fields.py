@@ -14,7 +14,7 @@ from kanthorq_django.admin.content import redacted
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.recurrence import YEAR_MAX, YEAR_MIN
 from kanthorq_django.domain.redaction import NotRestorable, restore
-from kanthorq_django.models.definition import EXDATES_MAX
+from kanthorq_django.models.scheduling.definition import EXDATES_MAX
 
 
 class LocalMomentField(forms.Field):

@@ -25,8 +25,8 @@ from kanthorq_django.admin.schedule_fields import (
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.exceptions import InvalidSchedule
 from kanthorq_django.models import Schedule
-from kanthorq_django.models.definition import readable_exdates, stored_exdates, zone_of
-from kanthorq_django.models.occurrences import MOMENT
+from kanthorq_django.models.scheduling.definition import readable_exdates, stored_exdates, zone_of
+from kanthorq_django.models.scheduling.occurrences import MOMENT
 
 STRAYS_SOUGHT_MAX = 20
 

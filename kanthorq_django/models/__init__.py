@@ -1,4 +1,8 @@
-"""The nouns: a file each, with its columns and the verbs of its queryset."""
+"""The nouns: a file each, with its columns and the verbs of its queryset.
+
+What several of their verbs are made of stands in folders: publishing, delivery, scheduling and
+maintenance.
+"""
 
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.models.audit import OperatorAction

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
+from kanthorq_django.models.delivery.turns import hold_rules
 from kanthorq_django.models.task import Task, TaskQuerySet
-from kanthorq_django.models.turns import hold_rules
 
 WORDS = ("updated", "requested", "noop")  # as the fields of Outcome
 

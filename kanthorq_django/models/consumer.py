@@ -28,10 +28,12 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.exceptions import ForeignCluster
-from kanthorq_django.models import cursor as cursors
-from kanthorq_django.models.claim import lease_due
-from kanthorq_django.models.cursor import Lag, Page
 from kanthorq_django.models.deletion import unread
+from kanthorq_django.models.delivery import cursor as cursors
+from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.cursor import Lag, Page
+from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX, tell_of
+from kanthorq_django.models.delivery.turns import Serialize, Turns, align_turns
 from kanthorq_django.models.fields import (
     CreatedAtField,
     SnapshotField,
@@ -40,14 +42,12 @@ from kanthorq_django.models.fields import (
     check_filters,
 )
 from kanthorq_django.models.guarded import unguarded_columns
-from kanthorq_django.models.leased import BODIES_SIZE_MAX, tell_of
 from kanthorq_django.models.registration import (
     ConsumerQuerySet,
     cannot_move,
     check_consumer_name,
 )
 from kanthorq_django.models.stream import Stream
-from kanthorq_django.models.turns import Serialize, Turns, align_turns
 
 if TYPE_CHECKING:
     from kanthorq_django.models.task import Task, TaskQuerySet

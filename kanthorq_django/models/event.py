@@ -23,10 +23,7 @@ from kanthorq_django.exceptions import (
     InvalidEvent,
     UndecodableEvent,
 )
-from kanthorq_django.models import insertion
 from kanthorq_django.models.deletion import is_whole, undelivered
-from kanthorq_django.models.encryption import BodyField, SealableModel, is_sealed
-from kanthorq_django.models.envelope import KEY_SIZE_MAX, gathered
 from kanthorq_django.models.fields import (
     CreatedAtField,
     SubjectField,
@@ -34,7 +31,10 @@ from kanthorq_django.models.fields import (
     always_readable,
     moment_of,
 )
-from kanthorq_django.models.inspection import Inspection
+from kanthorq_django.models.publishing import insertion
+from kanthorq_django.models.publishing.encryption import BodyField, SealableModel, is_sealed
+from kanthorq_django.models.publishing.envelope import KEY_SIZE_MAX, gathered
+from kanthorq_django.models.publishing.inspection import Inspection
 from kanthorq_django.models.stream import Stream, check_stream_name
 from kanthorq_django.sql.result import Result
 

@@ -16,13 +16,13 @@ from django.utils.asyncio import async_unsafe
 from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import Move, TaskState
+from kanthorq_django.models.delivery.turns import hold_rules
 from kanthorq_django.models.isolation import together, undeadlocked
-from kanthorq_django.models.notifications import (
+from kanthorq_django.models.publishing.notifications import (
     CANCEL_CHANNEL,
     channel,
     notify_after_commit,
 )
-from kanthorq_django.models.turns import hold_rules
 from kanthorq_django.signals import tell
 
 CHUNK_SIZE = 1_000  # rows that one statement locks

@@ -14,9 +14,9 @@ from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models.deletion import is_whole, unread
+from kanthorq_django.models.delivery.turns import Serialize, align_turns
 from kanthorq_django.models.isolation import together
 from kanthorq_django.models.stream import Stream
-from kanthorq_django.models.turns import Serialize, align_turns
 
 if TYPE_CHECKING:
     from kanthorq_django.models.consumer import Consumer

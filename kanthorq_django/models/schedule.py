@@ -28,8 +28,14 @@ from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import TEXT_SIZE_MAX, RecurrenceProblem, parse
 from kanthorq_django.domain.wording import in_words
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError, UndecodableEvent
-from kanthorq_django.models import occurrences
-from kanthorq_django.models.definition import (
+from kanthorq_django.models.fields import CreatedAtField, SubjectField, database_now
+from kanthorq_django.models.guarded import unguarded_columns
+from kanthorq_django.models.isolation import together, undeadlocked
+from kanthorq_django.models.moves import RowVersion, SelectingQuerySet, bulk_verb
+from kanthorq_django.models.publishing.encryption import BodyField, SealableModel
+from kanthorq_django.models.publishing.envelope import KEY_SIZE_MAX
+from kanthorq_django.models.scheduling import occurrences
+from kanthorq_django.models.scheduling.definition import (
     DEFINING,
     STORED_FORMS,
     TIMING,
@@ -40,14 +46,8 @@ from kanthorq_django.models.definition import (
     recurrence_of,
     zone_of,
 )
-from kanthorq_django.models.encryption import BodyField, SealableModel
-from kanthorq_django.models.envelope import KEY_SIZE_MAX
-from kanthorq_django.models.fields import CreatedAtField, SubjectField, database_now
-from kanthorq_django.models.guarded import unguarded_columns
-from kanthorq_django.models.isolation import together, undeadlocked
-from kanthorq_django.models.moves import RowVersion, SelectingQuerySet, bulk_verb
-from kanthorq_django.models.occurrences import MISSED_AFTER, MOMENT, just_before
-from kanthorq_django.models.progress import PROGRESS, ProgressModel
+from kanthorq_django.models.scheduling.occurrences import MISSED_AFTER, MOMENT, just_before
+from kanthorq_django.models.scheduling.progress import PROGRESS, ProgressModel
 from kanthorq_django.models.stream import Stream
 
 _Change = Callable[["Schedule", datetime], tuple[datetime | None, datetime | None]]

@@ -1,8 +1,8 @@
 """Step 3 of 5, claim: tasks, their columns, and what operators may do with them.
 
-The claim itself is in claim.py. Next, a worker handles what was leased: see worker/executor.py.
-What the holder of a lease may do stands in lease.py; the moves themselves in domain/states.py,
-how many are made at once in moves.py.
+The claim itself is in delivery/claim.py. Next, a worker handles what was leased: see
+worker/executor.py. What the holder of a lease may do stands in delivery/lease.py; the moves
+themselves in domain/states.py, how many are made at once in moves.py.
 """
 
 import json
@@ -22,7 +22,8 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import CLAIMABLE, FINAL, TaskState
 from kanthorq_django.exceptions import UnguardedMove
 from kanthorq_django.models.consumer import Consumer
-from kanthorq_django.models.envelope import KEY_SIZE_MAX
+from kanthorq_django.models.delivery.lease import Lease
+from kanthorq_django.models.delivery.turns import present_turn_key
 from kanthorq_django.models.event import Event
 from kanthorq_django.models.fields import (
     CreatedAtField,
@@ -31,9 +32,8 @@ from kanthorq_django.models.fields import (
     moment_of,
 )
 from kanthorq_django.models.guarded import GuardedModel, unguarded_columns
-from kanthorq_django.models.lease import Lease
 from kanthorq_django.models.moves import MovableQuerySet, bulk_verb
-from kanthorq_django.models.turns import present_turn_key
+from kanthorq_django.models.publishing.envelope import KEY_SIZE_MAX
 
 # The life of a task, which verbs, messages and workers move, each by a guarded statement.
 LIFE = frozenset(

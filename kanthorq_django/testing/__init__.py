@@ -24,10 +24,11 @@ from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.domain.verdicts import Verdict
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Task, lease
-from kanthorq_django.models.claim import lease_due
-from kanthorq_django.models.lease import Lease
-from kanthorq_django.models.leased import Leased, pulled_by, tell_of
+from kanthorq_django.models import Consumer, Task
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.lease import Lease
+from kanthorq_django.models.delivery.leased import Leased, pulled_by, tell_of
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.testing.commits import committing
 from kanthorq_django.worker.acknowledger import Acknowledger

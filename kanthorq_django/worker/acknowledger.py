@@ -15,8 +15,9 @@ from django.dispatch import Signal
 from kanthorq_django import signals
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.states import ACK, ACK_CANCELLING, LEASED, NACK, NACK_CANCELLING, Move
-from kanthorq_django.models import Task, lease
-from kanthorq_django.models.lease import Lease
+from kanthorq_django.models import Task
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.delivery.lease import Lease
 from kanthorq_django.worker.attempt_log import names_of
 from kanthorq_django.worker.database_errors import is_about_values
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack

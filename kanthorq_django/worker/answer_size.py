@@ -1,6 +1,6 @@
 """How large an answer may be: what did not fit into memory is not asked for again."""
 
-from kanthorq_django.models.leased import BODIES_SIZE_MAX
+from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX
 
 ONE_TASK = 1  # byte: a body that is larger comes alone
 SMALLEST = 2**20  # bytes; what small bodies need to come in hundreds

@@ -16,7 +16,7 @@ from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.domain.verdicts import Discard, Retry, Snooze, Verdict
 from kanthorq_django.exceptions import InvalidBody, KanthorqError, LeaseLost, TaskCancelled
 from kanthorq_django.message import ASKED, LEASE_OVER, LEAVING, TIME_UP, Message, encode_result
-from kanthorq_django.models.lease import AT_ONCE, Lease
+from kanthorq_django.models.delivery.lease import AT_ONCE, Lease
 from kanthorq_django.worker.attempt_log import last_word, log_attempt, spoken
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger

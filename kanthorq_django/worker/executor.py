@@ -16,8 +16,9 @@ from kanthorq_django import signals
 from kanthorq_django.conf import get_settings
 from kanthorq_django.exceptions import KanthorqError, LeaseLost
 from kanthorq_django.message import Message, decide
-from kanthorq_django.models import Task, lease
-from kanthorq_django.models.hops import following
+from kanthorq_django.models import Task
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.publishing.hops import following
 from kanthorq_django.sql.transactions import is_aborted
 from kanthorq_django.worker import forks
 from kanthorq_django.worker.endings import (

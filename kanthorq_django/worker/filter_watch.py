@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer
-from kanthorq_django.models.leased import Leased
+from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.worker.log import logger
 
 _Filters = tuple[tuple[str, ...], tuple[str, ...]]  # includes and excludes

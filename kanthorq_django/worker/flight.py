@@ -9,8 +9,8 @@ from kanthorq_django.domain.subscriptions import Handler, Subscription
 from kanthorq_django.domain.verdicts import Snooze
 from kanthorq_django.message import Message, Stop
 from kanthorq_django.models import Consumer, Task
-from kanthorq_django.models.lease import Lease
-from kanthorq_django.models.leased import Leased
+from kanthorq_django.models.delivery.lease import Lease
+from kanthorq_django.models.delivery.leased import Leased
 
 # Before what this worker's code, older or newer, does not know of is offered again.
 ELSEWHERE = timedelta(seconds=30)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from kanthorq_django.models.cursor import ALWAYS
+from kanthorq_django.models.delivery.cursor import ALWAYS
 
 MARGIN = 10_000_000  # microseconds that a transaction may be open and is found at once
 FULL_EVERY = 1.0  # seconds between looks from the beginning, at least

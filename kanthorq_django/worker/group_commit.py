@@ -15,7 +15,7 @@ from django.db import connections, transaction
 from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import Message
-from kanthorq_django.models import lease
+from kanthorq_django.models.delivery import lease
 from kanthorq_django.worker.endings import (
     VERDICT_ROLLED_BACK,
     Ending,

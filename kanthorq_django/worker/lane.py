@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
-from kanthorq_django.models.lease import AT_ONCE
-from kanthorq_django.models.leased import BODIES_SIZE_MAX
+from kanthorq_django.models.delivery.lease import AT_ONCE
+from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX
 from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight

@@ -19,7 +19,7 @@ from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
-from kanthorq_django.models.notifications import CANCEL_CHANNEL, channel
+from kanthorq_django.models.publishing.notifications import CANCEL_CHANNEL, channel
 from kanthorq_django.sql.session import is_direct
 from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.scarcity import are_scarce

@@ -17,8 +17,8 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.amounts import counted, listed
 from kanthorq_django.message import LEAVING
 from kanthorq_django.models import Consumer, Worker
-from kanthorq_django.models.lease import AT_ONCE, Lease
-from kanthorq_django.models.notifications import SETTLE_LONGEST, SETTLE_SECONDS
+from kanthorq_django.models.delivery.lease import AT_ONCE, Lease
+from kanthorq_django.models.publishing.notifications import SETTLE_LONGEST, SETTLE_SECONDS
 from kanthorq_django.subscribers import find
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.backoff import Backoff

@@ -11,9 +11,9 @@ from django.db import Error, connections
 
 from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.models import Consumer
-from kanthorq_django.models.claim import lease_due
-from kanthorq_django.models.cursor import peek
-from kanthorq_django.models.leased import Leased
+from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.cursor import peek
+from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.worker.answer_size import AnswerSize
 from kanthorq_django.worker.database_errors import is_out_of_memory, is_unavailable
 from kanthorq_django.worker.demand import Demand, Wanted

@@ -8,7 +8,8 @@ from typing import Any
 from django.db import connections
 
 from kanthorq_django.message import ASKED, LEASE_OVER
-from kanthorq_django.models import Worker, lease
+from kanthorq_django.models import Worker
+from kanthorq_django.models.delivery import lease
 from kanthorq_django.models.worker import SEEN_EVERY
 from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.flight import Flight, Flights

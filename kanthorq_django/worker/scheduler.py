@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from kanthorq_django.domain.failures import one_line
 from kanthorq_django.models import Schedule
-from kanthorq_django.models.occurrences import TURN_SIZE, Unpublished
+from kanthorq_django.models.scheduling.occurrences import TURN_SIZE, Unpublished
 from kanthorq_django.worker.backoff import Backoff
 from kanthorq_django.worker.log import logger
 

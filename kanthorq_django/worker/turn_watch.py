@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 
 from kanthorq_django.models import Consumer
-from kanthorq_django.models.leased import Leased
+from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.worker.backoff import GrowingWait
 
 # Seconds until turns are looked for that other workers may have freed; more when there are none.

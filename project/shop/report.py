@@ -3,7 +3,7 @@
 from collections import Counter
 
 from kanthorq_django.models import Event, TaskState
-from kanthorq_django.models.claim import LEASE_RAN_OUT
+from kanthorq_django.models.delivery.claim import LEASE_RAN_OUT
 from kanthorq_django.models.task import TaskQuerySet
 from project.shop import backlog
 from project.shop.invariants import Audit

@@ -7,7 +7,7 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from kanthorq_django.models import Consumer, TaskState
-from kanthorq_django.models import cancellations as module
+from kanthorq_django.models.maintenance import cancellations as module
 from tests.admin.pages import page, text_of
 from tests.factories import ConsumerFactory, TaskFactory
 

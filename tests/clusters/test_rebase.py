@@ -14,11 +14,11 @@ from pytest_django import Settings
 from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster, RebaseRefused
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
-from kanthorq_django.models import rebase as module
 from kanthorq_django.models.deletion import undelivered
-from kanthorq_django.models.rebase import Rebased, rebase
-from kanthorq_django.models.reencryption import reencrypt
-from kanthorq_django.models.turns import Serialize
+from kanthorq_django.models.delivery.turns import Serialize
+from kanthorq_django.models.maintenance import rebase as module
+from kanthorq_django.models.maintenance.rebase import Rebased, rebase
+from kanthorq_django.models.maintenance.reencryption import reencrypt
 from tests.clusters.throwaway import Cluster, database_alias
 from tests.clusters.world import STREAM, World, read_all, world_in_full_swing
 from tests.concurrency import begin_elsewhere, elsewhere, wait_until
@@ -246,7 +246,7 @@ def test_a_rebase_is_refused_inside_a_transaction(database: str):
 def test_a_rebase_is_refused_while_a_publisher_stays_open(
     database: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("kanthorq_django.models.rebase.LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr("kanthorq_django.models.maintenance.rebase.LOCK_TIMEOUT", "50ms")
     settings = connections[database].settings_dict
     with database_alias(f"{database}_open", **settings) as other, transaction.atomic(other):
         publish("order.paid", stream=STREAM, using=other)

@@ -8,7 +8,7 @@ from django.db import connections
 from kanthorq_django import publish
 from kanthorq_django.exceptions import RebaseRefused, StandbyDatabase
 from kanthorq_django.models import Consumer
-from kanthorq_django.models.rebase import rebase
+from kanthorq_django.models.maintenance.rebase import rebase
 from kanthorq_django.models.registration import Registration
 from tests.clusters.throwaway import Cluster
 

@@ -9,7 +9,7 @@ import pytest
 from django.core.management import call_command
 
 from kanthorq_django.exceptions import ForeignCluster
-from kanthorq_django.models.rebase import rebase
+from kanthorq_django.models.maintenance.rebase import rebase
 from project.postgres.account import environment
 from project.postgres.cluster import DATABASE, LOCALES, USER
 from project.postgres.installation import Installation, find_installations

@@ -6,7 +6,7 @@ import pytest
 from django.db import connections
 
 from kanthorq_django.models import Consumer, Task
-from kanthorq_django.models.rebase import rebase
+from kanthorq_django.models.maintenance.rebase import rebase
 from kanthorq_django.models.registration import Registration
 from project.postgres.launcher import scratch_server
 from tests.clusters.throwaway import Cluster

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish, subscribe
 from kanthorq_django.models import Consumer, Stream, TaskState, Worker
-from kanthorq_django.models.health import CHECKS, Limits, Status, examine
+from kanthorq_django.models.maintenance.health import CHECKS, Limits, Status, examine
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
 

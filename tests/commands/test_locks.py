@@ -10,8 +10,8 @@ from django.db import connection, connections, transaction
 from kanthorq_django.management.verbs import health, stats
 from kanthorq_django.management.verbs.verb import LOCK_TIMEOUT
 from kanthorq_django.models import Task
-from kanthorq_django.models.health import CHECKS, LOCKED
 from kanthorq_django.models.isolation import waiting_at_most
+from kanthorq_django.models.maintenance.health import CHECKS, LOCKED
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory
 

@@ -9,7 +9,7 @@ from pytest_django import Settings
 from kanthorq_django.management.verbs import prune as pruning
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.audit import OperatorAction
-from kanthorq_django.models.retention import Pruned
+from kanthorq_django.models.maintenance.retention import Pruned
 from tests.commands.console import Terminal, kanthorq
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory, TaskFactory
 

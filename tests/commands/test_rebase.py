@@ -5,7 +5,8 @@ from django.core.management.base import CommandError
 from django.db import OperationalError, connection
 
 from kanthorq_django import sql
-from kanthorq_django.models import Consumer, Task, Worker, rebase
+from kanthorq_django.models import Consumer, Task, Worker
+from kanthorq_django.models.maintenance import rebase
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from kanthorq_django.models.health import Status, examine
+from kanthorq_django.models.maintenance.health import Status, examine
 from project.postgres.launcher import Server, scratch_server
 from tests.faults.ground import Ground, View
 from tests.faults.stage import Stage

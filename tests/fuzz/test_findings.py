@@ -23,7 +23,7 @@ from kanthorq_django.exceptions import (
     InvalidSubject,
 )
 from kanthorq_django.models import Event, Schedule
-from kanthorq_django.models.body import _fault_within, encode_body
+from kanthorq_django.models.publishing.body import _fault_within, encode_body
 from tests.admin.pages import page
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory

@@ -4,8 +4,9 @@ from datetime import timedelta
 from typing import Any
 
 from kanthorq_django.domain.failures import Failure
-from kanthorq_django.models import Task, TaskState, lease
-from kanthorq_django.models.lease import Lease
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.delivery.lease import Lease
 from tests.factories import TaskFactory
 
 MINUTE = timedelta(minutes=1)

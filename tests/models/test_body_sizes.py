@@ -17,10 +17,10 @@ from pytest_django import Settings
 from kanthorq_django import publish_many
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.claim import lease_due
-from kanthorq_django.models.leased import BODIES_SIZE_MAX, Leased
+from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX, Leased
+from kanthorq_django.models.delivery.turns import Serialize
 from kanthorq_django.models.registration import Registration
-from kanthorq_django.models.turns import Serialize
 from tests.announcements import raw_connection
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -7,8 +7,8 @@ import pytest
 
 from kanthorq_django import sql
 from kanthorq_django.models import Consumer
-from kanthorq_django.models.cursor import ALWAYS
-from kanthorq_django.models.leased import BODIES_SIZE_MAX
+from kanthorq_django.models.delivery.cursor import ALWAYS
+from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX
 from kanthorq_django.models.registration import Registration
 from tests.models.test_pull_plan import Scan, event_scans, execute, place
 

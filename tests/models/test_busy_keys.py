@@ -10,9 +10,10 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.domain.failures import Failure
-from kanthorq_django.models import Consumer, Event, Task, TaskState, claim, lease
+from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.models.delivery import claim, lease
+from kanthorq_django.models.delivery.turns import Serialize, next_in_turn
 from kanthorq_django.models.registration import Registration
-from kanthorq_django.models.turns import Serialize, next_in_turn
 from tests.clock import now
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, TaskFactory

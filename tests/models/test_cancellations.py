@@ -12,10 +12,10 @@ from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
-from kanthorq_django.models import cancellations as module
-from kanthorq_django.models.cancellations import Cancellations, cancellations
-from kanthorq_django.models.claim import LEASE_RAN_OUT
-from kanthorq_django.models.lease import hand_back
+from kanthorq_django.models.delivery.claim import LEASE_RAN_OUT
+from kanthorq_django.models.delivery.lease import hand_back
+from kanthorq_django.models.maintenance import cancellations as module
+from kanthorq_django.models.maintenance.cancellations import Cancellations, cancellations
 from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db

@@ -8,8 +8,8 @@ from django.db.models.functions import Now
 
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
-from kanthorq_django.models.claim import LEASE_RAN_OUT, NO_ATTEMPT_LEFT, lease_due
-from kanthorq_django.models.lease import hand_back
+from kanthorq_django.models.delivery.claim import LEASE_RAN_OUT, NO_ATTEMPT_LEFT, lease_due
+from kanthorq_django.models.delivery.lease import hand_back
 from tests.clock import now
 from tests.factories import ConsumerFactory, TaskFactory
 

@@ -7,7 +7,8 @@ import pytest
 from django.db import connection
 
 from kanthorq_django import publish, publish_many
-from kanthorq_django.models import Event, copying
+from kanthorq_django.models import Event
+from kanthorq_django.models.publishing import copying
 
 pytestmark = pytest.mark.django_db
 

@@ -9,8 +9,10 @@ from django.db import connection, transaction
 
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.domain.states import CLAIMABLE
-from kanthorq_django.models import Consumer, Event, Task, cursor, lease, notifications
-from kanthorq_django.models.claim import lease_due
+from kanthorq_django.models import Consumer, Event, Task
+from kanthorq_django.models.delivery import cursor, lease
+from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.publishing import notifications
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.sql import round_trip
 from kanthorq_django.sql.binding import Statement

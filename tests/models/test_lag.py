@@ -4,7 +4,7 @@ import pytest
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.models import Consumer, Event
-from kanthorq_django.models.cursor import Lag
+from kanthorq_django.models.delivery.cursor import Lag
 from kanthorq_django.models.registration import Registration
 
 pytestmark = pytest.mark.django_db(transaction=True)

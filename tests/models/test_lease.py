@@ -8,8 +8,9 @@ from django.db import connection, transaction
 from django.db.models import TextField
 from django.db.models.functions import Cast, Now
 
-from kanthorq_django.models import Task, TaskState, lease
-from kanthorq_django.models.lease import Lease
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.delivery.lease import Lease
 from tests.clock import now
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, TaskFactory

@@ -7,8 +7,9 @@ from django.db import DataError, connection, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django.domain.states import LEASED
-from kanthorq_django.models import Task, TaskState, lease
-from kanthorq_django.models.lease import Lease
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.delivery.lease import Lease
 from tests.factories import TaskFactory
 from tests.ledger.models import Entry
 from tests.models.leases import OTHERS, VERBS, cancelling, fields, of_another_moment, running

@@ -12,9 +12,10 @@ from django.db.models.functions import Cast
 from kanthorq_django import publish_many
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
-from kanthorq_django.models import Consumer, Event, Task, lease
-from kanthorq_django.models.claim import lease_due
-from kanthorq_django.models.lease import Lease
+from kanthorq_django.models import Consumer, Event, Task
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.lease import Lease
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.sql.binding import numbered
 from tests.models.test_pull_plan import nodes

@@ -11,7 +11,8 @@ from django.db.models.functions import Now
 from kanthorq_django.domain import states
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.states import FINAL
-from kanthorq_django.models import Task, TaskState, lease
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models.delivery import lease
 from tests.factories import ConsumerFactory, TaskFactory
 
 pytestmark = pytest.mark.django_db

@@ -20,7 +20,8 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from kanthorq_django import publish
-from kanthorq_django.models import Event, Stream, notifications
+from kanthorq_django.models import Event, Stream
+from kanthorq_django.models.publishing import notifications
 from kanthorq_django.sql import BY_ONE_PLAN, round_trip
 from kanthorq_django.sql.session import USES_BEFORE
 from tests.announcements import forget_notifications

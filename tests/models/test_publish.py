@@ -17,7 +17,8 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import UndecodableEvent
-from kanthorq_django.models import Event, Stream, notifications, stream
+from kanthorq_django.models import Event, Stream, stream
+from kanthorq_django.models.publishing import notifications
 from tests.factories import StreamFactory
 
 pytestmark = pytest.mark.django_db

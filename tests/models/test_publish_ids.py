@@ -13,7 +13,8 @@ from django.test.utils import CaptureQueriesContext
 from kanthorq_django import publish, publish_many
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.exceptions import InvalidEvent
-from kanthorq_django.models import Event, Stream, notifications
+from kanthorq_django.models import Event, Stream
+from kanthorq_django.models.publishing import notifications
 from kanthorq_django.sql import binding
 from tests.announcements import let_server_keep
 

@@ -14,8 +14,9 @@ from pytest_django import DjangoAssertNumQueries, Settings
 
 from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidBody, InvalidEvent
-from kanthorq_django.models import Event, Stream, idempotency, insertion
-from kanthorq_django.models.inspection import Inspection
+from kanthorq_django.models import Event, Stream
+from kanthorq_django.models.publishing import idempotency, insertion
+from kanthorq_django.models.publishing.inspection import Inspection
 from tests.factories import StreamFactory
 
 pytestmark = pytest.mark.django_db

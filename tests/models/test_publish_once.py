@@ -9,7 +9,8 @@ from django.db import connection, transaction
 
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
-from kanthorq_django.models import Event, Task, idempotency, notifications
+from kanthorq_django.models import Event, Task
+from kanthorq_django.models.publishing import idempotency, notifications
 from tests.announcements import Ear, forget_notifications
 from tests.factories import StreamFactory
 from tests.ledger.models import Entry

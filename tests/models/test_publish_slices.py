@@ -13,7 +13,7 @@ from pytest_django import DjangoAssertNumQueries
 from kanthorq_django import publish, publish_many
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidBody, InvalidEvent
 from kanthorq_django.models import Event, Stream
-from kanthorq_django.models.inspection import SLICE_SIZE, Inspection
+from kanthorq_django.models.publishing.inspection import SLICE_SIZE, Inspection
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -13,7 +13,8 @@ from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
-from kanthorq_django.models import Event, Stream, notifications
+from kanthorq_django.models import Event, Stream
+from kanthorq_django.models.publishing import notifications
 from tests.announcements import (
     Ear,
     forget_notifications,

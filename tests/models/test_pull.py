@@ -14,7 +14,7 @@ from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.claim import lease_due
+from kanthorq_django.models.delivery.claim import lease_due
 from kanthorq_django.models.registration import Registration
 from tests.concurrency import elsewhere
 

@@ -11,8 +11,8 @@ from pytest_django import DjangoDbBlocker
 from kanthorq_django import sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer, Stream
-from kanthorq_django.models.cursor import ALWAYS
-from kanthorq_django.models.leased import BODIES_SIZE_MAX
+from kanthorq_django.models.delivery.cursor import ALWAYS
+from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX
 from kanthorq_django.models.registration import Registration
 from tests.announcements import raw_connection
 

@@ -6,7 +6,7 @@ from django.db import connection, transaction
 from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction
 from kanthorq_django.models import Consumer, Event, Task
-from kanthorq_django.models.cursor import has_unread
+from kanthorq_django.models.delivery.cursor import has_unread
 from kanthorq_django.models.registration import Registration
 
 pytestmark = pytest.mark.django_db(transaction=True)

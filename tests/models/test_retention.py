@@ -17,7 +17,7 @@ from kanthorq_django.models import (
     Task,
     TaskState,
 )
-from kanthorq_django.models.retention import Pruned, count_prunable, prune
+from kanthorq_django.models.maintenance.retention import Pruned, count_prunable, prune
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory
 from tests.models.pruning import WEEK, age, pull_and_ack
 

@@ -12,16 +12,10 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish
 from kanthorq_django.message import Message
-from kanthorq_django.models import (
-    Consumer,
-    Event,
-    OperatorAction,
-    Stream,
-    Task,
-    retention,
-)
+from kanthorq_django.models import Consumer, Event, OperatorAction, Stream, Task
 from kanthorq_django.models.audit import Order
-from kanthorq_django.models.retention import Pruned, count_prunable, prune
+from kanthorq_django.models.maintenance import retention
+from kanthorq_django.models.maintenance.retention import Pruned, count_prunable, prune
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory
 from tests.models.pruning import WEEK, age, pull_and_ack

@@ -27,7 +27,8 @@ from django.db.transaction import TransactionManagementError
 
 from kanthorq_django import publish, publish_many, sql, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Event, Stream, Task, TaskState, notifications
+from kanthorq_django.models import Event, Stream, Task, TaskState
+from kanthorq_django.models.publishing import notifications
 from kanthorq_django.sql import round_trip
 from kanthorq_django.sql.binding import Statement
 from kanthorq_django.sql.result import rows_of

@@ -26,7 +26,7 @@ from kanthorq_django.exceptions import (
 )
 from kanthorq_django.models import Event, Schedule, Stream
 from kanthorq_django.models.isolation import brief, patient
-from kanthorq_django.models.occurrences import TURN_SIZE, Unpublished
+from kanthorq_django.models.scheduling.occurrences import TURN_SIZE, Unpublished
 from kanthorq_django.worker.scheduler import LOOK_EVERY, Scheduler
 from tests.concurrency import elsewhere
 from tests.errors import Abort
@@ -281,7 +281,7 @@ def test_a_receiver_that_fails_keeps_only_its_schedule_from_publishing(
     monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]
 ):
     """Also where the first to come, as many as have their turn together, fail each time."""
-    monkeypatch.setattr("kanthorq_django.models.occurrences.TURN_SIZE", 2)
+    monkeypatch.setattr("kanthorq_django.models.scheduling.occurrences.TURN_SIZE", 2)
     first = timezone.now().replace(microsecond=0) + timedelta(hours=1)
     for index, name in enumerate(["bad-1", "bad-2", "bad-3", *(f"good-{n}" for n in range(9))]):
         when = first + timedelta(seconds=index)

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
 from kanthorq_django.models import Schedule, Stream
-from kanthorq_django.models.progress import PROGRESS
+from kanthorq_django.models.scheduling.progress import PROGRESS
 
 pytestmark = pytest.mark.django_db
 

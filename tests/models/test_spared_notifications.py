@@ -7,7 +7,8 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 
 from kanthorq_django import publish
-from kanthorq_django.models import Event, Stream, insertion, notifications
+from kanthorq_django.models import Event, Stream
+from kanthorq_django.models.publishing import insertion, notifications
 from tests.announcements import (
     Ear,
     forget_notifications,

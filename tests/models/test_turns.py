@@ -15,11 +15,12 @@ from kanthorq_django import publish_many
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Event, Task, TaskState, claim, lease
-from kanthorq_django.models.cursor import ALWAYS
-from kanthorq_django.models.leased import BODIES_SIZE_MAX
+from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.models.delivery import claim, lease
+from kanthorq_django.models.delivery.cursor import ALWAYS
+from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX
+from kanthorq_django.models.delivery.turns import Serialize, next_in_turn, turns_locked
 from kanthorq_django.models.registration import Registration
-from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory
 

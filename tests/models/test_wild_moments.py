@@ -14,8 +14,8 @@ from kanthorq_django.domain.moments import YEAR_MAX, YEAR_MIN
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.claim import lease_due
-from kanthorq_django.models.cursor import ALWAYS, peek
+from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.cursor import ALWAYS, peek
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.testing import drain
 from kanthorq_django.worker.floors import Floors

@@ -9,7 +9,8 @@ from unittest import mock
 
 from django.db import connection, connections
 
-from kanthorq_django.models import Consumer, claim
+from kanthorq_django.models import Consumer
+from kanthorq_django.models.delivery import claim
 from tests.concurrency import DEADLINE_SECONDS
 
 R = TypeVar("R")

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from kanthorq_django.domain.states import FINAL, LEASED
 from kanthorq_django.exceptions import LeaseLost
-from kanthorq_django.models import Event, Task, lease
+from kanthorq_django.models import Event, Task
+from kanthorq_django.models.delivery import lease
 from tests.clock import now
 from tests.races import verbs
 from tests.races.actors import Actor

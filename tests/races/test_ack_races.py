@@ -15,7 +15,8 @@ from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, Event, Task, TaskState, lease
+from kanthorq_django.models import Consumer, Event, Task, TaskState
+from kanthorq_django.models.delivery import lease
 from kanthorq_django.models.isolation import together, undeadlocked
 from kanthorq_django.models.task import TaskQuerySet
 from kanthorq_django.testing import drain

@@ -8,7 +8,8 @@ from django.db import transaction
 
 from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster
-from kanthorq_django.models import Consumer, cursor
+from kanthorq_django.models import Consumer
+from kanthorq_django.models.delivery import cursor
 from kanthorq_django.models.registration import Registration
 from tests.races.race import execute
 from tests.races.test_open_transactions import burn_xid

@@ -16,11 +16,11 @@ from kanthorq_django.admin.event import EventAdmin
 from kanthorq_django.exceptions import InvalidEvent
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Stream, Task, TaskState
-from kanthorq_django.models.inspection import SLICE_SIZE
+from kanthorq_django.models.delivery.turns import Serialize
 from kanthorq_django.models.isolation import unconflicted
+from kanthorq_django.models.maintenance.retention import Pruned, prune
+from kanthorq_django.models.publishing.inspection import SLICE_SIZE
 from kanthorq_django.models.registration import Registration
-from kanthorq_django.models.retention import Pruned, prune
-from kanthorq_django.models.turns import Serialize
 from tests.admin.pages import page
 from tests.concurrency import (
     DEADLINE_SECONDS,

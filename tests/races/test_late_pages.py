@@ -10,7 +10,7 @@ from pytest_django import Settings
 from kanthorq_django import publish
 from kanthorq_django.domain.identifiers import uuid7
 from kanthorq_django.models import Consumer, Event
-from kanthorq_django.models.cursor import has_unread
+from kanthorq_django.models.delivery.cursor import has_unread
 from kanthorq_django.models.registration import Registration
 from tests.races.test_open_transactions import burn_xid
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from kanthorq_django.domain.states import TaskState
-from kanthorq_django.models import lease
+from kanthorq_django.models.delivery import lease
 from tests.races import verbs
 from tests.races.actors import Actor, InterruptedConsumer, two_actors
 from tests.races.concurrent import Concurrent

@@ -8,8 +8,9 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from kanthorq_django.domain.failures import Failure
-from kanthorq_django.models import Consumer, Task, TaskState, lease
-from kanthorq_django.models.lease import Lease
+from kanthorq_django.models import Consumer, Task, TaskState
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.delivery.lease import Lease
 from kanthorq_django.models.registration import Registration
 from tests.concurrency import DEADLINE_SECONDS, begin_elsewhere, is_waited_for, wait_until
 from tests.factories import ConsumerFactory, TaskFactory

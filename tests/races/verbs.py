@@ -7,7 +7,8 @@ from typing import Any
 from django.db import transaction
 
 from kanthorq_django.domain.outcome import Outcome
-from kanthorq_django.models import Consumer, Task, lease
+from kanthorq_django.models import Consumer, Task
+from kanthorq_django.models.delivery import lease
 from tests.races.expected import ExpectedConsumer, ExpectedTask
 from tests.races.life import Hand
 

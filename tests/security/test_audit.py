@@ -19,7 +19,7 @@ from kanthorq_django.exceptions import AuditIsAppendOnly
 from kanthorq_django.management.account import shell_user
 from kanthorq_django.models import Consumer, Event, OperatorAction, Schedule, Task, TaskState
 from kanthorq_django.models.audit import SAMPLE_SIZE, Order
-from kanthorq_django.models.retention import prune
+from kanthorq_django.models.maintenance.retention import prune
 from tests.admin.pages import page, press, text_of, tick
 from tests.admin.schedules import filled, shown_in
 from tests.commands.console import kanthorq

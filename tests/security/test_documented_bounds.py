@@ -19,17 +19,12 @@ from kanthorq_django.declarations import (
 from kanthorq_django.domain import failures, moments, names, recurrence, rules, subjects
 from kanthorq_django.domain.retry import ATTEMPT_LIMIT, WAIT_LIMIT
 from kanthorq_django.management.commands.runworker import PROCESSES_LIMIT
-from kanthorq_django.models import (
-    audit,
-    consumer,
-    definition,
-    envelope,
-    idempotency,
-    leased,
-    occurrences,
-    retention,
-)
+from kanthorq_django.models import audit, consumer
+from kanthorq_django.models.delivery import leased
+from kanthorq_django.models.maintenance import retention
 from kanthorq_django.models.moves import CHUNK_SIZE
+from kanthorq_django.models.publishing import envelope, idempotency
+from kanthorq_django.models.scheduling import definition, occurrences
 from kanthorq_django.worker.options import CONCURRENCY_LIMIT
 from tests.security.test_bounds import EXCESSES
 

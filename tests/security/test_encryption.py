@@ -22,9 +22,10 @@ from kanthorq_django.exceptions import (
     InvalidBody,
     UndecodableEvent,
 )
-from kanthorq_django.models import Event, Schedule, Task, TaskState, encryption
-from kanthorq_django.models.body import MARK
-from kanthorq_django.models.encryption import fernet, unseal
+from kanthorq_django.models import Event, Schedule, Task, TaskState
+from kanthorq_django.models.publishing import encryption
+from kanthorq_django.models.publishing.body import MARK
+from kanthorq_django.models.publishing.encryption import fernet, unseal
 from kanthorq_django.testing import drain
 from tests.admin.pages import page
 from tests.admin.schedules import errors_of, shown_in
@@ -296,7 +297,7 @@ def test_keys_stay_out_of_what_settings_print(settings):
 
 @pytest.fixture
 def unsealed(monkeypatch) -> list[bytes]:
-    from kanthorq_django.models import encryption
+    from kanthorq_django.models.publishing import encryption
 
     opened: list[bytes] = []
     unseal = encryption.unseal

@@ -14,7 +14,7 @@ from psycopg.errors import InsufficientPrivilege
 
 from kanthorq_django import publish, publish_many, schedule
 from kanthorq_django.models import Consumer, Event, OperatorAction, Schedule, Task, TaskState
-from kanthorq_django.models.privileges import ROLES, TABLES
+from kanthorq_django.models.maintenance.privileges import ROLES, TABLES
 from tests.admin.pages import page, press, tick
 from tests.admin.schedules import filled
 from tests.commands.console import kanthorq

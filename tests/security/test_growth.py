@@ -10,8 +10,8 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from kanthorq_django.models import Event, Stream, Worker
-from kanthorq_django.models import health as health_module
-from kanthorq_django.models.health import GROWTH, Limits, examine
+from kanthorq_django.models.maintenance import health as health_module
+from kanthorq_django.models.maintenance.health import GROWTH, Limits, examine
 from tests.admin.pages import page, text_of
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory

@@ -9,8 +9,9 @@ from django.utils import timezone
 from kanthorq_django import apublish, publish, publish_many, subscribe
 from kanthorq_django.domain.subscriptions import Registry
 from kanthorq_django.exceptions import InvalidBody, InvalidEvent
-from kanthorq_django.models import Event, Task, TaskState, insertion, inspection
-from kanthorq_django.models.hops import following
+from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.models.publishing import insertion, inspection
+from kanthorq_django.models.publishing.hops import following
 from kanthorq_django.testing import drain
 from kanthorq_django.worker import group_commit
 from tests.worker.working import PATIENCE, work_off

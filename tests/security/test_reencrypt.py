@@ -12,8 +12,8 @@ from django.test.utils import CaptureQueriesContext
 from kanthorq_django import publish, publish_many
 from kanthorq_django.management.verbs.reencrypt import Reencrypt
 from kanthorq_django.models import Event, OperatorAction, Schedule
-from kanthorq_django.models.encryption import is_sealed, is_sealed_with
-from kanthorq_django.models.reencryption import _Rotation, reencrypt
+from kanthorq_django.models.maintenance.reencryption import _Rotation, reencrypt
+from kanthorq_django.models.publishing.encryption import is_sealed, is_sealed_with
 from tests.admin.schedules import kept
 from tests.commands.console import kanthorq
 

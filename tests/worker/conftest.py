@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from kanthorq_django.models.cursor import peek
+from kanthorq_django.models.delivery.cursor import peek
 from kanthorq_django.worker import puller
 
 

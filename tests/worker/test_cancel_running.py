@@ -14,7 +14,8 @@ from kanthorq_django import Fixed, Never, publish_many, subscribe
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.exceptions import TaskCancelled
 from kanthorq_django.message import Message
-from kanthorq_django.models import Event, Task, TaskState, lease
+from kanthorq_django.models import Event, Task, TaskState
+from kanthorq_django.models.delivery import lease
 from kanthorq_django.subscribers import sync
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, wait_for_state, work_off, working

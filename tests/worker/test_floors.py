@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish, sql
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.models.cursor import ALWAYS, peek
+from kanthorq_django.models.delivery.cursor import ALWAYS, peek
 from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import floors

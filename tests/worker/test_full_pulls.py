@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from kanthorq_django.models import Task, TaskState, lease
+from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models.delivery import lease
 from kanthorq_django.worker import acknowledger, loop, puller
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, work_off, working

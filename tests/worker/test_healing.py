@@ -13,7 +13,7 @@ from django.db import OperationalError, connection, transaction
 from kanthorq_django import Fixed, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
-from kanthorq_django.models.cursor import peek
+from kanthorq_django.models.delivery.cursor import peek
 from kanthorq_django.worker import loop, persistence, puller, renewer
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry

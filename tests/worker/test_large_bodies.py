@@ -11,9 +11,9 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish_many, subscribe
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.claim import lease_due
-from kanthorq_django.models.cursor import Page
-from kanthorq_django.models.leased import Leased
+from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.cursor import Page
+from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import answer_size, lane, puller
 from kanthorq_django.worker.answer_size import ONE_TASK, SMALLEST, AnswerSize

@@ -10,9 +10,9 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish_many
 from kanthorq_django.models import Event, Task, TaskState
-from kanthorq_django.models.claim import lease_due
-from kanthorq_django.models.leased import Leased
-from kanthorq_django.models.turns import turns_locked
+from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.leased import Leased
+from kanthorq_django.models.delivery.turns import turns_locked
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker import floors, pause, puller, turn_watch
 from kanthorq_django.worker.demand import Demand

@@ -36,7 +36,8 @@ from pytest_django import Settings
 
 from kanthorq_django import Fixed, Never, publish, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Stream, Task, TaskState, Worker, lease
+from kanthorq_django.models import Stream, Task, TaskState, Worker
+from kanthorq_django.models.delivery import lease
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker import group_commit, suspicion, upkeep
 from kanthorq_django.worker.endings import Nack

@@ -11,8 +11,9 @@ import pytest
 
 from kanthorq_django import publish, subscribe
 from kanthorq_django.message import Message
-from kanthorq_django.models import Consumer, TaskState, notifications
-from kanthorq_django.models.cursor import peek
+from kanthorq_django.models import Consumer, TaskState
+from kanthorq_django.models.delivery.cursor import peek
+from kanthorq_django.models.publishing import notifications
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import loop, puller, scheduler
 from kanthorq_django.worker.demand import Demand

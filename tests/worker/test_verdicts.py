@@ -29,8 +29,9 @@ from pytest_django import Settings
 from kanthorq_django import Fixed, Snooze, signals, subscribe
 from kanthorq_django.domain.failures import Failure
 from kanthorq_django.message import Message
-from kanthorq_django.models import Stream, Task, TaskState, lease
-from kanthorq_django.models.lease import Lease
+from kanthorq_django.models import Stream, Task, TaskState
+from kanthorq_django.models.delivery import lease
+from kanthorq_django.models.delivery.lease import Lease
 from kanthorq_django.subscribers import sync
 from kanthorq_django.testing.commits import committing
 from kanthorq_django.worker.acknowledger import Acknowledger

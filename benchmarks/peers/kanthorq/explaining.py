@@ -9,8 +9,8 @@ from django.db import connection, transaction
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.models import Consumer, Event, Task
-from kanthorq_django.models.cursor import ALWAYS, peek
-from kanthorq_django.models.lease import ack, ack_and_commit, renew
+from kanthorq_django.models.delivery.cursor import ALWAYS, peek
+from kanthorq_django.models.delivery.lease import ack, ack_and_commit, renew
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.sql.binding import numbered
 

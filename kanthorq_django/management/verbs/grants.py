@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.management.verbs.verb import Verb
-from kanthorq_django.models.privileges import NAME_SIZE_MAX, ROLES, revocation, statements
+from kanthorq_django.models.maintenance.privileges import (
+    NAME_SIZE_MAX,
+    ROLES,
+    revocation,
+    statements,
+)
 
 
 class Grantee(NamedTuple):

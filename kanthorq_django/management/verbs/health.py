@@ -8,7 +8,7 @@ from typing import Any
 from kanthorq_django.management.arguments import count, duration, fraction
 from kanthorq_django.management.times import format_duration
 from kanthorq_django.management.verbs.verb import LOCK_TIMEOUT, Verb
-from kanthorq_django.models.health import CHECKS, Finding, Limits, Status, examine
+from kanthorq_django.models.maintenance.health import CHECKS, Finding, Limits, Status, examine
 from kanthorq_django.subscribers import find
 
 LIMITS = Limits()

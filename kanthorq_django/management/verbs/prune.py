@@ -10,7 +10,7 @@ from kanthorq_django.management.lookup import find_streams
 from kanthorq_django.management.times import format_duration
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Consumer, Stream
-from kanthorq_django.models.retention import (
+from kanthorq_django.models.maintenance.retention import (
     BATCH,
     BATCH_MAX,
     Pruned,

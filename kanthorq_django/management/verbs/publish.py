@@ -18,7 +18,7 @@ from kanthorq_django.domain.quoting import printable
 from kanthorq_django.management.arguments import moment
 from kanthorq_django.management.verbs.verb import Verb
 from kanthorq_django.models import Stream
-from kanthorq_django.models.body import encode_json
+from kanthorq_django.models.publishing.body import encode_json
 
 STDIN = "-"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from kanthorq_django.domain.amounts import counted
 from kanthorq_django.management.verbs.verb import Verb
-from kanthorq_django.models.rebase import Rebased, rebase
+from kanthorq_django.models.maintenance.rebase import Rebased, rebase
 
 
 class Rebase(Verb):

@@ -7,7 +7,7 @@ from typing import Any
 from kanthorq_django.domain.amounts import counted, listed
 from kanthorq_django.management.arguments import count
 from kanthorq_django.management.verbs.verb import Verb
-from kanthorq_django.models.reencryption import BATCH, BATCH_MAX, Reencrypted, reencrypt
+from kanthorq_django.models.maintenance.reencryption import BATCH, BATCH_MAX, Reencrypted, reencrypt
 
 BODY = ("body", "bodies")
 

@@ -17,9 +17,9 @@ from kanthorq_django.management.lookup import find_schedules
 from kanthorq_django.management.times import format_local
 from kanthorq_django.management.verbs.verb import Verb, VerbTree
 from kanthorq_django.models import Schedule
-from kanthorq_django.models.definition import readable_exdates
 from kanthorq_django.models.isolation import together
 from kanthorq_django.models.schedule import ScheduleQuerySet
+from kanthorq_django.models.scheduling.definition import readable_exdates
 
 HEADERS = ("NAME", "STATE", "NEXT", "LAST", "STREAM", "SUBJECT", "RULE")
 SHOWN = 5  # next occurrences

@@ -12,10 +12,10 @@ from kanthorq_django.domain.states import TaskState
 from kanthorq_django.management.times import format_duration, format_moment
 from kanthorq_django.management.verbs.verb import LOCK_TIMEOUT, Verb
 from kanthorq_django.models import Worker
-from kanthorq_django.models.cancellations import LATELY, Cancellations
-from kanthorq_django.models.cursor import Lag
+from kanthorq_django.models.delivery.cursor import Lag
 from kanthorq_django.models.isolation import waiting_at_most
-from kanthorq_django.models.statistics import (
+from kanthorq_django.models.maintenance.cancellations import LATELY, Cancellations
+from kanthorq_django.models.maintenance.statistics import (
     ConsumerStatistics,
     StreamStatistics,
     consumer_statistics,

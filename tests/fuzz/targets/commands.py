@@ -15,7 +15,7 @@ from kanthorq_django.management.commands.runworker import Command as RunWorker
 from kanthorq_django.management.times import format_duration, parse_duration
 from kanthorq_django.management.verbs.grants import Grantee, grantee, name
 from kanthorq_django.management.verbs.publish import _content as publish_content
-from kanthorq_django.models.privileges import revocation, statements
+from kanthorq_django.models.maintenance.privileges import revocation, statements
 from tests.fuzz.oracle import refusals
 from tests.fuzz.reader import PIECES, Reader
 

@@ -9,7 +9,7 @@ from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.redaction import REPLACEMENT, redact
 from kanthorq_django.exceptions import InvalidBody
 from kanthorq_django.message import encode_result
-from kanthorq_django.models.body import encode_body, encode_metadata
+from kanthorq_django.models.publishing.body import encode_body, encode_metadata
 from tests.fuzz.oracle import refusals
 from tests.fuzz.reader import PIECES, Reader
 

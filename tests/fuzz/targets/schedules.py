@@ -14,7 +14,7 @@ from kanthorq_django.domain.rules import RecurrenceProblem, parse
 from kanthorq_django.domain.wording import in_words
 from kanthorq_django.exceptions import InvalidBody, InvalidEvent, InvalidSchedule
 from kanthorq_django.models import Schedule
-from kanthorq_django.models.definition import Definition
+from kanthorq_django.models.scheduling.definition import Definition
 from tests.fuzz.oracle import refusals
 from tests.fuzz.reader import PIECES, Reader
 

@@ -6,7 +6,7 @@ import unicodedata
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.exceptions import ConfigurationError, InvalidEvent, InvalidSubject
-from kanthorq_django.models.envelope import (
+from kanthorq_django.models.publishing.envelope import (
     check_key,
     check_subject,
     settle_id,

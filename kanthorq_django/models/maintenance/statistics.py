@@ -6,9 +6,9 @@ from datetime import timedelta
 
 from kanthorq_django import sql
 from kanthorq_django.domain.states import TaskState
-from kanthorq_django.models.cancellations import Cancellations, cancellations
 from kanthorq_django.models.consumer import Consumer
-from kanthorq_django.models.cursor import Lag
+from kanthorq_django.models.delivery.cursor import Lag
+from kanthorq_django.models.maintenance.cancellations import Cancellations, cancellations
 
 LATELY = timedelta(minutes=5)  # over which the throughput is measured
 

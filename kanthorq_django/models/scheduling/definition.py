@@ -16,9 +16,9 @@ from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.recurrence import YEAR_MAX, YEAR_MIN, Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
 from kanthorq_django.exceptions import InvalidSchedule, KanthorqError
-from kanthorq_django.models.body import encode_body, encode_metadata
-from kanthorq_django.models.envelope import check_key, check_subject
 from kanthorq_django.models.fields import aware
+from kanthorq_django.models.publishing.body import encode_body, encode_metadata
+from kanthorq_django.models.publishing.envelope import check_key, check_subject
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

@@ -17,8 +17,8 @@ from django.utils.functional import cached_property
 from kanthorq_django import signals
 from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.states import TaskState
+from kanthorq_django.models.delivery.lease import Lease
 from kanthorq_django.models.event import Event
-from kanthorq_django.models.lease import Lease
 from kanthorq_django.sql.result import Result
 
 if TYPE_CHECKING:

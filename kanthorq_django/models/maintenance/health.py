@@ -17,7 +17,7 @@ from psycopg.errors import LockNotAvailable
 from kanthorq_django import sql
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.models.consumer import Consumer
-from kanthorq_django.models.cursor import Lag
+from kanthorq_django.models.delivery.cursor import Lag
 from kanthorq_django.models.isolation import waiting_at_most
 from kanthorq_django.models.worker import Worker
 

@@ -15,7 +15,7 @@ from django.db.models.signals import post_save, pre_save
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.exceptions import ConfigurationError, UndecodableEvent
-from kanthorq_django.models.body import MARK
+from kanthorq_django.models.publishing.body import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

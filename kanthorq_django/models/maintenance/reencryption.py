@@ -12,8 +12,14 @@ from django.db import connections, models, transaction
 from kanthorq_django.conf import get_settings
 from kanthorq_django.exceptions import ConfigurationError, UndecodableEvent
 from kanthorq_django.models.audit import Order
-from kanthorq_django.models.encryption import fernet, is_sealed, is_sealed_with, seal, unseal
 from kanthorq_django.models.event import Event
+from kanthorq_django.models.publishing.encryption import (
+    fernet,
+    is_sealed,
+    is_sealed_with,
+    seal,
+    unseal,
+)
 from kanthorq_django.models.schedule import Schedule
 from kanthorq_django.sql.binding import Statement
 from kanthorq_django.sql.round_trip import run

@@ -17,11 +17,11 @@ from psycopg.errors import UniqueViolation
 
 from kanthorq_django import sql
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
-from kanthorq_django.models import idempotency, notifications
-from kanthorq_django.models.copying import copied
-from kanthorq_django.models.event_row import EarlyNotes, columns_of, noted, stored_by
-from kanthorq_django.models.inspection import SLICE_SIZE, Inspection
 from kanthorq_django.models.isolation import unconflicted
+from kanthorq_django.models.publishing import idempotency, notifications
+from kanthorq_django.models.publishing.copying import copied
+from kanthorq_django.models.publishing.event_row import EarlyNotes, columns_of, noted, stored_by
+from kanthorq_django.models.publishing.inspection import SLICE_SIZE, Inspection
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.sql.session import encoding_of, is_utf8
 from kanthorq_django.sql.transactions import is_outside

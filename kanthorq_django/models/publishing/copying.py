@@ -16,8 +16,8 @@ from django.db import connections
 from django.utils import timezone
 
 from kanthorq_django.conf import get_settings
-from kanthorq_django.models.encryption import seal
 from kanthorq_django.models.fields import EPOCH
+from kanthorq_django.models.publishing.encryption import seal
 
 if TYPE_CHECKING:
     from kanthorq_django.models.event import Event

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kanthorq_django.models.encryption import seal
 from kanthorq_django.models.fields import moment_of
+from kanthorq_django.models.publishing.encryption import seal
 
 if TYPE_CHECKING:
     from kanthorq_django.models.event import Event

@@ -11,8 +11,8 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.subjects import subject_problem
 from kanthorq_django.exceptions import InvalidEvent
-from kanthorq_django.models.body import MARK, encode_body, encode_metadata
-from kanthorq_django.models.envelope import (
+from kanthorq_django.models.publishing.body import MARK, encode_body, encode_metadata
+from kanthorq_django.models.publishing.envelope import (
     UUID_VERSION_7,
     VERSION_BITS,
     check_key,
@@ -20,7 +20,7 @@ from kanthorq_django.models.envelope import (
     settle_id,
     settle_schedule_at,
 )
-from kanthorq_django.models.hops import count_hops
+from kanthorq_django.models.publishing.hops import count_hops
 
 if TYPE_CHECKING:
     from kanthorq_django.models.event import Event

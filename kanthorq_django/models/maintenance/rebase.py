@@ -1,7 +1,7 @@
 """Rebase: letting consumers go on after a restore or a move into another PostgreSQL cluster.
 
 Transaction ids mean something only in the cluster that issued them, so a cursor of another one is
-refused by a pull: see cursor.py.
+refused by a pull: see delivery/cursor.py.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from kanthorq_django.domain import subjects
 from kanthorq_django.exceptions import RebaseRefused
 from kanthorq_django.models.audit import Order
 from kanthorq_django.models.consumer import Consumer
-from kanthorq_django.models.cursor import is_standby
+from kanthorq_django.models.delivery.cursor import is_standby
 from kanthorq_django.models.isolation import read_committed
 from kanthorq_django.models.worker import DEAD_AFTER, Worker
 

@@ -17,7 +17,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.domain import subjects
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.exceptions import ForeignCluster, PullInsideTransaction, StandbyDatabase
-from kanthorq_django.models.leased import BODIES_SIZE_MAX, Leased, pulled_by
+from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX, Leased, pulled_by
 from kanthorq_django.sql.result import Result
 from kanthorq_django.sql.transactions import is_outside
 

@@ -12,9 +12,9 @@ from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.amounts import counted, plural
 from kanthorq_django.domain.states import TaskState
-from kanthorq_django.models.cursor import ALWAYS
-from kanthorq_django.models.leased import BODIES_SIZE_MAX, Leased, claimed_by, tell_of
-from kanthorq_django.models.turns import Serialize, next_in_turn, turns_locked
+from kanthorq_django.models.delivery.cursor import ALWAYS
+from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX, Leased, claimed_by, tell_of
+from kanthorq_django.models.delivery.turns import Serialize, next_in_turn, turns_locked
 from kanthorq_django.sql.result import Result
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.recurrence import Recurrence
 from kanthorq_django.domain.rules import RecurrenceProblem
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidSchedule, KanthorqError
-from kanthorq_django.models.definition import Catchup, occurrence_metadata
 from kanthorq_django.models.event import Event, store_into, tell_of_new
 from kanthorq_django.models.fields import database_now
 from kanthorq_django.models.isolation import brief, patient, unconflicted
+from kanthorq_django.models.scheduling.definition import Catchup, occurrence_metadata
 
 if TYPE_CHECKING:
     from kanthorq_django.models.schedule import Schedule, ScheduleQuerySet

@@ -7,8 +7,8 @@ from uuid import UUID
 from kanthorq_django import sql
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import IdempotencyConflict
-from kanthorq_django.models.event_row import columns_of
-from kanthorq_django.models.privileges import may_read_bodies
+from kanthorq_django.models.maintenance.privileges import may_read_bodies
+from kanthorq_django.models.publishing.event_row import columns_of
 from kanthorq_django.models.stream import Stream
 
 if TYPE_CHECKING:
