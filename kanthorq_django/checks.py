@@ -21,7 +21,7 @@ from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models import Task
 from kanthorq_django.models.maintenance.health import VERSION_MIN
 from kanthorq_django.models.publishing.encryption import fernet
-from kanthorq_django.worker.scarcity import OWN_THREADS, pool_size
+from kanthorq_django.worker.connections.scarcity import OWN_THREADS, pool_size
 
 TAG = "kanthorq"
 PSYCOPG_MIN = (3, 2)

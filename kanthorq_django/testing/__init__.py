@@ -32,7 +32,6 @@ from kanthorq_django.models.delivery.leased import Leased, pulled_by, tell_of
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.testing.commits import committing
 from kanthorq_django.worker.acknowledger import Acknowledger
-from kanthorq_django.worker.call import Round, calls
 from kanthorq_django.worker.endings import (
     Ending,
     HandBack,
@@ -44,6 +43,7 @@ from kanthorq_django.worker.endings import (
 )
 from kanthorq_django.worker.executor import acall, call
 from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.lanes.call import Round, calls
 
 BATCH_SIZE = 1_000
 

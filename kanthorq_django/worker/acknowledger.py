@@ -19,11 +19,11 @@ from kanthorq_django.models import Task
 from kanthorq_django.models.delivery import lease
 from kanthorq_django.models.delivery.lease import Lease
 from kanthorq_django.worker.attempt_log import names_of
-from kanthorq_django.worker.database_errors import is_about_values
+from kanthorq_django.worker.connections.database_errors import is_about_values
+from kanthorq_django.worker.connections.upkeep import leave_connections, spare_connections
 from kanthorq_django.worker.endings import Ack, Ending, HandBack, Nack
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.persistence import Persistence, Write
-from kanthorq_django.worker.upkeep import leave_connections, spare_connections
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # verdicts in one statement

@@ -4,9 +4,9 @@ import random
 
 import psycopg
 
-from kanthorq_django.worker.database_errors import UNAVAILABLE
+from kanthorq_django.worker.connections.database_errors import UNAVAILABLE
+from kanthorq_django.worker.connections.upkeep import note_failure, replace_failed_connections
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.upkeep import note_failure, replace_failed_connections
 
 
 class GrowingWait:

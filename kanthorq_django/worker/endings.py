@@ -18,11 +18,11 @@ from kanthorq_django.exceptions import InvalidBody, KanthorqError, LeaseLost, Ta
 from kanthorq_django.message import ASKED, LEASE_OVER, LEAVING, TIME_UP, Message, encode_result
 from kanthorq_django.models.delivery.lease import AT_ONCE, Lease
 from kanthorq_django.worker.attempt_log import last_word, log_attempt, spoken
+from kanthorq_django.worker.connections.suspicion import suspect_sessions
+from kanthorq_django.worker.connections.upkeep import note_failure
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.stacks import from_handler
-from kanthorq_django.worker.suspicion import suspect_sessions
-from kanthorq_django.worker.upkeep import note_failure
 
 VERDICT_ROLLED_BACK = "The transaction in which the message was ended was rolled back."
 UNTOLD_DELAY = timedelta(minutes=1)  # before the next attempt when not even the policy can tell

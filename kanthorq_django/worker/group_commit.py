@@ -16,6 +16,7 @@ from kanthorq_django.domain.subscriptions import name_of
 from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import Message
 from kanthorq_django.models.delivery import lease
+from kanthorq_django.worker.connections.suspicion import are_to_be_replaced, suspect_sessions
 from kanthorq_django.worker.endings import (
     VERDICT_ROLLED_BACK,
     Ending,
@@ -34,7 +35,6 @@ from kanthorq_django.worker.executor import (
 )
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.suspicion import are_to_be_replaced, suspect_sessions
 
 # After which a shared transaction begins no further handler. By the clock: where ten threads share
 # a processor, each of them is slow, and a short time would leave transactions of two or three.

@@ -22,7 +22,7 @@ from psycopg import sql
 from kanthorq_django.models.publishing.notifications import CANCEL_CHANNEL, channel
 from kanthorq_django.sql.session import is_direct
 from kanthorq_django.worker.backoff import Backoff
-from kanthorq_django.worker.scarcity import are_scarce
+from kanthorq_django.worker.connections.scarcity import are_scarce
 from kanthorq_django.worker.warden import Bounded
 
 CALL_EVERY = 30.0  # seconds between two calls to ourselves

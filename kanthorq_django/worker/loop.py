@@ -22,22 +22,26 @@ from kanthorq_django.models.publishing.notifications import SETTLE_LONGEST, SETT
 from kanthorq_django.subscribers import find
 from kanthorq_django.worker.acknowledger import Acknowledger
 from kanthorq_django.worker.backoff import Backoff
-from kanthorq_django.worker.call import Call, calls
-from kanthorq_django.worker.database_errors import is_unavailable
-from kanthorq_django.worker.deafness import STILL_RUNNING, Deafness
-from kanthorq_django.worker.demand import Demand
+from kanthorq_django.worker.connections.database_errors import is_unavailable
+from kanthorq_django.worker.connections.probe import watched
+from kanthorq_django.worker.connections.upkeep import (
+    drop_connections,
+    refresh_connections,
+    spare_connections,
+)
 from kanthorq_django.worker.endings import HandBack
 from kanthorq_django.worker.flight import ELSEWHERE, Flight, Flights
-from kanthorq_django.worker.lanes import Lanes, make_lanes
+from kanthorq_django.worker.lanes.call import Call, calls
+from kanthorq_django.worker.lanes.deafness import STILL_RUNNING, Deafness
+from kanthorq_django.worker.lanes.lanes import Lanes, make_lanes
 from kanthorq_django.worker.listener import Listener
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
-from kanthorq_django.worker.probe import watched
 from kanthorq_django.worker.puller import Haul, Look, Puller
+from kanthorq_django.worker.pulling.demand import Demand
 from kanthorq_django.worker.renewer import Renewer
 from kanthorq_django.worker.scheduler import Scheduler
-from kanthorq_django.worker.taking_over import take_over
-from kanthorq_django.worker.upkeep import drop_connections, refresh_connections, spare_connections
+from kanthorq_django.worker.sync_report import sync_and_report
 from kanthorq_django.worker.warden import Warden, tick_of
 
 PACE_CHECKED_EVERY = 1.0  # seconds, while leased tasks wait to be started
@@ -106,7 +110,7 @@ class WorkerLoop:
         return self.handled_count
 
     def _set_up(self) -> None:
-        consumers = take_over(self._options.consumers, self._using)
+        consumers = sync_and_report(self._options.consumers, self._using)
         self._subscriptions = {consumer.pk: find(consumer.name) for consumer in consumers}
         tick = tick_of(self._subscriptions.values())
         self._warden = Warden(self._flights, tick)

@@ -9,9 +9,12 @@ from django.db import DatabaseError, connections
 
 from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.worker.backoff import Backoff
-from kanthorq_django.worker.database_errors import is_about_values, is_unavailable
-from kanthorq_django.worker.suspicion import replace_suspect_connections, suspect_sessions
-from kanthorq_django.worker.upkeep import CHECK_AFTER_IDLE, drop_connections
+from kanthorq_django.worker.connections.database_errors import is_about_values, is_unavailable
+from kanthorq_django.worker.connections.suspicion import (
+    replace_suspect_connections,
+    suspect_sessions,
+)
+from kanthorq_django.worker.connections.upkeep import CHECK_AFTER_IDLE, drop_connections
 from kanthorq_django.worker.warden import Bounded
 
 Write = Callable[[Sequence[Any]], None]

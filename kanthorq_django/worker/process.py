@@ -43,9 +43,9 @@ def run_process(
     stops it. Raises as ``WorkerLoop.run()``. Does not return when handlers outlive the shutdown
     timeout: the interpreter would wait for what they started.
     """
+    from kanthorq_django.worker.connections.scarcity import expect_small_pools
+    from kanthorq_django.worker.connections.upkeep import expect_dead_hosts
     from kanthorq_django.worker.loop import WorkerLoop
-    from kanthorq_django.worker.scarcity import expect_small_pools
-    from kanthorq_django.worker.upkeep import expect_dead_hosts
 
     expect_dead_hosts()
     expect_small_pools(options.concurrency)

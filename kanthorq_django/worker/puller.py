@@ -14,16 +14,16 @@ from kanthorq_django.models import Consumer
 from kanthorq_django.models.delivery.claim import lease_due
 from kanthorq_django.models.delivery.cursor import peek
 from kanthorq_django.models.delivery.leased import Leased
-from kanthorq_django.worker.answer_size import AnswerSize
-from kanthorq_django.worker.database_errors import is_out_of_memory, is_unavailable
-from kanthorq_django.worker.demand import Demand, Wanted
-from kanthorq_django.worker.filter_watch import FilterWatch
-from kanthorq_django.worker.floors import Floors
+from kanthorq_django.worker.connections.database_errors import is_out_of_memory, is_unavailable
+from kanthorq_django.worker.connections.upkeep import leave_connections
 from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.options import WorkerOptions
-from kanthorq_django.worker.pause import PAUSE_LONGEST, Pause
-from kanthorq_django.worker.turn_watch import TurnWatch
-from kanthorq_django.worker.upkeep import leave_connections
+from kanthorq_django.worker.pulling.answer_size import AnswerSize
+from kanthorq_django.worker.pulling.demand import Demand, Wanted
+from kanthorq_django.worker.pulling.filter_watch import FilterWatch
+from kanthorq_django.worker.pulling.floors import Floors
+from kanthorq_django.worker.pulling.pause import PAUSE_LONGEST, Pause
+from kanthorq_django.worker.pulling.turn_watch import TurnWatch
 from kanthorq_django.worker.warden import Bounded
 
 MICROSECONDS = 1_000_000  # of a second

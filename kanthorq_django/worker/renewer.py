@@ -12,9 +12,9 @@ from kanthorq_django.models import Worker
 from kanthorq_django.models.delivery import lease
 from kanthorq_django.models.worker import SEEN_EVERY
 from kanthorq_django.worker.backoff import Backoff
+from kanthorq_django.worker.connections.probe import Probe
+from kanthorq_django.worker.connections.upkeep import drop_connections, spare_connections
 from kanthorq_django.worker.flight import Flight, Flights
-from kanthorq_django.worker.probe import Probe
-from kanthorq_django.worker.upkeep import drop_connections, spare_connections
 from kanthorq_django.worker.warden import Bounded
 
 BATCH_MAX = 1_000  # leases in one statement

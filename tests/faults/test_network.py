@@ -58,7 +58,7 @@ def test_connections_that_fall_silent_are_found_out_and_replaced(
     stage.check()
 
 
-SOON = {"kanthorq_django.worker.probe.PROBE_EVERY": 0.7}
+SOON = {"kanthorq_django.worker.connections.probe.PROBE_EVERY": 0.7}
 
 
 @pytest.mark.parametrize("limits", sooner([SOON, {}], SOON))
@@ -86,7 +86,7 @@ def test_a_worker_whose_start_gets_no_answer_ends_with_a_sentence(
 
 def test_handlers_whose_connections_fall_silent_are_found_out_too(stage: Stage, proxy: Proxy):
     """Nothing that a handler asks has a limit of time, and its lease is renewed all the while."""
-    sooner = IMPATIENT | {"kanthorq_django.worker.probe.PROBE_EVERY": 0.7}
+    sooner = IMPATIENT | {"kanthorq_django.worker.connections.probe.PROBE_EVERY": 0.7}
     stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(sooner))
     client = stage.client()
     stage.wait_until_started()
@@ -105,7 +105,7 @@ def test_handlers_whose_connections_fall_silent_are_found_out_too(stage: Stage, 
 def test_coroutines_whose_connections_fall_silent_are_found_out_too(stage: Stage, proxy: Proxy):
     """One connection serves all of them, and a thread beside the loop has its own."""
     stage.consumers = ["awaiting"]
-    sooner = IMPATIENT | {"kanthorq_django.worker.probe.PROBE_EVERY": 0.7}
+    sooner = IMPATIENT | {"kanthorq_django.worker.connections.probe.PROBE_EVERY": 0.7}
     worker = stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(sooner))
     client = stage.client()
     stage.wait_until_started()

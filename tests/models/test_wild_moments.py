@@ -18,7 +18,7 @@ from kanthorq_django.models.delivery.claim import lease_due
 from kanthorq_django.models.delivery.cursor import ALWAYS, peek
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.testing import drain
-from kanthorq_django.worker.floors import Floors
+from kanthorq_django.worker.pulling.floors import Floors
 from tests.admin.pages import page
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, TaskFactory

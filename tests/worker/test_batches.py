@@ -20,9 +20,10 @@ from kanthorq_django.message import ASKED, TIME_UP, Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import find, sync
 from kanthorq_django.testing import drain
-from kanthorq_django.worker import pause, puller, turn_watch
+from kanthorq_django.worker import puller
 from kanthorq_django.worker.endings import HandBack, Nack, after_error, after_interrupt
 from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.pulling import pause, turn_watch
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import PATIENCE, announce, forbidden, wait_for_state, work_off, working

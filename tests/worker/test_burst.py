@@ -12,7 +12,7 @@ from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker.loop_watch import LoopWatch
+from kanthorq_django.worker.lanes.loop_watch import LoopWatch
 from tests.concurrency import begin_elsewhere, wait_until
 from tests.worker.working import PATIENCE, accept, announce, backends, work_off, working
 

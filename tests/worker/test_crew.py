@@ -2,8 +2,8 @@
 
 import pytest
 
-from kanthorq_django.worker import crew
-from kanthorq_django.worker.crew import (
+from kanthorq_django.worker.lanes import crew
+from kanthorq_django.worker.lanes.crew import (
     BUSY,
     LOAD_SECONDS,
     NATIVE,

@@ -1,7 +1,7 @@
 import pytest
 from django.db import Error, connection, transaction
 
-from kanthorq_django.worker.database_errors import is_unavailable
+from kanthorq_django.worker.connections.database_errors import is_unavailable
 
 
 @pytest.mark.django_db

@@ -13,12 +13,13 @@ from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
 from kanthorq_django.subscribers import find, sync
-from kanthorq_django.worker import deafness, loop, loop_watch, process
-from kanthorq_django.worker.call import Call
+from kanthorq_django.worker import loop, process
 from kanthorq_django.worker.flight import Flight, Flights
+from kanthorq_django.worker.lanes import deafness, loop_watch
+from kanthorq_django.worker.lanes.call import Call
+from kanthorq_django.worker.lanes.orm_thread import OrmThread
+from kanthorq_django.worker.lanes.thread_lane import ThreadLane
 from kanthorq_django.worker.options import WorkerOptions
-from kanthorq_django.worker.orm_thread import OrmThread
-from kanthorq_django.worker.thread_lane import ThreadLane
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
 

@@ -16,8 +16,8 @@ from kanthorq_django.models import Task, TaskState
 from kanthorq_django.models.delivery.cursor import ALWAYS, peek
 from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import floors
-from kanthorq_django.worker.floors import Floors
+from kanthorq_django.worker.pulling import floors
+from kanthorq_django.worker.pulling.floors import Floors
 from tests.concurrency import begin_elsewhere
 from tests.factories import ConsumerFactory, TaskFactory
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, work_off, working

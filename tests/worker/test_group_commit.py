@@ -21,7 +21,9 @@ from kanthorq_django.domain.states import TaskState
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import group_commit, thread_lane, upkeep
+from kanthorq_django.worker import group_commit
+from kanthorq_django.worker.connections import upkeep
+from kanthorq_django.worker.lanes import thread_lane
 from kanthorq_django.worker.loop import WorkerLoop
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry

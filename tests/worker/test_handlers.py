@@ -19,7 +19,7 @@ from django.db import DatabaseError, InterfaceError, connection, transaction
 from kanthorq_django import Discard, Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import lane, orm_thread
+from kanthorq_django.worker.lanes import lane, orm_thread
 from tests.concurrency import wait_until
 from tests.errors import Abort
 from tests.ledger.models import Entry

@@ -10,13 +10,13 @@ import pytest
 from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.subscribers import find, sync
-from kanthorq_django.worker import lane, thread_lane
-from kanthorq_django.worker.call import Call, calls
-from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
-from kanthorq_django.worker.lane import Accept
-from kanthorq_django.worker.thread_lane import ThreadLane
+from kanthorq_django.worker.lanes import lane, thread_lane
+from kanthorq_django.worker.lanes.call import Call, calls
+from kanthorq_django.worker.lanes.coroutine_lane import CoroutineLane
+from kanthorq_django.worker.lanes.lane import Accept
+from kanthorq_django.worker.lanes.thread_lane import ThreadLane
 from tests.worker.working import PATIENCE, accept, announce
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -15,9 +15,11 @@ from kanthorq_django.models.delivery.claim import lease_due
 from kanthorq_django.models.delivery.cursor import Page
 from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import answer_size, lane, puller
-from kanthorq_django.worker.answer_size import ONE_TASK, SMALLEST, AnswerSize
-from kanthorq_django.worker.pace import Throughput
+from kanthorq_django.worker import puller
+from kanthorq_django.worker.lanes import lane
+from kanthorq_django.worker.lanes.throughput import Throughput
+from kanthorq_django.worker.pulling import answer_size
+from kanthorq_django.worker.pulling.answer_size import ONE_TASK, SMALLEST, AnswerSize
 from tests.concurrency import wait_until
 from tests.worker.working import (
     PATIENCE,

@@ -22,8 +22,8 @@ from psycopg.rows import dict_row
 from kanthorq_django import Fixed, Never, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import access_modes, left_wrappers, own_connections
-from kanthorq_django.worker.upkeep import (
+from kanthorq_django.worker.connections import access_modes, left_wrappers, own_connections
+from kanthorq_django.worker.connections.upkeep import (
     leave_connections,
     note_failure,
     refresh_connections,

@@ -12,7 +12,8 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from kanthorq_django.models import TaskState
-from kanthorq_django.worker import listener, scarcity
+from kanthorq_django.worker import listener
+from kanthorq_django.worker.connections import scarcity
 from tests.concurrency import wait_until
 from tests.quick_run import sooner
 from tests.worker.outages import behind_a_proxy, cut_soon, end

@@ -8,7 +8,7 @@ import pytest
 from kanthorq_django import subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import TaskState
-from kanthorq_django.worker import loop_watch
+from kanthorq_django.worker.lanes import loop_watch
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, announce, wait_for_state, working
 

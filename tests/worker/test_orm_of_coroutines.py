@@ -14,7 +14,8 @@ from django.db import connection, connections
 from kanthorq_django import Fixed, Never, publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.worker import lane, orm_thread, pace, scarcity
+from kanthorq_django.worker.connections import scarcity
+from kanthorq_django.worker.lanes import lane, orm_thread, throughput
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (
@@ -110,7 +111,7 @@ def test_later_rounds_of_a_call_do_not_wait_for_the_thread_of_the_orm(
 def test_what_waits_to_be_started_is_for_others_while_the_thread_of_the_orm_is_kept(
     blocking: Blocking, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pace.Throughput, "per_second", lambda *_: 10)  # so that some wait
+    monkeypatch.setattr(throughput.Throughput, "per_second", lambda *_: 10)  # so that some wait
     monkeypatch.setattr(lane, "BODIES_SIZE_MAX", 5)  # of one byte each
     may_end = threading.Event()
 

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from kanthorq_django.worker import probe
+from kanthorq_django.worker.connections import probe
 from tests.concurrency import begin_elsewhere
 from tests.processes import PATIENCE
 from tests.quick_run import sooner

@@ -14,11 +14,12 @@ from kanthorq_django.models.delivery.claim import lease_due
 from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.models.delivery.turns import turns_locked
 from kanthorq_django.subscribers import find, sync
-from kanthorq_django.worker import floors, pause, puller, turn_watch
-from kanthorq_django.worker.demand import Demand
-from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker import puller
+from kanthorq_django.worker.lanes.lane import Lane
 from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.puller import Look, Puller
+from kanthorq_django.worker.pulling import floors, pause, turn_watch
+from kanthorq_django.worker.pulling.demand import Demand
 from tests.concurrency import begin_elsewhere
 from tests.worker.working import PATIENCE, accept, announce
 

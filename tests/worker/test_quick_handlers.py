@@ -10,8 +10,8 @@ from pytest_django import Settings
 from kanthorq_django import publish_many, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Task
-from kanthorq_django.worker import crew, lane, thread_lane
-from kanthorq_django.worker.thread_lane import ThreadLane
+from kanthorq_django.worker.lanes import crew, lane, thread_lane
+from kanthorq_django.worker.lanes.thread_lane import ThreadLane
 from tests.concurrency import wait_until
 from tests.worker.working import PATIENCE, announce, work_off, working
 

@@ -16,10 +16,10 @@ from django.db.models import Q
 from kanthorq_django import Fixed, Never, publish_many, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Task, TaskState
-from kanthorq_django.worker import absences, own_connections, scarcity
-from kanthorq_django.worker.absences import TRIED_EVERY, OtherDatabaseAway
-from kanthorq_django.worker.scarcity import REFUSED_PAUSE
-from kanthorq_django.worker.upkeep import refresh_connections
+from kanthorq_django.worker.connections import absences, own_connections, scarcity
+from kanthorq_django.worker.connections.absences import TRIED_EVERY, OtherDatabaseAway
+from kanthorq_django.worker.connections.scarcity import REFUSED_PAUSE
+from kanthorq_django.worker.connections.upkeep import refresh_connections
 from tests.concurrency import wait_until
 from tests.errors import Abort
 from tests.worker.working import (

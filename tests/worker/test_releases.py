@@ -13,7 +13,7 @@ from kanthorq_django import publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
-from kanthorq_django.worker import flight, loop, taking_over
+from kanthorq_django.worker import flight, loop, sync_report
 from tests.concurrency import wait_until
 from tests.factories import TaskFactory
 from tests.worker.working import PATIENCE, wait_for_state, work_off, working
@@ -209,6 +209,6 @@ def test_what_comes_meanwhile_is_not_old_for_a_consumer_of_new_events(
         publish("order.paid", stream="orders")
         return rows
 
-    monkeypatch.setattr(taking_over, "sync", sync_and_publish)
+    monkeypatch.setattr(sync_report, "sync", sync_and_publish)
     assert work_off("books") == 1
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]

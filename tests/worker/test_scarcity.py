@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection
 
-from kanthorq_django.worker import scarcity
-from kanthorq_django.worker.scarcity import (
+from kanthorq_django.worker.connections import scarcity
+from kanthorq_django.worker.connections.scarcity import (
     OWN_THREADS,
     are_scarce,
     expect_small_pools,

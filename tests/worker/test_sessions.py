@@ -39,17 +39,22 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Stream, Task, TaskState, Worker
 from kanthorq_django.models.delivery import lease
 from kanthorq_django.subscribers import find, sync
-from kanthorq_django.worker import group_commit, suspicion, upkeep
-from kanthorq_django.worker.endings import Nack
-from kanthorq_django.worker.flight import Flight
-from kanthorq_django.worker.group_commit import execute_together
-from kanthorq_django.worker.suspicion import (
+from kanthorq_django.worker import group_commit
+from kanthorq_django.worker.connections import suspicion, upkeep
+from kanthorq_django.worker.connections.suspicion import (
     are_held,
     replace_suspect_connections,
     suspect_sessions,
     take_suspicion,
 )
-from kanthorq_django.worker.upkeep import drop_connections, refresh_connections, spare_connections
+from kanthorq_django.worker.connections.upkeep import (
+    drop_connections,
+    refresh_connections,
+    spare_connections,
+)
+from kanthorq_django.worker.endings import Nack
+from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.group_commit import execute_together
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.worker.working import (

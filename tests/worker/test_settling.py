@@ -16,8 +16,8 @@ from kanthorq_django.models.delivery.cursor import peek
 from kanthorq_django.models.publishing import notifications
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker import loop, puller, scheduler
-from kanthorq_django.worker.demand import Demand
 from kanthorq_django.worker.options import WorkerOptions
+from kanthorq_django.worker.pulling.demand import Demand
 from tests.announcements import forget_notifications
 from tests.concurrency import elsewhere, wait_until
 from tests.worker.working import PATIENCE, wait_for_state, working

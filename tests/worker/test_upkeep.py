@@ -8,8 +8,8 @@ import pytest
 from django.db import connections
 from django.db.backends.sqlite3.base import DatabaseWrapper
 
-from kanthorq_django.worker import own_connections, upkeep
-from kanthorq_django.worker.upkeep import expect_dead_hosts
+from kanthorq_django.worker.connections import own_connections, upkeep
+from kanthorq_django.worker.connections.upkeep import expect_dead_hosts
 from tests.worker.working import default_database
 
 

@@ -18,12 +18,12 @@ from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.management.refusals import one_sentence
 from kanthorq_django.models import Consumer
 from kanthorq_django.subscribers import find
+from kanthorq_django.worker.connections.probe import watched
 from kanthorq_django.worker.options import PULLERS, WorkerOptions
-from kanthorq_django.worker.probe import watched
 from kanthorq_django.worker.process import run_process
 from kanthorq_django.worker.stopping import stop_on_signals
 from kanthorq_django.worker.supervisor import Supervisor
-from kanthorq_django.worker.taking_over import take_over
+from kanthorq_django.worker.sync_report import sync_and_report
 
 PROCESSES_LIMIT = 256
 MAX_TASKS_HELP = "exit after this many tasks; of several processes, each is replaced then"
@@ -147,7 +147,7 @@ class Command(BaseCommand):
     def _supervise(self, options: WorkerOptions, processes: int, alias: str) -> None:
         # What no process could do is refused here, once, instead of by all of them for ever.
         with watched(alias):
-            take_over(options.consumers, alias)
+            sync_and_report(options.consumers, alias)
         connections.close_all()
         supervisor = Supervisor(options, processes)
         with stop_on_signals(

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from kanthorq_django.models.delivery.lease import AT_ONCE
 from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX
-from kanthorq_django.worker.call import Call, Round
 from kanthorq_django.worker.endings import Ending, HandBack
 from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.forks import end_forked_executors
-from kanthorq_django.worker.pace import Throughput
+from kanthorq_django.worker.lanes.call import Call, Round
+from kanthorq_django.worker.lanes.throughput import Throughput
 
 WAIT_LONGEST = 2.0  # seconds that a leased task may wait to be started
 

@@ -14,8 +14,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from kanthorq_django.exceptions import LeaseLost
-from kanthorq_django.worker.database_errors import is_about_values
-from kanthorq_django.worker.own_connections import forget, is_at_rest, known_connections
+from kanthorq_django.worker.connections.database_errors import is_about_values
+from kanthorq_django.worker.connections.own_connections import forget, is_at_rest, known_connections
 from kanthorq_django.worker.warden import Bounded
 
 # Seconds at least between two times that a thread's sessions are replaced for what failed on them:

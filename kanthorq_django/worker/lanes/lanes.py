@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterable
 
 from kanthorq_django.domain.subscriptions import Subscription, is_coroutine
-from kanthorq_django.worker.call import Call
-from kanthorq_django.worker.coroutine_lane import CoroutineLane
 from kanthorq_django.worker.flight import Flight
-from kanthorq_django.worker.lane import Accept, Lane
-from kanthorq_django.worker.thread_lane import ThreadLane
+from kanthorq_django.worker.lanes.call import Call
+from kanthorq_django.worker.lanes.coroutine_lane import CoroutineLane
+from kanthorq_django.worker.lanes.lane import Accept, Lane
+from kanthorq_django.worker.lanes.thread_lane import ThreadLane
 from kanthorq_django.worker.warden import Bounded
 
 

@@ -13,8 +13,8 @@ from datetime import timedelta
 from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from kanthorq_django.worker.database_errors import is_unavailable
-from kanthorq_django.worker.scarcity import note_refused_connection
+from kanthorq_django.worker.connections.database_errors import is_unavailable
+from kanthorq_django.worker.connections.scarcity import note_refused_connection
 
 AWAY_DELAY = timedelta(seconds=5)  # until a task is due again that needs one of them
 TRIED_EVERY = 2.0  # seconds from a refusal to the next try, or more where it took long to come

@@ -8,24 +8,24 @@ from django.db import connections
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.worker import forks
-from kanthorq_django.worker.absences import AWAY_DELAY, OtherDatabaseAway
-from kanthorq_django.worker.call import Call, Round
-from kanthorq_django.worker.crew import Crew
-from kanthorq_django.worker.database_errors import is_unavailable
-from kanthorq_django.worker.endings import Ending, untold
-from kanthorq_django.worker.executor import execute
-from kanthorq_django.worker.flight import Flight
-from kanthorq_django.worker.group_commit import execute_together
-from kanthorq_django.worker.lane import Accept, Lane
-from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.scarcity import REFUSED_PAUSE, are_scarce
-from kanthorq_django.worker.upkeep import (
+from kanthorq_django.worker.connections.absences import AWAY_DELAY, OtherDatabaseAway
+from kanthorq_django.worker.connections.database_errors import is_unavailable
+from kanthorq_django.worker.connections.scarcity import REFUSED_PAUSE, are_scarce
+from kanthorq_django.worker.connections.upkeep import (
     drop_connections,
     leave_connections,
     note_failure,
     refresh_connections,
     spare_connections,
 )
+from kanthorq_django.worker.endings import Ending, untold
+from kanthorq_django.worker.executor import execute
+from kanthorq_django.worker.flight import Flight
+from kanthorq_django.worker.group_commit import execute_together
+from kanthorq_django.worker.lanes.call import Call, Round
+from kanthorq_django.worker.lanes.crew import Crew
+from kanthorq_django.worker.lanes.lane import Accept, Lane
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.warden import Bounded
 
 RELENT_EVERY = 2.0  # seconds

@@ -9,8 +9,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 
-from kanthorq_django.worker.loans import is_lent
-from kanthorq_django.worker.own_connections import miss
+from kanthorq_django.worker.connections.loans import is_lent
+from kanthorq_django.worker.connections.own_connections import miss
 
 _KEY = "_kanthorq_installed"
 

@@ -12,17 +12,17 @@ from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from kanthorq_django.worker.database_errors import is_unavailable
-from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.own_connections import forget
-from kanthorq_django.worker.scarcity import REFUSED_PAUSE, are_scarce, pool_size
-from kanthorq_django.worker.suspicion import are_held
-from kanthorq_django.worker.upkeep import (
+from kanthorq_django.worker.connections.database_errors import is_unavailable
+from kanthorq_django.worker.connections.own_connections import forget
+from kanthorq_django.worker.connections.scarcity import REFUSED_PAUSE, are_scarce, pool_size
+from kanthorq_django.worker.connections.suspicion import are_held
+from kanthorq_django.worker.connections.upkeep import (
     leave_connections,
     note_failure,
     refresh_connections,
     spare_connections,
 )
+from kanthorq_django.worker.log import logger
 from kanthorq_django.worker.warden import Bounded
 
 STUCK_AFTER = 2.0  # seconds that a call for the thread may wait for others

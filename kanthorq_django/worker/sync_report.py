@@ -9,7 +9,7 @@ from kanthorq_django.subscribers import find, sync
 from kanthorq_django.worker.log import logger
 
 
-def take_over(consumers: Iterable[str], using: str) -> list[Consumer]:
+def sync_and_report(consumers: Iterable[str], using: str) -> list[Consumer]:
     """Do what ``sync()`` does, of all consumers if none is named, and log what that changes."""
     known = {consumer.name: consumer for consumer in Consumer.objects.using(using)}
     rows = sync(tuple(consumers) or None, using=using)

@@ -6,15 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from kanthorq_django.worker.call import Call, Round
+from kanthorq_django.worker.connections.suspicion import take_suspicion
 from kanthorq_django.worker.endings import after_interrupt, after_timeout
 from kanthorq_django.worker.executor import aexecute
 from kanthorq_django.worker.flight import Flight
-from kanthorq_django.worker.lane import Accept, Lane
+from kanthorq_django.worker.lanes.call import Call, Round
+from kanthorq_django.worker.lanes.lane import Accept, Lane
+from kanthorq_django.worker.lanes.loop_watch import LoopWatch
+from kanthorq_django.worker.lanes.orm_thread import STUCK_AFTER, OrmThread
 from kanthorq_django.worker.log import logger
-from kanthorq_django.worker.loop_watch import LoopWatch
-from kanthorq_django.worker.orm_thread import STUCK_AFTER, OrmThread
-from kanthorq_django.worker.suspicion import take_suspicion
 from kanthorq_django.worker.warden import Bounded
 
 

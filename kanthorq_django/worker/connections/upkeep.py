@@ -9,11 +9,15 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from kanthorq_django.sql.transactions import is_idle
-from kanthorq_django.worker.absences import refused_aliases, tried
-from kanthorq_django.worker.access_modes import is_altered, is_outdated, note_refused_write
-from kanthorq_django.worker.left_wrappers import has_left_wrappers
-from kanthorq_django.worker.loans import ANYBODY, has_used, lend, note_use, take_back
-from kanthorq_django.worker.own_connections import (
+from kanthorq_django.worker.connections.absences import refused_aliases, tried
+from kanthorq_django.worker.connections.access_modes import (
+    is_altered,
+    is_outdated,
+    note_refused_write,
+)
+from kanthorq_django.worker.connections.left_wrappers import has_left_wrappers
+from kanthorq_django.worker.connections.loans import ANYBODY, has_used, lend, note_use, take_back
+from kanthorq_django.worker.connections.own_connections import (
     forget,
     is_at_rest,
     known_connections,
@@ -21,8 +25,8 @@ from kanthorq_django.worker.own_connections import (
     missing_aliases,
     supply,
 )
-from kanthorq_django.worker.scarcity import are_scarce, note_refused_connection
-from kanthorq_django.worker.suspicion import (
+from kanthorq_django.worker.connections.scarcity import are_scarce, note_refused_connection
+from kanthorq_django.worker.connections.suspicion import (
     add_suspicion,
     replace_suspect_connections,
     suspect_sessions,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from kanthorq_django.domain.states import TaskState
 from kanthorq_django.domain.subscriptions import Subscription
-from kanthorq_django.worker.call import Call
-from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker.lanes.call import Call
+from kanthorq_django.worker.lanes.lane import Lane
 
 
 class Wanted(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
 from kanthorq_django.worker.flight import Flight, Flights
-from kanthorq_django.worker.lane import Lane
+from kanthorq_django.worker.lanes.lane import Lane
 
 # Attempts of one task that run here at a time, all but the last beyond their timeouts; and until it
 # is offered again where there are so many.

@@ -1,0 +1,1 @@
+"""Database connections in threads that live for weeks: lent to handlers, looked after, replaced."""
