@@ -16,7 +16,6 @@ from django.utils.translation import gettext_lazy as _
 from kanthorq_django.admin.cancellations import cancellations_text
 from kanthorq_django.admin.display import (
     NOTHING,
-    STATE_LABELS,
     Minimum,
     badge,
     exact_moment,
@@ -34,6 +33,7 @@ from kanthorq_django.domain.states import TaskState
 from kanthorq_django.domain.subscriptions import registry
 from kanthorq_django.models import Consumer, Stream, Task, Worker
 from kanthorq_django.models.delivery.cursor import Lag
+from kanthorq_django.models.task import STATE_LABELS
 
 LAG_MAX = 1_000  # unread events that the list counts for each consumer
 # What waits for a person first, what is done last.

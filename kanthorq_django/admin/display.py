@@ -12,23 +12,13 @@ from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
-from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.domain.moments import told_in
 from kanthorq_django.domain.states import TaskState
+from kanthorq_django.models.task import STATE_LABELS
 
 NOTHING = "—"
 FEW = 3  # names that are read at a glance
-STATE_LABELS = {
-    TaskState.PENDING: _("Pending"),
-    TaskState.AVAILABLE: _("Available"),
-    TaskState.RUNNING: _("Running"),
-    TaskState.CANCELLING: _("Cancelling"),
-    TaskState.COMPLETED: _("Completed"),
-    TaskState.RETRYABLE: _("Retryable"),
-    TaskState.CANCELLED: _("Cancelled"),
-    TaskState.DISCARDED: _("Discarded"),
-}
 _NOT_A_LINE = re.compile(r"[^\n\t]")
 
 

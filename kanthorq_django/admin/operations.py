@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from kanthorq_django.admin.display import STATE_LABELS, disclosed, number
+from kanthorq_django.admin.display import disclosed, number
 from kanthorq_django.domain import states
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.states import TaskState
@@ -22,7 +22,7 @@ from kanthorq_django.models import Task
 from kanthorq_django.models.audit import SAMPLE_SIZE, Order
 from kanthorq_django.models.batch import counts_of, move_batch
 from kanthorq_django.models.isolation import together, undeadlocked
-from kanthorq_django.models.task import TaskQuerySet
+from kanthorq_django.models.task import STATE_LABELS, TaskQuerySet
 
 BATCH_SIZE = 1_000  # tasks that are locked, moved and logged in one transaction
 

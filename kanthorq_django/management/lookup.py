@@ -35,7 +35,7 @@ def _find(stored: "models.QuerySet[M]", names: Iterable[str]) -> list[M]:
     found = {row.name: row for row in stored.filter(name__in=possible)}
     for name in wanted:
         if name not in found:
-            noun = stored.model._meta.verbose_name
+            noun = stored.model._meta.verbose_name_raw
             known = list(stored.values_list("name", flat=True))
             raise CommandError(
                 f"There is no {noun} {quoted(name)} in the database {stored.db!r}; "

@@ -17,12 +17,12 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='consumer',
             name='serialize',
-            field=models.CharField(blank=True, choices=[('', 'side by side'), ('on', 'one at a time; later ones pass a task that waits for its retry'), ('strict', "one at a time, in order; later ones wait for a task's retry")], default='', max_length=6),
+            field=models.CharField(blank=True, choices=[('', 'side by side'), ('on', 'one at a time; later ones pass a task that waits for its retry'), ('strict', "one at a time, in order; later ones wait for a task's retry")], default='', max_length=6, verbose_name='serialize'),
         ),
         migrations.AddField(
             model_name='task',
             name='turn_key',
-            field=models.CharField(blank=True, max_length=255, null=True),
+            field=models.CharField(blank=True, max_length=255, null=True, verbose_name='turn key'),
         ),
         migrations.AddIndex(
             model_name='task',

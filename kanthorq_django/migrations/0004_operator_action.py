@@ -17,10 +17,10 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('created_at', kanthorq_django.models.fields.CreatedAtField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
-                ('operator', models.CharField(max_length=255)),
+                ('operator', models.CharField(max_length=255, verbose_name='operator')),
                 ('user_id', models.CharField(blank=True, default='', max_length=255)),
-                ('origin', models.CharField(choices=[('admin', 'admin'), ('command', 'command line')], max_length=7)),
-                ('action', models.CharField(max_length=40)),
+                ('origin', models.CharField(choices=[('admin', 'admin'), ('command', 'command line')], max_length=7, verbose_name='origin')),
+                ('action', models.CharField(max_length=40, verbose_name='action')),
                 ('selection', models.JSONField(default=dict)),
                 ('counts', models.JSONField(default=dict)),
                 ('reason', models.CharField(blank=True, default='', max_length=500)),
@@ -29,6 +29,8 @@ class Migration(migrations.Migration):
             options={
                 'default_permissions': ('view',),
                 'indexes': [models.Index(fields=['created_at'], name='kanthorq_audit_created')],
+                'verbose_name': 'operator action',
+                'verbose_name_plural': 'operator actions',
             },
         ),
     ]

@@ -13,6 +13,7 @@ from typing import Any, Self
 from django.db import connections, models, transaction
 from django.db.models.functions import Now
 from django.db.transaction import TransactionManagementError
+from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.failures import one_line
@@ -73,14 +74,15 @@ class OperatorAction(models.Model):
     """Who changed what, when by the database's clock, on which selection, and why."""
 
     class Origin(models.TextChoices):
-        ADMIN = "admin", "admin"
-        COMMAND = "command", "command line"
+        ADMIN = "admin", _("admin")
+        COMMAND = "command", _("command line")
 
     created_at = CreatedAtField()
-    operator = models.CharField(max_length=NAME_SIZE_MAX)  # a user name, or user@host of a shell
+    # A user name, or user@host of a shell.
+    operator = models.CharField(_("operator"), max_length=NAME_SIZE_MAX)
     user_id = models.CharField(max_length=NAME_SIZE_MAX, blank=True, default="")
-    origin = models.CharField(max_length=7, choices=Origin.choices)
-    action = models.CharField(max_length=40)  # such as tasks.cancel
+    origin = models.CharField(_("origin"), max_length=7, choices=Origin.choices)
+    action = models.CharField(_("action"), max_length=40)  # such as tasks.cancel
     selection = models.JSONField(default=dict)
     counts = models.JSONField(default=dict)
     reason = models.CharField(max_length=REASON_SIZE_MAX, blank=True, default="")
@@ -89,6 +91,8 @@ class OperatorAction(models.Model):
     objects = models.Manager.from_queryset(OperatorActionQuerySet)()
 
     class Meta:
+        verbose_name = _("operator action")
+        verbose_name_plural = _("operator actions")
         default_permissions = ("view",)
         indexes = [models.Index(fields=["created_at"], name="kanthorq_audit_created")]
 

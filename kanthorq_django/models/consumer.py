@@ -19,6 +19,7 @@ from asgiref.sync import sync_to_async
 from django.db import models, router, transaction
 from django.db.models.expressions import RawSQL
 from django.utils.functional import cached_property
+from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django import signals
 from kanthorq_django.domain import subjects
@@ -65,25 +66,35 @@ def _everything() -> list[str]:
 class Consumer(models.Model):
     """A stream, the filters that select from it, a cursor, and how its tasks are run."""
 
-    stream = models.ForeignKey(Stream, models.PROTECT, related_name="consumers")
-    name = models.CharField(max_length=NAME_SIZE_MAX, unique=True)
+    stream = models.ForeignKey(
+        Stream, models.PROTECT, related_name="consumers", verbose_name=_("stream")
+    )
+    name = models.CharField(_("name"), max_length=NAME_SIZE_MAX, unique=True)
     subject_includes = SubjectFiltersField(default=_everything)
     subject_excludes = SubjectFiltersField(default=list, blank=True)
-    attempt_max = models.PositiveSmallIntegerField(default=16)
-    visibility_timeout = models.DurationField(default=timedelta(seconds=60))
-    timeout = models.DurationField(null=True, blank=True)
+    attempt_max = models.PositiveSmallIntegerField(_("attempt max"), default=16)
+    visibility_timeout = models.DurationField(
+        _("visibility timeout"), default=timedelta(seconds=60)
+    )
+    timeout = models.DurationField(_("timeout"), null=True, blank=True)
     parked = models.BooleanField(default=False)
-    deliver_from = models.DateTimeField(null=True, blank=True)
+    deliver_from = models.DateTimeField(_("deliver from"), null=True, blank=True)
     has_cancel_handler = models.BooleanField(default=False)
-    cancel_attempt_max = models.PositiveSmallIntegerField(default=16)
+    cancel_attempt_max = models.PositiveSmallIntegerField(_("cancel attempt max"), default=16)
     serialize = models.CharField(
-        max_length=6, choices=Serialize.choices, blank=True, default=Serialize.OFF.value
+        _("serialize"),
+        max_length=6,
+        choices=Serialize.choices,
+        blank=True,
+        default=Serialize.OFF.value,
     )
 
     # All that is visible in ``cursor`` has been read. While a backlog is worked off, ``window``
     # is the snapshot being read, and (position_xid, position_id) the last event taken from it.
-    cursor = SnapshotField(db_default=models.Value(BEGINNING, SnapshotField()), editable=False)
-    window = SnapshotField(null=True, editable=False)
+    cursor = SnapshotField(
+        _("cursor"), db_default=models.Value(BEGINNING, SnapshotField()), editable=False
+    )
+    window = SnapshotField(_("window"), null=True, editable=False)
     position_xid = XidField(null=True, editable=False)
     position_id = models.UUIDField(null=True, editable=False)
     # Transaction ids mean something only in the cluster that issued them.
@@ -98,6 +109,8 @@ class Consumer(models.Model):
         stream_id: int
 
     class Meta:
+        verbose_name = _("consumer")
+        verbose_name_plural = _("consumers")
         base_manager_name = "objects"  # by which a stream's ``consumers`` are written, too
         constraints = [
             models.CheckConstraint(

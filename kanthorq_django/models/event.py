@@ -13,6 +13,7 @@ from django.core.exceptions import ObjectDoesNotExist, SynchronousOnlyOperation
 from django.db import connections, models, router
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
+from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django import signals
 from kanthorq_django.domain.callables import alters_data
@@ -84,18 +85,25 @@ class Event(SealableModel):
     # Without a constraint: its check would lock the stream's row for every event, and
     # concurrent publishers would turn that lock into a shared one, row by row.
     stream = models.ForeignKey(
-        Stream, models.PROTECT, related_name="events", db_index=False, db_constraint=False
+        Stream,
+        models.PROTECT,
+        related_name="events",
+        db_index=False,
+        db_constraint=False,
+        verbose_name=_("stream"),
     )
     # The transaction that published it: what the snapshot cursor goes by. It stays out of
     # fixtures: where they are loaded, the number is another transaction's or nobody's yet.
     xid = XidField(
         db_default=models.Func(function="pg_current_xact_id"), editable=False, serialize=False
     )
-    subject = SubjectField()
+    subject = SubjectField(_("subject"))
     body = BodyField(default=b"", editable=True)
     metadata = models.JSONField(default=dict, blank=True)
     resource_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, default="")
-    idempotency_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, null=True)  # noqa: DJ001  # null: none
+    idempotency_key = models.CharField(  # noqa: DJ001  # null: none
+        _("idempotency key"), max_length=KEY_SIZE_MAX, blank=True, null=True
+    )
     schedule_at = always_readable(models.DateTimeField(null=True, blank=True))
     created_at = CreatedAtField()
 
@@ -111,6 +119,8 @@ class Event(SealableModel):
         stream_id: int
 
     class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
         permissions = [("view_body", "Can view the bodies of events")]
         constraints = [
             models.UniqueConstraint(

@@ -18,6 +18,7 @@ from django.core.exceptions import ValidationError
 from django.db import models, router
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.identifiers import uuid7
@@ -159,20 +160,24 @@ class Schedule(ProgressModel, SealableModel):
     """A recurrence rule and the event that it publishes at each occurrence."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    name = models.CharField(max_length=NAME_SIZE_MAX, unique=True)
-    stream = models.ForeignKey(Stream, models.PROTECT, related_name="schedules")
-    subject = SubjectField()
+    name = models.CharField(_("name"), max_length=NAME_SIZE_MAX, unique=True)
+    stream = models.ForeignKey(
+        Stream, models.PROTECT, related_name="schedules", verbose_name=_("stream")
+    )
+    subject = SubjectField(_("subject"))
     body = BodyField(default=b"", blank=True, editable=True)
     metadata = models.JSONField(default=dict, blank=True)
-    resource_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, default="")
+    resource_key = models.CharField(
+        _("resource key"), max_length=KEY_SIZE_MAX, blank=True, default=""
+    )
 
-    rrule = models.CharField("recurrence rule", max_length=TEXT_SIZE_MAX)
-    dtstart = MomentField("starts at")
+    rrule = models.CharField(_("recurrence rule"), max_length=TEXT_SIZE_MAX)
+    dtstart = MomentField(_("starts at"))
     # The rule follows the clocks of this zone: local time stays local across their changes.
-    timezone = models.CharField("time zone", max_length=64)
-    exdates = models.JSONField("left out", default=list, blank=True)  # moments in ISO 8601
+    timezone = models.CharField(_("time zone"), max_length=64)
+    exdates = models.JSONField(_("left out"), default=list, blank=True)  # moments in ISO 8601
     catchup = models.CharField(
-        "missed occurrences", max_length=4, choices=Catchup.choices, default=Catchup.LAST
+        _("missed occurrences"), max_length=4, choices=Catchup.choices, default=Catchup.LAST
     )
 
     # Null when the rule has ended, or while the schedule is cancelled.
@@ -184,6 +189,8 @@ class Schedule(ProgressModel, SealableModel):
     objects = models.Manager.from_queryset(ScheduleQuerySet)()
 
     class Meta:
+        verbose_name = _("schedule")
+        verbose_name_plural = _("schedules")
         permissions = [
             ("cancel_schedule", "Can cancel schedules"),
             ("resume_schedule", "Can resume schedules"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import connections, models, router
 from django.db.models import ProtectedError
+from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.names import NAME_SIZE_MAX, name_problem, similar_names
@@ -80,10 +81,14 @@ class StreamQuerySet(models.QuerySet["Stream"]):
 class Stream(models.Model):
     """A named append-only sequence of events."""
 
-    name = models.CharField(max_length=NAME_SIZE_MAX, unique=True)
+    name = models.CharField(_("name"), max_length=NAME_SIZE_MAX, unique=True)
     created_at = CreatedAtField()
 
     objects = models.Manager.from_queryset(StreamQuerySet)()
+
+    class Meta:
+        verbose_name = _("stream")
+        verbose_name_plural = _("streams")
 
     def __str__(self) -> str:
         return self.name

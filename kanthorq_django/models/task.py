@@ -14,6 +14,7 @@ from asgiref.sync import sync_to_async
 from django.db import models
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce, Now
+from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django import signals
 from kanthorq_django.domain import states
@@ -54,6 +55,17 @@ LIFE = frozenset(
 
 # Nothing happens to tasks in these states until a person or code asks for it.
 SET_ASIDE = (TaskState.DISCARDED, TaskState.CANCELLED, TaskState.PENDING)
+
+STATE_LABELS = {
+    TaskState.PENDING: _("Pending"),
+    TaskState.AVAILABLE: _("Available"),
+    TaskState.RUNNING: _("Running"),
+    TaskState.CANCELLING: _("Cancelling"),
+    TaskState.COMPLETED: _("Completed"),
+    TaskState.RETRYABLE: _("Retryable"),
+    TaskState.CANCELLED: _("Cancelled"),
+    TaskState.DISCARDED: _("Discarded"),
+}
 
 
 class TaskQuerySet(MovableQuerySet["Task"]):
@@ -190,20 +202,30 @@ class Task(GuardedModel):
     # Without constraints: checking them quadruples the time of an insert, and only the pull
     # inserts tasks, for an event and a consumer that it has just read.
     consumer = models.ForeignKey(
-        Consumer, models.CASCADE, related_name="tasks", db_index=False, db_constraint=False
+        Consumer,
+        models.CASCADE,
+        related_name="tasks",
+        db_index=False,
+        db_constraint=False,
+        verbose_name=_("consumer"),
     )
     event = models.ForeignKey(
         Event, models.PROTECT, related_name="tasks", db_index=False, db_constraint=False
     )
-    resource_key = models.CharField(max_length=KEY_SIZE_MAX, blank=True, db_default="", default="")
+    resource_key = models.CharField(
+        _("resource key"), max_length=KEY_SIZE_MAX, blank=True, db_default="", default=""
+    )
     # The resource key, if the consumer serializes its tasks by it.
-    turn_key = models.CharField(max_length=KEY_SIZE_MAX, null=True, blank=True)  # noqa: DJ001  # null: none
+    turn_key = models.CharField(  # noqa: DJ001  # null: none
+        _("turn key"), max_length=KEY_SIZE_MAX, null=True, blank=True
+    )
     state = models.SmallIntegerField(
-        choices=[(state.value, state.label) for state in TaskState],
+        _("state"),
+        choices=[(state.value, label) for state, label in STATE_LABELS.items()],
         default=TaskState.AVAILABLE.value,
     )
     schedule_at = always_readable(models.DateTimeField(db_default=Now()))
-    lease_epoch = models.BigIntegerField(default=0, db_default=0)
+    lease_epoch = models.BigIntegerField(_("lease epoch"), default=0, db_default=0)
     attempt_count = models.PositiveIntegerField(default=0, db_default=0)
     attempted_at = always_readable(models.DateTimeField(null=True, blank=True))
     # [{"at": ISO time, "attempt": from 1, "verb": "handle" | "cancel", "error": …, "stack": …}]
@@ -225,6 +247,8 @@ class Task(GuardedModel):
         event_id: UUID
 
     class Meta:
+        verbose_name = _("task")
+        verbose_name_plural = _("tasks")
         permissions = [
             ("cancel_task", "Can cancel tasks"),
             ("resume_task", "Can resume tasks"),

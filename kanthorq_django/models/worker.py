@@ -7,6 +7,7 @@ from typing import Self
 
 from django.db import OperationalError, connections, models, transaction
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 from psycopg.errors import LockNotAvailable
 
 from kanthorq_django.domain.identifiers import uuid7
@@ -29,14 +30,18 @@ class Worker(models.Model):
     """One worker process; a restarted one is a new row."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    host = models.CharField(max_length=255)
+    host = models.CharField(_("host"), max_length=255)
     pid = models.PositiveIntegerField()
-    concurrency = models.PositiveIntegerField()
+    concurrency = models.PositiveIntegerField(_("concurrency"))
     consumers = models.JSONField(default=list)
     started_at = CreatedAtField()
     seen_at = models.DateTimeField(db_default=Now(), editable=False)
 
     objects = models.Manager.from_queryset(WorkerQuerySet)()
+
+    class Meta:
+        verbose_name = _("worker")
+        verbose_name_plural = _("workers")
 
     def __str__(self) -> str:
         return f"{self.pid}@{self.host}"

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from django.core.management.base import CommandError
+from django.utils import translation
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.amounts import counted
@@ -196,7 +197,7 @@ def _facts(schedule: Schedule) -> Iterator[tuple[str, str]]:
         "left out",
         ", ".join(_local(schedule, moment) for moment in readable_exdates(schedule)) or "-",
     )
-    yield "missed ones", schedule.get_catchup_display()
+    yield "missed ones", _missed(schedule)
     yield "state", schedule.life
     yield "last", "-" if schedule.last_at is None else _local(schedule, schedule.last_at)
     yield from (("next", _local(schedule, moment)) for moment in schedule.upcoming(SHOWN))
@@ -205,6 +206,12 @@ def _facts(schedule: Schedule) -> Iterator[tuple[str, str]]:
     yield "resource key", schedule.resource_key or "-"
     yield "metadata", _metadata(schedule)
     yield "body", _size_text(schedule)
+
+
+def _missed(schedule: Schedule) -> str:
+    """Return what becomes of missed ones, in English as all that the console tells."""
+    with translation.override(None):
+        return schedule.get_catchup_display()
 
 
 def _metadata(schedule: Schedule) -> str:

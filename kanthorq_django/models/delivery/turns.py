@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connections, models
 from django.db.models import Case, F, Q, When
+from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django import sql
 from kanthorq_django.sql.transactions import is_outside
@@ -26,9 +27,9 @@ REACH_GROWTH = 4  # from a look that found nothing to the next
 class Serialize(models.TextChoices):
     """Whether tasks with the same resource key run one at a time, and what a retry means."""
 
-    OFF = "", "side by side"
-    ON = "on", "one at a time; later ones pass a task that waits for its retry"
-    STRICT = "strict", "one at a time, in order; later ones wait for a task's retry"
+    OFF = "", _("side by side")
+    ON = "on", _("one at a time; later ones pass a task that waits for its retry")
+    STRICT = "strict", _("one at a time, in order; later ones wait for a task's retry")
 
 
 @dataclass(slots=True)

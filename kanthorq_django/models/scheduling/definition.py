@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.conf import settings
 from django.db import models
+from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.moments import with_offset
@@ -35,9 +36,9 @@ _COLUMN_OF = {"rule": "rrule", "dtstart": "dtstart"}
 class Catchup(models.TextChoices):
     """What becomes of occurrences that passed while no worker ran."""
 
-    ALL = "all", "publish all of them"
-    LAST = "last", "publish the last one"
-    NONE = "none", "leave them out"
+    ALL = "all", _("publish all of them")
+    LAST = "last", _("publish the last one")
+    NONE = "none", _("leave them out")
 
 
 class _MomentField(models.DateTimeField):  # type: ignore[type-arg]
