@@ -3,8 +3,8 @@
 from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext
 
 from kanthorq_django.admin.content import pretty_value
 from kanthorq_django.admin.display import (
@@ -74,13 +74,22 @@ class OperatorActionAdmin(ReadOnlyAdmin):
 
 def _counted(word: str, count: int) -> str:
     """Return ``3 updated``, or ``1 task`` where rows hold a noun, in the plural."""
-    nouns = {
-        "consumers": ngettext("consumer", "consumers", count),
-        "events": ngettext("event", "events", count),
-        "fields": ngettext("field", "fields", count),
-        "tasks": ngettext("task", "tasks", count),
+    texts = {
+        "added": gettext("%s added"),
+        "changed": gettext("%s changed"),
+        "consumers": ngettext("%s consumer", "%s consumers", count),
+        "created": gettext("%s created"),
+        "deleted": gettext("%s deleted"),
+        "events": ngettext("%s event", "%s events", count),
+        "fields": ngettext("%s field", "%s fields", count),
+        "noop": gettext("%s noop"),
+        "published": gettext("%s published"),
+        "requested": gettext("%s requested"),
+        "tasks": ngettext("%s task", "%s tasks", count),
+        "updated": gettext("%s updated"),
     }
-    return f"{number(count)} {nouns.get(word, word)}"
+    text = texts.get(word)
+    return f"{number(count)} {word}" if text is None else text % number(count)
 
 
 def _as_json(value: Any) -> str:

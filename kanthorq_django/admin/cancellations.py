@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from django.template.loader import render_to_string
 from django.utils import timezone
+from django.utils.formats import number_format
 from django.utils.timesince import timeuntil
 from django.utils.translation import gettext
 
@@ -38,6 +39,6 @@ def _span(span: timedelta | None) -> str:
     if span is None:
         return NOTHING
     if span < SOON:
-        return gettext("%.1f seconds") % span.total_seconds()
+        return gettext("%s seconds") % number_format(span.total_seconds(), 1)
     now = timezone.now()
     return timeuntil(now + span, now)

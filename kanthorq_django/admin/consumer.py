@@ -194,7 +194,8 @@ class ConsumerAdmin(ReadOnlyAdmin):
             return gettext("caught up")
         count = Minimum(lag.count) if lag.is_bounded else lag.count
         oldest = moment(timezone.now() - lag.oldest)
-        return format_html(gettext("{} events, the oldest {}"), number(count), oldest)
+        text = ngettext("{} event, {}", "{} events, the oldest {}", lag.count)
+        return format_html(text, number(count), oldest)
 
     @admin.display(description=_("tasks"))
     def tasks(self, consumer: Any) -> str:

@@ -244,7 +244,9 @@ def _is_text(body: bytes | None) -> bool:
 def _local(schedule: Schedule, when: datetime) -> str:
     """Return ``when`` in words by the clocks of the schedule's zone, and how far away it is."""
     local = schedule.local(when)
-    text = f"{date_format(local, 'l j F Y, H:i:s')} {local.tzname()}"
+    # Translators: a format as of Django's template filter "date".
+    told = date_format(local, gettext("l j F Y, H:i:s"))
+    text = f"{told} {local.tzname()}"
     return format_html(
         '<time datetime="{}">{}</time> ({})', local.isoformat(), text, naturaltime(when)
     )

@@ -67,10 +67,15 @@ class ScheduleForm(_ModelForm):
         help_text=_("Occurrences to leave out, one in each line: 2026-12-24 09:00"),
     )
     metadata = JsonObjectField(
+        label=_("Metadata"),
         required=False,
         help_text=_('A JSON object; each event gets "schedule" and "occurrence" beside it.'),
     )
-    body = BodyField(required=False, help_text=_("Text or JSON, published as it stands."))
+    body = BodyField(
+        label=_("Body"),
+        required=False,
+        help_text=_("Text or JSON, published as it stands."),
+    )
 
     class Meta:
         model = Schedule

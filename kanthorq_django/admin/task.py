@@ -191,7 +191,8 @@ class TaskAdmin(TaskActionsAdmin):
         if not task.cancel_attempt_count:
             return told
         counts = {"count": task.cancel_attempt_count, "max": task.consumer.cancel_attempt_max}
-        return f"{told}, {gettext('cancellation %(count)d / %(max)d') % counts}"
+        cancelling = gettext("cancellation %(count)d / %(max)d") % counts
+        return f"{told}, {cancelling}"
 
     @admin.display(description=_("when"))
     def due(self, task: Task) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from django.db import connections, models, transaction
 from django.db.models.functions import Now
 from django.db.transaction import TransactionManagementError
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from kanthorq_django.domain.callables import alters_data
@@ -97,7 +98,8 @@ class OperatorAction(models.Model):
         indexes = [models.Index(fields=["created_at"], name="kanthorq_audit_created")]
 
     def __str__(self) -> str:
-        return f"{self.action} by {self.operator}"
+        told = {"action": self.action, "operator": self.operator}
+        return gettext("%(action)s by %(operator)s") % told
 
     def save(self, **options: Any) -> None:
         if not self._state.adding:

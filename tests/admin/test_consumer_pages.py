@@ -68,6 +68,12 @@ def test_filters_lag_and_tasks_are_shown(viewer: Client):
     assert "Discarded 2 Completed 1" in text
 
 
+def test_one_unread_event_is_told_as_one(viewer: Client):
+    EventFactory.create(stream=ConsumerFactory.create().stream)
+
+    assert " 1 event, " in text_of(viewer.get(page("consumer_changelist")))
+
+
 def test_a_running_task_whose_lease_ran_out_is_counted_as_stuck_too(viewer: Client):
     consumer = ConsumerFactory.create()
     ago = timezone.now() - timedelta(minutes=1)
