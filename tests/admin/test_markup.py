@@ -78,6 +78,11 @@ def test_nothing_is_told_by_colour_alone(pages: dict[str, str]):
 
 
 def test_what_can_be_scrolled_is_reached_by_the_keyboard(pages: dict[str, str]):
-    blocks = [each for html in pages.values() for each in re.findall(r"<pre[^>]*>", html)]
+    scrolling = re.compile(r'<pre[^>]*>|<div class="kq-scroll"[^>]*>')
+    blocks = [each for html in pages.values() for each in scrolling.findall(html)]
     assert blocks
     assert all('tabindex="0"' in block for block in blocks)
+
+
+def test_the_table_of_a_question_scrolls_in_a_narrow_window(pages: dict[str, str]):
+    assert re.search(r'<div class="kq-scroll"[^>]*>\s*<table>', pages["select all"])
