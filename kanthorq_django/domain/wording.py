@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, tzinfo
 
-from kanthorq_django.domain.rules import until_moment
+from kanthorq_django.domain.rules import WITHIN_DAYS, until_moment
+from kanthorq_django.domain.times_of_day import numbers
 
 _UNITS = {
     "YEARLY": "year",
@@ -29,7 +30,6 @@ _MONTHS = (
 )  # fmt: skip
 _ORDINALS = {-1: "last", -2: "last but one"}
 _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
-_TIMED = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY")
 # What leaves few of the weekdays of a month or a year.
 _CHOOSING = {"BYMONTHDAY", "BYYEARDAY", "BYWEEKNO", "BYSETPOS"}
 
@@ -104,27 +104,22 @@ def _rest(parts: Mapping[str, str]) -> str:
 
 def _times(parts: Mapping[str, str], dtstart: datetime) -> str:
     second = int(parts.get("BYSECOND", dtstart.second))
-    if parts["FREQ"] not in _TIMED:
+    if parts["FREQ"] in WITHIN_DAYS:
         return _moments_of_the_hour(parts, dtstart, second)
-    hours = _numbers(parts.get("BYHOUR", str(dtstart.hour)))
-    minutes = _numbers(parts.get("BYMINUTE", str(dtstart.minute)))
+    hours = numbers(parts, "BYHOUR", [dtstart.hour])
+    minutes = numbers(parts, "BYMINUTE", [dtstart.minute])
     seconds = f":{second:02}" if second else ""
     times = [f"{hour:02}:{minute:02}{seconds}" for hour in hours for minute in minutes]
     return f"at {_list(times)}"
 
 
 def _moments_of_the_hour(parts: Mapping[str, str], dtstart: datetime, second: int) -> str:
-    numbers = {"hour": parts.get("BYHOUR"), "minute": parts.get("BYMINUTE")}
-    if parts["FREQ"] == "HOURLY" and numbers["minute"] is None:
-        numbers["minute"] = str(dtstart.minute)
-    if second:
-        numbers["second"] = str(second)
-    told = {unit: _numbers(given) for unit, given in numbers.items() if given is not None}
-    return " ".join(f"at {unit} {','.join(map(str, found))}" for unit, found in told.items())
-
-
-def _numbers(given: str) -> list[int]:
-    return sorted(map(int, given.split(",")))
+    told = {
+        "hour": numbers(parts, "BYHOUR", ()),
+        "minute": numbers(parts, "BYMINUTE", [dtstart.minute] if parts["FREQ"] == "HOURLY" else ()),
+        "second": [second] if second else (),
+    }
+    return " ".join(f"at {unit} {','.join(map(str, some))}" for unit, some in told.items() if some)
 
 
 def _end(parts: Mapping[str, str], dtstart: datetime) -> str:
@@ -154,4 +149,5 @@ def _ordinal(number: int) -> str:
 
 
 def _list(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+    *others, last = dict.fromkeys(items)  # a rule may name one thing twice
+    return f"{', '.join(others)} and {last}" if others else last
