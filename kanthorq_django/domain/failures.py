@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from kanthorq_django.domain.interrupts import is_interrupt
+from kanthorq_django.domain.quoting import cut
 
 ERROR_SIZE_MAX = 2_000  # characters of the one-line error
 # Control characters but tab and newline, halves of surrogate pairs, and what turns the
@@ -46,7 +47,7 @@ def recorded(history: object) -> list[dict[str, Any]]:
 
 def one_line(text: str, size_max: int = ERROR_SIZE_MAX) -> str:
     """Return ``text`` as one line of at most ``size_max`` characters, safe to store and to log."""
-    return _cleansed(" ".join(_head(text, size_max).split()))
+    return _cleansed(" ".join(cut(text, size_max).split()))
 
 
 def _recorded(entry: object) -> dict[str, Any]:
@@ -79,10 +80,6 @@ def _stack(error: BaseException) -> str:
 
 def _cleansed(text: str) -> str:
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def _head(text: str, size_max: int) -> str:
-    return text if len(text) <= size_max else f"{text[: size_max - 1]}…"
 
 
 def _tail(text: str, size_max: int) -> str:

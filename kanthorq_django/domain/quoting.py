@@ -32,7 +32,7 @@ def quoted(value: object) -> str:
     except Exception:  # noqa: BLE001  # its __repr__ is foreign code
         text = f"<{type(value).__name__}>"
     text = text[: SIZE_MAX + 3]
-    line = _cut(
+    line = cut(
         "".join(each if " " <= each <= "~" else ascii(each)[1:-1] for each in text), SIZE_MAX + 2
     )
     is_cut = isinstance(value, str) and len(value) > SIZE_MAX and not line.endswith("…")
@@ -44,8 +44,9 @@ def printable(text: str, size_max: int = SIZE_MAX) -> str:
     if not text.isprintable():
         start = text[:size_max]
         text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in start)
-    return _cut(text, size_max)
+    return cut(text, size_max)
 
 
-def _cut(text: str, size_max: int) -> str:
+def cut(text: str, size_max: int) -> str:
+    """Return ``text``, or its beginning and an ellipsis, in at most ``size_max`` characters."""
     return text if len(text) <= size_max else f"{text[: size_max - 1]}…"

@@ -20,6 +20,7 @@ from dateutil.rrule import rrulestr
 from kanthorq_django.domain.periods import WEEKDAYS, period_of
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.rules import (
+    DAY_PARTS,
     WITHIN_DAYS,
     RecurrenceProblem,
     parse,
@@ -41,7 +42,6 @@ _STRIDES = {
     "DAILY": timedelta(days=1),
 }
 _MONTHS = {"MONTHLY": 1, "YEARLY": 12}
-_DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY")
 # With any of these a rule does not take its day from its start.
 _DAY_CHOICES = ("BYMONTHDAY", "BYYEARDAY", "BYDAY")
 
@@ -191,7 +191,7 @@ class Recurrence:
 
     def _walk_days(self, begin: datetime, end: datetime) -> Iterator[datetime]:
         """Find matching days first: stepping by minutes to the next leap day would take ages."""
-        parts = {name: self.parts[name] for name in _DAY_PARTS if name in self.parts}
+        parts = {name: self.parts[name] for name in DAY_PARTS if name in self.parts}
         if parts.keys().isdisjoint(_DAY_CHOICES):
             parts["BYDAY"] = ",".join(WEEKDAYS)
         midnight = datetime.combine(begin.date(), time.min)

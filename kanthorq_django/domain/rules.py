@@ -22,7 +22,7 @@ TIMES_MAX = 100
 
 FREQUENCIES = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY", "HOURLY", "MINUTELY")
 WITHIN_DAYS = ("HOURLY", "MINUTELY")
-_DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY")
+DAY_PARTS = ("BYMONTH", "BYMONTHDAY", "BYYEARDAY", "BYDAY")
 _RANGES = {
     "BYSECOND": range(60),
     "BYMINUTE": range(60),
@@ -211,7 +211,7 @@ def _check_day_exists(parts: dict[str, str]) -> None:
 
     It ends with the year 9999, and the 28 years before hold every kind of year that there is.
     """
-    days = {name: parts[name] for name in _DAY_PARTS if name in parts}
+    days = {name: parts[name] for name in DAY_PARTS if name in parts}
     if not days or parts["FREQ"] in ("MONTHLY", "YEARLY"):
         return
     text = ";".join(f"{name}={value}" for name, value in {"FREQ": "YEARLY", **days}.items())
