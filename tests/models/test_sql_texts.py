@@ -29,3 +29,8 @@ def test_statements_are_read_no_more_once_they_are_imported(monkeypatch: pytest.
 def test_they_are_importable_without_settings():
     program = "from kanthorq_django import sql; assert sql.load('publish')"
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_begins_with_what_it_does(name: str):
+    assert sql.load(name).startswith("-- ")
