@@ -29,7 +29,7 @@ from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.exceptions import ForeignCluster
-from kanthorq_django.models.deletion import unread
+from kanthorq_django.models.deletion import without_pulls
 from kanthorq_django.models.delivery import cursor as cursors
 from kanthorq_django.models.delivery.claim import lease_due
 from kanthorq_django.models.delivery.cursor import Lag, Page
@@ -182,7 +182,7 @@ class Consumer(models.Model):
     ) -> tuple[int, dict[str, int]]:
         """Delete this consumer and its tasks; a pull that is under way is waited for."""
         alias = using or self.using
-        with unread(Consumer._base_manager.using(alias).filter(pk=self.pk)):
+        with without_pulls(Consumer._base_manager.using(alias).filter(pk=self.pk)):
             return super().delete(using=alias, keep_parents=keep_parents)
 
     @property

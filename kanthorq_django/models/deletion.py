@@ -22,7 +22,7 @@ def is_whole(rows: "models.QuerySet[Any]") -> bool:
 
 
 @contextmanager
-def unread(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
+def without_pulls(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
     """Run the block in a transaction in which nobody pulls for ``consumers``, or moves their tasks.
 
     Nothing but this lock keeps a pull from making tasks between the deletion of those there are
@@ -37,7 +37,7 @@ def unread(consumers: "models.QuerySet[Consumer]") -> Iterator[None]:
 
 
 @contextmanager
-def undelivered(streams: Any, using: str) -> Iterator[None]:
+def without_deliveries(streams: Any, using: str) -> Iterator[None]:
     """Run the block in a transaction in which no event of ``streams`` becomes a task.
 
     Nobody pulls for their consumers, and none joins them: its foreign key locks the same row.

@@ -24,7 +24,7 @@ from kanthorq_django.exceptions import (
     InvalidEvent,
     UndecodableEvent,
 )
-from kanthorq_django.models.deletion import is_whole, undelivered
+from kanthorq_django.models.deletion import is_whole, without_deliveries
 from kanthorq_django.models.fields import (
     CreatedAtField,
     SubjectField,
@@ -71,7 +71,7 @@ class EventQuerySet(models.QuerySet["Event"]):
         self._for_write = True
         if not is_whole(self):
             return super().delete()  # which refuses it
-        with undelivered(self.order_by().values("stream"), self.db):
+        with without_deliveries(self.order_by().values("stream"), self.db):
             return super().delete()
 
     alters_data(publish, bulk_create, update)
@@ -182,7 +182,7 @@ class Event(SealableModel):
     ) -> tuple[int, dict[str, int]]:
         """Delete this event as the queryset's ``delete()`` does."""
         alias = using or router.db_for_write(type(self), instance=self)
-        with undelivered([self.stream_id], alias):
+        with without_deliveries([self.stream_id], alias):
             return super().delete(using=alias, keep_parents=keep_parents)
 
     @classmethod

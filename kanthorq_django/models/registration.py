@@ -13,7 +13,7 @@ from kanthorq_django.domain.moments import readable
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.exceptions import ConfigurationError
-from kanthorq_django.models.deletion import is_whole, unread
+from kanthorq_django.models.deletion import is_whole, without_pulls
 from kanthorq_django.models.delivery.turns import Serialize, align_turns
 from kanthorq_django.models.isolation import together
 from kanthorq_django.models.stream import Stream
@@ -183,7 +183,7 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         self._for_write = True
         if not is_whole(self):
             return super().delete()  # which refuses it
-        with unread(self):
+        with without_pulls(self):
             return super().delete()
 
     alters_data(bulk_create, update)

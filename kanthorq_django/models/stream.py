@@ -70,7 +70,7 @@ class StreamQuerySet(models.QuerySet["Stream"]):
         Raises ProtectedError while there are events, consumers or schedules of them.
         """
         self._for_write = True
-        with _unpublished(self.db):
+        with _without_publishers(self.db):
             _check_unused(dict(self.values_list("pk", "name")), self.db)
             return super().delete()
 
@@ -103,13 +103,13 @@ class Stream(models.Model):
     ) -> tuple[int, dict[str, int]]:
         """Delete this stream as the queryset's ``delete()`` does."""
         alias = using or router.db_for_write(type(self), instance=self)
-        with _unpublished(alias):
+        with _without_publishers(alias):
             _check_unused({self.pk: self.name}, alias)
             return super().delete(using=alias, keep_parents=keep_parents)
 
 
 @contextmanager
-def _unpublished(using: str) -> Iterator[None]:
+def _without_publishers(using: str) -> Iterator[None]:
     """Run the block in a transaction in which nobody publishes, into whatever stream.
 
     Who publishes has looked the stream up. An event names it without a constraint, whose check

@@ -14,7 +14,7 @@ from pytest_django import Settings
 from kanthorq_django import publish
 from kanthorq_django.exceptions import ForeignCluster, RebaseRefused
 from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
-from kanthorq_django.models.deletion import undelivered
+from kanthorq_django.models.deletion import without_deliveries
 from kanthorq_django.models.delivery.turns import Serialize
 from kanthorq_django.models.maintenance import rebase as module
 from kanthorq_django.models.maintenance.rebase import Rebased, rebase
@@ -363,7 +363,7 @@ def test_a_rebase_and_a_deletion_of_events_wait_for_each_other_in_one_order(data
             cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
             return bool(cursor.fetchone()[0])
 
-    with undelivered([consumer.stream_id], database):  # as a deletion begins
+    with without_deliveries([consumer.stream_id], database):  # as a deletion begins
         other = begin_elsewhere(lambda: rebase(database))
         wait_until(is_waited_for)
         Event.objects.using(database).all().delete()
