@@ -31,7 +31,7 @@ from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.models.deletion import without_pulls
 from kanthorq_django.models.delivery import cursor as cursors
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.delivery.cursor import Lag, Page
 from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX, tell_of
 from kanthorq_django.models.delivery.turns import Serialize, Turns, align_turns
@@ -248,7 +248,7 @@ class Consumer(models.Model):
         """
         wanted = _claimable(states)
         _check_limit(limit)
-        return [leased.task for leased in lease_due(self, limit, wanted)]
+        return [leased.task for leased in claim_due(self, limit, wanted)]
 
     def cancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:
         """Cancel this consumer's tasks of these events; unknown ids are in ``noop`` too."""

@@ -26,7 +26,7 @@ from kanthorq_django.exceptions import KanthorqError
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task
 from kanthorq_django.models.delivery import lease
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.delivery.lease import Lease
 from kanthorq_django.models.delivery.leased import Leased, pulled_by, tell_of
 from kanthorq_django.subscribers import find, sync
@@ -150,7 +150,7 @@ class _Drain:
         else:
             leased += consumer.pull(BATCH_SIZE)
         # Also of what was just pulled and waits for its turn.
-        leased += lease_due(consumer, BATCH_SIZE, CLAIMABLE)
+        leased += claim_due(consumer, BATCH_SIZE, CLAIMABLE)
         subscription = find(consumer.name)
         flights = [Flight(each, subscription, time.monotonic()) for each in leased]
         self._unstarted.update(flight.lease for flight in flights)

@@ -11,7 +11,7 @@ from django.db import Error, connections
 
 from kanthorq_django.exceptions import PullRefused
 from kanthorq_django.models import Consumer
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.delivery.cursor import peek
 from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.worker.connections.database_errors import is_out_of_memory, is_unavailable
@@ -276,7 +276,7 @@ class Puller:
 
     def _claim(self, consumer: Consumer, wanted: Wanted) -> list[Leased] | None:
         freed_count = self._turns.freed_count
-        leased = lease_due(
+        leased = claim_due(
             consumer,
             wanted.limit,
             wanted.states,

@@ -17,7 +17,7 @@ from pytest_django import Settings
 from kanthorq_django import publish_many
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX, Leased
 from kanthorq_django.models.delivery.turns import Serialize
 from kanthorq_django.models.registration import Registration
@@ -49,7 +49,7 @@ def pulled(consumer: Consumer, limit: int = 100, size_max: int = SIZE_MAX) -> li
 
 
 def claimed(consumer: Consumer, limit: int = 100, size_max: int = SIZE_MAX) -> list[UUID]:
-    return events_of(lease_due(consumer, limit, CLAIMABLE, size_max=size_max))
+    return events_of(claim_due(consumer, limit, CLAIMABLE, size_max=size_max))
 
 
 def events_of(found: list[Leased]) -> list[UUID]:

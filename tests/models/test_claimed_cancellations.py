@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Task, TaskState
-from kanthorq_django.models.delivery.claim import LEASE_RAN_OUT, NO_ATTEMPT_LEFT, lease_due
+from kanthorq_django.models.delivery.claim import LEASE_RAN_OUT, NO_ATTEMPT_LEFT, claim_due
 from kanthorq_django.models.delivery.lease import hand_back
 from tests.clock import now
 from tests.factories import ConsumerFactory, TaskFactory
@@ -72,7 +72,7 @@ def test_a_cancellation_counts_attempts_of_its_own(careful: Consumer):
 
 def test_the_attempt_of_a_cleanup_is_told_and_not_that_of_the_handler(careful: Consumer):
     due(careful, TaskState.CANCELLING, attempt_count=9)
-    (leased,) = lease_due(careful, 1, [TaskState.CANCELLING])
+    (leased,) = claim_due(careful, 1, [TaskState.CANCELLING])
     assert (leased.is_cancellation, leased.attempt) == (True, 1)
 
 

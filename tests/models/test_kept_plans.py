@@ -11,7 +11,7 @@ from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.models import Consumer, Event, Task
 from kanthorq_django.models.delivery import cursor, lease
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.publishing import notifications
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.sql import round_trip
@@ -84,7 +84,7 @@ def pull(consumer: Consumer) -> None:
 
 
 def claim(consumer: Consumer) -> None:
-    lease_due(consumer, 100, CLAIMABLE)
+    claim_due(consumer, 100, CLAIMABLE)
 
 
 def plan_of(name: str, monkeypatch: pytest.MonkeyPatch, used: Callable[[], None]) -> str:

@@ -14,7 +14,7 @@ from kanthorq_django.domain.failures import Failure
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.models import Consumer, Event, Task
 from kanthorq_django.models.delivery import lease
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.delivery.lease import Lease
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.sql.binding import numbered
@@ -101,7 +101,7 @@ def last_state() -> None:
 
 
 def claim() -> None:
-    lease_due(Consumer.objects.get(), LEASED, CLAIMABLE)
+    claim_due(Consumer.objects.get(), LEASED, CLAIMABLE)
 
 
 VERBS = (renew, ack, ack_one, ack_last, ack_group, nack, hand_back, last_states, last_state, claim)

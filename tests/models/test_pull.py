@@ -14,7 +14,7 @@ from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many, signals
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.registration import Registration
 from tests.concurrency import elsewhere
 
@@ -376,7 +376,7 @@ def test_what_is_leased_is_what_is_stored(
     due = {"state": TaskState.RETRYABLE, "schedule_at": timezone.now()}
     Task.objects.update(**due, attempted_errors=history, result={"ü": [True, 10**20]})
     with watched():
-        (claimed,) = lease_due(consumer, 10, [TaskState.RETRYABLE])
+        (claimed,) = claim_due(consumer, 10, [TaskState.RETRYABLE])
     assert as_stored(claimed.event) == as_stored(Event.objects.get())
     assert as_stored(claimed.task) == as_stored(Task.objects.get())
     assert claimed.task.attempted_errors == history

@@ -14,7 +14,7 @@ from kanthorq_django.domain.moments import YEAR_MAX, YEAR_MIN
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.delivery.cursor import ALWAYS, peek
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.testing import drain
@@ -174,7 +174,7 @@ def test_a_task_that_is_due_before_all_years_is_found_where_the_look_tells_to_be
     floors.learn(rows := peek(floors.begin(), CLAIMABLE, "default"))
 
     assert rows[0].due_at < 0
-    assert len(lease_due(consumer, 1, CLAIMABLE, floors[consumer.pk])) == 1
+    assert len(claim_due(consumer, 1, CLAIMABLE, floors[consumer.pk])) == 1
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])

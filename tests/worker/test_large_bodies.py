@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish_many, subscribe
 from kanthorq_django.models import Consumer, Event, Task, TaskState
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.delivery.cursor import Page
 from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.subscribers import sync
@@ -138,7 +138,7 @@ def lose_what_exceeds(size: int, error: Exception, monkeypatch: pytest.MonkeyPat
         return page
 
     monkeypatch.setattr(Consumer, "pull_page", pull)
-    monkeypatch.setattr(puller, "lease_due", lambda *asked: received(lease_due(*asked)))
+    monkeypatch.setattr(puller, "claim_due", lambda *asked: received(claim_due(*asked)))
     return lost
 
 

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish_many
 from kanthorq_django.models import Event, Task, TaskState
-from kanthorq_django.models.delivery.claim import lease_due
+from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.delivery.leased import Leased
 from kanthorq_django.models.delivery.turns import turns_locked
 from kanthorq_django.subscribers import find, sync
@@ -93,13 +93,13 @@ def test_a_key_that_becomes_free_during_a_claim_is_asked_for_at_once(
     """The claim has not seen it, and nobody says so again."""
     reader = make_puller("keyed")
 
-    def lease_meanwhile(*args: Any) -> list[Leased]:
-        leased = lease_due(*args)
+    def claim_meanwhile(*args: Any) -> list[Leased]:
+        leased = claim_due(*args)
         reader.resume("keyed")  # as the thread does that has written a verdict
         return leased
 
     monkeypatch.setattr(turn_watch, "TURNS_AGAIN", 3_600.0)
-    monkeypatch.setattr(puller, "lease_due", lease_meanwhile)
+    monkeypatch.setattr(puller, "claim_due", claim_meanwhile)
     assert fetch(reader, DUE) == []
     assert has_work(reader)
 

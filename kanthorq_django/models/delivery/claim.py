@@ -36,7 +36,7 @@ class _Wanted(NamedTuple):
     size_max: int  # bytes
 
 
-def lease_due(
+def claim_due(
     consumer: "Consumer",
     limit: int,
     states: Iterable[TaskState],
