@@ -29,7 +29,7 @@ from kanthorq_django.admin.due import due_text, task_badge, with_is_due
 from kanthorq_django.admin.links import links_of
 from kanthorq_django.admin.readonly import RelatedFilter
 from kanthorq_django.admin.task_actions import TaskActionsAdmin
-from kanthorq_django.domain.failures import ERROR_SIZE_MAX, recorded
+from kanthorq_django.domain.failures import LINE_SIZE_MAX, recorded
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
 from kanthorq_django.domain.subjects import SUBJECT_SIZE_MAX
 from kanthorq_django.models import Consumer, Event, Task
@@ -103,7 +103,7 @@ class TaskList(ChangeList):
             .exclude(state=TaskState.COMPLETED)
             .filter(pk__in=[task.pk for task in self.result_list])
         )
-        newest = Left(KT("attempted_errors__-1__error"), ERROR_SIZE_MAX)
+        newest = Left(KT("attempted_errors__-1__error"), LINE_SIZE_MAX)
         errors = dict(shown.values_list("pk", newest))
         for task in self.result_list:
             task.newest_error = errors.get(task.pk)

@@ -9,7 +9,7 @@ from typing import Any, Self
 from kanthorq_django.domain.interrupts import is_interrupt
 from kanthorq_django.domain.quoting import cut
 
-ERROR_SIZE_MAX = 2_000  # characters of the one-line error
+LINE_SIZE_MAX = 2_000  # characters of the one-line error
 # Control characters but tab and newline, halves of surrogate pairs, and what turns the
 # direction of text around.
 _UNSAFE = re.compile(
@@ -45,7 +45,7 @@ def recorded(history: object) -> list[dict[str, Any]]:
     return [_recorded(entry) for entry in entries]
 
 
-def one_line(text: str, size_max: int = ERROR_SIZE_MAX) -> str:
+def one_line(text: str, size_max: int = LINE_SIZE_MAX) -> str:
     """Return ``text`` as one line of at most ``size_max`` characters, safe to store and to log."""
     return _cleansed(" ".join(cut(text, size_max).split()))
 

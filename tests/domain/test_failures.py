@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from kanthorq_django.domain.failures import ERROR_SIZE_MAX, Failure, recorded
+from kanthorq_django.domain.failures import LINE_SIZE_MAX, Failure, recorded
 from tests.errors import Abort
 
 SIZE_MAX = 16_384
@@ -82,10 +82,10 @@ def test_other_text_is_left_as_it_is() -> None:
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
-    failure = failure_of("x" * (ERROR_SIZE_MAX + 1))
-    assert len(failure.error) == ERROR_SIZE_MAX
+    failure = failure_of("x" * (LINE_SIZE_MAX + 1))
+    assert len(failure.error) == LINE_SIZE_MAX
     assert failure.error.endswith("x…")
-    assert failure_of("x" * ERROR_SIZE_MAX).error == "x" * ERROR_SIZE_MAX
+    assert failure_of("x" * LINE_SIZE_MAX).error == "x" * LINE_SIZE_MAX
 
 
 @pytest.mark.parametrize("size_max", [1, 2, 100])

@@ -98,7 +98,7 @@ CUT: dict[str, tuple[int, ...]] = {
     "tasks that a pull or claim leases": (S.BATCH_SIZE,),
     "bodies that a pull or claim leases": (leased.BODIES_SIZE_MAX // 2**20,),
     "handlers at a time": (S.CONCURRENCY, CONCURRENCY_LIMIT, PROCESSES_LIMIT),
-    "errors kept of a task": (S.ERRORS_MAX, failures.ERROR_SIZE_MAX, S.ERROR_SIZE_MAX),
+    "errors kept of a task": (S.ERRORS_MAX, failures.LINE_SIZE_MAX, S.ERROR_SIZE_MAX),
     "tasks that an operator's action moves": (operations.BATCH_SIZE, CHUNK_SIZE),
     "ids and values kept of an operator's action": (audit.SAMPLE_SIZE,),
     "events that prune looks at": (1_000, retention.BATCH_MAX),

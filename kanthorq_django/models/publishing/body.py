@@ -22,7 +22,7 @@ _NUL = "\x00"
 _ROOT = "$"  # the place of the whole value
 _BYTES = (bytes, bytearray, memoryview)  # to join them by | would take longer than to ask
 PATH_SIZE_MAX = 120  # characters of the place of a fault
-ERROR_SIZE_MAX = 200  # characters of an encoder's own words
+WORDS_SIZE_MAX = 200  # characters of an encoder's own words
 
 
 def encode_body(body: object, *, size_max: int) -> bytes:
@@ -55,7 +55,7 @@ def encode_json(name: str, value: object, *, size_max: int) -> str:
     try:
         text = json.dumps(value, cls=DjangoJSONEncoder, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
-        told = _first_fault(value) or printable(str(error), ERROR_SIZE_MAX)
+        told = _first_fault(value) or printable(str(error), WORDS_SIZE_MAX)
         raise InvalidBody(f"{name}: {told}.") from error
     # Before it is walked: what is far too large may take a while.
     _check_size(name, len(text), size_max)
@@ -174,5 +174,5 @@ def _leaf_faults(value: Any, path: str) -> Iterator[str]:
         try:
             json.dumps(value, cls=DjangoJSONEncoder)
         except (TypeError, ValueError) as error:
-            told = printable(str(error), ERROR_SIZE_MAX)
+            told = printable(str(error), WORDS_SIZE_MAX)
             yield told if path == _ROOT else f"{path}: {told}"
