@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
+from django.db import router
+
 from kanthorq_django import declarations
 from kanthorq_django.domain.names import near_names
 from kanthorq_django.domain.quoting import quoted
@@ -117,8 +119,6 @@ def sync(consumers: Iterable[str] | None = None, *, using: str | None = None) ->
     longer declared keeps its row and its tasks. Raises ConfigurationError for a name that no
     code declares.
     """
-    from django.db import router
-
     from kanthorq_django.models import Consumer
 
     alias = using or router.db_for_write(Consumer)
@@ -137,6 +137,19 @@ def declared(consumer: str) -> "Consumer":
     columns = {column: given[column.removeprefix("subject_")] for column in DECLARED}
     filters = {column: list(columns[column]) for column in ("subject_includes", "subject_excludes")}
     return Consumer(name=consumer, **columns | filters)
+
+
+def find(consumer: str) -> Subscription:
+    """Return the subscription of ``consumer``.
+
+    Raises ConfigurationError, with near or known names, when no code declares it.
+    """
+    if subscription := registry.find(consumer):
+        return subscription
+    known = [subscription.consumer for subscription in registry.all()]
+    raise ConfigurationError(
+        f"No subscriber declares the consumer {quoted(consumer)}; {near_names(consumer, known)}"
+    )
 
 
 def _with_on_cancel(handler: Callable[[M], R], subscription: Subscription) -> Subscriber[M, R]:
@@ -205,19 +218,6 @@ def _chosen(consumers: Iterable[str] | None) -> list[Subscription]:
     if consumers is None:
         return registry.all()
     return [find(consumer) for consumer in dict.fromkeys(consumers)]
-
-
-def find(consumer: str) -> Subscription:
-    """Return the subscription of ``consumer``.
-
-    Raises ConfigurationError, with near or known names, when no code declares it.
-    """
-    if subscription := registry.find(consumer):
-        return subscription
-    known = [subscription.consumer for subscription in registry.all()]
-    raise ConfigurationError(
-        f"No subscriber declares the consumer {quoted(consumer)}; {near_names(consumer, known)}"
-    )
 
 
 def _registration(subscription: Subscription) -> "Registration":

@@ -55,7 +55,7 @@ def patient(using: str) -> Iterator[None]:
         (before,) = cursor.fetchone()
         cursor.execute(f"SET LOCAL {name} TO DEFAULT")
         yield
-        cursor.execute("SELECT set_config(%s, %s, true)", [name, before])
+        cursor.execute(_SET_LOCAL, [name, before])
 
 
 @contextmanager

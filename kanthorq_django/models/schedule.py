@@ -51,6 +51,7 @@ from kanthorq_django.models.scheduling.occurrences import MISSED_AFTER, MOMENT, 
 from kanthorq_django.models.scheduling.progress import PROGRESS, ProgressModel
 from kanthorq_django.models.stream import Stream
 
+# From a schedule and the time to its ``cancelled_at`` and ``next_at``.
 _Change = Callable[["Schedule", datetime], tuple[datetime | None, datetime | None]]
 
 
@@ -136,11 +137,11 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
         first = waiting.values_list("next_at", Now(output_field=MomentField())).first()
         return None if first is None else (first[0] - first[1]).total_seconds()
 
-    def _move(self, sources: Q, change: "_Change") -> Outcome:
+    def _move(self, sources: Q, change: _Change) -> Outcome:
         self._for_write = True
         return undeadlocked(self.db, partial(self._move_all, sources, change))
 
-    def _move_all(self, sources: Q, change: "_Change") -> Outcome:
+    def _move_all(self, sources: Q, change: _Change) -> Outcome:
         with together(self.db, may_idle=True):
             versioned = self._plain().order_by().annotate(row_version=RowVersion())
             # A join may repeat a schedule.
@@ -150,7 +151,8 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
             locked = {each.pk: each for each in rows.annotate(row_version=RowVersion())}
             gone = self._gone({pk: each.row_version for pk, each in locked.items()}, found)
             updated, now = sorted(locked.keys() - gone), database_now(self.db)
-            for schedule in map(locked.__getitem__, updated):
+            for pk in updated:
+                schedule = locked[pk]
                 schedule.cancelled_at, schedule.next_at = change(schedule, now)
                 schedule.save(update_fields=["cancelled_at", "next_at"])
         return Outcome(tuple(updated), noop=tuple(sorted(found.keys() - set(updated))))

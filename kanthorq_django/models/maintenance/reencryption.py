@@ -110,22 +110,22 @@ class _Rotation(NamedTuple):
         Nothing here waits for a lock, so nothing here can deadlock.
         """
         renewed, lost = self._renewed(page)
-        changed = []
+        changed: list[UUID] = []
         if renewed:
             using = self.rows.db
             with transaction.atomic(using=using):
                 wanted = self.rows.filter(pk__in=list(renewed)).order_by("pk")
                 locked = wanted.select_for_update(of=("self",), no_key=True, skip_locked=True)
-                for pk in list(locked.values_list("pk", flat=True)):
-                    changed += [pk] * self._store(pk, page[pk], renewed[pk])
+                pks = list(locked.values_list("pk", flat=True))
+                changed = [pk for pk in pks if self._store(pk, page[pk], renewed[pk])]
                 if order is not None:
                     counts = {"changed": len(changed)}
                     order.record("events.reencrypt", using=using, counts=counts, ids=changed)
         left = len(renewed) - len(changed)
         return Reencrypted(len(page), len(changed), left, len(lost), tuple(lost[:LOST_SHOWN]))
 
-    def _store(self, pk: UUID, before: bytes, body: bytes) -> int:
-        """Store ``body`` unless it changed since; return of how many rows, in one round trip.
+    def _store(self, pk: UUID, before: bytes, body: bytes) -> bool:
+        """Store ``body``, in one round trip; return False if it has changed since.
 
         In a savepoint, which gives each row an xmin of its own: rebase takes rows of several
         transactions with one xmin for restored ones.
@@ -138,7 +138,7 @@ class _Rotation(NamedTuple):
         statements = (_SAVEPOINT, Statement(update, is_repeated=True), _RELEASE)
         params = {"id": pk, "before": before, "body": body}
         _, updated, _ = run(connections[self.rows.db], statements, params)
-        return updated.command_tuples or 0
+        return bool(updated.command_tuples)
 
     def _renewed(self, page: dict[UUID, bytes]) -> tuple[dict[UUID, bytes], list[UUID]]:
         """Return what is to be stored instead, by id, and the ids that no key opens."""

@@ -123,7 +123,7 @@ def _readers(
 def _check_cursors(streams: Iterable[Stream], using: str) -> None:
     ours = RawSQL("(SELECT system_identifier FROM pg_control_system())", ())
     readers = Consumer.objects.using(using).filter(stream__in=streams)
-    for foreign in readers.exclude(cluster_id=ours).order_by("name")[:1]:
+    if foreign := readers.exclude(cluster_id=ours).order_by("name").first():
         raise ForeignCluster(
             f"The cursor of consumer {foreign.name!r} was written by another PostgreSQL cluster, "
             "so nobody can tell what it has read. Run first: manage.py kanthorq rebase"

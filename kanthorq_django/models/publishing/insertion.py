@@ -223,7 +223,7 @@ def _copy(
     events: Iterable["Event"],
     moment: Any,
     using: str,
-    meanwhile: Callable[[], object] = bool,
+    meanwhile: Callable[[], None] | None = None,
 ) -> None:
     """Store ``events``; ``meanwhile`` is called when all are sent, and most not stored yet."""
     left = iter(events)
@@ -239,4 +239,5 @@ def _copy(
         encoding = encoding_of(connection.connection)
         for chunk in copied(chain([first], left), moment, using, encoding):
             copy.write(chunk)
-        meanwhile()
+        if meanwhile is not None:
+            meanwhile()
