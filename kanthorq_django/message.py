@@ -239,6 +239,20 @@ class Message:
         """Ask the row whether the task can still be ended with this message."""
         return self._held().exists()
 
+    def note_settled(self) -> None:
+        """Remember that the handler has spoken, and that this lasts."""
+        self._has_verdict = self._is_settled = True
+
+    def lost(self) -> LeaseLost:
+        """Return the error to raise, and let no open block commit even if it is swallowed."""
+        self._stop.set(LEASE_OVER)
+        forbid_commit(self.using)
+        return LeaseLost(
+            f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
+            "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "
+            "may commit."
+        )
+
     @contextmanager
     def _noting_refusal(self, *, is_ack: bool) -> Iterator[None]:
         """Remember a verdict that the database did not take.
@@ -289,10 +303,6 @@ class Message:
         send = signals.tell_of_what_lasts if self._is_settled else Signal.send
         send(signal, Task, message=self, **told)
 
-    def note_settled(self) -> None:
-        """Remember that the handler has spoken, and that this lasts."""
-        self._has_verdict = self._is_settled = True
-
     def _held(self) -> QuerySet[Task]:
         """Return the task, as long as it is leased to this message."""
         return self._handed_out().filter(lease_epoch=self.lease.epoch, state__in=LEASED)
@@ -324,16 +334,6 @@ class Message:
         if (state, epoch, cancel_attempt_count) != nacked:
             raise self.lost()
         return False
-
-    def lost(self) -> LeaseLost:
-        """Return the error to raise, and let no open block commit even if it is swallowed."""
-        self._stop.set(LEASE_OVER)
-        forbid_commit(self.using)
-        return LeaseLost(
-            f"Lease {self.lease.epoch} of {self.task} is over: another worker claimed it after "
-            "its visibility timeout, or the task was deleted or reset. Nothing of this attempt "
-            "may commit."
-        )
 
 
 def decide(messages: Collection[Message], using: str) -> None:

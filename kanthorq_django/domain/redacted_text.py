@@ -26,13 +26,13 @@ _EXCEPTION = re.compile(r"^(?:[a-z_]\w*+\.)*([A-Z]\w*+)(?=: )", re.MULTILINE)
 _SECOND_WORD = re.compile(r"[a-z0-9][A-Z]")
 
 
-def spans(text: str, is_secret: IsSecret, *, is_error: bool, but: str) -> list[Span]:
+def spans(text: str, is_secret: IsSecret, *, is_error: bool, placeholder: str) -> list[Span]:
     """Return where values of secret keys stand in ``text``, in order and apart from each other.
 
-    Where ``but`` stands already is left alone. In the text of an error or a traceback, names
-    of exceptions are no keys.
+    Values that are ``placeholder`` already are left alone. In the text of an error or a
+    traceback, names of exceptions are no keys.
     """
-    found = [*_pairs(text, is_secret, is_error=is_error, but=but)]
+    found = [*_pairs(text, is_secret, is_error=is_error, placeholder=placeholder)]
     found += chain(
         _details(text, is_secret),
         _elements(text, is_secret),
@@ -53,13 +53,14 @@ def _apart(found: list[Span]) -> list[Span]:
     return merged
 
 
-def _pairs(text: str, is_secret: IsSecret, *, is_error: bool, but: str) -> Iterator[Span]:
+def _pairs(text: str, is_secret: IsSecret, *, is_error: bool, placeholder: str) -> Iterator[Span]:
     """Yield what follows ``key=`` or ``key:`` up to an ampersand or the end of the line."""
     names = set(_exceptions(text)) if is_error else set()
     at = 0
     for pair in _PAIR.finditer(text):
-        is_done = pair.start() < at or text.startswith(but, pair.end()) or pair.start() in names
-        if not is_done and is_secret(pair[1]):
+        is_passed = pair.start() < at or pair.start() in names
+        is_hidden = text.startswith(placeholder, pair.end())
+        if not (is_passed or is_hidden) and is_secret(pair[1]):
             at = _value_end(text, pair)
             yield pair.end(), at
 

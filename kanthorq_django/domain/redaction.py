@@ -54,7 +54,7 @@ def _redacted(text: str, is_secret: IsSecret, levels: int, *, is_error: bool = F
     if _is_json(text):
         return _without(text, _json_changes(text, is_secret, levels))
     shown = _without(text, ((*span, _QUOTED) for span in _values(text, is_secret)))
-    spans = redacted_text.spans(shown, is_secret, is_error=is_error, but=_QUOTED)
+    spans = redacted_text.spans(shown, is_secret, is_error=is_error, placeholder=_QUOTED)
     return _without(shown, ((*span, REPLACEMENT) for span in spans))
 
 

@@ -105,7 +105,7 @@ def _send(raw: "psycopg.Connection[Any]", call: _Call) -> list[PGresult]:
             pgconn.send_query_prepared(*call)
             return raw.wait(execute(pgconn))
         except BaseException:
-            _settle(raw)
+            _leave_usable(raw)
             raise
 
 
@@ -123,7 +123,7 @@ def _send_in_pipeline(
                 pgconn.pipeline_sync()
             return raw.wait(_collected(pgconn, len(groups)))
         finally:
-            _settle(raw)
+            _leave_usable(raw)
 
 
 def _collected(pgconn: PGconn, sync_count: int) -> PQGen[list[list[PGresult]]]:
@@ -150,7 +150,7 @@ def _collected(pgconn: PGconn, sync_count: int) -> PQGen[list[list[PGresult]]]:
     return ended
 
 
-def _settle(raw: "psycopg.Connection[Any]") -> None:
+def _leave_usable(raw: "psycopg.Connection[Any]") -> None:
     """Let the connection be used as others are, or by nobody if answers are still to come."""
     pgconn = raw.pgconn
     with suppress(psycopg.Error):
@@ -188,7 +188,7 @@ def _prepare(raw: "psycopg.Connection[Any]", session: Session, text: str) -> Pre
             raw.pgconn.send_prepare(name, wanted.encode())
             failed = failed_of(raw.wait(execute(raw.pgconn)))
         finally:
-            _settle(raw)
+            _leave_usable(raw)
     if failed:
         raise error_from_result(failed, encoding=raw.info.encoding)
     prepared = session.prepared[text] = Prepared(name, params)

@@ -14,11 +14,13 @@ _ABSENT = object()  # what a deferred field holds
 
 
 def columns_of(event: "Event") -> dict[str, Any]:
+    """Return the parameters that publish.sql and its like take of a checked ``event``."""
     return {
         "id": event.id,
         "subject": event.subject,
         "body": seal(event.id, event.body),
-        # As text that the connection refuses where no pull could read it.
+        # Not escaped: a character that the connection cannot encode is refused here. Escaped, it
+        # would be stored, and no pull over such a connection could read the event.
         "metadata": json.dumps(event.metadata, ensure_ascii=False) if event.metadata else "{}",
         "resource_key": event.resource_key,
         "idempotency_key": event.idempotency_key,
@@ -39,15 +41,15 @@ def stored_by(moment: tuple[Any, ...], using: str) -> dict[str, Any]:
     }
 
 
-def noted(event: "Event", stored: Mapping[str, Any], using: str) -> "Event":
-    """Return ``event`` as it is stored now."""
+def mark_stored(event: "Event", stored: Mapping[str, Any], using: str) -> "Event":
+    """Let ``event`` hold what it got when it was stored; return it."""
     event.__dict__.update(stored)
     event._state.adding, event._state.db = False, using
     return event
 
 
 class EarlyNotes:
-    """Events noted as stored before they are committed, and what they were before that."""
+    """Events marked as stored before they are committed, and what they were before that."""
 
     def __init__(self, events: Sequence["Event"]) -> None:
         self._events = events
@@ -65,14 +67,15 @@ class EarlyNotes:
         self._were_adding = [event._state.adding for event in self._events]
         self._databases = [event._state.db for event in self._events]
         for event in self._events:
-            noted(event, stored, using)
+            mark_stored(event, stored, using)
 
     def take_back(self) -> None:
         """Let the events be as they were given, so that they can be published again.
 
-        But for those that another thread has published, and noted, meanwhile.
+        But for those that another thread has published, and marked, meanwhile.
         """
         given, xid = iter(self._given), self._stored.get("xid")
+        # Nothing is kept of them, and so nothing taken back, unless note() was called.
         states = zip(self._events, self._were_adding, self._databases, strict=False)
         for event, was_adding, using in states:
             before = dict(zip(self._stored, given, strict=False))

@@ -20,7 +20,12 @@ from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
 from kanthorq_django.models.isolation import unconflicted
 from kanthorq_django.models.publishing import idempotency, notifications
 from kanthorq_django.models.publishing.copying import copied
-from kanthorq_django.models.publishing.event_row import EarlyNotes, columns_of, noted, stored_by
+from kanthorq_django.models.publishing.event_row import (
+    EarlyNotes,
+    columns_of,
+    mark_stored,
+    stored_by,
+)
 from kanthorq_django.models.publishing.inspection import SLICE_SIZE, Inspection
 from kanthorq_django.models.stream import Stream
 from kanthorq_django.sql.session import encoding_of, is_utf8
@@ -109,7 +114,7 @@ def _insert_announced(
     done = sql.integers_apart(connection, "publish", "notify", params)
     if done is None or done.values is None:
         return None
-    stored = noted(event, stored_by(done.values, using), using)
+    stored = mark_stored(event, stored_by(done.values, using), using)
     if done.is_followed and notifications.announcer(using, stored.stream_id) is announcer:
         announcer.spare(began_at)
         pace.rest()
@@ -131,7 +136,7 @@ def _insert_one(event: "Event", stream: str, connection: BaseDatabaseWrapper) ->
     for _ in range(idempotency.TRIES):
         stored = sql.integers(connection, statement, params)
         if stored is not None:
-            return noted(event, stored_by(stored, using), using)
+            return mark_stored(event, stored_by(stored, using), using)
         registered = Stream.objects.using(using).register_by_event(stream)
         if known := idempotency.known_of([event], registered, using):
             return known[event.pk]
@@ -167,7 +172,7 @@ def _insert_many(
         raise
     for event in inspection.rest:
         if event.pk not in known:
-            noted(event, stored, using)
+            mark_stored(event, stored, using)
     return [known.get(event.pk, event) for event in events] if known else list(events)
 
 
