@@ -65,7 +65,7 @@ class Settings:
     BODY_KEYS: tuple[str, ...] = field(default=(), repr=False)
 
 
-# What is beyond ends in an error of PostgreSQL or Python, at a time when nobody expects it.
+# More would end in an error of PostgreSQL or Python, later and where nobody expects it.
 CEILINGS: dict[str, Any] = {
     "CONCURRENCY": 1_000,
     "BATCH_SIZE": 10_000,
@@ -73,7 +73,7 @@ CEILINGS: dict[str, Any] = {
     "GROUP_COMMIT": 10_000,
     "POLL_INTERVAL": timedelta(days=1),
     "SHUTDOWN_TIMEOUT": timedelta(days=1),
-    "BODY_SIZE_MAX": 268_435_456,  # a value of PostgreSQL has at most 1 GiB, written in hex half
+    "BODY_SIZE_MAX": 268_435_456,  # PostgreSQL takes 1 GiB, of which hex needs two digits a byte
     "METADATA_SIZE_MAX": 134_217_728,  # jsonb ends at 256 MiB
     "RESULT_SIZE_MAX": 134_217_728,
     "DEPTH_MAX": 500,  # Python's own recursion ends at a thousand
@@ -107,7 +107,7 @@ def _suggestion(key: object, known: dict[str, Any]) -> str:
 
 
 def _usual(field: Any) -> str:
-    """Return what a key is by default, and at most: the documents are not in the wheel."""
+    """Return a key's default and ceiling as a hint: the wheel holds no documentation to look in."""
     ceiling = CEILINGS.get(field.name)
     most = "" if ceiling is None else f", and {_amount(ceiling)} the most"
     return f"{quoted(field.default)} is the default{most}."

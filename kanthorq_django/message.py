@@ -57,13 +57,13 @@ IN_COROUTINE = "{0}() cannot be called from an async context; use `await message
 class Stop:
     """Whether and why a handler should stop.
 
-    An Event of Python's has a lock and a condition, for each message.
+    No ``threading.Event``: each message would have to pay for its lock and its condition.
     """
 
     __slots__ = ("reason",)
 
     def __init__(self) -> None:
-        self.reason = ""  # as a sentence goes on; the first counts
+        self.reason = ""  # the end of a sentence; the first one given stays
 
     def set(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -257,9 +257,9 @@ class Message:
     def _noting_refusal(self, *, is_ack: bool) -> Iterator[None]:
         """Remember a verdict that the database did not take.
 
-        A handler that goes on after that, and returns, has not asked for an ack by its return: its
-        block was rolled back, or it said that it had failed. Only where it acknowledged outside of
-        a block, and the connection was lost, its return says the same once more.
+        A handler may swallow the error and return. That is no implicit ack: its block was rolled
+        back, or it had called ``nack()``. The one exception is an ``ack()`` outside of any block
+        that failed with the connection: there the return asks for the same once more.
         """
         self._refusal = None
         try:
@@ -286,8 +286,9 @@ class Message:
     def _refuse_another_block(self, using: str) -> None:
         """Raise AlreadyAcknowledged in a block other than that of the verdict, if in doubt.
 
-        Its COMMIT got no answer, so the handler tries again; but it was carried out, and what this
-        block writes would be applied once more. Where the verdict is known to last it is a no-op.
+        The COMMIT of the first block got no answer, so the handler tries again. But it was carried
+        out: what the second block writes would be applied twice. Once the verdict is known to last,
+        nothing is refused.
         """
         open_now = open_transaction(using)
         if self._given_in is None or open_now in {None, self._given_in} or self._is_settled:
@@ -353,9 +354,9 @@ def decide(messages: Collection[Message], using: str) -> None:
 def _settle_if_kept(messages: Collection[Message], using: str) -> None:
     """Settle verdicts, after the commit, unless their rows say that nothing was kept.
 
-    PostgreSQL rolls back what is to be committed after a statement has failed, and Django notices
-    only what failed in a way of its own; nor does it take hooks back with a savepoint that is not
-    one of its blocks.
+    Django runs this hook although nothing was kept in two cases: a statement failed past Django,
+    so PostgreSQL answered COMMIT with a rollback; or a savepoint that is none of Django's blocks
+    was rolled back, which forgets no hook.
     """
     try:
         found = lease.last_states((message.lease for message in messages), using)

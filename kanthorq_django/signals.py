@@ -35,7 +35,10 @@ pruned = Signal()
 
 
 def tell(signal: Signal, sender: type, connection: BaseDatabaseWrapper, **told: Any) -> None:
-    """Send ``signal`` of what was done on ``connection``."""
+    """Send ``signal`` of what was done on ``connection``.
+
+    What a receiver raises goes to the caller while a transaction is open, else only to the log.
+    """
     is_open = connection.in_atomic_block or not connection.get_autocommit()
     send = Signal.send if is_open else tell_of_what_lasts
     send(signal, sender, using=connection.alias, **told)

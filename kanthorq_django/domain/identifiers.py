@@ -54,7 +54,8 @@ class _Clock:
 
 
 _clock = _Clock()
-# UUIDs are immutable for everybody else, and their constructor asks first in which of six ways.
+# Past the constructor, which first finds out which of six arguments it was given, and past what
+# keeps UUIDs from being changed.
 _set_int, _set_is_safe = vars(UUID)["int"].__set__, vars(UUID)["is_safe"].__set__
 _UNKNOWN = SafeUUID.unknown  # to look up a member of an enumeration takes longer than a lock
 

@@ -4,7 +4,7 @@ import threading
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Tell whether ``error``, raised by what we called, is to be let out though we go on else.
+    """Tell whether ``error``, raised by a project's code, is to be raised on, as no other is.
 
     Python raises KeyboardInterrupt in the main thread alone, where a test or a command is to end
     by it. Whatever else a policy, a receiver or an exception's text raises, CancelledError and

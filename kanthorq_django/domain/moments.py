@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta, tzinfo
 
 from kanthorq_django.domain.quoting import quoted
 
-# PostgreSQL stores moments that Python cannot read back; a day of room for time zones.
+# PostgreSQL stores moments that Python, whose years are 1 to 9999, cannot read back. One year less
+# at either end: a time zone may shift a moment into the next.
 YEAR_MIN, YEAR_MAX = 2, 9998
 
 # PostgreSQL reads no offset beyond it, nor one with a fraction of a second.
@@ -28,7 +29,7 @@ def moment_problem(moment: datetime) -> str | None:
 
 
 def told_in(zone: tzinfo, moment: datetime) -> datetime:
-    """Return ``moment`` by the clocks of ``zone``; as it is if it is naive, or beyond them."""
+    """Return ``moment`` in ``zone``; unchanged if it is naive, or beyond Python's years there."""
     if moment.tzinfo is None:
         return moment
     try:
@@ -48,7 +49,8 @@ def with_offset(naive: datetime) -> str:
 def readable(moment: datetime) -> datetime:
     """Return a moment that can be stored, in UTC if PostgreSQL could not read its offset.
 
-    In no other case: in the hour that comes twice, no moment equals itself in another zone.
+    Else it is unchanged: in the hour that comes twice when clocks are set back, Python takes no
+    moment for equal to the same one in another zone.
     """
     offset = moment.utcoffset()
     if offset is None or (abs(offset) <= OFFSET_MAX and not offset.microseconds):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 NAME_SIZE_MAX = 128  # characters
 LISTED_MAX = 10  # names in an error message
-NEARNESS_MIN = 0.7  # of 1; from 0.6 on, which is difflib's own, "nope" is near "hopper"
+NEARNESS_MIN = 0.7  # 0 to 1; with 0.6, difflib's default, "nope" would be near "hopper"
 _NAME = re.compile(r"[^\W_][\w.:-]*", re.ASCII)
 
 

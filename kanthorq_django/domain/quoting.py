@@ -10,7 +10,7 @@ class _Quoter(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        # Longer than what is shown, so that the cut is at the end.
+        # reprlib cuts out the middle. It is left more than is shown, so that only the end is cut.
         self.maxstring = self.maxother = self.maxlong = 4 * SIZE_MAX
 
     def repr_int(self, x: int, level: int) -> str:

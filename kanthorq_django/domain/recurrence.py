@@ -140,7 +140,8 @@ class Recurrence:
     def _locals(self, moment: datetime) -> Iterator[datetime]:
         """Yield local times from before ``moment`` on, or from the first if they are counted."""
         (start, _), until = self._shown(moment), self._until()
-        # A start at the second of two times is passed by on the clock before it comes.
+        # Clocks that are set back show a time twice. If the rule starts at the second one, they
+        # show later times before it starts.
         is_whole = "COUNT" in self.parts or moment < self.dtstart
         begin = self.origin if is_whole else max(self.origin, start)
         found = self._walk(begin, self._end_of_search(max(begin, start)))
@@ -197,7 +198,7 @@ class Recurrence:
         midnight = datetime.combine(begin.date(), time.min)
         times = TimesOfDay.of(self.parts, self.origin)
         tried = 0
-        # The same days as of DAILY, which takes as long for a month as this for a year.
+        # The days are those of DAILY, which needs as long for a month as YEARLY for a year.
         for day in _dateutil({"FREQ": "YEARLY"} | parts, midnight, end):
             tried += 1
             for local in times.on(day):
@@ -275,8 +276,9 @@ def _later(origin: datetime, months: int) -> datetime:
 def _dateutil(parts: dict[str, str], start: datetime, end: datetime) -> Iterator[datetime]:
     """Yield the naive moments of a rule in [``start``, ``end``].
 
-    dateutil heeds an end only where the rule matches, and else goes on to the year 9999. So the
-    search is done as many calendars later, where 9999 is near.
+    dateutil looks at an end only when it has found a match, and without one searches up to the
+    year 9999. So the search is moved on by whole calendars, to where that year is near, and what
+    it finds is moved back.
     """
     years = (MAXYEAR - end.year) // CALENDAR_YEARS * CALENDAR_YEARS
     text = ";".join(f"{name}={value}" for name, value in parts.items())

@@ -17,7 +17,7 @@ COUNT_MAX = 10_000
 # 40 years: nobody waits longer for a next time, but for one that is as rare as 29 February.
 INTERVALS_MAX = {"YEARLY": 40, "MONTHLY": 480}
 INTERVAL_MAX = 1_000  # of the other frequencies
-# In a day, of a rule that goes by days or more: HOURLY and MINUTELY are found with less work.
+# Times in one day, unless the rule is HOURLY or MINUTELY, whose times take less work to find.
 TIMES_MAX = 100
 
 FREQUENCIES = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY", "HOURLY", "MINUTELY")

@@ -8,7 +8,7 @@ from string import digits
 IsSecret = Callable[[str], bool]
 
 _NAME_SIZE_MAX = 200  # characters of a name that are looked at
-_PLAIN_WORD_SIZE = 5  # letters from which a key is not a chance part of other words
+_PLAIN_WORD_SIZE = 5  # letters; a shorter key may be part of other words by chance
 _NOTHING = r"(?!)"  # a pattern that nothing matches
 _WORD_BORDER = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 

@@ -13,12 +13,12 @@ from kanthorq_django.domain.quoting import quoted
 
 SUBJECT_SIZE_MAX = 255  # bytes of UTF-8
 
-# What PostgreSQL surely takes as one regular expression. Measured with 15 and 18: it refuses 65,536
-# characters, and fewer if they times the different ones among them are 34 million; and it compiles
-# for a minute, then gives up, where many wildcards meet many different characters.
+# The filters of a consumer become one regular expression. PostgreSQL 15 and 18 refuse one of 65,536
+# characters, or of fewer if their number times that of the different ones reaches 34 million. Where
+# many wildcards meet many different characters, they compile for a minute before they give up.
 FILTERS_SIZE_MAX = 50_000  # characters of all includes, or of all excludes, of a consumer
-FILTERS_COST_MAX = 200_000  # different characters times wildcards, compiled in about a second
-CHARACTERS_PER_WILDCARD = 150  # that cost as much as one
+FILTERS_COST_MAX = 200_000  # different characters times wildcards: takes about a second
+CHARACTERS_PER_WILDCARD = 150  # so many characters cost as much as one wildcard
 
 ANY_TOKEN = "*"  # noqa: S105  # a wildcard, not a password
 ANY_TAIL = ">"

@@ -54,8 +54,8 @@ class Subscription:
     def redeclares(self, former: "Subscription") -> bool:
         """Tell whether this is ``former`` once more, from a module that was imported anew.
 
-        A function that declares subscribers has one origin for all of them: those that select
-        something else are others. Of what selects the same nobody can tell.
+        Subscribers that one function declares, in a loop for example, have one origin; those that
+        select something else are other ones. Two that select the same cannot be told apart.
         """
         return self.handler is not former.handler and _origin(self) == _origin(former)
 
@@ -65,7 +65,7 @@ class Subscription:
 
     @property
     def is_cancel_async(self) -> bool:
-        """Whether a cancellation is handled by a coroutine; without a handler, as anything else."""
+        """Whether a coroutine handles cancellations; without a handler of its own, ``is_async``."""
         return is_coroutine(self.cancel_handler or self.handler)
 
     @property

@@ -11,9 +11,10 @@ _HOUR, _MINUTE = timedelta(hours=1), timedelta(minutes=1)
 
 
 class TimesOfDay(NamedTuple):
-    """Of the ``steps`` of a day, counted in ``unit``, every so many are taken from the origin on.
+    """The times of one day, as ``steps`` of a ``unit`` from midnight, each with ``offsets``.
 
-    ``offsets`` lead from a step to its times.
+    A step counts if its distance from ``origin`` is a multiple of ``interval`` units. The times are
+    the step plus each of the offsets: the minutes of an hour, or the second of a minute.
     """
 
     origin: datetime
