@@ -21,9 +21,10 @@ from kanthorq_django.sql.result import Result, integers_of, named_rows_of, rows_
 from kanthorq_django.sql.round_trip import BY_INDEX, run, run_apart
 from kanthorq_django.sql.transactions import is_outside
 
-# What workers repeat all day, and publishers. Not what takes long arrays: the plan that the server
-# keeps expects ten elements, and is ten times slower with a thousand. (Those of ack_group are as
-# long as GROUP_COMMIT says; it is written to bear hundreds.)
+# What workers and publishers repeat all day: the server keeps these statements with their plans.
+# None that takes long arrays: a plan that is kept expects ten elements, and is ten times slower
+# with a thousand. (The arrays of ack_group are as long as GROUP_COMMIT says; it is written to bear
+# hundreds.)
 REPEATED = frozenset(
     {
         "ack_group",
@@ -40,25 +41,27 @@ REPEATED = frozenset(
     }
 )
 
-# Those of them that a plan which the server made at a bad moment would make slow, and that run also
-# in the application's transactions; pulls and looks have transactions of their own for it.
+# Those that have to bring settings against bad plans along (see round_trip.py), as they also run in
+# the application's transactions. Pulls and looks set them in transactions of their own.
 _READ_BY_INDEX = frozenset({"ack_group", "ack_last", "ack_one", "claim", "last_lease"})
 
-# Whose rows carry bodies. As text each byte travels as two digits, which takes three times as long
-# for a row of 10,000 bytes, from the table to Python, and less than twice as long for one of 100.
+# Those whose rows carry bodies. As text each byte travels as two digits: a row of 10,000 bytes
+# takes three times as long from the table to Python, one of 100 bytes less than twice as long.
 _IN_BINARY = frozenset({"claim", "pull"})
 
-# Stands in statements that lock tasks, where those that must not wait say so.
+# Stands in statements that lock tasks, in the place of SKIP LOCKED: load() puts that there for
+# those who must not wait.
 WAITING = "/* SKIP LOCKED */"
 
 BEGIN_READ_COMMITTED = Statement("BEGIN ISOLATION LEVEL READ COMMITTED;")
 COMMIT = Statement("COMMIT;")
 ROLLBACK = Statement("ROLLBACK;")
-# What our own transactions lock, all workers wait for: one whose client is frozen, or gone without
-# a word, must not hold it for longer. In milliseconds.
+# All workers wait for what our own transactions lock. If the client of one is frozen, or gone
+# without a word, the server ends the transaction after these milliseconds.
 LEAVE_IDLE = Statement("SET LOCAL idle_in_transaction_session_timeout = 5000;")
-# PostgreSQL plans a kept statement anew for the first five times, which takes a pull longer than to
-# read, and a look each time, as it takes the plan that it could keep for dearer than it is.
+# Makes PostgreSQL keep the first plan of a statement. By itself it makes five before it keeps one,
+# and each takes a pull longer than to read; for a look it never keeps one, as it overestimates the
+# cost of that plan.
 BY_ONE_PLAN = Statement(
     f"{BY_INDEX.text[:-1]}, set_config('plan_cache_mode', 'force_generic_plan', true);"
 )
@@ -106,9 +109,9 @@ def rows(
 
 
 def rows_by_one_plan(using: str, name: str, params: Mapping[str, Any]) -> list[Any]:
-    """Do what ``rows()`` does, by a plan that is made once, as that of ``transaction_of()`` is.
+    """Do what ``rows()`` does, by a plan that the server makes once: see ``BY_ONE_PLAN``.
 
-    Inside a transaction it does no more than that: the settings would last as long.
+    Inside a transaction it is just ``rows()``: the settings would last until that transaction ends.
     """
     connection = connections[using]
     if not is_outside(connection):
@@ -141,9 +144,10 @@ def result(using: str, name: str, params: Mapping[str, Any]) -> Result:
 
 
 def result_alone(using: str, name: str, params: Mapping[str, Any]) -> Result:
-    """Do what ``result()`` does, in a READ COMMITTED transaction where none is open.
+    """Do what ``result()`` does; where no transaction is open, in a READ COMMITTED one.
 
-    A stricter one would meet conflicts, and have publishers fail for what it has read.
+    At a stricter level, which the project may have as its default, the statement would meet
+    conflicts, and what it has read would make concurrent publishers fail.
     """
     connection = connections[using]
     if not is_outside(connection):
@@ -220,8 +224,8 @@ def integers_apart(
 ) -> Apart | None:
     """Do what ``integers()`` does, commit, and run ``<then>.sql``, all in one round trip.
 
-    None, and nothing is run, where only a text could be sent. The connection has to be in
-    autocommit mode, outside of any transaction.
+    None, and nothing is run, where statements cannot be bound: see ``run_apart()``. The connection
+    has to be in autocommit mode, outside of any transaction.
     """
     results = run_apart(connection, (_statement(name), _statement(then)), params)
     if results is None:
@@ -245,5 +249,8 @@ def commit_with(using: str, name: str, params: Mapping[str, Any]) -> None:
 
 
 def is_failed_cast(error: Error, text: str) -> bool:
-    """Tell whether ``error`` is that of a statement of ours that cast what has ``text`` in it."""
+    """Tell whether a statement failed because it cast a value with ``text`` in it.
+
+    Some of ours do so on purpose: plain SQL has no other way to raise an error that says why.
+    """
     return isinstance(error.__cause__, InvalidTextRepresentation) and text in str(error)

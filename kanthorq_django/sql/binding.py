@@ -25,11 +25,12 @@ _PLACEHOLDER = re.compile(r"%(?:%|\((\w+)\)s)")
 
 
 class Statement(NamedTuple):
-    """SQL with named parameters, and whether it is run so often that its plan is to be kept.
+    """SQL with named parameters.
 
-    What travels with such a one is kept along with it. One that reads ``by_index`` does so by
-    whatever plan the server keeps; the settings that it takes for it are as before afterwards. Rows
-    that come ``in_binary`` where they are bound have no jsonb, which Django reads as text.
+    ``is_repeated``: it is run so often that the server is to keep it and its plan; what travels
+    with it is kept as well. ``by_index``: settings travel with it that make any plan read by an
+    index, and afterwards are as before. ``in_binary``: its rows come in binary form where it is
+    bound; they may have no jsonb, which Django reads as text.
     """
 
     text: str
@@ -44,8 +45,8 @@ _FORGOTTEN, _OUTDATED = b"26000", b"0A000"
 _REVALIDATE = b"RevalidateCachedQuery"
 _SQLSTATE, _FUNCTION = DiagnosticField.SQLSTATE, DiagnosticField.SOURCE_FUNCTION
 
-# Other values as text: the server knows the types, and takes no integer of another size, nor a
-# moment without a zone, for what it expects.
+# All other values travel as text, which the server reads as the type that it expects. In binary it
+# would refuse an integer of another size, and a moment without a zone.
 _AS_BINARY = frozenset({bytes, UUID})
 # To look up a member of an enumeration takes longer than to encode a value.
 _BINARY, _TEXT = PyFormat.BINARY, PyFormat.TEXT
@@ -60,8 +61,9 @@ def bind(
 ) -> list[PGresult]:
     """Bind ``params`` to all ``statements``, which the server keeps; wait for the results.
 
-    They are one transaction, unless they begin and commit others. After one that failed, none was
-    run. An error that came with the end of the transaction is a result of its own.
+    They are one transaction, unless they begin and commit others. Those behind one that failed
+    are not run. An error at the end of the transaction, as of a deferred constraint, is one more
+    result.
     """
     if len(statements) == 1:  # a pipeline costs a publisher 12 us more
         return _send(raw, _call(raw, session, statements[0], params))
@@ -127,9 +129,10 @@ def _send_in_pipeline(
 
 
 def _collected(pgconn: PGconn, sync_count: int) -> PQGen[list[list[PGresult]]]:
-    """Send what was queued; return all results, those that came before each sync apart.
+    """Send what was queued; return the results of each group, which a sync ends.
 
-    Where the connection is lost, of the groups that have ended, and of one that says why.
+    If the connection is lost, those of the groups that have ended; and of the next one, if its
+    last result is the error that says why.
     """
     yield from send(pgconn)
     groups: list[list[PGresult]] = [[]]
@@ -151,7 +154,7 @@ def _collected(pgconn: PGconn, sync_count: int) -> PQGen[list[list[PGresult]]]:
 
 
 def _leave_usable(raw: "psycopg.Connection[Any]") -> None:
-    """Let the connection be used as others are, or by nobody if answers are still to come."""
+    """End a pipeline; close the connection if answers are still to come, which others would get."""
     pgconn = raw.pgconn
     with suppress(psycopg.Error):
         if not raw.closed and pgconn.pipeline_status:

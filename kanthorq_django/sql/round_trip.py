@@ -18,11 +18,10 @@ from kanthorq_django.sql.session import Session, may_bind, session_of
 
 _IDLE = TransactionStatus.IDLE  # outside of any transaction
 
-
-# The server may keep a plan that it made while a table was nearly empty, or had never been looked
-# at: no index seemed worth the while, or one as good as another. Ours all read in the order of an
-# index; where rows have to be sorted it is the wrong one. And as it knows of no LIMIT, it takes a
-# look into a long stream for work that is worth a compiler's time, each time.
+# The server may keep a plan that it made while a table was nearly empty, or had no statistics yet:
+# a scan of the table, or the wrong index. All our statements can read in the order of an index, so
+# what else a plan may do is switched off: to scan, and to sort. And to compile: a plan that is kept
+# knows no LIMIT, so it takes a look into a long stream for enough work to compile for, each time.
 _SETTINGS = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "jit")
 
 
@@ -121,7 +120,7 @@ def _run_text(
     with make(own) as cursor:
         cursor.execute(" ".join(statement.text for statement in statements), params or None)
         if own.pgresult is None:
-            own.fetchone()  # has a pipeline of the caller's get its answers
+            own.fetchone()  # where the caller is in a pipeline, this waits for the answers
         results = [own.pgresult]
         while own.nextset():
             results.append(own.pgresult)

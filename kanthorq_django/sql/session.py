@@ -1,7 +1,7 @@
 """What is known of a connection: whether its server may keep statements, and which it keeps.
 
-Django prepares nothing, so that it works behind poolers. But to plan a pull takes longer than to
-run it.
+Django prepares no statements, so that it works behind poolers. But the server takes longer to plan
+a pull than to run it.
 """
 
 import functools
@@ -17,7 +17,8 @@ from psycopg.abc import Buffer
 from psycopg.adapt import AdaptersMap, Loader, Transformer
 from psycopg.pq import ConnStatus
 
-# So often a connection has to be used before it is worth a look; requests often have a new one.
+# Uses of a connection before it is asked whether it leads to the server itself: one that serves a
+# single request would not repay the question.
 USES_BEFORE = 5
 
 _BAD = ConnStatus.BAD
@@ -40,7 +41,7 @@ _TEXTS = ("text", "varchar", "bpchar", "name", "jsonb")
 
 
 def is_utf8(raw: "psycopg.Connection[Any]") -> bool:
-    """Tell whether text travels on ``raw`` as UTF-8, as it does unless the project has it else."""
+    """Tell whether text travels on ``raw`` as UTF-8: unless the project sets another encoding."""
     try:
         return raw.pgconn.parameter_status(_ENCODING) == _UTF8
     except psycopg.OperationalError:  # it is closed, and nobody can tell
@@ -50,7 +51,8 @@ def is_utf8(raw: "psycopg.Connection[Any]") -> bool:
 def encoding_of(raw: "psycopg.Connection[Any]") -> str:
     """Return the name of Python's codec for text that travels on ``raw``."""
     encoding = raw.info.encoding
-    return "utf-8" if encoding == "ascii" else encoding  # the server converts nothing
+    # With SQL_ASCII, which psycopg calls ascii, the server converts nothing.
+    return "utf-8" if encoding == "ascii" else encoding
 
 
 def detached(raw: "psycopg.Connection[Any]") -> Detached:
@@ -95,7 +97,7 @@ class Session:
         self.use_count = 0
         self.is_direct: bool | None = None  # leads to the server itself
         self.prepared: dict[str, Prepared] = {}
-        self.numbers = itertools.count()  # none twice: some may be kept yet, and some forgotten
+        self.numbers = itertools.count()  # for names; none twice, as the server may know some yet
         self.adaptation = _Adaptation(raw.adapters)
 
 

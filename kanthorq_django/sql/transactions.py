@@ -38,7 +38,7 @@ def own_blocks(using: str) -> list[Any]:
 def open_transaction(using: str) -> tuple[object, object] | None:
     """Return what tells the application's open transaction from others, None without one.
 
-    A function under ``@transaction.atomic`` has the same block each time.
+    The block alone would not: a function under ``@transaction.atomic`` has the same one each time.
     """
     own = own_blocks(using)
     return (own[0], connections[using].connection) if own else None
@@ -50,5 +50,5 @@ def forbid_commit(using: str) -> None:
     if own:
         transaction.set_rollback(True, using=using)
     if (inner := len(own) - 1) > 0:
-        # A block that cannot roll back to a savepoint has the next one roll back.
+        # A block without a savepoint to roll back to marks the block around it for rollback.
         connection.savepoint_ids[-inner:] = [None] * inner  # type: ignore[list-item]  # Django's too
