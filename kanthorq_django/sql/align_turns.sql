@@ -1,5 +1,5 @@
--- Let the open tasks of a consumer follow its rule about keys: those that wait for their turn would
--- never be claimed where there are no turns any more. Locked in id order, as verbs lock them, so
+-- Let the open tasks of a consumer follow its column "serialize", which was changed: with it switched
+-- off, tasks that wait for a turn would never be claimed. They are locked in id order, as by verbs, so
 -- that neither deadlocks with the other. Returns how many there were.
 WITH astray AS MATERIALIZED (
     SELECT task.id, rule.turn_key

@@ -14,8 +14,8 @@ WITH failing AS (
                 ORDER BY id DESC
                 LIMIT %(limit)s
             ) AS cancelled
-            -- One that succeeded at once has nothing to tell, but one may have failed for good: its
-            -- handler was taken out of the code.
+            -- A handler that succeeded at once has nothing to tell. But one may have failed on its only
+            -- attempt, and have been taken out of the code then.
             WHERE (cancel_attempt_count > 1 OR (attempted_errors -> -1) @> '{"verb": "cancel"}')
                 AND cancel_attempt_count > 0
                 AND finalized_at > statement_timestamp() - %(lately)s::interval

@@ -4,7 +4,7 @@
 SELECT
     asked.consumer_id,
     count(*) FILTER (WHERE newest.state = -101) AS cancelled,
-    -- Its handler may have failed, and have been taken out of the code since.
+    -- A task may be cancelled although its handler failed: the handler was taken out of the code then.
     count(*) FILTER (
         WHERE newest.state = -101 AND newest.cancel_attempt_count > 0 AND newest.has_failed IS NOT TRUE
     ) AS succeeded,

@@ -17,7 +17,8 @@ due_freely AS MATERIALIZED (
         AND schedule_at >= CASE WHEN %(floor)s::bigint > 0  -- as in peek.sql
             THEN 'epoch'::timestamptz + %(floor)s::bigint * interval '1 microsecond' ELSE '-infinity' END
         AND schedule_at <= statement_timestamp()
-        -- One that waits for no turn any more, as it is to be cancelled, takes one place, not two.
+        -- One that is being cancelled waits for no turn any more. If it was given one just before, it is
+        -- leased by that alone.
         AND id <> ALL(%(in_turn)s::bigint[])
     ORDER BY schedule_at, id
     LIMIT %(limit)s
@@ -34,8 +35,9 @@ due_in_turn AS MATERIALIZED (
         AND schedule_at <= statement_timestamp()
     FOR NO KEY UPDATE SKIP LOCKED
 ),
--- One of its group whose lease ran out, but which is locked or not wanted here, may run yet: as long
--- as it is not fenced, nothing of the group is leased. Looked for once, not for each task.
+-- Tasks whose lease ran out, but that are locked or not in the wanted states, so that they cannot be
+-- leased anew here. Their former holders may run yet, and nothing fences them: so nothing of their
+-- groups is leased. Looked for once, not for each task.
 unfenced AS MATERIALIZED (
     SELECT turn_key
     FROM kanthorq_django_task
@@ -79,8 +81,9 @@ fate AS (
             WHEN due.state = 2 AND due.attempt_count >= consumer.attempt_max THEN -102
             ELSE 2
         END AS becomes,
-        -- The last attempt of a cleanup, and not one of an earlier cancellation, stands in the history.
-        -- One that was handed back meanwhile has no moment. Silent: a history may hold anything.
+        -- Whether the history tells of the last attempt of this cancellation, and not only of one of
+        -- an earlier cancellation: by its time. One that was handed back has no time. The last
+        -- argument hides errors: a history may hold anything.
         jsonb_path_exists_tz(
             due.attempted_errors,
             '$[last] ? (@.verb == "cancel" && @.attempt == $attempt).at.datetime() ? (@ >= $since.datetime())',
@@ -120,8 +123,8 @@ claimed AS (
                 'attempt', CASE fate.was WHEN 2 THEN task.attempt_count
                     ELSE task.cancel_attempt_count END,
                 'verb', CASE fate.was WHEN 2 THEN 'handle' ELSE 'cancel' END,
-                -- A nack that used up all attempts would have ended the task: the consumer allows
-                -- fewer of them meanwhile.
+                -- The second: the last attempt was nacked, and a nack that uses up all attempts ends
+                -- the task. So the consumer has come to allow fewer of them since.
                 'error', CASE WHEN fate.was = 2 THEN %(handler_ran_out)s::text
                     WHEN fate.is_told THEN %(no_attempt_left)s::text
                     ELSE %(lease_ran_out)s::text END,
@@ -134,7 +137,8 @@ claimed AS (
     RETURNING task.*
 )
 SELECT
-    -- Of a consumer that exists; else who looks again for as long as something is due never ends.
+    -- Not of "due": if the consumer was deleted, nothing of that can be claimed, and a caller that
+    -- claims again for as long as something is due would never end.
     (SELECT count(*) FROM fate) AS due_count,
     EXISTS (SELECT FROM due WHERE NOT fits) AS is_cut,
     (SELECT avg(body_size) FROM due WHERE fits)::bigint AS body_size,

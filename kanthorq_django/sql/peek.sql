@@ -1,8 +1,8 @@
 -- One cheap look for all consumers of a worker: who has new events, and when is the next task
 -- due? Reads only, so an idle worker writes nothing and uses up no transaction id.
 WITH gap AS MATERIALIZED (
-    -- Between the transactions that have been open longest, a few of them so that a look beside
-    -- hundreds of others stays short.
+    -- The ranges of transaction ids between those that are open. Of the open ones only the oldest
+    -- few count, so that a look beside hundreds of them stays short.
     SELECT xid, lead(xid, 1, pg_snapshot_xmax(pg_current_snapshot())) OVER (ORDER BY xid) AS until
     FROM (
         SELECT '0'::xid8
@@ -22,8 +22,8 @@ SELECT
         OR pg_snapshot_xmin(consumer."cursor") > pg_snapshot_xmin(pg_current_snapshot())
         OR consumer."window" IS NOT NULL
         -- Scalar subqueries in the index's order: behind EXISTS the planner expects an early hit
-        -- and reads the table from its start, which is all of it when there is none. So it would
-        -- behind xid = open.xid where one transaction published all that it knows of.
+        -- and reads the table from its start, which is all of it when there is none. It would do the
+        -- same for xid = open.xid, where its statistics know events of one transaction alone.
         OR EXISTS (
             SELECT FROM pg_snapshot_xip(consumer."cursor") AS open (xid)
             WHERE pg_visible_in_snapshot(open.xid, pg_current_snapshot()) AND (
@@ -35,8 +35,8 @@ SELECT
                 LIMIT 1
             ) IS NOT NULL
         )
-        -- Transactions that began after the cursor, but for those that are open: nobody sees their
-        -- events yet, of which there may be a million.
+        -- Fresh events, of transactions that began after the cursor. What open ones have published is
+        -- passed over: nobody sees it yet, and it may be a million of events.
         OR (
             SELECT fresh.id
             FROM gap,
@@ -57,8 +57,9 @@ SELECT
             WHERE gap.until > pg_snapshot_xmax(consumer."cursor")
             LIMIT 1
         ) IS NOT NULL
-        -- Events from another cluster, which a pull refuses, are far ahead. Behind the last that has
-        -- ended here no more transactions are open than there are connections.
+        -- Events that another cluster wrote, which a pull refuses: their ids are far ahead. Looked for
+        -- 1,000 ids ahead, which passes over what open transactions have published: of these there are
+        -- no more than connections.
         OR (
             SELECT event.id
             FROM kanthorq_django_event AS event

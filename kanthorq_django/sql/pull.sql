@@ -34,8 +34,8 @@ WITH reader AS MATERIALIZED (
 page AS MATERIALIZED (
     -- Late: transactions that were open in the cursor. One index probe each, however
     -- many rows others wrote meanwhile; LATERAL, because = ANY would sort every page. A range
-    -- of one xid, because the planner would take the order of the primary key for xid = open.xid
-    -- and read all of the table, where one transaction published all that it knows of.
+    -- of one xid: for xid = open.xid the planner would take the order of the primary key and read all
+    -- of the table, where its statistics know events of one transaction alone.
     (
         SELECT late.*
         FROM reader,
@@ -60,8 +60,8 @@ page AS MATERIALIZED (
     UNION ALL
     -- Fresh: transactions that began after the cursor. One folded row comparison: with two
     -- conditions the index scan would start at the smaller and wade through all between. Scalar
-    -- subqueries, so that it has an order, and ends where late ones fill the page: what is invisible
-    -- yet may be long.
+    -- subqueries in the place of a join, so that the rows come in the order of the index, and the scan
+    -- ends as soon as the page is full: behind that, much may be invisible yet.
     (
         SELECT
             xid, id, subject, schedule_at, resource_key, created_at,
@@ -157,16 +157,16 @@ SELECT
     progress.read_count = 0 AND progress."window" IS NULL AS is_idle,
     progress.is_full,
     progress.body_size::bigint AS body_size,
-    -- A cursor that is ahead of this cluster, or an event that is, came from another one; or a
-    -- transaction is open that a cursor saw ended: see mend_cursor.sql. A cast
-    -- that fails is how plain SQL raises an error, before the COMMIT that is sent along.
+    -- Fails if the cursor, or an event, is ahead of this cluster, and so came from another one; or if a
+    -- transaction is open that the cursor saw ended: see mend_cursor.sql. A cast that fails is how
+    -- plain SQL raises an error, before the COMMIT that is sent along.
     CASE WHEN progress.id IS NULL OR (
         pg_snapshot_xmax(progress."cursor") <= pg_snapshot_xmax(pg_current_snapshot())
         AND greatest(pg_snapshot_xmin(progress."cursor"), pg_snapshot_xmin(progress."window"))
             <= pg_snapshot_xmin(pg_current_snapshot())
         AND (
-            -- Once: beside a publisher it reads all that is not committed. With progress.stream_id
-            -- it would do so for each task. The order keeps the planner on the index.
+            -- Read once; it passes over all that open transactions have published. With
+            -- progress.stream_id it would do so for each task. The order keeps the planner on the index.
             SELECT id FROM kanthorq_django_event
             WHERE stream_id = (SELECT stream_id FROM reader)
                 AND xid >= pg_snapshot_xmax(pg_current_snapshot())

@@ -4,8 +4,8 @@
 --
 -- The system column xmin tells which transaction inserted a row, or updated it: reencrypt alone
 -- does, each row in a savepoint of its own. So a native row was written by the very transaction of
--- its xid, or by one with a higher number; and everything with one xmin then has one xid. Who
--- contradicts this was restored, and so was whatever was inserted before.
+-- its xid, or by one with a higher number; and everything with one xmin then has one xid. Rows that
+-- contradict this were restored, and so was whatever was inserted before them.
 WITH clock AS (
     SELECT
         pg_snapshot_xmax(pg_current_snapshot()) AS next_xid,

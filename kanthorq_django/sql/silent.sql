@@ -1,9 +1,9 @@
--- Which of these backends, whose clients wait for them, are not at work, and since when? What was
--- sent to them has been lost on the way, or their answer has; null: there is no such backend any
--- more. Behind a pooler the numbers are not those of backends, as our own one tells. Whose state is
--- not shown, to a role that was assumed or without track_activities, may well be at work. By the
--- role that logged in, as pg_stat_activity has it: another's backend has got the number of ours,
--- which is gone. Reads only.
+-- Which of these backends are not at work although their clients wait for them, and since when? What
+-- was sent to them was lost on the way, or their answer was. A null says that the backend is gone.
+-- No row behind a pooler, whose process ids are not those of backends: our own one tells. Nor for a
+-- backend whose state is hidden, from an assumed role or without track_activities, as it may be at
+-- work. Compared by the role that logged in, as in pg_stat_activity: a backend of another role has
+-- got the number of one of ours, which is gone. Reads only.
 SELECT asked.pid, backend.state_change
 FROM unnest(%(pids)s::integer[]) AS asked (pid)
 LEFT JOIN pg_stat_activity AS backend

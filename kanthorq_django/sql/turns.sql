@@ -1,8 +1,8 @@
 -- Whose turn is it among the tasks of a consumer that serializes by key? The caller holds the
 -- consumer's lock, so nobody else starts one meanwhile. Jumps from key to key through the
 -- index, starting after the key that was served last, so that no key is passed over for long. Where
--- few tasks are due it takes their keys alone: those of tasks for later may be hundreds of thousands.
--- How many are few the caller says: of one busy key more may be due than keys are looked at.
+-- few tasks are due it takes their keys alone: tasks for later may have hundreds of thousands of keys.
+-- How many are few is for the caller to say: one busy key may have more due tasks than keys are looked at.
 -- A key is busy while one of its tasks has a live lease. Otherwise its first due task is next;
 -- strictly, a task that waits for its retry keeps the ones behind it waiting as well.
 WITH RECURSIVE due AS MATERIALIZED (
