@@ -30,8 +30,8 @@ def move_batch(
 ) -> list[Told]:
     """Apply ``verb`` to those of ``pks`` that ``tasks`` still selects, in the open transaction.
 
-    Of how many consumers they are does not matter. An outcome speaks of events, which several of
-    them may owe; but what is locked is in the state that the verb finds.
+    An outcome names events, which several consumers may owe, so it cannot tell their tasks apart.
+    But the tasks are locked: what becomes of each follows from the state in which it is read here.
     """
     using = tasks.db
     hold_rules(pks, using)  # before the tasks, as the verb itself does

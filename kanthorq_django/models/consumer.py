@@ -242,8 +242,8 @@ class Consumer(models.Model):
         """Lease at most ``limit`` tasks that are due and in ``states``; an empty list: none is.
 
         Tasks that used up their attempts, or were asked to cancel, end here and are not
-        returned. Of tasks that are serialized, ``group_size`` of a key are leased at a time;
-        fewer where their bodies are large.
+        returned. Of tasks that are serialized, one of a key is leased at a time, or as many as
+        ``turns.group_size`` says; fewer come where their bodies are large.
         Raises ValueError for a state that no claim takes.
         """
         wanted = _claimable(states)

@@ -110,7 +110,7 @@ class Event(SealableModel):
     # False on an event that publish() found already stored under its idempotency key.
     created = True
 
-    # The very id that was drawn for this instance; any other may be taken.
+    # The id that was drawn for this instance alone. Any other that it may have could be stored.
     _drawn_id: UUID | None = None
 
     objects = models.Manager.from_queryset(EventQuerySet)()
@@ -148,11 +148,11 @@ class Event(SealableModel):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        state.pop("_drawn_id", None)  # of which there are two now
+        state.pop("_drawn_id", None)  # the copy has the same id: it was not drawn for that
         return state
 
     def __str__(self) -> str:
-        # What is deferred is not read for this: an error may speak of very many.
+        # A deferred subject is not read for this: an error may name very many events.
         subject = self.__dict__.get("subject")
         return str(self.pk) if subject is None else f"{subject} {self.pk}"
 
@@ -282,6 +282,7 @@ _READ = (
 
 
 def _is_watched() -> bool:
+    """Tell whether signals have to be sent for each instance that is made."""
     # Most projects have no receiver of these at all, and has_listeners() takes its time.
     return bool(
         (pre_init.receivers and pre_init.has_listeners(Event))

@@ -159,7 +159,7 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
         with transaction.atomic(using=self.db):
             locked = self._stored().select_for_update().order_by("pk")
             pks = list(locked.values_list("pk", flat=True))
-            # Of these alone: the tasks of what came to be chosen meanwhile would not follow.
+            # Not what else the query selects by now: its tasks would not follow.
             count = models.QuerySet.update(self.filter(pk__in=pks), **changes)
             self._result_cache = None
             for consumer in self.model._base_manager.using(self.db).filter(pk__in=pks):
@@ -173,9 +173,9 @@ class ConsumerQuerySet(models.QuerySet["Consumer"]):
                 raise cannot_move(moved.name, moved.stream.name)
 
     def _stored(self) -> "models.QuerySet[Consumer]":
-        """Return the same rows from without: a query that groups them, say, could lock none."""
+        """Return the same rows by a query of their keys: one that groups them could lock none."""
         chosen = self.distinct().order_by().values("pk")
-        chosen.query.select_for_update = False  # which none that is distinct can
+        chosen.query.select_for_update = False  # PostgreSQL takes it with no DISTINCT
         return self.model._base_manager.using(self.db).filter(pk__in=chosen)
 
     def delete(self) -> tuple[int, dict[str, int]]:

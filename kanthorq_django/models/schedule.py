@@ -123,7 +123,7 @@ class ScheduleQuerySet(SelectingQuerySet["Schedule"]):
         if self.query.is_sliced:  # which has other rows once some of them have stepped on
             raise TypeError("Cannot publish_due a query once a slice has been taken; use limit=.")
         self._for_write = True
-        # From without: not every query can lock its rows, and their streams be read with them.
+        # By their keys: not every query can lock its rows and read their streams with them.
         plain = self._plain().values("pk")
         plain.query.select_for_update = False  # it would wait for whoever publishes now
         chosen = Schedule.objects.using(self.db).filter(pk__in=plain)

@@ -70,9 +70,9 @@ class Worker(models.Model):
 
 @contextmanager
 def _impatient(using: str) -> Iterator[None]:
-    """Run the block in a transaction that waits for no lock: renewals and the end would wait too.
+    """Run the block in a transaction that waits for no lock.
 
-    Raises OperationalError instead.
+    Raises OperationalError instead: the worker's renewals, and its end, would wait as well.
     """
     with transaction.atomic(using=using):
         with connections[using].cursor() as cursor:

@@ -45,9 +45,9 @@ def claim_due(
 ) -> list[Leased]:
     """Do what ``Consumer.claim()`` does, without building the tasks.
 
-    Nothing that waits for no turn is due before ``floor``, microseconds since 1970, as far as
-    the caller knows. Bodies have no more than ``size_max`` bytes, or there is a single one; those
-    of tasks that were given a turn, and those of others, each.
+    Tasks that wait for no turn are not looked for if they were due before ``floor``, microseconds
+    since 1970: the caller knows that there are none. The bodies of those that were given a turn
+    have no more than ``size_max`` bytes, or there is a single one; so have those of the others.
     """
     wanted = _Wanted(sorted(states), floor, size_max)
     while True:
@@ -64,8 +64,8 @@ def _claim_in_turn(consumer: "Consumer", limit: int, wanted: _Wanted) -> Result:
     if consumer.serialize == Serialize.OFF:
         return _claim(consumer, limit, wanted, [])
     with turns_locked(consumer) as is_ours:
-        # A part stays free for what waits for no turn, as cancellations do; of a single
-        # place, every other one.
+        # A part of the room is left for tasks that wait for no turn, such as cancellations. Where
+        # there is a single place, they come first in every other claim.
         turns = consumer.turns
         turns.claim_count += 1
         turns.were_all_given = False

@@ -30,7 +30,6 @@ logger = logging.getLogger("kanthorq_django")
 # What pulls move, and rebase(), and nobody else.
 COLUMNS = frozenset({"cursor", "window", "position_xid", "position_id", "cluster_id"})
 
-
 ALWAYS = 0  # microseconds since 1970: no floor at all, see peek.sql
 
 
@@ -134,7 +133,10 @@ def _lock_and_read(consumer: "Consumer", limit: int, size_max: int) -> tuple[lis
 
 
 def mend(consumer: "Consumer") -> bool:
-    """Let the cursor know of transactions that the server had forgotten; False if there are none.
+    """Let the cursor know of open transactions that the server had forgotten.
+
+    Returns False if there are none, so that the cursor is of another cluster; True also if another
+    puller is at it.
 
     Seen with PostgreSQL 18.4: prepared before a checkpoint that a full disk cut short, they were
     gone after the recovery, and there again after the next start.
@@ -180,6 +182,7 @@ def refused_by_standby(using: str) -> Iterator[None]:
 
 
 def is_standby(using: str) -> bool:
+    """Ask the database whether it is a standby, or still recovers."""
     with connections[using].cursor() as cursor:
         cursor.execute("SELECT pg_is_in_recovery()")
         return bool(cursor.fetchone()[0])

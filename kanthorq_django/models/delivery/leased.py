@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kanthorq_django")
 
-CANCELLING = TaskState.CANCELLING.value
+# Read for each row: to look up a member of an enumeration takes longer.
+_CANCELLING = TaskState.CANCELLING.value
 
 # Bytes of bodies that one pull or claim leases at most, but for a single one that is larger; a
-# claim so much of what was given a turn, and of what waits for none. An answer comes as a whole,
-# after its leases were committed: where it does not fit into memory, its tasks have lost an
-# attempt. To transfer as much takes far longer than the round trip it shares.
+# claim leases so much of tasks that were given a turn, and so much of others. An answer comes as a
+# whole, after its leases were committed: where it does not fit into memory, its tasks have lost an
+# attempt. More at a time would gain nothing: to transfer this takes far longer than a round trip.
 BODIES_SIZE_MAX = 16 * 2**20
 
 
@@ -50,7 +51,7 @@ class Leased:
         is_cancellation: bool,
     ) -> None:
         self.lease = lease
-        # From 1; of a cancellation its own.
+        # Counted from 1, and for cancellations anew.
         self.attempt = attempt
         self.is_cancellation = is_cancellation
         self.consumer = consumer
@@ -60,7 +61,7 @@ class Leased:
     @classmethod
     def of(cls, task: "Task") -> "Leased":
         """Return the same for a task that exists as an instance."""
-        leased = cls.__new__(cls)
+        leased = cls.__new__(cls)  # all is known: no cached property has to look at a row
         is_cancellation = task.state == TaskState.CANCELLING
         leased.__dict__.update(
             lease=task.lease,
@@ -100,7 +101,7 @@ class Leased:
 
     @cached_property
     def body_size(self) -> int:
-        """Bytes of a body, on average of what came together: all of it stays until all are done."""
+        """Bytes of a body, on average of all that came together, which stay until all are done."""
         size: int | None
         (size,) = self._rows.values(0, ("body_size",))
         return size or 0
@@ -148,7 +149,7 @@ def claimed_by(consumer: "Consumer", rows: Result) -> list[Leased]:
             consumer,
             rows,
             index,
-            is_cancellation=state == CANCELLING,
+            is_cancellation=state == _CANCELLING,
         )
         for index, (pk, epoch, since, attempt, state) in enumerate(columns)
         if pk is not None

@@ -127,7 +127,7 @@ class _Patient:
         return waiting_at_most(self.using, self.lock_timeout)
 
     def own(self) -> list[Any]:
-        """Return the consumers that are expected; those without code are the affair of orphans."""
+        """Return the consumers that are expected; of those without code ``_orphans()`` tells."""
         return [row for row in self.consumers if row.name in self.expected]
 
 
@@ -140,7 +140,7 @@ def _run(name: str, check: Callable[[_Patient], Verdict], patient: _Patient) -> 
             is_ok, detail = check(patient)
     except (Error, ImproperlyConfigured) as error:
         if isinstance(error.__cause__, LockNotAvailable):
-            # What looks at the same table would wait as long, one check after the other.
+            # The checks that follow may meet the same lock; all together they would take too long.
             patient.lock_timeout = LOCKED_TIMEOUT
             return Finding(name, Status.FAILED, LOCKED)
         return Finding(name, Status.FAILED, " ".join(str(error).split()))

@@ -27,7 +27,8 @@ else:
     _BinaryField = models.BinaryField
 
 _ID_SIZE = 16  # bytes of the id in front of the plain body
-# Where an instance keeps a body that nobody has opened yet, and whose it is: a copy gets a new id.
+# The attribute that holds a sealed body until somebody opens it, and the id that it is bound to: a
+# copy of the instance may get another id.
 _SEALED = "_sealed_body"
 
 
@@ -62,6 +63,7 @@ def unseal(owner: UUID, stored: bytes) -> bytes:
 
 
 def is_sealed(stored: bytes) -> bool:
+    """Tell whether ``stored`` is encrypted, by its mark."""
     return stored[: len(MARK)] == MARK
 
 

@@ -54,7 +54,7 @@ class EarlyNotes:
     def __init__(self, events: Sequence["Event"]) -> None:
         self._events = events
         self._stored: Mapping[str, Any] = {}
-        # In flat lists: an object for each event would set off collections of all garbage.
+        # In flat lists: so many objects, one for each event, would set off the garbage collector.
         self._given: list[Any] = []
         self._were_adding: list[bool] = []
         self._databases: list[str | None] = []

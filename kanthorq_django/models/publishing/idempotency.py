@@ -14,7 +14,7 @@ from kanthorq_django.models.stream import Stream
 if TYPE_CHECKING:
     from kanthorq_django.models.event import Event
 
-STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement; PostgreSQL takes 1 GiB, twice
+STATEMENT_SIZE_MAX = 8 * 2**20  # bytes of bodies in one statement, which hex doubles
 STATEMENT_ROWS_MAX = 1_000
 TRIES = 3  # to insert: the event whose key was met may be pruned before we look at it
 
@@ -54,6 +54,7 @@ def _insert_chunk(
 
 
 def unreadable(event: "Event", stream: str) -> IdempotencyConflict:
+    """Return the error to raise: neither inserted nor found, as row-level security may have it."""
     return IdempotencyConflict(
         f"The idempotency key {quoted(event.idempotency_key)} was used in stream {stream!r} for "
         "an event that this role cannot read.",

@@ -52,8 +52,8 @@ def insert(
         raise
     except BaseException:
         for event in events:
-            if isinstance(event, Model):  # which not all are known to be
-                # May be taken: what got no answer may be stored all the same.
+            if isinstance(event, Model):  # what was given may be anything
+                # The event may be stored although no answer came: its id may be taken.
                 event._drawn_id = None
         raise
 
@@ -78,9 +78,10 @@ def _insert_inspected(
     stream: str,
     connection: BaseDatabaseWrapper,
 ) -> list["Event"]:
-    # Many in a transaction of their own are checked while the server stores those before: what is
-    # refused late takes them back. Within another one a savepoint would have to, and be one of the
-    # 64 that PostgreSQL keeps track of easily. Where few are plain, the server would only wait.
+    # Of many events, each slice is checked while the server stores the one before. If one is
+    # refused late, the transaction is rolled back, so it has to be their own: within another a
+    # savepoint would be needed, and PostgreSQL keeps no more than 64 of a transaction at hand.
+    # Where few are plain, nothing could be sent before all are checked.
     is_whole = len(events) > SLICE_SIZE and is_outside(connection) and inspection.begins_plain()
     if not is_whole:
         inspection.finish()
@@ -204,7 +205,7 @@ def _refuse_taken(events: Sequence["Event"], using: str) -> None:
     """Raise InvalidEvent if an event is stored that has the id of one of ``events``."""
     from kanthorq_django.models.event import Event
 
-    places = {  # of those that may have been sent: not all are checked, perhaps
+    places = {  # by id; what was not checked yet, and so not sent, may be anything
         event.pk: index
         for index, event in enumerate(events)
         if isinstance(event, Event) and isinstance(event.pk, UUID)

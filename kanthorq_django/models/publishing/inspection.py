@@ -52,8 +52,8 @@ class Inspection:
         self._hopped: list[Event] = []
         self._given: list[dict[str, Any]] = []
         self._limits = get_settings()
-        # In slices those that are right as they are. To find them runs no code of the application,
-        # nor a query: a COPY may run on the connection meanwhile.
+        # Those that can be stored as they are, in slices. They are looked for while a COPY runs on
+        # the connection, so that must not run a query, nor code of the application, which might.
         self.plain: Iterable[list[Event]] = self._find_plain()
 
     def begins_plain(self) -> bool:
@@ -103,7 +103,7 @@ class Inspection:
         return events
 
     def take_back(self) -> None:
-        """Let events that were not stored have their metadata back: elsewhere it is other hops."""
+        """Give events that were not stored their metadata back as it was, without hops."""
         for event, metadata in zip(self._hopped, self._given, strict=True):
             event.metadata = metadata
 

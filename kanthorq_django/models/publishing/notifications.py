@@ -5,9 +5,9 @@ whole database. The payload is empty: any database user can listen. Workers poll
 lost notification costs one poll interval.
 
 A process that publishes without a pause spares itself most of them, and more of them the longer
-it goes on, for they cost all others who publish. Whom one wakes looks again ``SETTLE_SECONDS``
-after each look that found something, and in any case after ``SETTLE_LONGEST``: by then whatever
-was spared is committed.
+it goes on, for they cost all others who publish. A worker that is woken looks again
+``SETTLE_SECONDS`` after each look that found something, and in any case after ``SETTLE_LONGEST``:
+by then everything is committed that was not announced for its sake.
 """
 
 import functools

@@ -47,7 +47,7 @@ class Unpublished(Exception):
 
 
 def just_before(next_at: datetime) -> datetime:
-    """Return the moment after which what is due by ``next_at`` occurs.
+    """Return the moment from which a search finds ``next_at`` first.
 
     Rules go by whole seconds; ``update(next_at=F("dtstart"))`` brings the start's fraction along.
     """

@@ -29,13 +29,13 @@ class ProgressModel(GuardedModel):
     def _set_here(self, stored: Mapping[str, Any] = NOWHERE) -> set[str]:
         """Return the progress that is to be written to a row that holds ``stored``.
 
-        Also what was written and undone, as a rollback does: the row is what it was before.
+        Also what was written and rolled back since: the row holds what it held before that.
         """
         undone = {name for name, before in self._before.items() if stored[name] == before}
         return self._assigned() | undone
 
     def _take_over(self, columns: Mapping[str, Any]) -> None:
-        """Hold progress that is stored, or will be when this is saved, as such."""
+        """Hold progress that is stored, or is about to be; it does not count as set here."""
         for name, value in columns.items():
             setattr(self, name, value)
         self._know(columns)
