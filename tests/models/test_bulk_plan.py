@@ -7,7 +7,7 @@ import pytest
 
 from kanthorq_django import sql
 from kanthorq_django.models import Consumer
-from kanthorq_django.models.delivery.cursor import ALWAYS
+from kanthorq_django.models.delivery.cursor import NO_FLOOR
 from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX
 from kanthorq_django.models.registration import Registration
 from tests.models.test_pull_plan import Scan, event_scans, execute, place
@@ -38,7 +38,7 @@ def assert_probes(scans: list[Scan]) -> None:
 
 
 def test_a_look_probes_the_index(reader: Consumer):
-    params = {"consumer_ids": [reader.pk], "floors": [ALWAYS], "states": [1]}
+    params = {"consumer_ids": [reader.pk], "floors": [NO_FLOOR], "states": [1]}
     assert_probes(event_scans(sql.load("peek"), {**params, "horizon": timedelta(0)}))
 
 

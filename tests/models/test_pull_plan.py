@@ -11,7 +11,7 @@ from pytest_django import DjangoDbBlocker
 from kanthorq_django import sql
 from kanthorq_django.domain import subjects
 from kanthorq_django.models import Consumer, Stream
-from kanthorq_django.models.delivery.cursor import ALWAYS
+from kanthorq_django.models.delivery.cursor import NO_FLOOR
 from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX
 from kanthorq_django.models.registration import Registration
 from tests.announcements import raw_connection
@@ -264,7 +264,7 @@ def insert(publisher: psycopg.Connection[Any], reader: Consumer, count: int) -> 
 def look(reader: Consumer) -> dict[str, Any]:
     return {
         "consumer_ids": [reader.pk],
-        "floors": [ALWAYS],
+        "floors": [NO_FLOOR],
         "states": [1],
         "horizon": timedelta(0),
     }

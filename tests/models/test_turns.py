@@ -17,7 +17,7 @@ from kanthorq_django.exceptions import LeaseLost
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.delivery import claim, lease
-from kanthorq_django.models.delivery.cursor import ALWAYS
+from kanthorq_django.models.delivery.cursor import NO_FLOOR
 from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX
 from kanthorq_django.models.delivery.turns import Serialize, next_in_turn, turns_locked
 from kanthorq_django.models.registration import Registration
@@ -294,7 +294,7 @@ def test_two_workers_that_see_different_moments_do_not_both_serve_a_key():
             has_picked.set()
             assert may_go_on.wait(10)
             states = [TaskState.AVAILABLE, TaskState.RETRYABLE]
-            claim._claim(mine, 10, claim._Wanted(states, ALWAYS, BODIES_SIZE_MAX), picked)
+            claim._claim(mine, 10, claim._Wanted(states, NO_FLOOR, BODIES_SIZE_MAX), picked)
         connections.close_all()
 
     other = threading.Thread(target=pick_and_claim, daemon=True)

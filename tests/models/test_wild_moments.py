@@ -15,7 +15,7 @@ from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.message import Message
 from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.delivery.claim import claim_due
-from kanthorq_django.models.delivery.cursor import ALWAYS, peek
+from kanthorq_django.models.delivery.cursor import NO_FLOOR, peek
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.testing import drain
 from kanthorq_django.worker.pulling.floors import Floors
@@ -156,7 +156,7 @@ def test_a_turn_that_is_due_before_all_years_is_found_and_stops_no_look(moment: 
     TaskFactory.create(consumer=consumer, turn_key="a")
     set_tasks("schedule_at", moment)
 
-    looks = peek({consumer.pk: ALWAYS, other.pk: ALWAYS}, CLAIMABLE, "default")
+    looks = peek({consumer.pk: NO_FLOOR, other.pk: NO_FLOOR}, CLAIMABLE, "default")
 
     assert [row.id for row in looks if row.turn_at is not None] == [consumer.pk]
     assert len(consumer.claim()) == 1

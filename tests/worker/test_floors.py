@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from kanthorq_django import publish, sql
 from kanthorq_django.models import Task, TaskState
-from kanthorq_django.models.delivery.cursor import ALWAYS, peek
+from kanthorq_django.models.delivery.cursor import NO_FLOOR, peek
 from kanthorq_django.models.fields import EPOCH
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker.pulling import floors
@@ -41,7 +41,7 @@ def test_the_first_look_begins_at_the_beginning():
         state=TaskState.AVAILABLE, schedule_at=Now() - 100 * HOUR
     ).consumer
     known = Floors([consumer.pk])
-    assert known[consumer.pk] == ALWAYS
+    assert known[consumer.pk] == NO_FLOOR
     assert look(known) is not None
 
 
@@ -52,7 +52,7 @@ def test_the_first_of_those_that_will_be_due_is_told(keys: dict[str, str]):
     for moment in moments:
         TaskFactory.create(consumer=consumer, schedule_at=moment, **keys)
     first = Task.objects.order_by("schedule_at")[0].schedule_at
-    (row,) = peek({consumer.pk: ALWAYS}, CLAIMED, "default", horizon=HOUR)
+    (row,) = peek({consumer.pk: NO_FLOOR}, CLAIMED, "default", horizon=HOUR)
     told = row.turn_at if keys else row.due_at
     assert EPOCH + told * timedelta(microseconds=1) == first
 
@@ -138,7 +138,7 @@ def test_dead_entries_are_not_read_again_and_again():
         while tasks := consumer.pull(1_000):
             _finish_long_ago([task.pk for task in tasks])
         look(known)
-        without = blocks_read({consumer.pk: ALWAYS})
+        without = blocks_read({consumer.pk: NO_FLOOR})
         assert without > 10 * blocks_read({consumer.pk: known[consumer.pk]})
 
 

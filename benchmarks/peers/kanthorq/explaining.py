@@ -9,7 +9,7 @@ from django.db import connection, transaction
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.domain.states import CLAIMABLE
 from kanthorq_django.models import Consumer, Event, Task
-from kanthorq_django.models.delivery.cursor import ALWAYS, peek
+from kanthorq_django.models.delivery.cursor import NO_FLOOR, peek
 from kanthorq_django.models.delivery.lease import ack, ack_and_commit, renew
 from kanthorq_django.models.registration import Registration
 from kanthorq_django.sql.binding import numbered
@@ -33,7 +33,7 @@ def plans(stream: str) -> dict[str, str]:
     while consumer.pull(LIMIT):
         pass
     with connection.execute_wrapper(_explained_into(found, ["peek"])):
-        peek({consumer.pk: ALWAYS}, CLAIMABLE, "default")
+        peek({consumer.pk: NO_FLOOR}, CLAIMABLE, "default")
     return found
 
 

@@ -12,7 +12,7 @@ from kanthorq_django import signals, sql
 from kanthorq_django.conf import get_settings
 from kanthorq_django.domain.amounts import counted, plural
 from kanthorq_django.domain.states import TaskState
-from kanthorq_django.models.delivery.cursor import ALWAYS
+from kanthorq_django.models.delivery.cursor import NO_FLOOR
 from kanthorq_django.models.delivery.leased import BODIES_SIZE_MAX, Leased, claimed_by, tell_of
 from kanthorq_django.models.delivery.turns import Serialize, next_in_turn, turns_locked
 from kanthorq_django.sql.result import Result
@@ -40,7 +40,7 @@ def claim_due(
     consumer: "Consumer",
     limit: int,
     states: Iterable[TaskState],
-    floor: int = ALWAYS,
+    floor: int = NO_FLOOR,
     size_max: int = BODIES_SIZE_MAX,
 ) -> list[Leased]:
     """Do what ``Consumer.claim()`` does, without building the tasks.

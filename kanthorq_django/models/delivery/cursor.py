@@ -30,7 +30,7 @@ logger = logging.getLogger("kanthorq_django")
 # What pulls move, and rebase(), and nobody else.
 COLUMNS = frozenset({"cursor", "window", "position_xid", "position_id", "cluster_id"})
 
-ALWAYS = 0  # microseconds since 1970: no floor at all, see peek.sql
+NO_FLOOR = 0  # microseconds since 1970, as floors are: see peek.sql
 
 
 class Lag(NamedTuple):
@@ -63,7 +63,7 @@ def lag(consumer: "Consumer", limit: int) -> Lag:
 
 def has_unread(consumer: "Consumer") -> bool:
     """Tell whether a pull has something to do; it writes nothing, not even a lock."""
-    return any(row.has_events for row in peek({consumer.pk: ALWAYS}, [], consumer.using))
+    return any(row.has_events for row in peek({consumer.pk: NO_FLOOR}, [], consumer.using))
 
 
 def peek(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from kanthorq_django.models.delivery.cursor import ALWAYS
+from kanthorq_django.models.delivery.cursor import NO_FLOOR
 
 MARGIN = 10_000_000  # microseconds that a transaction may be open and is found at once
 FULL_EVERY = 1.0  # seconds between looks from the beginning, at least
@@ -24,7 +24,7 @@ class Floors:
     """
 
     def __init__(self, consumer_ids: Iterable[int]) -> None:
-        self._floors = dict.fromkeys(consumer_ids, ALWAYS)
+        self._floors = dict.fromkeys(consumer_ids, NO_FLOOR)
         self._began_at = 0.0
         self._is_full = False
         self._next_full = 0.0
@@ -36,7 +36,7 @@ class Floors:
         """Return where the next look begins for each consumer."""
         self._began_at = time.monotonic()
         self._is_full = self._began_at >= self._next_full
-        return dict.fromkeys(self._floors, ALWAYS) if self._is_full else dict(self._floors)
+        return dict.fromkeys(self._floors, NO_FLOOR) if self._is_full else dict(self._floors)
 
     def learn(self, rows: Iterable[Any]) -> None:
         """Note what the look found."""
