@@ -75,12 +75,9 @@ def _dates(parts: Mapping[str, str], dtstart: datetime) -> str:
         return ""
     if parts["FREQ"] == "WEEKLY" or ("BYWEEKNO" in parts and parts["FREQ"] != "DAILY"):
         return f"on {list(_DAYS.values())[dtstart.weekday()]}"
-    if parts["FREQ"] == "MONTHLY":
-        return f"on {_date(dtstart.day)}"
-    if parts["FREQ"] == "YEARLY":
-        month = "" if "BYMONTH" in parts else f" {_MONTHS[dtstart.month - 1]}"
-        return f"on {dtstart.day}{month}"
-    return ""
+    if parts["FREQ"] == "YEARLY" and "BYMONTH" not in parts:
+        return f"on {dtstart.day} {_MONTHS[dtstart.month - 1]}"
+    return f"on {_date(dtstart.day)}" if parts["FREQ"] in ("YEARLY", "MONTHLY") else ""
 
 
 def _date(day: int) -> str:

@@ -23,6 +23,7 @@ START = datetime(2026, 11, 20, 9, 5, tzinfo=UTC)
         ("FREQ=MONTHLY;BYMONTHDAY=1,-1", "every month on day 1 and the last day at 09:05"),
         ("FREQ=MONTHLY", "every month on day 20 at 09:05"),
         ("FREQ=YEARLY", "every year on 20 November at 09:05"),
+        ("FREQ=YEARLY;BYMONTH=5", "every year on day 20 in May at 09:05"),
         ("FREQ=YEARLY;BYMONTH=12;BYDAY=3MO", "every year on the 3rd Monday in December at 09:05"),
         ("FREQ=YEARLY;BYMONTHDAY=1", "every year on day 1 of each month at 09:05"),
         ("FREQ=YEARLY;BYMONTHDAY=1;BYMONTH=5", "every year on day 1 in May at 09:05"),
