@@ -91,6 +91,7 @@ class Message:
 
     @property
     def event(self) -> Event:
+        """Its event. Raises DoesNotExist if somebody has deleted that."""
         return self._leased.event
 
     @property
@@ -152,7 +153,7 @@ class Message:
         """Let the task fail with ``reason`` and be tried again after ``delay``.
 
         Without ``delay`` the consumer's retry policy says when. Joins an open transaction and
-        raises as ``ack()`` does.
+        raises as ``ack()`` does, and ValueError unless ``delay`` is zero to ten years.
         """
         using = self._check_database()
         wait = self.retry_delay() if delay is None else delay
@@ -179,10 +180,11 @@ class Message:
 
     @async_unsafe(IN_COROUTINE.format("extend"))
     def extend(self, duration: timedelta) -> None:
-        """Let the lease end no earlier than ``duration`` from now. Raises LeaseLost.
+        """Let the lease end no earlier than ``duration`` from now.
 
         A worker renews its leases by itself; this is for code that runs without one. Inside
-        a transaction others see the new end only after its commit.
+        a transaction others see the new end only after its commit. Raises LeaseLost, and
+        ValueError unless ``duration`` is zero to ten years.
         """
         check_delay("duration", duration)
         end = Greatest("schedule_at", Now() + duration)

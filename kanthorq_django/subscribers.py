@@ -134,6 +134,7 @@ def declared(consumer: str) -> "Consumer":
     from kanthorq_django.models.registration import DECLARED
 
     given = _registration(find(consumer))._asdict()
+    # A registration names the filters without the prefix that their columns have.
     columns = {column: given[column.removeprefix("subject_")] for column in DECLARED}
     filters = {column: list(columns[column]) for column in ("subject_includes", "subject_excludes")}
     return Consumer(name=consumer, **columns | filters)

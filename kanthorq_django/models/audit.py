@@ -55,14 +55,17 @@ class OperatorActionQuerySet(models.QuerySet["OperatorAction"]):
         *args: Any,
         **options: Any,
     ) -> "list[OperatorAction]":
+        """Insert rows. Raises AuditIsAppendOnly if one that exists would be changed."""
         if update_conflicts:
             raise AuditIsAppendOnly("What operators did is never edited.")
         return super().bulk_create(objs, batch_size, ignore_conflicts, False, *args, **options)
 
     def update(self, *_: Any, **__: Any) -> int:
+        """Raise AuditIsAppendOnly."""
         raise AuditIsAppendOnly("What operators did is never edited.")
 
     def delete(self) -> Any:
+        """Raise AuditIsAppendOnly; ``prune()`` deletes what is old enough."""
         raise AuditIsAppendOnly("What operators did is kept until prune finds it old enough.")
 
     bulk_update = update
@@ -102,12 +105,14 @@ class OperatorAction(models.Model):
         return gettext("%(action)s by %(operator)s") % told
 
     def save(self, **options: Any) -> None:
+        """Insert this row. Raises AuditIsAppendOnly if it is stored."""
         if not self._state.adding:
             raise AuditIsAppendOnly("What operators did is never edited.")
         # Django would update the row that has the key of this one.
         super().save(**options | {"force_insert": True})
 
     def delete(self, *_: Any, **__: Any) -> Any:
+        """Raise AuditIsAppendOnly; ``prune()`` deletes what is old enough."""
         raise AuditIsAppendOnly("What operators did is kept until prune finds it old enough.")
 
 

@@ -210,7 +210,7 @@ class Consumer(models.Model):
         Fewer come where their bodies are large. An empty list means that the consumer has caught
         up, or that another pull is at it. Events that are scheduled for later, or a consumer that
         parks its tasks, make tasks that are not returned. Raises PullRefused where reading could
-        lose or repeat events.
+        lose or repeat events, and ValueError for a ``limit`` out of its range.
         """
         _check_limit(limit)
         cursors.check_no_transaction(self.using)
@@ -244,23 +244,29 @@ class Consumer(models.Model):
         Tasks that used up their attempts, or were asked to cancel, end here and are not
         returned. Of tasks that are serialized, one of a key is leased at a time, or as many as
         ``turns.group_size`` says; fewer come where their bodies are large.
-        Raises ValueError for a state that no claim takes.
+        Raises ValueError for a state that no claim takes, and for a ``limit`` out of its range.
         """
         wanted = _claimable(states)
         _check_limit(limit)
         return [leased.task for leased in claim_due(self, limit, wanted)]
 
     def cancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:
-        """Cancel this consumer's tasks of these events; unknown ids are in ``noop`` too."""
+        """Cancel this consumer's tasks of these events; unknown ids are in ``noop`` too.
+
+        Raises TypeError for a single id, and ValueError for what is no id.
+        """
         return self._move(event_ids, lambda tasks: tasks.cancel(running=running))
 
     def resume(self, event_ids: Iterable[UUID | str]) -> Outcome:
+        """Resume this consumer's tasks of these events; returns and raises as ``cancel()``."""
         return self._move(event_ids, lambda tasks: tasks.resume())
 
     def release(self, event_ids: Iterable[UUID | str]) -> Outcome:
+        """Release this consumer's tasks of these events; returns and raises as ``cancel()``."""
         return self._move(event_ids, lambda tasks: tasks.release())
 
     def reset(self, event_ids: Iterable[UUID | str]) -> Outcome:
+        """Reset this consumer's tasks of these events; returns and raises as ``cancel()``."""
         return self._move(event_ids, lambda tasks: tasks.reset())
 
     async def acancel(self, event_ids: Iterable[UUID | str], *, running: bool = False) -> Outcome:

@@ -54,9 +54,11 @@ class EventQuerySet(models.QuerySet["Event"]):
         return publish_into(stream, events, self.db)
 
     def bulk_create(self, *_: Any, **__: Any) -> Any:
+        """Raise EventIsImmutable: what is published has to be checked, and workers woken."""
         raise EventIsImmutable("Events are published, not bulk-created: use publish_many().")
 
     def update(self, *_: Any, **__: Any) -> int:
+        """Raise EventIsImmutable: tasks are made and handled by what the event was."""
         raise EventIsImmutable("An event never changes once published.")
 
     bulk_update = update

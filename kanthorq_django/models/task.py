@@ -354,6 +354,7 @@ class Task(GuardedModel):
 
     @property
     def lease(self) -> Lease:
+        """Its last lease, which may be over."""
         began = self.attempted_at
         since = None if began is None else microseconds_of(began, self._state.db)
         return Lease(self.pk, self.lease_epoch, since)

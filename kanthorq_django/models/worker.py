@@ -23,6 +23,7 @@ class WorkerQuerySet(models.QuerySet["Worker"]):
         return self.filter(seen_at__gt=Now() - DEAD_AFTER)
 
     def dead(self) -> Self:
+        """Return workers that were not seen lately: they died without a word, or hang."""
         return self.exclude(seen_at__gt=Now() - DEAD_AFTER)
 
 

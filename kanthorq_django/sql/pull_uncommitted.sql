@@ -45,7 +45,7 @@ SELECT
     (extract(epoch FROM pulled.attempted_at) * 1000000)::bigint AS attempted_at,
     event.subject AS event_subject,
     event.body AS event_body,
-    event.metadata AS event_metadata,
+    event.metadata::text AS event_metadata,
     event.idempotency_key AS event_idempotency_key,
     event.xid::text::bigint AS event_xid,
     (extract(epoch FROM CASE WHEN event.schedule_at < first THEN first

@@ -114,6 +114,7 @@ class Leased:
 
     @cached_property
     def event(self) -> Event:
+        """Its event. Raises DoesNotExist if somebody has deleted that."""
         return Event.from_row(self._rows, self._index, self.consumer)
 
     @cached_property

@@ -60,6 +60,7 @@ class EarlyNotes:
         self._databases: list[str | None] = []
 
     def note(self, stored: Mapping[str, Any], using: str) -> None:
+        """Mark the events as stored, and keep what they held until now."""
         self._stored = stored
         self._given = [
             event.__dict__.get(name, _ABSENT) for event in self._events for name in stored

@@ -142,5 +142,6 @@ def _notifier(using: str, name: str) -> Callable[[], None]:
 
 
 def notify(name: str, using: str) -> None:
+    """Notify the channel ``name`` now, or with the commit of an open transaction."""
     with connections[using].cursor() as cursor:
         cursor.execute("SELECT pg_notify(%s, '')", [name])
