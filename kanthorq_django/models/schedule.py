@@ -276,11 +276,11 @@ class Schedule(ProgressModel, SealableModel):
             return set()
         if self.next_at == stored.next_at:  # else it was set here
             row.update(timing, **{name: getattr(self, name) for name in columns & PROGRESS})
-            stored.settle(using)
+            stored.set_next_at(using)
             self._take_over({"next_at": stored.next_at})
         return {"next_at"}
 
-    def prepare(self, using: str | None) -> None:
+    def prepare(self, using: str) -> None:
         """Check a new schedule, and set when it occurs first, unless that was set here.
 
         A copy of another one has not occurred yet, whenever that did. Raises InvalidSchedule or
@@ -289,7 +289,7 @@ class Schedule(ProgressModel, SealableModel):
         self._normalize()
         self._take_over(dict.fromkeys({"next_at", "last_at"} - self._set_here()))
         if self.next_at is None:
-            self.settle(using)
+            self.set_next_at(using)
             self._take_over({"next_at": self.next_at})
 
     @property
@@ -339,12 +339,12 @@ class Schedule(ProgressModel, SealableModel):
                 setattr(self, name, value)
             self.save(update_fields=columns)
 
-    def settle(self, using: str | None = None) -> None:
-        """Set, but do not save, when it occurs next: from now on by the database's clock.
+    def set_next_at(self, using: str) -> None:
+        """Set, but do not save, when it occurs next: from now on by the clock of ``using``.
 
         A start of just now still counts: by the time it gets here, timezone.now() has passed.
         """
-        now = database_now(using or self._state.db or router.db_for_write(Schedule))
+        now = database_now(using)
         is_just_now = now - MISSED_AFTER <= self.dtstart <= now and self.last_at is None
         start = self.dtstart.replace(microsecond=0) if is_just_now else now
         if self.last_at is not None and now <= self.last_at < now + MISSED_AFTER:
