@@ -49,7 +49,7 @@ def check_spelling(includes: tuple[object, ...], excludes: object) -> None:
     """Refuse what Python would take for something else: a bare decorator, a str as a list."""
     if any(callable(pattern) for pattern in includes):
         raise InvalidFilter("@subscribe needs subject filters: @subscribe('order.>').")
-    # In order: each process would write those of a set in another one.
+    # No set: its order is another one in each process, and each would write the row anew.
     if not isinstance(excludes, list | tuple):
         raise InvalidFilter(f"excludes must be a list or tuple of filters, not {quoted(excludes)}.")
 

@@ -343,7 +343,7 @@ def decide(messages: Collection[Message], using: str) -> None:
     """Remember that the handler has spoken, and, once it is committed, that this lasts."""
     connection, own = connections[using], own_blocks(using)
     is_in_test = len(own) < len(connection.atomic_blocks)
-    given_in = None if is_in_test else open_transaction(using)  # no COMMIT, no doubt
+    given_in = None if is_in_test else open_transaction(using)  # a test's has no COMMIT to doubt
     for message in messages:
         message._has_verdict, message._given_in = True, given_in
     if own:

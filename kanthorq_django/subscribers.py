@@ -13,7 +13,12 @@ from kanthorq_django import declarations
 from kanthorq_django.domain.names import near_names
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
-from kanthorq_django.domain.subscriptions import Subscription, name_of, registry
+from kanthorq_django.domain.subscriptions import (
+    VISIBILITY_TIMEOUT,
+    Subscription,
+    name_of,
+    registry,
+)
 from kanthorq_django.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,7 +61,7 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     consumer: str | None = None,
     excludes: list[str] | tuple[str, ...] = (),
     attempt_max: int | None = None,
-    visibility_timeout: timedelta = timedelta(seconds=60),
+    visibility_timeout: timedelta = VISIBILITY_TIMEOUT,
     timeout: timedelta | None = None,
     retry: RetryPolicy | None = None,
     atomic: bool = False,
@@ -71,11 +76,12 @@ def subscribe(  # noqa: PLR0913  # the options of a subscriber, by keyword only
     It is called with a ``Message`` and stays a plain callable; it may be ``async def``.
     ``consumer`` defaults to ``<top-level package>.<function>``. ``atomic`` runs it and its
     acknowledgement in one transaction: exactly-once effects. ``deliver`` says where a new
-    consumer starts: ``"all"``, ``"new"`` or an aware datetime. ``attempt_max`` defaults to
-    the retry policy's, else 16. ``serialize`` runs tasks with the same resource key one at a
-    time: True lets later ones pass a task that waits for its retry, ``"strict"`` does not.
-    With ``batch`` above 1 the function is called with a list of at most that many messages;
-    ``grouped`` gives it those of one resource key, in the order of publishing.
+    consumer starts: ``"all"``, ``"new"`` or an aware datetime. ``attempt_max`` defaults to the
+    retry policy's, else 16; ``visibility_timeout`` to a minute. ``serialize`` runs tasks with
+    the same resource key one at a time: True lets later ones pass a task that waits for its
+    retry, ``"strict"`` does not. With ``batch`` above 1 the function is called with a list of
+    at most that many messages; ``grouped`` gives it those of one resource key, in the order of
+    publishing.
 
     Raises ConfigurationError naming what is wrong.
     """
@@ -177,7 +183,7 @@ def _with_on_cancel(handler: Callable[[M], R], subscription: Subscription) -> Su
         raise ConfigurationError(
             f"{name_of(handler)} cannot be a handler, as it takes no attribute; use a function."
         ) from error
-    on_cancel.__qualname__ = f"{handler.__name__}.on_cancel"  # in Python's words for wrong options
+    on_cancel.__qualname__ = f"{handler.__name__}.on_cancel"  # for errors of a wrong call
     return cast("Subscriber[M, R]", handler)
 
 
@@ -187,7 +193,7 @@ def _note_cancel_handler(
     retry: RetryPolicy | None,
     timeout: timedelta | None,
 ) -> None:
-    """Keep how to clean up for a handler, which may be that of several consumers."""
+    """Keep a cancellation handler, for all consumers of the handler that it belongs to."""
     declarations.check_handler(cancel_handler)
     declarations.check_timeout(subscription.consumer, timeout)
     if retry is not None:
@@ -206,7 +212,7 @@ def _note_cancel_handler(
 
 
 def _clean_up_as_others(subscription: Subscription) -> None:
-    """Let a consumer clean up as those do that its handler has had since before ``on_cancel()``."""
+    """Give a new consumer the cancellation handler that its handler has from other ones."""
     for other in registry.all():
         if other.handler is subscription.handler and other.cancel_handler is not None:
             declarations.check_atomic(subscription, other.cancel_handler)

@@ -15,6 +15,7 @@ from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.retry import Polynomial, RetryPolicy
 
 ATTEMPT_MAX = 16  # as KanthorQ has it
+VISIBILITY_TIMEOUT = timedelta(seconds=60)
 
 Handler = Callable[..., Any]
 
@@ -29,7 +30,7 @@ class Subscription:
     includes: tuple[str, ...]
     excludes: tuple[str, ...] = ()
     attempt_max: int = ATTEMPT_MAX
-    visibility_timeout: timedelta = timedelta(seconds=60)
+    visibility_timeout: timedelta = VISIBILITY_TIMEOUT
     timeout: timedelta | None = None
     retry: RetryPolicy = field(default_factory=Polynomial)
     atomic: bool = False

@@ -11,7 +11,6 @@ Next, tasks that are due later, or again, are claimed: see task.py.
 import functools
 import logging
 from collections.abc import Callable, Collection, Iterable
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -28,6 +27,7 @@ from kanthorq_django.domain.names import NAME_SIZE_MAX
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.domain.quoting import quoted
 from kanthorq_django.domain.states import CLAIMABLE, TaskState
+from kanthorq_django.domain.subscriptions import ATTEMPT_MAX, VISIBILITY_TIMEOUT
 from kanthorq_django.exceptions import ForeignCluster
 from kanthorq_django.models.deletion import without_pulls
 from kanthorq_django.models.delivery import cursor as cursors
@@ -72,15 +72,15 @@ class Consumer(models.Model):
     name = models.CharField(_("name"), max_length=NAME_SIZE_MAX, unique=True)
     subject_includes = SubjectFiltersField(default=_everything)
     subject_excludes = SubjectFiltersField(default=list, blank=True)
-    attempt_max = models.PositiveSmallIntegerField(_("attempt max"), default=16)
-    visibility_timeout = models.DurationField(
-        _("visibility timeout"), default=timedelta(seconds=60)
-    )
+    attempt_max = models.PositiveSmallIntegerField(_("attempt max"), default=ATTEMPT_MAX)
+    visibility_timeout = models.DurationField(_("visibility timeout"), default=VISIBILITY_TIMEOUT)
     timeout = models.DurationField(_("timeout"), null=True, blank=True)
     parked = models.BooleanField(default=False)
     deliver_from = models.DateTimeField(_("deliver from"), null=True, blank=True)
     has_cancel_handler = models.BooleanField(default=False)
-    cancel_attempt_max = models.PositiveSmallIntegerField(_("cancel attempt max"), default=16)
+    cancel_attempt_max = models.PositiveSmallIntegerField(
+        _("cancel attempt max"), default=ATTEMPT_MAX
+    )
     serialize = models.CharField(
         _("serialize"),
         max_length=6,

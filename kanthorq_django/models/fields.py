@@ -140,7 +140,8 @@ def always_readable(field: _F) -> _F:
     """Let ``field`` read what SQL has written beyond Python's times as the nearest of these.
 
     Pulls and claims do so too: a single moment at infinity would stop every page that shows it.
-    No class of its own: Django mixes that with no other in an expression, not even with Now().
+    Not by a class of its own: Django takes no fields of two classes in one expression, and Now() is
+    of its own class.
     """
     field.select_format = _nearest  # type: ignore[method-assign]  # as if it were a method
     return field

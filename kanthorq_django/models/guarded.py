@@ -38,7 +38,7 @@ class GuardedModel(models.Model):
         before = self._held_of(self.GUARDED)
         super().refresh_from_db(using, named, from_queryset)
         read = self._held_of(self.GUARDED if named is None else named)
-        if from_queryset is not None:  # which may leave out some of them
+        if from_queryset is not None:  # it may not read all: what it read is another object now
             read = {n: v for n, v in read.items() if v is None or v is not before.get(n)}
         self._know(read)
 

@@ -12,6 +12,7 @@ from kanthorq_django.domain.callables import alters_data
 from kanthorq_django.domain.moments import readable
 from kanthorq_django.domain.names import name_problem
 from kanthorq_django.domain.quoting import quoted
+from kanthorq_django.domain.subscriptions import ATTEMPT_MAX, VISIBILITY_TIMEOUT
 from kanthorq_django.exceptions import ConfigurationError
 from kanthorq_django.models.deletion import is_whole, without_pulls
 from kanthorq_django.models.delivery.turns import Serialize, align_turns
@@ -50,13 +51,13 @@ class Registration(NamedTuple):
     stream: str
     includes: Sequence[str]
     excludes: Sequence[str] = ()
-    attempt_max: int = 16
-    visibility_timeout: timedelta = timedelta(seconds=60)
+    attempt_max: int = ATTEMPT_MAX
+    visibility_timeout: timedelta = VISIBILITY_TIMEOUT
     timeout: timedelta | None = None
     parked: bool = False
     deliver: str | datetime = "all"
     has_cancel_handler: bool = False
-    cancel_attempt_max: int = 16
+    cancel_attempt_max: int = ATTEMPT_MAX
     serialize: str = Serialize.OFF
 
 

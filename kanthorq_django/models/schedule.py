@@ -215,8 +215,9 @@ class Schedule(ProgressModel, SealableModel):
         A copy, and a row that is not there any more, is inserted as a schedule that is new.
         What workers and operators have moved meanwhile, where it occurs next and last and whether
         it is cancelled, stays as they left it, unless it was set here, or ``update_fields`` names
-        it; so receivers of signals are always told of the fields. Raises InvalidSchedule or
-        InvalidEvent if what is new or was changed cannot be kept.
+        it. To that end Django is told what to write, so receivers of ``post_save`` always get
+        ``update_fields`` of a stored row. Raises InvalidSchedule or InvalidEvent if what is new or
+        was changed cannot be kept.
         """
         named = None if update_fields is None else set(update_fields)
         using = options.pop("using", None) or router.db_for_write(type(self), instance=self)

@@ -121,7 +121,7 @@ def _is_suspicious(text: str) -> bool:
 
 
 def _fault_within(text: str) -> str | None:
-    """What is encoded counts, not what it was: a lazy string tells nothing before."""
+    """Return what is wrong in encoded ``text``: a lazy string tells nothing before."""
     try:
         return _first_fault(json.loads(text))
     except RecursionError:  # the writer goes deeper than the reader in some releases of Python
