@@ -136,22 +136,22 @@ def ids(using: str, name: str, params: Mapping[str, Any], *, skip_locked: bool =
     return {pk for (pk,) in rows_of(result, connection)}
 
 
-def result(using: str, name: str, params: Mapping[str, Any]) -> Result:
-    """Run ``<name>.sql`` on the database ``using``; return its rows as they are."""
+def lazy_rows(using: str, name: str, params: Mapping[str, Any]) -> Result:
+    """Run ``<name>.sql`` on the database ``using``; return rows that are decoded when asked for."""
     connection = connections[using]
     (found,) = run(connection, (_statement(name),), params)
     return Result(found, connection)
 
 
-def result_alone(using: str, name: str, params: Mapping[str, Any]) -> Result:
-    """Do what ``result()`` does; where no transaction is open, in a READ COMMITTED one.
+def lazy_rows_alone(using: str, name: str, params: Mapping[str, Any]) -> Result:
+    """Do what ``lazy_rows()`` does; where no transaction is open, in a READ COMMITTED one.
 
     At a stricter level, which the project may have as its default, the statement would meet
     conflicts, and what it has read would make concurrent publishers fail.
     """
     connection = connections[using]
     if not is_outside(connection):
-        return result(using, name, params)
+        return lazy_rows(using, name, params)
     (found,) = _alone(connection, (_statement(name),), params)
     return Result(found, connection)
 

@@ -164,7 +164,7 @@ class _Drain:
             "includes": subjects.to_regex(consumer.subject_includes),
             "excludes": subjects.to_regex(consumer.subject_excludes),
         }
-        leased = pulled_by(consumer, sql.result(self._using, "pull_uncommitted", params))
+        leased = pulled_by(consumer, sql.lazy_rows(self._using, "pull_uncommitted", params))
         tell_of(signals.pulled, consumer, leased)
         return leased
 

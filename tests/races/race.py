@@ -232,7 +232,7 @@ def between_lock_and_read(
     def in_steps(using: str, name: str, then: str, params: Any) -> tuple[list[Any], Result]:
         with sql.begun(using, name, params) as locked:
             step()
-            return locked, sql.result(using, then, params)
+            return locked, sql.lazy_rows(using, then, params)
 
     with monkeypatch.context() as patch:
         patch.setattr(sql, "transaction_of", in_steps)

@@ -82,7 +82,7 @@ def _claim_in_turn(consumer: "Consumer", limit: int, wanted: _Wanted) -> Result:
 
 
 def _claim(consumer: "Consumer", limit: int, wanted: _Wanted, in_turn: list[int]) -> Result:
-    return sql.result_alone(
+    return sql.lazy_rows_alone(
         consumer.using,
         "claim",
         {
