@@ -84,7 +84,7 @@ CEILINGS: dict[str, Any] = {
     "ERROR_SIZE_MAX": 1_048_576,
     "AUDIT_RETENTION": timedelta(days=36_500),
 }
-SECRET = frozenset({"BODY_KEYS"})  # keys whose values no message may show
+_NEVER_SHOWN = frozenset({"BODY_KEYS"})  # keys whose values no message may show
 
 
 def problems(declared: object) -> Iterator[tuple[str, str]]:
@@ -92,12 +92,12 @@ def problems(declared: object) -> Iterator[tuple[str, str]]:
     if not isinstance(declared, dict):
         yield f"KANTHORQ is {type(declared).__name__}, not a dict.", "Write KANTHORQ = {}."
         return
-    known = {field.name: field for field in fields(Settings)}
+    known = {each.name: each for each in fields(Settings)}
     for key, value in declared.items():
         if key not in known:
             yield f"KANTHORQ has no key {quoted(key)}.", _suggestion(key, known)
         elif problem := _value_problem(key, known[key].type, value):
-            shown = "wrong" if key in SECRET else quoted(value)
+            shown = "wrong" if key in _NEVER_SHOWN else quoted(value)
             yield f"KANTHORQ[{key!r}] is {shown}; {problem}.", _usual(known[key])
 
 
@@ -106,11 +106,11 @@ def _suggestion(key: object, known: dict[str, Any]) -> str:
     return f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(sorted(known))}."
 
 
-def _usual(field: Any) -> str:
+def _usual(known: Any) -> str:
     """Return a key's default and ceiling as a hint: the wheel holds no documentation to look in."""
-    ceiling = CEILINGS.get(field.name)
+    ceiling = CEILINGS.get(known.name)
     most = "" if ceiling is None else f", and {_amount(ceiling)} the most"
-    return f"{quoted(field.default)} is the default{most}."
+    return f"{quoted(known.default)} is the default{most}."
 
 
 def _amount(ceiling: timedelta | int) -> str:

@@ -85,7 +85,7 @@ class _Found(NamedTuple):
     version: int
 
 
-_Chunk = dict[int, _Found]
+_Chunk = dict[int, _Found]  # by the ids of tasks
 
 
 class SelectingQuerySet(models.QuerySet[M]):
@@ -148,7 +148,7 @@ class MovableQuerySet(SelectingQuerySet[M]):
 
     def _move_chunk(
         self,
-        chunk: dict[int, _Found],
+        chunk: _Chunk,
         move: Move,
         changes: dict[str, Any],
         *,

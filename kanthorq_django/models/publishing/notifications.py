@@ -22,7 +22,7 @@ from kanthorq_django.conf import get_settings
 from kanthorq_django.sql.transactions import is_outside
 
 LONE_AFTER = 0.005  # seconds in which nothing is published, after which an event comes alone
-CHANNEL = "kanthorq_"  # and the id of a stream: its events
+CHANNEL_PREFIX = "kanthorq_"  # before the id of a stream: its events
 CANCEL_CHANNEL = "kanthorq_cancel"  # some running task was asked to stop
 SPARE_SECONDS = 0.003  # from one notification of a stream to the next, in one process
 SPARE_LONGEST = 0.05  # the same, after it has been doubled again and again
@@ -35,7 +35,7 @@ REMEMBERED_MAX = 4_096
 
 def channel(stream_id: int) -> str:
     """Return the name of the channel that announces events of a stream."""
-    return f"{CHANNEL}{stream_id}"
+    return f"{CHANNEL_PREFIX}{stream_id}"
 
 
 class Pace:
