@@ -121,8 +121,8 @@ class Recurrence:
     def _in_order(self, locals_: Iterator[datetime]) -> Iterator[datetime]:
         """Yield UTC moments sorted, although local times come in the order of the wall clock.
 
-        Only those that a change skips may be later than what follows them on the clock, and that is
-        no earlier than the change.
+        A local time that a change of the clock skips is moved forward, so it may come later than
+        local times behind it. These are no earlier than the change.
         """
         skipped: deque[datetime] = deque()
         for local in locals_:
@@ -166,10 +166,11 @@ class Recurrence:
         return until_moment(text) if until is None else self._shown(until)[1]
 
     def _shown(self, moment: datetime) -> tuple[datetime, datetime]:
-        """Return ``moment`` by the clocks of then and by those of a day before, the earlier first.
+        """Return ``moment`` by the offset of then and by that of a day before, the earlier first.
 
-        They differ in the day after a change: what it skips may be yet to come, and what it repeats
-        has been, although the clocks of then show a later time, or an earlier one.
+        They differ for a day after a change of the clock. What it skipped may be yet to come
+        although the clock shows a later time; what it repeated has been although the clock shows
+        an earlier one.
         """
         day_before = moment.astimezone(UTC) - CHANGE_MAX  # by real hours, not by those of a clock
         first, last = sorted([self._local(moment), self._local(day_before) + CHANGE_MAX])

@@ -2,7 +2,8 @@
 -- task is completed, a handled cancellation is cancelled. Returns the ids that were ours. The
 -- moment of the lease is part of its name: a crash that loses commits gives ids and epochs again.
 WITH verdict AS MATERIALIZED (
-    -- Empty, or missing at the end, is NULL: with array_nulls off no array could hold it.
+    -- No result is an empty text, or a place beyond the end of the array: where array_nulls is off, no
+    -- array can hold a NULL.
     SELECT id, lease_epoch, since, nullif(result, '')::jsonb AS result
     FROM unnest(%(ids)s::bigint[], %(epochs)s::bigint[], %(since)s::bigint[], %(results)s::text[])
         AS given (id, lease_epoch, since, result)

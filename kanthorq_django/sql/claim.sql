@@ -145,8 +145,8 @@ SELECT
     (SELECT count(*) FROM claimed WHERE state = -102) AS discarded_count,
     ARRAY(SELECT event_id::text FROM claimed WHERE state = -102 ORDER BY id LIMIT 20) AS discarded,
     -- Named: the server keeps the statement, and its columns may not change meanwhile. Moments
-    -- as microseconds since 1970: Python takes twenty times as long to read them as text. Those
-    -- that SQL may have written as in pull.sql.
+    -- as microseconds since 1970: Python takes twenty times as long to read them as text. Those that
+    -- we do not set ourselves may be any that SQL can write: see pull.sql.
     claimed.id,
     claimed.lease_epoch,
     claimed.state,

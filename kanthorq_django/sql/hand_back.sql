@@ -16,7 +16,7 @@ ours AS MATERIALIZED (
         END AS becomes
     FROM kanthorq_django_task AS task
     JOIN handed ON handed.id = task.id AND handed.lease_epoch = task.lease_epoch
-    -- None, if somebody deleted it past its model: that must not keep the verdict for ever.
+    -- LEFT: a consumer that somebody deleted past its model must not keep the verdict out for ever.
     LEFT JOIN kanthorq_django_consumer AS consumer ON consumer.id = task.consumer_id
     WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)  -- as in ack.sql
         AND task.attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz + handed.since * interval '1 microsecond'

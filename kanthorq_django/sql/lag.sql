@@ -66,7 +66,7 @@ unread AS (
 SELECT
     least(count(*), %(limit)s) AS count,
     count(*) > %(limit)s AS is_bounded,
-    -- Times that only SQL can write, as in pull.sql.
+    -- Times that Python cannot hold as the nearest that it can, as in pull.sql.
     statement_timestamp() - min(
         least(greatest(created_at, '0002-01-01 00:00Z'), '9998-12-31 23:59:59.999999Z')
     ) AS oldest

@@ -23,7 +23,7 @@ ours AS MATERIALIZED (
         END AS becomes
     FROM kanthorq_django_task AS task
     JOIN verdict USING (id, lease_epoch)
-    -- None, if somebody deleted it past its model: that must not keep the verdict for ever.
+    -- LEFT: a consumer that somebody deleted past its model must not keep the verdict out for ever.
     LEFT JOIN kanthorq_django_consumer AS consumer ON consumer.id = task.consumer_id
     WHERE task.id = ANY(%(ids)s::bigint[]) AND task.state + 0 IN (2, 3)  -- as in ack.sql
         AND task.attempted_at IS NOT DISTINCT FROM 'epoch'::timestamptz + verdict.since * interval '1 microsecond'

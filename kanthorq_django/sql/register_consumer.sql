@@ -1,5 +1,6 @@
 -- Insert a consumer, or apply what its code changed, from then on; an unchanged row is not
--- written. A consumer that starts "new" begins at a snapshot that is own-transaction-safe.
+-- written. A consumer that starts "new" begins at a snapshot of now, with the caller's own
+-- transaction added, as in pull.sql.
 INSERT INTO kanthorq_django_consumer AS consumer (
     stream_id, name, subject_includes, subject_excludes, attempt_max, visibility_timeout,
     timeout, parked, deliver_from, has_cancel_handler, cancel_attempt_max, serialize, "cursor"

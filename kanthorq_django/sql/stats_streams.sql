@@ -1,6 +1,6 @@
 -- Every stream with the number of its events, which the index alone can count, and the ages of
 -- the first and the last of them, by their transactions; and the number of its consumers. Times that
--- only SQL can write as in pull.sql.
+-- Python cannot hold are told as the nearest that it can, as in pull.sql.
 SELECT
     stream.id,
     stream.name,
