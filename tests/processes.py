@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
+import psutil  # type: ignore[import-untyped]  # it ships no types
 from django.conf import settings
 from django.db import connection
 
@@ -132,6 +133,7 @@ def environment() -> dict[str, str]:
 
 def is_alive(pid: int) -> bool:
     """Tell whether a process is there and is not just waiting to be waited for."""
-    command = ["ps", "-o", "stat=", "-p", str(pid)]
-    state = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return bool(state) and not state.startswith("Z")
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from django.db.utils import ConnectionHandler
 from project.postgres import watcher
 from project.postgres.base import DatabaseWrapper
 from project.postgres.launcher import Server, project_server
+from tests.concurrency import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEADLINE_SECONDS = 30
 
 START = """
 import os, signal, subprocess, sys
@@ -48,14 +47,6 @@ def python_path(first: Path) -> str:
     return os.pathsep.join([str(first), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Return once ``condition()`` is true; fail the test if that takes too long."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
 def server_of(project: Path) -> Server:
     """Return the server that the holders of a project use, to look at it without using it."""
     return project_server(project, durable=False)
@@ -74,13 +65,6 @@ def query(server: Server, statement: str) -> Any:
         cursor = connection.execute(statement.encode())
         row = cursor.fetchone() if cursor.description else None
     return row and row[0]
-
-
-def is_running(pid: int) -> bool:
-    """Tell whether a process is there and is not just waiting to be waited for."""
-    command = ["ps", "-o", "stat=", "-p", str(pid)]
-    state = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return bool(state) and not state.startswith("Z")
 
 
 def is_stopped(server: Server) -> bool:

@@ -19,14 +19,14 @@ from django.db.utils import OperationalError
 
 from project.postgres import watcher
 from project.postgres.launcher import Server, project_server, scratch_server
+from tests.concurrency import wait_until
+from tests.processes import is_alive
 from tests.project.conftest import (
     REPOSITORY,
-    is_running,
     is_stopped,
     python_path,
     query,
     server_of,
-    wait_until,
     wrapper_for,
 )
 
@@ -308,7 +308,7 @@ def test_a_scratch_server_is_gone_afterwards():
         pid, socket_dir = server.pid, server.socket_dir
         assert pid is not None
     assert (server.folder.exists(), socket_dir.exists()) == (False, False)
-    wait_until(lambda: not is_running(pid))
+    wait_until(lambda: not is_alive(pid))
 
 
 def test_two_scratch_servers_run_at_once():

@@ -16,7 +16,8 @@ from project.postgres.account import available_accounts
 from project.postgres.exceptions import PostgresNotFound
 from project.postgres.installation import Installation, find_installations
 from project.postgres.launcher import project_server
-from tests.project.conftest import is_stopped, query, server_of, wait_until, wrapper_for
+from tests.concurrency import wait_until
+from tests.project.conftest import is_stopped, query, server_of, wrapper_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root borrows an account")
 

@@ -21,8 +21,9 @@ from project.shop.invariants import audit
 from project.shop.models import Payment, Sale, TillReport
 from project.shop.patience import wait_until
 from project.shop.serving import free_or_any, provide_login
+from tests.processes import is_alive
 from tests.shop.factories import SaleFactory
-from tests.shop.running import demo, descendants, environment, is_alive
+from tests.shop.running import demo, descendants, environment
 
 CUSTOMERS = 40
 WIDTH = 80
