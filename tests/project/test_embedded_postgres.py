@@ -410,6 +410,7 @@ def test_database_url_wins(new_project, environment):
     assert not (new_project / ".postgres").exists()
 
 
-def test_without_debug_a_secret_key_is_demanded(new_project, environment):
+def test_without_debug_a_secret_key_is_demanded(new_project, environment, capfd):
     with pytest.raises(subprocess.CalledProcessError):
         run_django(new_project, environment | {"DEBUG": "off"}, "-c", "import project.settings")
+    assert "Set the SECRET_KEY environment variable" in capfd.readouterr().err
