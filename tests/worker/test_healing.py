@@ -1,7 +1,6 @@
 """Connections that end: each part of a worker heals by itself."""
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -15,6 +14,7 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState, Worker
 from kanthorq_django.models.delivery.cursor import peek
 from kanthorq_django.worker import loop, persistence, puller, renewer
+from kanthorq_django.worker.connections import upkeep
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.quick_run import sooner
@@ -35,8 +35,6 @@ from tests.worker.working import (
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SHORT = timedelta(seconds=1)
-
-
 LONG = timedelta(minutes=1)
 
 
@@ -170,14 +168,14 @@ async def acount_entries(message: Message) -> int:
     ],
 )
 def test_a_handlers_connection_that_ended_while_it_rested_costs_no_attempt(
-    handler: Callable[[Message], Any], atomic: bool, last: str
+    handler: Callable[[Message], Any], atomic: bool, last: str, monkeypatch: pytest.MonkeyPatch
 ):
     subscribe("work.>", stream="work", consumer="counts", atomic=atomic)(handler)
     announce()
     with working("counts", concurrency=1):
         wait_for_state(TaskState.COMPLETED)
         terminate(last)
-        threading.Event().wait(1.1)  # rests are noticed from a second on
+        monkeypatch.setattr(upkeep, "CHECK_AFTER_IDLE", 0.0)  # as if it had rested for long
         announce()
         wait_for_state(TaskState.COMPLETED, 2)
     assert not Task.objects.exclude(attempt_count=1).exists()
