@@ -87,7 +87,7 @@ def test_a_lease_that_ran_out_unnoticed_is_found(consumer: Consumer):
 def test_a_due_task_that_waits_too_long_is_found(consumer: Consumer):
     TaskFactory.create(consumer=consumer, schedule_at=LONG)
 
-    assert failed()["due"] == "due tasks wait longer than 0:05:00: refunds 1:00:00"
+    assert failed()["due"].startswith("due tasks wait longer than 0:05:00: refunds 1:00:0")
     assert kanthorq("health", "--max-due", "2h", "--skip", "lag").status == 0
 
 
@@ -103,7 +103,9 @@ def test_a_consumer_far_behind_its_stream_is_found(consumer: Consumer):
     event = EventFactory.create(stream=consumer.stream)
     type(event)._base_manager.update(created_at=LONG)
 
-    assert failed() == {"lag": "unread events wait longer than 0:05:00: refunds 1:00:00"}
+    ((check, told),) = failed().items()
+    assert check == "lag"
+    assert told.startswith("unread events wait longer than 0:05:00: refunds 1:00:0")
     assert kanthorq("health", "--max-lag", "2h").status == 0
 
 
@@ -214,8 +216,8 @@ def test_a_wrong_limit_is_one_sentence(arguments: tuple[str, ...], fact: str):
         kanthorq("health", *arguments)
 
 
-def test_every_check_can_fail(monkeypatch: pytest.MonkeyPatch):
-    """The server's own facts, which a test cannot bring about."""
+def test_what_is_wrong_with_the_server_itself_is_found():
+    """Facts that a test cannot bring about."""
 
     class Server:
         version_name, version, is_standby = "14.9", 14, True
