@@ -519,7 +519,7 @@ def test_what_snoozes_hides_nothing_that_is_due(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("is_committed")
-def test_what_snoozed_is_due_again_when_a_handler_ends_the_test(monkeypatch: pytest.MonkeyPatch):
+def test_what_snoozed_is_due_again_when_a_handler_ends_the_test():
     @subscribe("order.>", stream="kit", consumer="kit")
     def handle(message: Message) -> None:
         if message.event.subject == "order.last":

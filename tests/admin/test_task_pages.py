@@ -223,9 +223,7 @@ def test_a_task_whose_event_was_deleted_by_sql_is_shown_and_moved(operator: Clie
     assert task.state == TaskState.AVAILABLE
 
 
-def test_a_page_that_the_project_does_not_have_is_not_linked_to(
-    viewer: Client, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_page_that_the_project_does_not_have_is_not_linked_to():
     task = TaskFactory.create(consumer__name="emails")
     assert page_url("admin", "task_change", task.pk) == page("task_change", task.pk)
     assert page_url("admin", "no_such_page", task.pk) is None

@@ -86,8 +86,7 @@ def test_a_worker_whose_start_gets_no_answer_ends_with_a_sentence(
 
 def test_handlers_whose_connections_fall_silent_are_found_out_too(stage: Stage, proxy: Proxy):
     """Nothing that a handler asks has a limit of time, and its lease is renewed all the while."""
-    sooner = IMPATIENT | {"kanthorq_django.worker.connections.probe.PROBE_EVERY": 0.7}
-    stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(sooner))
+    stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(IMPATIENT | SOON))
     client = stage.client()
     stage.wait_until_started()
     client.begin("both 40")
@@ -105,8 +104,7 @@ def test_handlers_whose_connections_fall_silent_are_found_out_too(stage: Stage, 
 def test_coroutines_whose_connections_fall_silent_are_found_out_too(stage: Stage, proxy: Proxy):
     """One connection serves all of them, and a thread beside the loop has its own."""
     stage.consumers = ["awaiting"]
-    sooner = IMPATIENT | {"kanthorq_django.worker.connections.probe.PROBE_EVERY": 0.7}
-    worker = stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(sooner))
+    worker = stage.worker(url=url_of(stage, proxy), FAULTS_SET=json.dumps(IMPATIENT | SOON))
     client = stage.client()
     stage.wait_until_started()
     has_asked = proxy.swallow('INTO "ledger_entry"')  # else nobody might wait for an answer

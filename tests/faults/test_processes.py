@@ -129,7 +129,6 @@ def test_a_worker_frozen_inside_a_schedules_turn_does_not_keep_it_from_others(st
 
 
 def is_stopped(worker: RunningWorker) -> bool:
-
     with open(f"/proc/{worker.pid}/stat") as stat:  # noqa: PTH123  # a pseudo-file
         return stat.read().rsplit(")", 1)[1].split()[0] == "T"
 

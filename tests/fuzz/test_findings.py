@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from django.core.management.base import CommandError
 from django.test import Client
-from pytest_django import Settings
 
 from kanthorq_django import Fixed, Polynomial, publish, schedule, subscribe
 from kanthorq_django.conf import CEILINGS, problems
@@ -241,6 +240,6 @@ def test_what_is_no_event_id_is_refused_by_verbs(given: Any):
         ConsumerFactory.create().cancel([given])
 
 
-def test_a_message_about_a_setting_does_not_repeat_all_of_it(settings: Settings):
+def test_a_message_about_a_setting_does_not_repeat_all_of_it():
     ((told, _hint),) = problems({"CONCURRENCY": "x" * 10**6})
     assert len(told) < 200

@@ -85,7 +85,7 @@ def test_the_number_of_statements_grows_with_the_chunks_only(monkeypatch: pytest
 
 
 @pytest.mark.django_db
-def test_server_side_cursors_may_be_off_as_behind_a_pooler(settings: Any, monkeypatch: Any):
+def test_server_side_cursors_may_be_off_as_behind_a_pooler(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(connection.settings_dict, "DISABLE_SERVER_SIDE_CURSORS", True)
     assert len(Task.objects.filter(consumer=fill(CHUNK_SIZE + 1)).cancel().updated) > CHUNK_SIZE
 

@@ -278,7 +278,7 @@ def test_a_system_check_tells_of_a_wrong_key(settings):
     assert "wrong" not in told.msg
 
 
-def test_without_the_library_the_error_says_what_to_install(monkeypatch, settings):
+def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cryptography.fernet", None)
     fernet.cache_clear()
     with pytest.raises(
@@ -287,7 +287,7 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch, setting
         publish("card.used", CARD)
 
 
-def test_keys_stay_out_of_what_settings_print(settings):
+def test_keys_stay_out_of_what_settings_print():
     from kanthorq_django.conf import get_settings, problems
 
     assert OLD not in repr(get_settings())

@@ -111,7 +111,8 @@ def test_where_the_lane_of_cleanup_is_full_only_cancellations_wait_for_it(
 
     @subscribe("work.>", stream="work", consumer="mixed", retry=AT_ONCE, serialize=serialize)
     async def handle(message: Message) -> None:
-        assert message.attempt > 1
+        if message.attempt == 1:
+            raise ValueError("so that it is tried again")
 
     @handle.on_cancel()
     def undo(message: Message) -> None:

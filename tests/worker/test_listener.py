@@ -29,7 +29,6 @@ from tests.worker.working import (
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SHORT = timedelta(seconds=1)
-
 LONG = timedelta(minutes=1)
 
 
