@@ -78,7 +78,7 @@ def _arguments() -> argparse.Namespace:
         for one in chosen
         if given.all or not given.quick or one.comparison.name != "noop2"
     ]
-    given.peers = given.peers or (_peers(given))
+    given.peers = given.peers or _peers(given)
     return given
 
 

@@ -41,14 +41,15 @@ def run(
     work: Work | JointWork, peers: Sequence[Peer], arena: Arena, rounds: int, scale: Scale
 ) -> Result | None:
     """Run a work ``rounds`` times; return None if nobody takes part in it."""
-    parts = [(peer, entry) for peer in peers for entry in work.entries(peer)]
+    name = work.comparison.name
+    parts = [(peer, entry) for peer in peers for entry in peer.entries_for(name)]
+    groups = [parts] if isinstance(work, JointWork) else [[part] for part in parts]
     metrics = work.comparison.metrics
     columns = {
         entry.label: [Series(entry.label, metric.name) for metric in metrics] for _, entry in parts
     }
     for number in range(rounds):
-        where = f"{work.comparison.name} {number + 1}/{rounds}"
-        groups = [[part] for part in parts] if not isinstance(work, JointWork) else [parts]
+        where = f"{name} {number + 1}/{rounds}"
         for group in groups:
             labels = [entry.label for _, entry in group]
             print(f"{where}: {', '.join(labels)}", file=sys.stderr)

@@ -19,9 +19,6 @@ class Asking:
     fill: str
     method: str
 
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for(self.comparison.name)
-
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         count = round(int(entry.job) * scale.part)
         with arena.database(peer, self.fill, count) as database:
@@ -34,9 +31,6 @@ class Cancelling:
     """Milliseconds from a request to cancel to ``message.cancelled`` in the running handler."""
 
     comparison: Comparison
-
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for(self.comparison.name)
 
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         watch = Stopwatch.create(arena.board_path, scale.pings)

@@ -39,7 +39,6 @@ DEFAULT: tuple[Work | JointWork, ...] = (
             reference="pgqueuer",
             goals=(Goal(label="kanthorq", metric="rate", ratio=2.0),),
         ),
-        work="noop",
     ),
     Drain(
         comparison=Comparison(
@@ -48,7 +47,6 @@ DEFAULT: tuple[Work | JointWork, ...] = (
             metrics=(RATE,),
             reference="pgqueuer",
         ),
-        work="noop2",
         processes=2,
     ),
     Drain(
@@ -62,7 +60,6 @@ DEFAULT: tuple[Work | JointWork, ...] = (
                 Goal(label="kanthorq, batch and bulk_create", metric="rate", ratio=10),
             ),
         ),
-        work="insert",
         writes_effects=True,
     ),
     PublishOneByOne(
@@ -125,7 +122,6 @@ LONG: tuple[Work | JointWork, ...] = (
             reference="pgqueuer",
             goals=(Goal(label="kanthorq", metric="flatness", value=0.9),),
         ),
-        work="snapshot",
         holds_snapshot=True,
         seconds_times=2,
     ),
@@ -137,7 +133,6 @@ LONG: tuple[Work | JointWork, ...] = (
             reference="no past",
             goals=(Goal(label="1,000,000 finished", metric="rate", ratio=0.9),),
         ),
-        work="past",
     ),
     Drain(
         comparison=Comparison(
@@ -148,7 +143,6 @@ LONG: tuple[Work | JointWork, ...] = (
             is_sequence=True,
             goals=(Goal(label="50 consumers, one has work", metric="rate", ratio=0.9),),
         ),
-        work="quiet",
     ),
     Asking(
         comparison=Comparison(
@@ -190,7 +184,6 @@ LONG: tuple[Work | JointWork, ...] = (
             reference="1 process",
             is_sequence=True,
         ),
-        work="workers",
     ),
     Drain(
         comparison=Comparison(
@@ -200,13 +193,11 @@ LONG: tuple[Work | JointWork, ...] = (
             reference="100,000 queued",
             is_sequence=True,
         ),
-        work="queued",
     ),
     Drain(
         comparison=Comparison(
             name="body", title="Drain of small and large bodies", metrics=(RATE,)
         ),
-        work="body",
     ),
     Drain(
         comparison=Comparison(
@@ -216,7 +207,6 @@ LONG: tuple[Work | JointWork, ...] = (
             reference="not serialized",
             is_sequence=True,
         ),
-        work="serialize",
     ),
     Cancelling(
         Comparison(

@@ -20,9 +20,6 @@ class CatchingUp:
 
     comparison: Comparison
 
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for(self.comparison.name)
-
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         events = max(10 * RARE_EVERY, round(int(entry.job) * scale.part))
         count = events // RARE_EVERY

@@ -27,9 +27,6 @@ class Crowd:
 
     comparison: Comparison
 
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for("crowd")
-
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         count = round(entry.jobs_per_second * scale.seconds / PUBLISHERS)
         start_at = time.time() + START_SECONDS

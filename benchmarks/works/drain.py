@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -15,9 +14,6 @@ from benchmarks.peers.board import Board
 from benchmarks.peers.peer import Entry, Peer
 from benchmarks.progress import rate_between, watch
 from benchmarks.works.work import Comparison, Scale
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 COUNT_MAX = 20_000  # of a second's work: whoever is faster has the same number of jobs
 
@@ -31,14 +27,10 @@ class Drain:
     """
 
     comparison: Comparison
-    work: str  # under which peers list their entries
     processes: int = 1
     writes_effects: bool = False
     holds_snapshot: bool = False  # another session's, open all the time
     seconds_times: float = 1  # longer than other runs
-
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for(self.work)
 
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         processes = max(self.processes, entry.processes)
@@ -73,11 +65,11 @@ class Drain:
 
     def job(self, entry: Entry) -> str:
         """Return what the worker is to run; empty: all there is."""
-        return "noop" if self.work == "past" else entry.job
+        return "noop" if self.comparison.name == "past" else entry.job
 
     def fill(self, entry: Entry, count: int, scale: Scale) -> tuple[object, ...]:
         """Return what the adapter is asked to prepare."""
-        if self.work == "past":
+        if self.comparison.name == "past":
             return "finished", round(int(entry.job) * scale.part), count
         return "enqueue", entry.job or "noop", count
 

@@ -23,9 +23,6 @@ class Footprint:
 
     comparison: Comparison
 
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for("memory")
-
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         count = min(scale.queued, round(entry.jobs_per_second * scale.footprint_seconds))
         board = Board.create(arena.board_path, count)

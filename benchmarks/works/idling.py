@@ -25,9 +25,6 @@ class Idle:
 
     comparison: Comparison
 
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for("idle")
-
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         watch = Stopwatch.create(arena.board_path, 1)
         with (

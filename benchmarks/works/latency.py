@@ -21,9 +21,6 @@ class Latency:
 
     comparison: Comparison
 
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for("latency")
-
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         # Job 0 is queued before: when it is handled, the worker is up.
         watch = Stopwatch.create(arena.board_path, 1 + scale.pings)

@@ -21,9 +21,6 @@ class PublishOneByOne:
 
     comparison: Comparison
 
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for("publish")
-
     def measure_together(
         self, arena: Arena, parts: Sequence[tuple[Peer, Entry]], scale: Scale
     ) -> dict[str, Mapping[str, float]]:
@@ -55,9 +52,6 @@ class PublishMany:
     """Publications a second of one call for many."""
 
     comparison: Comparison
-
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        return peer.entries_for("many")
 
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         with arena.database(peer) as database:

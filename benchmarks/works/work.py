@@ -67,10 +67,6 @@ class JointWork(Protocol):
     @property
     def comparison(self) -> Comparison: ...
 
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        """Return the peer's parts in it; empty if it takes no part."""
-        ...
-
     def measure_together(
         self, arena: Arena, parts: Sequence[tuple[Peer, Entry]], scale: Scale
     ) -> Mapping[str, Mapping[str, float]]:
@@ -83,10 +79,6 @@ class Work(Protocol):
 
     @property
     def comparison(self) -> Comparison: ...
-
-    def entries(self, peer: Peer) -> tuple[Entry, ...]:
-        """Return the peer's parts in it; empty if it takes no part."""
-        ...
 
     def measure(self, arena: Arena, peer: Peer, entry: Entry, scale: Scale) -> Mapping[str, float]:
         """Run it once; return the figures by the names of the metrics. Raises RunFailed."""
