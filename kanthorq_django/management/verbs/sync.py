@@ -76,8 +76,8 @@ class Sync(Verb):
         return told == "unchanged"
 
     def _list_orphans(self) -> None:
-        declared = {subscription.consumer for subscription in registry.all()}
-        stored = Consumer.objects.using(self.database).exclude(name__in=declared)
+        known = {subscription.consumer for subscription in registry.all()}
+        stored = Consumer.objects.using(self.database).exclude(name__in=known)
         for consumer in stored.order_by("name"):
             tasks = Task.objects.using(self.database).filter(consumer=consumer)
             waits = "has" if tasks.exclude(state__in=FINAL).exists() else "has no"
