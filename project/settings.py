@@ -64,9 +64,8 @@ EMBEDDED_DATABASE: dict[str, Any] = {
     "ENGINE": "project.postgres",
     "NAME": "kanthorq",
     "EMBEDDED_PROJECT": BASE_DIR,
-    "EMBEDDED_DURABLE": env.bool(
-        "EMBEDDED_DURABLE", default=True
-    ),  # off: faster, for tests; has data of its own
+    # Off it is faster, for tests, and has data of its own.
+    "EMBEDDED_DURABLE": env.bool("EMBEDDED_DURABLE", default=True),
 }
 DATABASES = {
     "default": env.db_url("DATABASE_URL")

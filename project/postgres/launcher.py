@@ -95,9 +95,9 @@ def _far_home(project: Path) -> Path:
     """Return the folder to use when the project's own is out of reach."""
     parent = Path("/var/tmp")  # noqa: S108 - unlike /tmp it survives a reboot; the owner is checked
     digest = hashlib.sha256(os.fsencode(project)).hexdigest()[:12]
-    home = (
-        parent if parent.is_dir() else Path(tempfile.gettempdir())
-    ) / f"kanthorq-data-{os.geteuid()}-{digest}"
+    if not parent.is_dir():
+        parent = Path(tempfile.gettempdir())
+    home = parent / f"kanthorq-data-{os.geteuid()}-{digest}"
     if home.is_symlink() or (home.exists() and home.stat().st_uid != os.geteuid()):
         raise ServerFailed(f"{home} is not a folder of {Account.current().name}; delete it.")
     return home
@@ -126,7 +126,6 @@ def _is_open(project: Path, account: Account) -> bool:
 def _prepare_home(home: Path) -> None:
     with suppress(FileExistsError):
         home.mkdir()
-        home.chmod(
-            0o711
-        )  # for the server's account, whatever the umask; the folders inside are closed
+        # For the server's account, whatever the umask; the folders inside are closed.
+        home.chmod(0o711)
         (home / ".gitignore").write_text("*\n")

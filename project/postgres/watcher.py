@@ -147,7 +147,6 @@ def _stop(orders: Orders) -> None:
 
 
 if __name__ == "__main__":
-    with suppress(
-        FileNotFoundError
-    ):  # the folder was deleted, and the server in it stops by itself
+    # Where its folder was deleted, a server stops by itself.
+    with suppress(FileNotFoundError):
         sys.exit(main(Orders(**json.loads(sys.argv[1]))))

@@ -74,9 +74,8 @@ class Story:
         self._tell(f"{WORKERS} workers are ready: processes {pids}.")
 
     def _schedule_report(self) -> None:
-        (now,) = Sale.objects.filter(pk=self._sale.pk).values_list(
-            Now(), flat=True
-        )  # the database's
+        # By the database's clock, which decides when it is due.
+        (now,) = Sale.objects.filter(pk=self._sale.pk).values_list(Now(), flat=True)
         self._sale.report_at = now.replace(microsecond=0) + REPORT_AFTER
         self._sale.save(update_fields=["report_at"])
         reports = schedule_reports(self._sale, DAILY, self._sale.report_at)

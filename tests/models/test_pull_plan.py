@@ -235,9 +235,8 @@ def test_a_look_jumps_over_what_is_not_committed(reader: Consumer, began: str):
         publisher.autocommit = other.autocommit = False
         insert(publisher, reader, PAGE_SIZE)
         insert(other, reader, PAGE_SIZE)
-        with (
-            raw_connection() as later
-        ):  # ends while they are open, so that a snapshot tells of them
+        # What ends while they are open lets a snapshot tell of them.
+        with raw_connection() as later:
             later.execute("SELECT pg_current_xact_id()")
         if began == "before the cursor":
             place(reader, "pg_current_snapshot()")

@@ -72,9 +72,7 @@ def test_a_listener_that_hears_nothing_warns_and_polling_goes_on(
 ):
     """As behind a pooler in transaction mode: LISTEN is accepted, and nothing ever arrives."""
     monkeypatch.setattr(listener, "ANSWER_WITHIN", 0.2)
-    monkeypatch.setattr(
-        listener.Listener, "_subscribe", lambda *_: False
-    )  # the session never listens
+    monkeypatch.setattr(listener.Listener, "_subscribe", lambda *_: False)  # it never listens
     accept("plain")
     with working("plain", listen=True):
         announce()

@@ -59,7 +59,7 @@ def test_a_task_of_a_handler_that_blocks_the_event_loop_is_named(caplog: pytest.
 def test_handlers_that_await_are_not_told_of(caplog: pytest.LogCaptureFixture):
     @subscribe("work.>", stream="work", consumer="awaits")
     async def handle(message: Message) -> None:
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # in which one that blocks would be told of three times
 
     announce()
     with working("awaits"):
