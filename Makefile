@@ -26,10 +26,10 @@ demo: $(READY) ## run the shop: publish, handle, kill a worker, prove nothing wa
 admin: $(READY) ## serve the admin with a worker and the demo's data
 	$(BIN)/python manage.py demo --serve
 
-test: $(READY) ## run all tests but the long soaks
+test: $(READY) ## run the tests, but for those that take long
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-coverage: $(READY) ## do the same, twice as long, and tell which lines no test reaches
+coverage: $(READY) ## tell which lines no test reaches; takes twice as long as the tests
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
@@ -75,3 +75,4 @@ wheel: $(READY) ## build the wheel into dist/
 clean: ## remove what the targets above made
 	rm -rf .venv .venv-3.* .postgres .postgres-* build dist .coverage* *.egg-info
 	rm -rf benchmarks/.peers benchmarks/.postgres benchmarks/results
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
