@@ -1,4 +1,4 @@
-"""The Python in README.md and docs/ runs as it is printed, and tables leave nothing out.
+"""The Python in README.md and docs/ runs as it is printed, links lead on, tables are complete.
 
 Each block with the imports that stand in it, those of the guide with its first block beside.
 """
@@ -27,9 +27,12 @@ from kanthorq_django.subscribers import sync
 
 HOME = Path(settings.BASE_DIR)
 PAGES = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
+LINKING = [*PAGES, *(HOME / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"))]
 FENCED = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What needs more than a test has here, such as a second database, is shown and not run.
 SHOWN = re.compile(r"^```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ANY_CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
 
 # What belongs to the reader's project.
 STAND_INS: dict[str, Any] = {
@@ -141,3 +144,24 @@ def test_the_table_of_indexes_leaves_none_out():
     kept = [each for model in models for each in (*model._meta.indexes, *model._meta.constraints)]
     columns = {f"({', '.join(each.fields)})" for each in kept if hasattr(each, "fields")}
     assert set(re.findall(r"^\| \w+ (\([^)]+\))", page, re.MULTILINE)) == columns
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page: Path):
+    dead = [
+        f"{path}#{anchor}"
+        for path, anchor in LINK.findall(prose(page))
+        if not (target := page.parent / path if path else page).exists()
+        or (anchor and anchor not in anchors(target))
+    ]
+    assert dead == []
+
+
+def prose(page: Path) -> str:
+    return ANY_CODE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what GitHub makes of the headings of ``page``."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
