@@ -1,4 +1,4 @@
-"""What every test gets."""
+"""What every test gets, or may ask for."""
 
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -20,6 +20,18 @@ def declared() -> Iterator[subscriptions.Registry]:
     kept, duplicates = dict(registry._subscriptions), list(registry.duplicates)
     yield registry
     registry._subscriptions, registry.duplicates = kept, duplicates
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(False, marks=pytest.mark.django_db),
+        pytest.param(True, marks=pytest.mark.django_db(transaction=True)),
+    ]
+)
+def is_committed(request: pytest.FixtureRequest) -> bool:
+    """Run a test in a transaction that never commits, and once more in none."""
+    assert connection.in_atomic_block is not request.param
+    return bool(request.param)
 
 
 @pytest.fixture

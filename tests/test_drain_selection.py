@@ -4,25 +4,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import transaction
 
 from kanthorq_django import publish, subscribe
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from kanthorq_django.testing import drain
 from tests.clock import now
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(False, marks=pytest.mark.django_db),
-        pytest.param(True, marks=pytest.mark.django_db(transaction=True)),
-    ],
-)
-def is_committed(request: pytest.FixtureRequest) -> bool:
-    """Run a test in a transaction that never commits, and once more in none."""
-    assert connection.in_atomic_block is not request.param
-    return bool(request.param)
 
 
 def seen_by(*includes: str, **options: Any) -> list[Message]:

@@ -19,16 +19,9 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Event, Task, TaskState
 from tests.clock import now
 from tests.factories import ConsumerFactory, TaskFactory
+from tests.messages import leased, stored
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def leased(**options: Any) -> Message:
-    return Message(TaskFactory.create(state=TaskState.RUNNING, **options))
-
-
-def stored(message: Message) -> Task:
-    return Task.objects.get(pk=message.task.pk)
 
 
 def run_out(message: Message) -> None:

@@ -7,43 +7,24 @@ from typing import Any
 import pytest
 from django.db.models.functions import Now
 
-from kanthorq_django import Fixed, signals, subscribe
+from kanthorq_django import Fixed, subscribe
 from kanthorq_django.domain.retry import RetryPolicy
 from kanthorq_django.exceptions import (
     AlreadyAcknowledged,
 )
-from kanthorq_django.message import Message
-from kanthorq_django.models import Task, TaskState
+from kanthorq_django.models import TaskState
 from tests.clock import now
-from tests.factories import ConsumerFactory, TaskFactory
+from tests.factories import ConsumerFactory
+from tests.messages import leased, stored, verdicts_heard
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def leased(**options: Any) -> Message:
-    return Message(TaskFactory.create(state=TaskState.RUNNING, **options))
-
-
-def stored(message: Message) -> Task:
-    return Task.objects.get(pk=message.task.pk)
 
 
 @pytest.fixture
 def heard() -> Iterator[list[str]]:
     """The names of the verdicts that were announced."""
-    names: list[str] = []
-
-    def hear_ack(**_: Any) -> None:
-        names.append("acked")
-
-    def hear_nack(**_: Any) -> None:
-        names.append("nacked")
-
-    signals.acked.connect(hear_ack)
-    signals.nacked.connect(hear_nack)
-    yield names
-    signals.acked.disconnect(hear_ack)
-    signals.nacked.disconnect(hear_nack)
+    with verdicts_heard() as names:
+        yield names
 
 
 # Nack

@@ -19,28 +19,14 @@ from kanthorq_django.models.delivery import lease
 from tests.concurrency import elsewhere
 from tests.factories import TaskFactory
 from tests.ledger.models import Entry
+from tests.messages import book, leased, rolled_back_by, state_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-@contextlib.contextmanager
-def rolled_back_by(error: type[Exception], text: str | None = None) -> Iterator[None]:
-    """A block that ends with ``error``."""
-    with pytest.raises(error, match=text), transaction.atomic():
-        yield
-
-
 @pytest.fixture
 def message() -> Message:
-    return Message(TaskFactory.create(state=TaskState.RUNNING))
-
-
-def state_of(message: Message) -> TaskState:
-    return TaskState(Task.objects.values_list("state", flat=True).get(pk=message.task.pk))
-
-
-def book(message: Message) -> Entry:
-    return Entry.objects.create(event_id=message.event.pk)
+    return leased()
 
 
 def take_over(message: Message) -> Message:

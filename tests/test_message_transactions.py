@@ -1,7 +1,6 @@
 """Verdicts inside transaction.atomic(): business writes and the end of a task, both or neither."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -16,8 +15,8 @@ from kanthorq_django.exceptions import (
 from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from tests.concurrency import elsewhere
-from tests.factories import TaskFactory
 from tests.ledger.models import Entry
+from tests.messages import book, leased, rolled_back_by, state_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -30,28 +29,13 @@ def go_wrong() -> None:
     raise Unlucky
 
 
-@contextlib.contextmanager
-def rolled_back_by(error: type[Exception], text: str | None = None) -> Iterator[None]:
-    """A block that ends with ``error``."""
-    with pytest.raises(error, match=text), transaction.atomic():
-        yield
-
-
 @pytest.fixture
 def message() -> Message:
-    return Message(TaskFactory.create(state=TaskState.RUNNING))
-
-
-def state_of(message: Message) -> TaskState:
-    return TaskState(Task.objects.values_list("state", flat=True).get(pk=message.task.pk))
+    return leased()
 
 
 def state_elsewhere(message: Message) -> TaskState:
     return elsewhere(lambda: state_of(message))
-
-
-def book(message: Message) -> Entry:
-    return Entry.objects.create(event_id=message.event.pk)
 
 
 # Both or neither

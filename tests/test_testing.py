@@ -36,18 +36,6 @@ def declare(**options):
     return handle
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(False, marks=pytest.mark.django_db),
-        pytest.param(True, marks=pytest.mark.django_db(transaction=True)),
-    ]
-)
-def is_committed(request: pytest.FixtureRequest) -> bool:
-    """Run a test in a transaction that never commits, and once more in none."""
-    assert connection.in_atomic_block is not request.param
-    return bool(request.param)
-
-
 @pytest.mark.django_db
 def test_drain_handles_what_the_open_transaction_published():
     declare()
