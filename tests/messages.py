@@ -12,6 +12,7 @@ from kanthorq_django.message import Message
 from kanthorq_django.models import Task, TaskState
 from tests.factories import TaskFactory
 from tests.ledger.models import Entry
+from tests.receivers import heard_by
 
 
 def leased(**options: Any) -> Message:
@@ -48,10 +49,5 @@ def verdicts_heard() -> Iterator[list[str]]:
     def hear_nack(**_: Any) -> None:
         names.append("nacked")
 
-    signals.acked.connect(hear_ack)
-    signals.nacked.connect(hear_nack)
-    try:
+    with heard_by(hear_ack, signals.acked), heard_by(hear_nack, signals.nacked):
         yield names
-    finally:
-        signals.acked.disconnect(hear_ack)
-        signals.nacked.disconnect(hear_nack)

@@ -21,6 +21,7 @@ from kanthorq_django.models import Consumer, Task, TaskState
 from tests.clock import now
 from tests.factories import TaskFactory
 from tests.messages import leased, stored, verdicts_heard
+from tests.receivers import heard_by
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -105,13 +106,10 @@ def test_a_receiver_that_raises_takes_back_no_verdict_that_lasts(
 
     message, again = leased(), leased()
     signal: Signal = getattr(signals, f"{verb}ed")
-    signal.connect(raise_something)
-    try:
+    with heard_by(raise_something, signal):
         getattr(message, verb)(*given)
         with pytest.raises(ValueError, match="of the receiver"), transaction.atomic():
             getattr(again, verb)(*given)
-    finally:
-        signal.disconnect(raise_something)
     assert "of the receiver" in caplog.text
     assert stored(message).state in {TaskState.COMPLETED, TaskState.RETRYABLE}
     assert stored(again).state == TaskState.RUNNING
@@ -122,12 +120,8 @@ def test_ctrl_c_gets_out_of_a_receiver():
         raise KeyboardInterrupt
 
     message = leased()
-    signals.acked.connect(interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            message.ack()
-    finally:
-        signals.acked.disconnect(interrupt)
+    with heard_by(interrupt, signals.acked), pytest.raises(KeyboardInterrupt):
+        message.ack()
     assert stored(message).state == TaskState.COMPLETED
 
 

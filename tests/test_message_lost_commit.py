@@ -19,6 +19,7 @@ from tests.factories import TaskFactory
 from tests.flights import board, run, settle
 from tests.ledger.models import Entry
 from tests.proxy import Proxy, through_a_proxy
+from tests.receivers import heard_by
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -144,11 +145,8 @@ def test_an_implicit_nack_whose_reply_was_lost_is_told_of_once_and_as_written(
     def hear(*, reason: str, **_: Any) -> None:
         told.append(reason)
 
-    signals.nacked.connect(hear)
-    try:
+    with heard_by(hear, signals.nacked):
         settle(ending)
-    finally:
-        signals.nacked.disconnect(hear)
 
     assert lost.is_set()
     assert told == ["ZeroDivisionError: division by zero"]

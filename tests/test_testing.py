@@ -22,6 +22,7 @@ from kanthorq_django.models import Event, Task, TaskState
 from kanthorq_django.models.delivery import lease
 from kanthorq_django.testing import BATCH_SIZE, adrain, drain
 from tests.ledger.models import Entry
+from tests.receivers import heard_by
 
 
 def declare(**options):
@@ -601,11 +602,8 @@ def test_drain_lets_a_receiver_break_the_transaction_of_a_test():
 
     for _ in range(2):
         publish("order.paid", stream="kit")
-    signals.acked.connect(hear)
-    try:
+    with heard_by(hear, signals.acked):
         assert drain("kit") == 2
-    finally:
-        signals.acked.disconnect(hear)
     assert Task.objects.completed().count() == 2
 
 
@@ -887,11 +885,8 @@ def test_drain_sends_the_signals_that_a_worker_would():
     def handle(message: Message) -> None: ...
 
     publish("work.due", stream="work")
-    signals.pulled.connect(hear)
-    try:
+    with heard_by(hear, signals.pulled):
         drain("heard")
-    finally:
-        signals.pulled.disconnect(hear)
     assert [tasks for tasks in heard if tasks] == [[Task.objects.get()]]
 
 

@@ -13,6 +13,7 @@ from kanthorq_django.management.refusals import explain, one_sentence
 from kanthorq_django.models import Event
 from tests.commands.console import kanthorq
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory
+from tests.receivers import heard_by
 
 
 def refused(statement: str) -> str:
@@ -84,9 +85,8 @@ def test_an_interrupted_prune_keeps_what_is_done_and_exits_with_130():
     def press_ctrl_c(**_: Any) -> None:
         raise KeyboardInterrupt
 
-    signals.pruned.connect(press_ctrl_c, sender=Event)
-
-    ran = kanthorq("prune", "--older-than", "0s", "--stream", "audit", "--batch", 2, "--yes")
+    with heard_by(press_ctrl_c, signals.pruned):
+        ran = kanthorq("prune", "--older-than", "0s", "--stream", "audit", "--batch", 2, "--yes")
 
     assert (ran.status, ran.out) == (130, "")
     assert Event.objects.count() == 1

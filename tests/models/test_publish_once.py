@@ -14,6 +14,7 @@ from kanthorq_django.models.publishing import idempotency, notifications
 from tests.announcements import Ear, forget_notifications
 from tests.factories import StreamFactory
 from tests.ledger.models import Entry
+from tests.receivers import heard_by
 
 pytestmark = pytest.mark.django_db
 
@@ -109,15 +110,12 @@ def test_a_receiver_learns_of_new_events_only() -> None:
     def hear(events: list[Event], **_: object) -> None:
         heard.append(events)
 
-    signals.published.connect(hear)
-    try:
+    with heard_by(hear, signals.published):
         first = publish("order.paid", idempotency_key="k")
         publish("order.paid", idempotency_key="k")
         (_, second) = publish_many(
             [Event(subject="order.paid", idempotency_key="k"), Event(subject="order.sent")]
         )
-    finally:
-        signals.published.disconnect(hear)
     assert heard == [[first], [second]]
 
 
@@ -129,17 +127,13 @@ def test_what_a_receiver_raises_is_the_callers_while_it_can_be_rolled_back(
     def hear(**_: object) -> None:
         raise ValueError("a receiver's own")
 
-    signals.published.connect(hear)
-    signals.cancelled.connect(hear)
-    try:
+    with (
+        heard_by(hear, signals.published, signals.cancelled),
+        pytest.raises(ValueError, match="own") if is_open else nullcontext(),
+    ):
         with transaction.atomic() if is_open else nullcontext():
             publish("order.paid")
         Task.objects.all().cancel()
-    except ValueError:
-        assert is_open
-    finally:
-        signals.published.disconnect(hear)
-        signals.cancelled.disconnect(hear)
     assert Event.objects.count() == (0 if is_open else 1)
     assert caplog.text.count("Error calling") == (0 if is_open else 2)
 
@@ -225,12 +219,9 @@ def test_a_copy_of_an_event_that_was_found_by_its_key_is_new_and_announced(
 
     for copy in copies:
         copy.pk, copy.idempotency_key, copy._state.adding = None, None, True
-    signals.published.connect(hear)
-    try:
-        with transaction.atomic():  # where an event is announced only if it is new
-            publish_many(copies, stream="a")
-    finally:
-        signals.published.disconnect(hear)
+    # In a transaction, where an event is announced only if it is new.
+    with heard_by(hear, signals.published), transaction.atomic():
+        publish_many(copies, stream="a")
     assert heard == copies
     assert [copy.created for copy in copies] == [True] * count
     assert ear.heard() == ["a"]

@@ -17,6 +17,7 @@ from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.delivery.claim import claim_due
 from kanthorq_django.models.registration import Registration
 from tests.concurrency import elsewhere
+from tests.receivers import heard_by
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -145,11 +146,12 @@ def test_a_consumer_that_selects_one_event_in_ten_thousand_advances_page_by_page
     publish_some(9_999)
     (second,) = publish_some(1, "rare")
     pages = []
-    signals.pulled.connect(lambda tasks, **_: pages.append(tasks), weak=False, dispatch_uid="page")
-    try:
+
+    def note(tasks: list[Task], **_: object) -> None:
+        pages.append(tasks)
+
+    with heard_by(note, signals.pulled):
         assert pulled(consumer) + pulled(consumer) == [first, second]
-    finally:
-        signals.pulled.disconnect(dispatch_uid="page")
     assert 10 <= len(pages) <= 12, "2,000 events are one page"
     assert pulled(consumer) == []
 

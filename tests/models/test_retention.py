@@ -20,6 +20,7 @@ from kanthorq_django.models import (
 from kanthorq_django.models.maintenance.retention import Pruned, count_prunable, prune
 from tests.factories import ConsumerFactory, EventFactory, StreamFactory
 from tests.models.pruning import WEEK, age, pull_and_ack
+from tests.receivers import heard_by
 
 # Cursors are about transactions that have committed.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -248,9 +249,9 @@ def test_the_signal_tells_how_many_were_pruned(stream: Stream, consumer: Consume
     def note(*, count: int, **_: Any) -> None:
         counts.append(count)
 
-    signals.pruned.connect(note, sender=Event)
-    for _ in range(2):  # the second time nothing is left, and nothing told
-        prune(WEEK, batch=2)
+    with heard_by(note, signals.pruned):
+        for _ in range(2):  # the second time nothing is left, and nothing told
+            prune(WEEK, batch=2)
 
     assert counts == [2, 1]
 

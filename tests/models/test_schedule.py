@@ -30,6 +30,7 @@ from kanthorq_django.models.scheduling.occurrences import TURN_SIZE, Unpublished
 from kanthorq_django.worker.scheduler import LOOK_EVERY, Scheduler
 from tests.concurrency import elsewhere
 from tests.errors import Abort
+from tests.receivers import heard_by
 
 DAY = timedelta(days=1)
 
@@ -130,12 +131,9 @@ def test_a_worker_goes_back_to_its_tasks_after_some_schedules(names: Collection[
 
     due_at_once(3 * TURN_SIZE)
     scheduler = Scheduler("default")
-    signals.published.connect(hear)
-    try:
-        with pytest.raises(ExceptionGroup) if names else nullcontext():
-            scheduler.turn()
-    finally:
-        signals.published.disconnect(hear)
+    refused = pytest.raises(ExceptionGroup) if names else nullcontext()
+    with heard_by(hear, signals.published), refused:
+        scheduler.turn()
     assert TURN_SIZE <= Event.objects.count() < 2 * TURN_SIZE
     assert scheduler.seconds == 0
 
@@ -292,8 +290,7 @@ def test_a_receiver_that_fails_keeps_only_its_schedule_from_publishing(
         if events[0].subject.startswith("bad"):
             fail()
 
-    signals.published.connect(hear)
-    try:
+    with heard_by(hear, signals.published):
         for _ in range(2):
             with pytest.raises(ExceptionGroup, match="could not publish") as told:
                 Schedule.objects.publish_due()
@@ -301,8 +298,6 @@ def test_a_receiver_that_fails_keeps_only_its_schedule_from_publishing(
             assert names == ["bad-1", "bad-2", "bad-3"]
             assert told.value.exceptions[0].__cause__ is not None
             assert Event.objects.count() == 9
-    finally:
-        signals.published.disconnect(hear)
     assert Schedule.objects.publish_due() == 3
     assert Event.objects.count() == 12
 
@@ -317,11 +312,8 @@ def test_a_receiver_may_take_longer_than_a_client_that_has_gone():
             cursor.execute("SHOW idle_in_transaction_session_timeout")
             seen.append(cursor.fetchone()[0])
 
-    signals.published.connect(hear)
-    try:
+    with heard_by(hear, signals.published):
         assert Schedule.objects.publish_due() == 1
-    finally:
-        signals.published.disconnect(hear)
     assert seen == ["0"]
 
 
@@ -433,11 +425,8 @@ def test_a_conflict_of_one_schedule_has_all_of_the_turn_repeated_in_read_committ
             if len(levels) == 1:
                 cursor.execute("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$")
 
-    signals.published.connect(conflict_once)
-    try:
+    with heard_by(conflict_once, signals.published):
         assert Schedule.objects.publish_due() == 1
-    finally:
-        signals.published.disconnect(conflict_once)
     assert levels == ["read committed"] * 2
     assert Event.objects.count() == 1
 

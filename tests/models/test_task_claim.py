@@ -15,6 +15,7 @@ from kanthorq_django.models import Consumer, Task, TaskState
 from tests.clock import now
 from tests.concurrency import elsewhere
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
+from tests.receivers import heard_by
 
 pytestmark = pytest.mark.django_db
 
@@ -138,11 +139,8 @@ def test_a_claim_is_announced_once(consumer: Consumer):
     def hear(**given: Any) -> None:
         heard.append((given["consumer"], len(given["tasks"])))
 
-    signals.claimed.connect(hear)
-    try:
+    with heard_by(hear, signals.claimed):
         consumer.claim()
-    finally:
-        signals.claimed.disconnect(hear)
     assert heard == [(consumer, 1)]
 
 

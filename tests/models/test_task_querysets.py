@@ -19,6 +19,7 @@ from kanthorq_django.domain.states import FINAL, LEASED
 from kanthorq_django.models import Consumer, Task, TaskState, moves
 from kanthorq_django.models.task import TaskQuerySet
 from tests.factories import ConsumerFactory, EventFactory, TaskFactory
+from tests.receivers import heard_by
 
 pytestmark = pytest.mark.django_db
 
@@ -181,11 +182,8 @@ def test_a_verb_is_announced_with_its_outcome(verb: str, signal: Any, state: Tas
     def hear(**given: Any) -> None:
         heard.append((given["sender"], given["outcome"], given["using"]))
 
-    signal.connect(hear)
-    try:
+    with heard_by(hear, signal):
         call(verb, Task.objects.all())
-    finally:
-        signal.disconnect(hear)
     assert heard == [(Task, Outcome(updated=(task.event_id,)), "default")]
 
 

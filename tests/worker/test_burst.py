@@ -14,6 +14,7 @@ from kanthorq_django.models import Consumer, Event, Task, TaskState, Worker
 from kanthorq_django.subscribers import sync
 from kanthorq_django.worker.lanes.loop_watch import LoopWatch
 from tests.concurrency import begin_elsewhere, wait_until
+from tests.receivers import heard_by
 from tests.worker.working import PATIENCE, accept, announce, backends, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -159,11 +160,8 @@ def test_a_batch_is_no_larger_than_asked_for():
 
     accept("small")
     announce(20)
-    signals.pulled.connect(note)
-    try:
+    with heard_by(note, signals.pulled):
         work_off("small", batch_size=3, concurrency=10)
-    finally:
-        signals.pulled.disconnect(note)
     assert max(leased) == 3
     assert sum(leased) == 20
 

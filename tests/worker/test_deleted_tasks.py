@@ -19,6 +19,7 @@ from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.subscribers import sync
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
+from tests.receivers import heard_by
 from tests.worker.working import PATIENCE, accept, announce, wait_for_state, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -233,13 +234,9 @@ def test_an_event_that_was_deleted_fails_alone(options: dict[str, Any]):
     Consumer.objects.get().pull(4)
     Task.objects.update(state=TaskState.AVAILABLE, attempt_count=0, schedule_at=Now())
     Event.objects.filter(pk=events[-1].pk)._raw_delete("default")  # past the protection
-    signals.claimed.connect(note)
-    try:
-        with working(CONSUMER):
-            wait_for_state(TaskState.COMPLETED, 3)
-            wait_for_state(TaskState.DISCARDED, 1)
-    finally:
-        signals.claimed.disconnect(note)
+    with heard_by(note, signals.claimed), working(CONSUMER):
+        wait_for_state(TaskState.COMPLETED, 3)
+        wait_for_state(TaskState.DISCARDED, 1)
     error = Task.objects.discarded().get().attempted_errors[-1]["error"]
     assert error == f"Event.DoesNotExist: Event {events[-1].pk} of consumer 'deleted' was deleted."
     assert {task.pk for task in told} == set(Task.objects.values_list("pk", flat=True))

@@ -22,6 +22,7 @@ from tests.clock import now
 from tests.factories import ConsumerFactory, TaskFactory
 from tests.flights import board, fly, run, settle
 from tests.ledger.models import Entry
+from tests.receivers import heard_by
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -302,11 +303,8 @@ def test_a_signal_receiver_that_fails_costs_no_verdict(
     def fail(**_: Any) -> None:
         raise Unlucky
 
-    signals.acked.connect(fail)
-    try:
+    with heard_by(fail, signals.acked):
         fly(task, lambda message: None)
-    finally:
-        signals.acked.disconnect(fail)
     task.refresh_from_db()
     assert task.state == TaskState.COMPLETED
     assert "Unlucky" in caplog.text

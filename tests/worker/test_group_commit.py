@@ -27,6 +27,7 @@ from kanthorq_django.worker.lanes import thread_lane
 from kanthorq_django.worker.loop import WorkerLoop
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
+from tests.receivers import heard_by
 from tests.worker.working import PATIENCE, announce, work_off, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -96,11 +97,8 @@ def test_receivers_are_told_of_each_task_that_a_transaction_ended():
 
     subscribe("work.>", stream="work", consumer="grouped", atomic=True)(write)
     announce(MANY)
-    signals.acked.connect(note)
-    try:
+    with heard_by(note, signals.acked):
         work_off("grouped", concurrency=1, batch_size=MANY)
-    finally:
-        signals.acked.disconnect(note)
     assert max(transaction_ids().values()) > 1
     assert sorted(told) == list(range(MANY))
 

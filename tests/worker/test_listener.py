@@ -16,6 +16,7 @@ from kanthorq_django.worker import listener
 from kanthorq_django.worker.connections import scarcity
 from tests.concurrency import wait_until
 from tests.quick_run import sooner
+from tests.receivers import heard_by
 from tests.worker.outages import behind_a_proxy, cut_soon, end
 from tests.worker.working import (
     PATIENCE,
@@ -128,18 +129,15 @@ def test_a_listener_passes_over_channels_of_the_project(caplog: pytest.LogCaptur
             cursor.execute("LISTEN cache_of_the_project")
 
     accept("plain")
-    connection_created.connect(listen_as_well)
-    try:
-        with working("plain", listen=True, poll_interval=LONG):
-            announce()
-            wait_for_state(TaskState.COMPLETED)
-            wait_until(_listening, PATIENCE)
-            listening = _listening()
-            with connection.cursor() as cursor:
-                cursor.execute("NOTIFY cache_of_the_project")
-            announce()
-            wait_for_state(TaskState.COMPLETED, 2)
-            assert _listening() == listening
-    finally:
-        connection_created.disconnect(listen_as_well)
+    listens = working("plain", listen=True, poll_interval=LONG)
+    with heard_by(listen_as_well, connection_created), listens:
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        wait_until(_listening, PATIENCE)
+        listening = _listening()
+        with connection.cursor() as cursor:
+            cursor.execute("NOTIFY cache_of_the_project")
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
+        assert _listening() == listening
     assert "listener" not in caplog.text

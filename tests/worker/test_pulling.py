@@ -4,8 +4,7 @@ import sys
 import threading
 from asyncio import CancelledError
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +26,7 @@ from kanthorq_django.worker.options import WorkerOptions
 from kanthorq_django.worker.scheduler import Scheduler
 from tests.concurrency import begin_elsewhere, elsewhere, wait_until
 from tests.errors import Abort
+from tests.receivers import heard_by
 from tests.worker.working import (
     PATIENCE,
     accept,
@@ -284,17 +284,6 @@ def test_a_receiver_that_leaves_a_block_open_stops_no_fetching(signal: Signal):
         for count in (5, 10):
             announce(5)
             wait_for_state(TaskState.COMPLETED, count)
-
-
-@contextmanager
-def heard_by(receiver: Callable[..., None], *heard: Signal) -> Iterator[None]:
-    for signal in heard:
-        signal.connect(receiver)
-    try:
-        yield
-    finally:
-        for signal in heard:
-            signal.disconnect(receiver)
 
 
 def is_at_work() -> bool:

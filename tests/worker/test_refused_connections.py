@@ -22,6 +22,7 @@ from kanthorq_django.worker.connections.scarcity import REFUSED_PAUSE
 from kanthorq_django.worker.connections.upkeep import refresh_connections
 from tests.concurrency import wait_until
 from tests.errors import Abort
+from tests.receivers import heard_by
 from tests.worker.working import (
     PATIENCE,
     accept,
@@ -57,16 +58,12 @@ def test_a_receiver_that_fails_on_a_new_connection_ends_no_handler_thread(error:
         made_later.append(name)
 
     armed = threading.Event()
-    connection_created.connect(refuse)
-    try:
-        with working("plain", concurrency=1):
-            announce()
-            wait_for_state(TaskState.COMPLETED)
-            armed.set()
-            announce()
-            wait_for_state(TaskState.COMPLETED, 2)
-    finally:
-        connection_created.disconnect(refuse)
+    with heard_by(refuse, connection_created), working("plain", concurrency=1):
+        announce()
+        wait_for_state(TaskState.COMPLETED)
+        armed.set()
+        announce()
+        wait_for_state(TaskState.COMPLETED, 2)
     assert refused
     assert made_later, "a connection was used that a receiver had not set up"
     assert not Task.objects.exclude(attempt_count=1).exists()

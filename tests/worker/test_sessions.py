@@ -57,6 +57,7 @@ from kanthorq_django.worker.flight import Flight
 from kanthorq_django.worker.group_commit import execute_together
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
+from tests.receivers import heard_by
 from tests.worker.working import (
     ACK,
     PATIENCE,
@@ -292,11 +293,8 @@ def test_a_thread_whose_handlers_all_fail_takes_a_new_session_now_and_then_only(
         Stream.objects.create(name="work")  # of which there is one
 
     announce(400)
-    connection_created.connect(note)
-    try:
+    with heard_by(note, connection_created):
         work_off("fails", concurrency=1)
-    finally:
-        connection_created.disconnect(note)
     assert Task.objects.filter(state=TaskState.RETRYABLE).count() == 400
     # After pauses that have doubled from 0.03 to 1 second.
     assert len(made) <= 8 + (moments[-1] - moments[0]) / suspicion.REPLACED_EVERY

@@ -21,6 +21,7 @@ from kanthorq_django.worker.flight import Flights
 from tests.concurrency import elsewhere, wait_until
 from tests.ledger.models import Entry
 from tests.proxy import through_a_proxy
+from tests.receivers import heard_by
 from tests.worker.outages import Gated, behind_a_proxy, cut_soon
 from tests.worker.working import (
     PATIENCE,
@@ -179,12 +180,8 @@ def test_a_receiver_that_takes_its_time_is_not_taken_for_a_silent_database(
     monkeypatch.setattr(warden.Warden, "_end_waits", noted)
     accept("taker", visibility_timeout=SHORT)
     schedule("daily", rrule="FREQ=DAILY", dtstart=timezone.now(), subject="work.due", stream="work")
-    signals.published.connect(take_time)
-    try:
-        with working("taker"):
-            wait_for_state(TaskState.COMPLETED)
-    finally:
-        signals.published.disconnect(take_time)
+    with heard_by(take_time, signals.published), working("taker"):
+        wait_for_state(TaskState.COMPLETED)
 
 
 def test_the_time_that_connecting_takes_is_no_statements(monkeypatch: pytest.MonkeyPatch):

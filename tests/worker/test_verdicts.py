@@ -40,6 +40,7 @@ from tests.concurrency import begin_elsewhere, wait_until
 from tests.factories import TaskFactory
 from tests.flights import settle
 from tests.ledger.models import Entry
+from tests.receivers import heard_by
 from tests.worker.working import (
     PATIENCE,
     accept,
@@ -132,11 +133,8 @@ def test_a_receiver_that_raises_does_not_end_the_acknowledger(signal: Signal):
             raise ValueError("odd")
 
     announce(6)
-    signal.connect(interfere)
-    try:
+    with heard_by(interfere, signal):
         assert work_off("watched", concurrency=1) == 6
-    finally:
-        signal.disconnect(interfere)
     assert states() == {TaskState.COMPLETED: 3, TaskState.RETRYABLE: 3}
 
 
@@ -152,11 +150,8 @@ def test_a_receiver_is_told_of_each_ack_once_whoever_wrote_it(options: dict[str,
         pass
 
     events = announce(6)
-    signals.acked.connect(note)
-    try:
+    with heard_by(note, signals.acked):
         assert work_off("watched") == 6
-    finally:
-        signals.acked.disconnect(note)
     assert Counter(told) == Counter(event.pk for event in events)
 
 
@@ -176,11 +171,8 @@ def test_a_receiver_that_fails_takes_no_hook_from_an_atomic_handler(
         transaction.on_commit(lambda: hooks.append(1))
 
     announce(3)
-    signals.acked.connect(interfere)
-    try:
+    with heard_by(interfere, signals.acked):
         work_off("watched", concurrency=1)
-    finally:
-        signals.acked.disconnect(interfere)
     assert states() == {TaskState.COMPLETED: 3}
     assert len(hooks) == (1 if options else 3)
 
@@ -196,11 +188,8 @@ def test_a_receiver_is_told_of_an_ack_though_a_hook_fails():
         transaction.on_commit(lambda: 1 / 0)
 
     (event,) = announce()
-    signals.acked.connect(note)
-    try:
+    with heard_by(note, signals.acked):
         work_off("watched")
-    finally:
-        signals.acked.disconnect(note)
     assert told == [event.pk]
 
 
@@ -218,12 +207,8 @@ def test_nobody_is_told_of_the_verdict_on_a_lease_that_the_worker_has_been_given
     (first,) = consumer.pull()
     Task.objects.update(schedule_at=Now())
     (second,) = consumer.claim()
-    signals.acked.connect(note)
-    try:
-        with caplog.at_level("INFO", "kanthorq_django.worker"):
-            settle(Ack(Message(first), None), Ack(Message(second), None))
-    finally:
-        signals.acked.disconnect(note)
+    with heard_by(note, signals.acked), caplog.at_level("INFO", "kanthorq_django.worker"):
+        settle(Ack(Message(first), None), Ack(Message(second), None))
     assert told == [2]
     (record,) = [each for each in caplog.records if "was over" in each.message]
     assert record.message == (
@@ -435,11 +420,8 @@ def test_an_ack_whose_answer_was_lost_is_told_once_and_not_taken_for_late(
         return settled
 
     monkeypatch.setattr(lease, "ack", ack)
-    signals.acked.connect(told)
-    try:
+    with heard_by(told, signals.acked):
         Acknowledger("default", written=lambda leases: None).write([Ack(message, None)])
-    finally:
-        signals.acked.disconnect(told)
     assert states() == {TaskState.COMPLETED: 1}
     assert told.call_count == 1
     assert "was over" not in caplog.text
