@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from benchmarks.peers.board import stopwatch
 
-DSN_VARIABLE = "BENCH_DSN"
-BODY_VARIABLE = "BENCH_BODY_SIZE"
-BODY_SIZE = int(os.environ.get(BODY_VARIABLE, "0"))  # read once: that takes as long as a body
+BODY_SIZE = int(os.environ.get("BENCH_BODY_SIZE", "0"))  # read once: that takes as long as a body
 WARM_UP = 50  # publications before the clock starts: connections, prepared statements
 
 
@@ -40,7 +38,7 @@ class Adapter(ABC):
 
 def dsn() -> str:
     """Return the URL of the run's database."""
-    return os.environ[DSN_VARIABLE]
+    return os.environ["BENCH_DSN"]
 
 
 def body(number: int) -> bytes:

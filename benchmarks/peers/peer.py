@@ -38,15 +38,15 @@ class Peer:
     python: tuple[int, int] = (3, 11)  # the oldest it runs on
     settings: str = "benchmarks.peers.settings"  # Django's
     has_processes_option: bool = False  # else several workers are started
-    entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
     works: frozenset[str] = COMMON_WORKS
+    entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)  # in other works, too
 
     def entries_for(self, work: str) -> tuple[Entry, ...]:
         """Return how it takes part in a work; empty if it does not."""
-        if work not in self.works:
-            return ()
         if work in self.entries:
             return self.entries[work]
+        if work not in self.works:
+            return ()
         if work == "insert":
             return (Entry(self.name, "insert", self.inserts_per_second),)
         job = "ping" if work in {"latency", "idle"} else "noop"

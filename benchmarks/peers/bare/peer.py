@@ -7,7 +7,7 @@ PEER = Peer(
     package="bare",
     jobs_per_second=4_000,
     settings="benchmarks.peers.kanthorq.settings",
-    works=frozenset({"publish"}),
+    works=frozenset(),
     entries={
         "publish": (
             Entry("bare psycopg INSERT", "psycopg", 4_000),

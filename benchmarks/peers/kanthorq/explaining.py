@@ -8,7 +8,7 @@ from django.db import connection, transaction
 
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.domain.states import CLAIMABLE
-from kanthorq_django.models import Consumer, Event, Task
+from kanthorq_django.models import Consumer, Event, Task, TaskState
 from kanthorq_django.models.delivery.cursor import NO_FLOOR, peek
 from kanthorq_django.models.delivery.lease import ack, ack_and_commit, renew
 from kanthorq_django.models.registration import Registration
@@ -23,7 +23,7 @@ def plans(stream: str) -> dict[str, str]:
     consumer = Consumer.objects.register("late", Registration(stream, [">"], deliver="new"))
     publish_many([Event(subject="new") for _ in range(2 * LIMIT)], stream=stream)
     consumer.pull(LIMIT)
-    Task.objects.running().update(state=1)  # due at once, for the claim
+    Task.objects.running().update(state=TaskState.AVAILABLE)  # due at once, for the claim
     Task.objects.available().update(schedule_at="2000-01-01T00:00Z")
     with connection.cursor() as cursor:
         cursor.execute("VACUUM ANALYZE")

@@ -10,6 +10,7 @@ PEER = Peer(
     settled="SELECT NOT EXISTS (SELECT FROM kanthorq_django_task WHERE state IN (0, 1, 2, 3, 102))",
     jobs_per_second=20_000,
     settings="benchmarks.peers.kanthorq.settings",
+    works=FAST_WORKS,
     entries={
         "insert": (
             Entry("kanthorq, atomic=True", "insert_atomic", 2_500),
@@ -66,19 +67,4 @@ PEER = Peer(
             for size, pace in ((100, 20_000), (1_000, 20_000), (10_000, 10_000), (100_000, 1_000))
         ),
     },
-    works=frozenset(
-        {
-            *FAST_WORKS,
-            "crowd",
-            "past",
-            "quiet",
-            "pull",
-            "rare",
-            "cancelled",
-            "serialize",
-            "workers",
-            "queued",
-            "body",
-        }
-    ),
 )

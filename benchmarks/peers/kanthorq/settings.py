@@ -9,6 +9,5 @@ INSTALLED_APPS = [*INSTALLED_APPS, "kanthorq_django", "benchmarks.peers.kanthorq
 KANTHORQ: dict[str, object] = {}
 if os.environ.get("BENCH_NOTIFY") == "0":
     KANTHORQ["NOTIFY"] = False
-for name in ("GROUP_COMMIT", "CONCURRENCY"):
-    if value := os.environ.get(f"BENCH_{name}"):
-        KANTHORQ[name] = int(value)
+if group := os.environ.get("BENCH_GROUP_COMMIT"):
+    KANTHORQ["GROUP_COMMIT"] = int(group)
