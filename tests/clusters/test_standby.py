@@ -1,4 +1,3 @@
-import time
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -11,8 +10,7 @@ from kanthorq_django.models import Consumer
 from kanthorq_django.models.maintenance.rebase import rebase
 from kanthorq_django.models.registration import Registration
 from tests.clusters.throwaway import Cluster
-
-DEADLINE = 20.0  # seconds
+from tests.concurrency import wait_until
 
 
 @pytest.fixture
@@ -42,13 +40,6 @@ def value(using: str, statement: str) -> object:
     with connections[using].cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchone()[0]
-
-
-def wait_until(is_so) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not is_so():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
 
 
 def test_a_standby_refuses_whatever_writes_and_tells_its_lag_until_it_is_promoted(

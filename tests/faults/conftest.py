@@ -2,7 +2,6 @@ import itertools
 import os
 import random
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from pytest_django import DjangoDbBlocker
 
 from project.postgres.launcher import scratch_server
+from tests.concurrency import wait_until
 from tests.faults.ground import Ground, View
 from tests.faults.stage import Stage
 
@@ -54,10 +54,8 @@ def standby_of(ground: Ground, name: str) -> Iterator[Ground]:
     with ground.standby() as standby:
         written = View(ground.server.socket_dir, name).value("SELECT pg_current_wal_lsn()")
         view = View(standby.server.socket_dir, name)
-        deadline = time.monotonic() + 20
-        while not view.value("SELECT pg_last_wal_replay_lsn() >= %s", written):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        replayed = "SELECT pg_last_wal_replay_lsn() >= %s"
+        wait_until(lambda: view.value(replayed, written))
         yield Ground(standby.server)
 
 

@@ -211,7 +211,7 @@ def test_a_worker_at_a_standby_says_so_in_one_sentence(pair: tuple[Stage, Ground
     worker = stage.worker(url=View(standby.server.socket_dir, stage.view.name).url())
 
     assert worker.wait() == 1
-    assert "read-only" in worker.text or "standby" in worker.text
+    assert "is read-only, as a standby is; use the primary." in worker.text
     assert "Traceback" not in worker.text
 
 
