@@ -120,6 +120,7 @@ def pull_scans(
 
 def assert_bounded(scans: list[Scan], *, rows: int = PAGE_SIZE) -> None:
     read = [scan for scan in scans if scan.blocks]
+    assert read, "whatever was looked at, it was not the events"
     assert {scan.kind for scan in read} <= {"Index Scan", "Index Only Scan"}
     assert {scan.index_name for scan in read} <= {INDEX}
     assert sum(scan.rows + scan.rows_removed for scan in read) <= rows
