@@ -164,7 +164,7 @@ def test_a_body_that_somebody_changes_meanwhile_is_not_put_back(
 
 def test_a_body_is_stored_in_one_round_trip(five_under_the_old_key: None):
     with CaptureQueriesContext(connection) as queries:
-        reencrypt("default")
+        assert reencrypt("default").changed == 6
     # Of events and of schedules: a savepoint, the lock, its release, and a look for the page.
     assert len(queries) <= 6 + 2 * 5
 
