@@ -64,17 +64,22 @@ def test_every_page_uses_the_style_sheet_which_is_there(pages: dict[str, str]):
 
 
 def test_tables_have_header_cells_with_a_scope(pages: dict[str, str]):
-    for html in pages.values():
-        for table in re.findall(r"<table(?! id=\"result_list\").*?</table>", html, re.DOTALL):
-            if "kq-" in table:
-                assert '<th scope="col">' in table
-                assert '<th scope="row">' in table
+    tables = [
+        table
+        for html in pages.values()
+        for table in re.findall(r"<table(?! id=\"result_list\").*?</table>", html, re.DOTALL)
+        if "kq-" in table
+    ]
+    assert tables
+    for table in tables:
+        assert '<th scope="col">' in table
+        assert '<th scope="row">' in table
 
 
 def test_nothing_is_told_by_colour_alone(pages: dict[str, str]):
-    for html in pages.values():
-        for text in re.findall(r'<span class="kq-badge[^"]*">(.*?)</span>', html):
-            assert text.strip()
+    badges = re.findall(r'<span class="kq-badge[^"]*">(.*?)</span>', "".join(pages.values()))
+    assert badges
+    assert all(text.strip() for text in badges)
 
 
 def test_what_can_be_scrolled_is_reached_by_the_keyboard(pages: dict[str, str]):
