@@ -18,7 +18,7 @@ from kanthorq_django.admin.display import (
 from kanthorq_django.admin.readonly import ReadOnlyAdmin
 from kanthorq_django.models import OperatorAction
 
-# What was done comes before what was left alone; PostgreSQL keeps a word's length, not its place.
+# What was done comes before what was left alone; jsonb sorts its keys by their length.
 PLACES = {"updated": 0, "requested": 1, "noop": 3}
 ELSEWHERE = 2
 

@@ -66,7 +66,8 @@ class _Committer:
             return execute(statement, params, many, context)
         self._commit()  # a COPY has told nothing of its end
         if _begins_with(statement, "SAVEPOINT"):
-            # Ours lies above: what a block swallowed undoes all of it, and not its RELEASE alone.
+            # Ours goes on top of the block's: an error that the block swallows then takes back all
+            # that the block did, where else only its RELEASE would fail.
             self._run("RELEASE SAVEPOINT")
         try:
             found = execute(statement, params, many, context)
@@ -87,7 +88,8 @@ class _Committer:
     def _within_blocks(self, verb: Callable[..., str | None]) -> Callable[..., str | None]:
         """Return a verb of savepoints that does nothing outside of blocks, as in a worker."""
 
-        # Given is nothing, or what savepoint() returned: none there, for the others to do nothing.
+        # savepoint() is called without arguments, the other two with what it returned: None outside
+        # of blocks, for which they do nothing.
         def run(*savepoint: str | None) -> str | None:
             is_for_nothing = savepoint == (None,) if savepoint else self._is_outside
             return None if is_for_nothing else verb(*savepoint)

@@ -268,7 +268,7 @@ def test_a_cable_that_is_pulled_and_plugged_in_again_loses_and_doubles_nothing(s
         client = stage.client()
         stage.wait_until_started()
         client.begin("both 60")
-        threading.Event().wait(0.5)
+        threading.Event().wait(0.5)  # to be in the middle of it
         cable.pull()
         client.wait()
         stage.worker()

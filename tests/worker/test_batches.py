@@ -425,7 +425,7 @@ def test_a_group_is_of_one_key_in_the_order_of_publishing_and_never_beside_itsel
             inside[key] += 1
             overlaps.extend([key] * (inside[key] - 1))
             groups.append([message.event.pk for message in messages])
-        threading.Event().wait(0.01)
+        threading.Event().wait(0.01)  # in which others could begin
         with guard:
             inside[key] -= 1
 

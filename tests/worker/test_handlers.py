@@ -81,7 +81,7 @@ def test_no_more_handlers_run_at_a_time_than_asked_for():
     @subscribe("work.>", stream="work", consumer="counted")
     def count(message: Message) -> None:
         with overlap:
-            threading.Event().wait(0.01)
+            threading.Event().wait(0.01)  # in which others could begin
 
     announce(40)
 
@@ -113,7 +113,7 @@ def test_no_more_coroutines_run_at_a_time_than_asked_for():
     @subscribe("work.>", stream="work", consumer="counted")
     async def count(message: Message) -> None:
         with overlap:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # in which others could begin
 
     announce(40)
 
