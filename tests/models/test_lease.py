@@ -43,6 +43,16 @@ def test_ack_of_a_cancellation_cancels_the_task_and_keeps_no_result(
     assert after["finalized_at"] is not None
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_cancellation_that_is_committed_keeps_no_result_either(count: int):
+    tasks = [cancelling(result={"earlier": True}) for _ in range(count)]
+    with transaction.atomic():
+        assert lease.ack_and_commit(dict.fromkeys([task.lease for task in tasks], "1"), "default")
+    ended = Task.objects.values_list("state", "result")
+    assert list(ended) == [(TaskState.CANCELLED, {"earlier": True})] * count
+
+
 def test_ack_leaves_counters_and_history_alone():
     task = running(attempt_count=3, lease_epoch=5, attempted_errors=[{"error": "once"}])
     ack(task.lease)
