@@ -2,9 +2,11 @@
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,6 +250,70 @@ def test_who_is_connected_to_a_database_is_not_kept_from_it_by_who_was_refused(
     with absences.tried(wrapper):
         pass
     assert "other" in absences.refused_aliases()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A clock for those who know which databases are away; call it to have seconds pass."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(absences, "_rests", {})
+    monkeypatch.setattr(absences, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    connections["other"].close()
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    return pass_by
+
+
+def refuse_after(seconds: float, clock: Callable[[float], None]) -> None:
+    def connect() -> None:
+        clock(seconds)
+        raise OperationalError("the server is away")
+
+    with pytest.raises(OtherDatabaseAway), absences.tried(connections["other"]):
+        connect()
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_one_alone_finds_out_for_all_whether_a_database_is_back(clock: Callable[[float], None]):
+    refuse_after(0, clock)
+    clock(TRIED_EVERY)
+    other = connections["other"]
+    with absences.tried(other), pytest.raises(OtherDatabaseAway), absences.tried(other):
+        pytest.fail("another one waits for it as well")
+    with absences.tried(other):
+        assert not absences.refused_aliases()
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_a_database_that_took_long_to_refuse_is_left_alone_for_longer(
+    clock: Callable[[float], None],
+):
+    refuse_after(10, clock)
+    clock(3 * 10 - 1)
+    with pytest.raises(OtherDatabaseAway), absences.tried(connections["other"]):
+        pytest.fail("most of the time goes into waiting for it")
+    clock(1)
+    with absences.tried(connections["other"]):
+        pass
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_what_fails_otherwise_while_connecting_is_no_absence(clock: Callable[[float], None]):
+    with pytest.raises(ValueError, match="such role"), absences.tried(connections["other"]):
+        raise ValueError("no such role")
+    assert not absences.refused_aliases()
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_another_database_without_a_connection_left_tells_all_others(
+    clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scarcity, "_refused_at", float("-inf"))
+    with pytest.raises(OtherDatabaseAway), absences.tried(connections["other"]):
+        raise OperationalError("sorry, too many clients already")
+    assert scarcity.are_scarce()
 
 
 @pytest.mark.parametrize("using", [None, "default"])
