@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -169,7 +170,7 @@ def test_what_a_handler_switches_on_a_connection_is_not_for_others(switch: Calla
         if message.event.json() == 0:
             return switch()
         Entry.objects.create(event_id=message.event.pk)
-        with connection.cursor() as cursor:
+        with transaction.atomic(), connection.cursor() as cursor:  # without, no level is asked for
             cursor.execute("SELECT current_setting(%s)", ["transaction_isolation"])
             levels.append(cursor.fetchone()[0])
         return None
@@ -178,6 +179,16 @@ def test_what_a_handler_switches_on_a_connection_is_not_for_others(switch: Calla
     work_off("switches", concurrency=1)
     assert Task.objects.completed().count() == 3
     assert levels == ["read committed"] * 2
+
+
+def test_a_session_that_a_pool_gives_again_is_known_by_how_it_was_made():
+    def is_known() -> bool:
+        isolate()
+        # As Django tells of whatever it is given, also of what a handler has had before.
+        connection_created.send(type(connection), connection=connections["default"])
+        return access_modes.is_altered(connections["default"])
+
+    assert elsewhere(is_known)
 
 
 @contextmanager
@@ -399,6 +410,31 @@ def test_a_write_that_one_thread_was_refused_replaces_the_read_only_sessions_of_
     note_failure(error)
     is_refused.set()
     assert asked.result(PATIENCE) is is_replaced
+
+
+@pytest.mark.parametrize("setting", ["default_transaction_read_only", "in_hot_standby"])
+@pytest.mark.parametrize("is_on", [True, False])
+def test_sessions_on_a_standby_are_replaced_as_those_that_may_not_write(
+    setting: str, monkeypatch: pytest.MonkeyPatch, *, is_on: bool
+):
+    """A new one is another server's, where the name of the primary has moved on."""
+    monkeypatch.setattr(access_modes, "_refused_at", -math.inf)
+    monkeypatch.setattr(access_modes, "READ_ONLY_FOR", 0.0)
+    told = {b"default_transaction_read_only": b"off", b"in_hot_standby": b"off"}
+    told[setting.encode()] = b"on" if is_on else b"off"
+    raw: Any = SimpleNamespace(
+        closed=False,
+        pgconn=SimpleNamespace(parameter_status=told.get),
+        read_only=None,
+        isolation_level=None,
+        row_factory=None,
+        cursor_factory=None,
+    )
+    wrapper: Any = SimpleNamespace(vendor="postgresql", connection=raw)
+    access_modes._note_access(wrapper)
+    assert not access_modes.is_outdated(wrapper)
+    note_failure(refused_write())
+    assert access_modes.is_outdated(wrapper) is is_on
 
 
 def test_a_connection_that_the_worker_has_made_for_a_handler_is_missed_no_longer():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.db import connections
+from django.db.backends.signals import connection_created
 from django.db.backends.sqlite3.base import DatabaseWrapper
 
 from kanthorq_django.worker.connections import own_connections, upkeep
@@ -40,13 +41,26 @@ def test_connections_get_time_limits_where_the_project_has_none():
         }
 
 
+def lite() -> DatabaseWrapper:
+    """Return a connection to a database that is not PostgreSQL."""
+    given = {"lite": {"ENGINE": "django.db.backends.sqlite3", "NAME": "lite"}, "default": {}}
+    made = DatabaseWrapper(connections.configure_settings(given)["lite"], "lite")
+    made.connection = sqlite3.connect(":memory:")
+    return made
+
+
+def test_a_new_connection_to_another_database_is_passed_over():
+    """To keep notes on it, as on those to PostgreSQL, would fail, and with it who connects."""
+    made = lite()
+    connection_created.send(DatabaseWrapper, connection=made)
+    made.connection.close()
+
+
 def test_another_database_that_a_handler_leaves_in_a_transaction_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Its driver does not tell what psycopg's does, and an error would end the handlers' thread."""
-    given = {"lite": {"ENGINE": "django.db.backends.sqlite3", "NAME": "lite"}, "default": {}}
-    left = DatabaseWrapper(connections.configure_settings(given)["lite"], "lite")
-    left.connection = sqlite3.connect(":memory:")
+    left = lite()
     left.autocommit = False
     connections["lite"] = left
     monkeypatch.setattr(own_connections._own, "connections", [left])
