@@ -71,6 +71,27 @@ def test_it_collects_garbage_rarely_and_leaves_the_project_its_choice(
         gc.set_threshold(*former)
 
 
+@pytest.mark.parametrize(("before", "meanwhile"), [(0.005, 0.001), (0.0005, 0.0005)])
+def test_its_threads_take_turns_often_and_no_more_rarely_than_the_projects(
+    declared: Registry, before: float, meanwhile: float
+):
+    seen: list[float] = []
+
+    @subscribe("work.>", stream="work", consumer="one")
+    def handle(message: Message) -> None:
+        seen.append(sys.getswitchinterval())
+
+    publish("work.due", stream="work")
+    former = sys.getswitchinterval()
+    sys.setswitchinterval(before)
+    try:
+        run("one", "--burst")
+        assert seen == [pytest.approx(meanwhile)]
+        assert sys.getswitchinterval() == pytest.approx(before)
+    finally:
+        sys.setswitchinterval(former)
+
+
 def test_garbage_is_collected_now_and_then_though_little_is_done(
     declared: Registry, monkeypatch: pytest.MonkeyPatch
 ):

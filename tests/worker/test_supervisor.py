@@ -179,6 +179,17 @@ def test_a_process_that_dies_after_a_healthy_life_is_replaced_at_once(lived: flo
     assert slot.restart_at == lived + pause
 
 
+def test_a_process_that_dies_again_and_again_is_replaced_ever_more_slowly():
+    supervisor, slot = Supervisor(WorkerOptions(), 1), _Slot()
+    pauses = []
+    for _ in range(8):
+        slot.process = mock.Mock(exitcode=-9, pid=1)
+        supervisor._bury(slot, 1.0)
+        pauses.append(slot.restart_at - 1.0)
+    assert pauses[:3] == [RESTART_FIRST, 2 * RESTART_FIRST, 4 * RESTART_FIRST]
+    assert pauses[-2:] == [RESTART_LONGEST] * 2
+
+
 @pytest.mark.parametrize("burst", [False, True])
 def test_a_process_that_is_refused_is_replaced_after_a_pause_but_in_a_burst(*, burst: bool):
     supervisor = Supervisor(WorkerOptions(burst=burst), 1)
