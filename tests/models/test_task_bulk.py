@@ -6,16 +6,23 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Count, F, Window
 from django.db.models.functions import Now, RowNumber
 from django.test.utils import CaptureQueriesContext
 
 from kanthorq_django.domain.outcome import Outcome
 from kanthorq_django.models import Consumer, Task, TaskState, moves
+from kanthorq_django.models.batch import move_batch
 from kanthorq_django.models.moves import CHUNK_SIZE
 from kanthorq_django.models.task import TaskQuerySet
-from tests.concurrency import elsewhere
+from tests.concurrency import (
+    DEADLINE_SECONDS,
+    begin_elsewhere,
+    elsewhere,
+    is_waited_for,
+    wait_until,
+)
 from tests.factories import ConsumerFactory, TaskFactory
 
 MEMORY_BASE = 4 * 2**20  # bytes: one chunk of rows
@@ -107,6 +114,28 @@ def test_a_verb_meets_no_conflict_where_the_project_prefers_repeatable_read(
 
     monkeypatch.setattr(TaskQuerySet, "_move_chunk", after_another_one)
     assert len(tasks.cancel().updated) == 3
+
+
+def cancel_a_batch() -> None:
+    pks = list(Task.objects.order_by("-pk").values_list("pk", flat=True))
+    with transaction.atomic():
+        move_batch("cancel", TaskQuerySet.cancel, Task.objects.all(), pks, running=False)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("act", [lambda: Task.objects.order_by("-pk").cancel(), cancel_a_batch])
+def test_verbs_lock_tasks_in_the_order_of_their_ids(act: Callable[[], object]):
+    fill(2)
+    first, second = Task.objects.order_by("pk")
+    # What an update writes lies behind the other one, and would be locked last.
+    Task.objects.filter(pk=first.pk).update(resource_key="moved")
+    with transaction.atomic():
+        assert Task.objects.select_for_update().get(pk=first.pk)
+        acted = begin_elsewhere(act)
+        wait_until(is_waited_for)
+        assert Task.objects.select_for_update(nowait=True).get(pk=second.pk)
+    acted.result(DEADLINE_SECONDS)
+    assert Task.objects.cancelled().count() == 2
 
 
 @pytest.mark.django_db(transaction=True)
