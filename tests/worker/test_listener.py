@@ -2,6 +2,7 @@
 
 import math
 import threading
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.worker.working import (
     accept,
     announce,
     backends,
+    default_database,
     wait_for_state,
     working,
 )
@@ -99,6 +101,13 @@ def test_a_listener_leaves_no_session_that_listens_to_a_pool(monkeypatch: pytest
         announce()
         wait_for_state(TaskState.COMPLETED)
     assert [raw.closed for raw in given_back] == [True]
+
+
+def test_a_listener_is_in_no_transaction_whatever_its_database_prefers():
+    """It would hear nothing, and hold up the queue of notifications of the whole cluster."""
+    made = listener.Listener("default", [], lambda _: None, lambda: None, bounded=nullcontext)
+    with default_database(AUTOCOMMIT=False), made._connected() as found:
+        assert found.connection.autocommit
 
 
 def test_a_listener_takes_no_connection_where_they_are_scarce_and_says_so_once(
