@@ -4,10 +4,11 @@ import math
 import threading
 from contextlib import nullcontext
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -70,6 +71,27 @@ def test_a_listener_that_has_gone_deaf_takes_a_new_connection(monkeypatch: pytes
         wait_for_state(TaskState.COMPLETED, 2)
 
 
+def test_a_listener_calls_itself_every_now_and_then_and_waits_for_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    now = [0.0]
+    monkeypatch.setattr(listener, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    call = listener._Call()
+    assert call.is_due()
+    for _ in range(2):
+        call.made()
+        now[0] += listener.ANSWER_WITHIN
+        assert not call.is_due()
+        call.answered()
+        assert not call.is_due()
+        now[0] += listener.CALL_EVERY
+        assert call.is_due()
+    call.made()
+    now[0] += listener.ANSWER_WITHIN + 0.1
+    with pytest.raises(OperationalError, match="notifications do not arrive"):
+        call.is_due()
+
+
 def test_a_listener_that_hears_nothing_warns_and_polling_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: Any
 ):
@@ -105,9 +127,27 @@ def test_a_listener_leaves_no_session_that_listens_to_a_pool(monkeypatch: pytest
 
 def test_a_listener_is_in_no_transaction_whatever_its_database_prefers():
     """It would hear nothing, and hold up the queue of notifications of the whole cluster."""
-    made = listener.Listener("default", [], lambda _: None, lambda: None, bounded=nullcontext)
-    with default_database(AUTOCOMMIT=False), made._connected() as found:
+    with default_database(AUTOCOMMIT=False), unstarted()._connected() as found:
         assert found.connection.autocommit
+
+
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_a_listener_calls_itself_from_another_session_behind_a_pooler(
+    monkeypatch: pytest.MonkeyPatch, *, is_pooled: bool
+):
+    """Else the pooler may take the very session that listens, which hears that, and only that."""
+    called_from: list[BaseDatabaseWrapper] = []
+    monkeypatch.setattr(
+        listener.Listener, "_notify", lambda _, session: called_from.append(session)
+    )
+    made = unstarted()
+    with made._connected() as listening:
+        made._call_ourselves(listening, is_pooled=is_pooled)
+        assert [each is not listening for each in called_from] == [is_pooled]
+
+
+def unstarted() -> listener.Listener:
+    return listener.Listener("default", [], lambda _: None, lambda: None, bounded=nullcontext)
 
 
 def test_a_listener_takes_no_connection_where_they_are_scarce_and_says_so_once(
@@ -130,6 +170,20 @@ def test_a_listener_takes_no_connection_where_they_are_scarce_and_says_so_once(
     assert asked_by
     assert "kanthorq-listener" not in asked_by
     assert caplog.text.count("connections are scarce") == 1
+
+
+def test_a_listener_gives_its_connection_back_once_they_are_scarce(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(scarcity, "_refused_at", -math.inf)
+    accept("plain")
+    with working("plain", listen=True):
+        wait_until(_listening, PATIENCE)
+        monkeypatch.setattr(scarcity, "_refused_at", math.inf)
+        wait_until(lambda: "connections are scarce" in caplog.text, PATIENCE)
+        wait_until(lambda: not _listening(), PATIENCE)
+        announce()
+        wait_for_state(TaskState.COMPLETED)
 
 
 def test_a_listener_passes_over_channels_of_the_project(caplog: pytest.LogCaptureFixture):
