@@ -13,7 +13,7 @@ from pytest_django import Settings
 
 from kanthorq_django import publish, publish_many, sql
 from kanthorq_django.exceptions import IdempotencyConflict, InvalidEvent
-from kanthorq_django.models import Event, Stream
+from kanthorq_django.models import Event, Stream, Task, TaskState
 from kanthorq_django.models.publishing import notifications
 from tests.announcements import (
     Ear,
@@ -22,6 +22,7 @@ from tests.announcements import (
     let_server_keep,
     raw_connection,
 )
+from tests.factories import TaskFactory
 from tests.proxy import through_a_proxy
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -50,6 +51,23 @@ def test_a_transaction_announces_each_stream_once_and_after_its_commit(ear: Ear)
         assert not [query for query in queries if "pg_notify" in query["sql"]]
         assert ear.heard() == []
     assert ear.heard() == ["a", "b"]
+
+
+@pytest.mark.parametrize("verb", ["resume", "release", "reset"])
+def test_tasks_that_begin_again_announce_the_streams_of_their_consumers(
+    ear: Ear, verb: str
+) -> None:
+    stored = TaskState.PENDING if verb == "release" else TaskState.CANCELLED
+    for stream in Stream.objects.all():
+        TaskFactory.create(consumer__stream=stream, state=stored)
+    ear.heard()  # of their events
+    chosen = Task.objects.filter(consumer__stream__name="b")
+    with transaction.atomic():
+        getattr(chosen, verb)()
+        assert ear.heard() == []
+    assert ear.heard() == ["b"]
+    assert len(getattr(chosen, verb)().noop) == 1
+    assert ear.heard() == []
 
 
 def test_a_process_remembers_no_more_streams_than_it_may() -> None:
