@@ -151,6 +151,14 @@ def test_what_is_published_without_one_that_was_refused_is_counted_anew(
     assert hops() == [None] * 6
 
 
+def test_what_a_batch_publishes_follows_the_furthest_of_its_events():
+    batch = [Event(metadata={"hops": count}) for count in (1, 2, True)]
+    with following([Event(metadata={}), *batch]):
+        assert publish("b", stream="s").metadata == {"hops": 3}
+    with following(batch[-1:]):
+        assert publish("b", stream="s").metadata == {"hops": 1}
+
+
 def test_an_event_for_later_starts_a_chain_of_its_own(declared: Registry):
     @subscribe("a", consumer="poll", stream="s")
     def later(message):
