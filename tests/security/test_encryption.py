@@ -25,7 +25,7 @@ from kanthorq_django.exceptions import (
 from kanthorq_django.models import Event, Schedule, Task, TaskState
 from kanthorq_django.models.publishing import encryption
 from kanthorq_django.models.publishing.body import MARK
-from kanthorq_django.models.publishing.encryption import fernet, unseal
+from kanthorq_django.models.publishing.encryption import fernet, seal, unseal
 from kanthorq_django.testing import drain
 from tests.admin.pages import page
 from tests.admin.schedules import errors_of, shown_in
@@ -105,6 +105,31 @@ def test_events_that_are_copied_are_encrypted_each_for_itself():
 def test_a_deferred_body_is_opened_too():
     event = publish("card.used", CARD)
     assert Event.objects.defer("body").get(pk=event.pk).body == CARD.encode()
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_a_deferred_body_is_read_where_its_event_is():
+    publish("card.used", CARD, using="other")
+    assert Event.objects.using("other").defer("body").get().body == CARD.encode()
+
+
+@pytest.mark.parametrize("fields", [None, ["body"], ["subject", "body"]])
+@pytest.mark.parametrize("is_opened", [True, False])
+def test_an_event_that_is_refreshed_has_its_body_read_anew_if_that_is_meant(
+    fields: list[str] | None, is_opened: bool
+):
+    event = Event.objects.get(pk=publish("card.used", CARD).pk)
+    if is_opened:
+        assert event.body == CARD.encode()
+    put(event, seal(event.pk, b"expired"))
+    event.refresh_from_db(fields=["subject"])
+    assert event.body == CARD.encode()
+    event = Event.objects.get(pk=event.pk)
+    if is_opened:
+        assert event.body == b"expired"
+    put(event, seal(event.pk, b"renewed"))
+    event.refresh_from_db(fields=fields)
+    assert event.body == b"renewed"
 
 
 def test_a_handler_gets_the_plain_body(declared: Registry):
