@@ -252,6 +252,30 @@ def test_a_definition_that_became_impossible_stops_alone():
     assert Event.objects.get().subject == "report.other"
 
 
+@pytest.mark.django_db(transaction=True)
+def test_who_publishes_what_is_due_locks_no_stream():
+    due_at_once(1)
+    with transaction.atomic():
+        assert list(Stream.objects.select_for_update(no_key=True))
+        assert elsewhere(Schedule.objects.publish_due) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_interrupt_of_the_main_thread_is_no_fault_of_a_schedule():
+    due_at_once(1)
+
+    def interrupt(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signals.published.connect(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Schedule.objects.publish_due()
+    finally:
+        signals.published.disconnect(interrupt)
+    assert not Event.objects.exists()
+
+
 def raising(error: BaseException) -> Callable[[], None]:
     def fail() -> None:
         raise error
