@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -529,3 +530,22 @@ def test_where_connections_are_scarce_what_fails_again_gets_no_new_session_each_
     for raw in given_back:
         raw.close()
     assert were_closed == [True, False, False]
+
+
+def test_sessions_are_replaced_ever_more_rarely_for_as_long_as_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    now, held = [0.0], suspicion._Suspicion()
+    monkeypatch.setattr(suspicion, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(suspicion, "_suspicion", held)
+    pauses = []
+    for _ in range(8):
+        suspicion._note_replaced()
+        pauses.append(held.replace_after)
+        now[0] += held.replace_after
+    first, longest = suspicion.REPLACED_FIRST, suspicion.REPLACED_EVERY
+    assert pauses[:3] == [first, 2 * first, 4 * first]
+    assert pauses[-2:] == [longest] * 2
+    now[0] += 2 * longest
+    suspicion._note_replaced()
+    assert held.replace_after == first
