@@ -1,10 +1,11 @@
 """Coroutines share one thread for the ORM: it may be kept, or have no connection."""
 
+import asyncio
 import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import pytest
@@ -189,3 +190,21 @@ def test_coroutines_use_up_no_attempt_where_connections_are_scarce(
     with role_with(connection_limit=2), working("books", concurrency=2, batch_size=2):
         wait_for_state(TaskState.COMPLETED, 20)
     assert not Task.objects.exclude(attempt_count=1).exists()
+
+
+def test_a_refresh_that_somebody_cancelled_before_it_began_is_lined_up_anew():
+    """As a handler may that cancels all tasks it finds: no connection would be refreshed again."""
+
+    async def line_up() -> list[bool]:
+        orm = orm_thread.OrmThread(nullcontext, lambda: True, lambda: None)
+        first = orm.line_up_refresh()
+        lined_up = [orm.line_up_refresh() is first]
+        first.cancel()
+        await asyncio.wait({first})
+        await asyncio.sleep(0)  # for who is told of its end
+        second = orm.line_up_refresh()
+        second.cancel()
+        await asyncio.wait({second})
+        return [*lined_up, second is first]
+
+    assert asyncio.run(line_up()) == [True, False]
