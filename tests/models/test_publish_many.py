@@ -298,9 +298,10 @@ class Checked(Inspection):
 
     def __init__(self, events: list[Event]) -> None:
         super().__init__(Event, events, "default")
-        self.plain, self.rest = [events], []
+        self.plain = [events]
 
-    def finish(self) -> None: ...
+    def finish(self) -> list[Event]:
+        return []
 
 
 def test_a_copy_that_failed_leaves_what_another_thread_published_meanwhile() -> None:

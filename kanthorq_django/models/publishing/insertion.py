@@ -161,17 +161,22 @@ def _insert_many(
             registered = Stream.objects.using(using).register_by_event(stream)
             moment = sql.rows(using, "publish_moment", {"stream_id": registered.pk})[0]
             stored = stored_by(moment, using)
-            plain = _kept_in(copied_first, inspection.plain)
-            _copy(plain, moment, using, meanwhile=lambda: early.note(stored, using))
-            keyed = [event for event in inspection.rest if event.idempotency_key is not None]
-            _copy((each for each in inspection.rest if each.idempotency_key is None), moment, using)
+            _copy(
+                _kept_in(copied_first, inspection.plain),
+                moment,
+                using,
+                meanwhile=lambda: early.note(stored, using),
+            )
+            rest = inspection.finish()
+            keyed = [event for event in rest if event.idempotency_key is not None]
+            _copy((each for each in rest if each.idempotency_key is None), moment, using)
             known = idempotency.insert_keyed(keyed, registered, moment, using)
     except BaseException as error:
         early.take_back()
         if is_whole or is_doubtful:
             _explain(error, events, using)
         raise
-    for event in inspection.rest:
+    for event in rest:
         if event.pk not in known:
             mark_stored(event, stored, using)
     return [known.get(event.pk, event) for event in events] if known else list(events)

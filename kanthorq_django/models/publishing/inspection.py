@@ -1,8 +1,7 @@
 """Events that are to be published, checked and brought into the form in which they are stored."""
 
-import functools
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from itertools import chain, starmap
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -47,14 +46,16 @@ class Inspection:
         self._events = events
         self._stream = stream
         self._ids: set[int] = set()  # of those before: Python hashes integers at once
-        self._left: list[tuple[int, Event]] = []
+        self._left: dict[int, Event] = {}
         # Those whose hops are counted, and the metadata that they had before.
         self._hopped: list[Event] = []
         self._given: list[dict[str, Any]] = []
         self._limits = get_settings()
         # Those that can be stored as they are, in slices. They are looked for while a COPY runs on
         # the connection, so that must not run a query, nor code of the application, which might.
-        self.plain: Iterable[list[Event]] = self._find_plain()
+        starts = range(0, len(events), SLICE_SIZE)
+        self.plain: Iterable[list[Event]] = map(self._find_plain, starts)
+        self._rest: list[Event] | None = None
 
     def begins_plain(self) -> bool:
         """Tell whether all of the first slice are plain, as most of the others are then."""
@@ -63,37 +64,25 @@ class Inspection:
         self.plain = chain([first], slices)
         return not self._left
 
-    def finish(self) -> None:
-        """Check all there are. Raises InvalidEvent."""
-        self.plain = list(self.plain)
-        _ = self.rest
-
-    @functools.cached_property
-    def rest(self) -> list["Event"]:
-        """Those that were not plain, in the form in which they are stored.
+    def finish(self) -> list["Event"]:
+        """Check all that are left; return those not plain, in the form in which they are stored.
 
         Raises InvalidEvent, which says of which of several it speaks.
         """
-        for index, event in self._left:
-            try:
-                self._check(event)
-            except InvalidEvent as error:
-                if len(self._events) == 1:
-                    raise
-                raise type(error)(f"events[{index}]: {error}") from error
-        return self._counted([event for _, event in self._left])
+        if self._rest is None:
+            self.plain = list(self.plain)
+            self._rest = self._counted([*starmap(self._checked, self._left.items())])
+        return self._rest
 
-    def _find_plain(self) -> Iterator[list["Event"]]:
-        for start in range(0, len(self._events), SLICE_SIZE):
-            given = self._events[start : start + SLICE_SIZE]
-            plain = []
-            for index, event in enumerate(given, start):
-                if self._is_plain(event):
-                    plain.append(event)
-                else:
-                    self._left.append((index, event))
-            if plain:
-                yield self._counted(plain)
+    def _find_plain(self, start: int) -> list["Event"]:
+        """Return those of one slice that are plain, and note the others."""
+        plain = []
+        for index, event in enumerate(self._events[start : start + SLICE_SIZE], start):
+            if self._is_plain(event):
+                plain.append(event)
+            else:
+                self._left[index] = event
+        return self._counted(plain)
 
     def _counted(self, events: list["Event"]) -> list["Event"]:
         if self._limits.HOPS_MAX is not None:
@@ -134,6 +123,15 @@ class Inspection:
         if is_plain:
             self._ids.add(number)
         return is_plain
+
+    def _checked(self, index: int, event: "Event") -> "Event":
+        try:
+            self._check(event)
+        except InvalidEvent as error:
+            if len(self._events) == 1:
+                raise
+            raise type(error)(f"events[{index}]: {error}") from error
+        return event
 
     def _check(self, event: Any) -> None:
         if not isinstance(event, self._model):
