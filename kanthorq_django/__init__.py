@@ -3,7 +3,8 @@
 Everything here can be imported before Django has loaded its apps.
 """
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -58,9 +59,8 @@ def publish(
     Raises InvalidSubject, InvalidBody or InvalidEvent before anything is written, and
     IdempotencyConflict when the key belongs to an event with another subject or body.
     """
-    from kanthorq_django.models.event import Event, publish_into
-
-    event = Event(
+    model, publish_into = _publishing()
+    event = model(
         subject=subject,
         body=body,
         metadata={} if metadata is None else metadata,
@@ -68,7 +68,14 @@ def publish(
         idempotency_key=idempotency_key,
         schedule_at=schedule_at,
     )
-    return publish_into(stream, [event], using or router.db_for_write(Event))[0]
+    return publish_into(stream, [event], using or router.db_for_write(model))[0]
+
+
+@functools.cache  # an import statement takes as long, each time, as a third of the checks
+def _publishing() -> "tuple[type[Event], Callable[[str, Iterable[Event], str], list[Event]]]":
+    from kanthorq_django.models.event import Event, publish_into
+
+    return Event, publish_into
 
 
 def publish_many(
