@@ -69,7 +69,9 @@ matrix: ## run the tests on every interpreter found here
 		$(MAKE) --no-print-directory test PYTHON=python3.$$minor VENV=.venv-3.$$minor || exit 1; \
 	done
 
+# What an earlier build left would get into it, modules that have been moved away since included.
 wheel: $(READY) ## build the wheel into dist/
+	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what the targets above made
