@@ -41,9 +41,24 @@ def test_connections_get_time_limits_where_the_project_has_none():
         }
 
 
+LITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": "lite"}
+
+
+def test_other_databases_get_none_of_those_limits(monkeypatch: pytest.MonkeyPatch):
+    """Their drivers would refuse them, and with them each connection."""
+    given = connections.configure_settings({"lite": LITE, "default": {}})
+    monkeypatch.setitem(connections.settings, "lite", given["lite"])
+    expecting = threading.Thread(target=expect_dead_hosts)
+    expecting.start()
+    expecting.join()
+
+    assert limits_of("default").keys() >= upkeep.CONNECTION_OPTIONS.keys()
+    assert limits_of("lite") == {}
+
+
 def lite() -> DatabaseWrapper:
     """Return a connection to a database that is not PostgreSQL."""
-    given = {"lite": {"ENGINE": "django.db.backends.sqlite3", "NAME": "lite"}, "default": {}}
+    given = {"lite": LITE, "default": {}}
     made = DatabaseWrapper(connections.configure_settings(given)["lite"], "lite")
     made.connection = sqlite3.connect(":memory:")
     return made
