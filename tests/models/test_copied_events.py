@@ -1,6 +1,7 @@
 """What a COPY in the binary format stores is what a single INSERT stores."""
 
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,3 +83,13 @@ def test_events_of_many_chunks_are_all_stored(monkeypatch: pytest.MonkeyPatch):
 
     stored = Event.objects.in_bulk([event.pk for event in published])
     assert [bytes(stored[event.pk].body) for event in published] == bodies
+
+
+def test_no_chunk_holds_more_large_bodies_than_fill_it():
+    """Each is joined in memory, where the events are as well."""
+    given = [Event(subject="a", body=b"x" * 2**15) for _ in range(100)]
+    moment = SimpleNamespace(stream_id=1, microseconds=0)
+
+    chunks = list(copying.copied(given, moment, "default", "utf-8"))
+
+    assert max(map(len, chunks)) < 2 * copying.CHUNK_SIZE
