@@ -11,6 +11,7 @@ from datetime import timedelta
 import pytest
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.db import connection, connections
+from django.db.backends.signals import connection_created
 
 from kanthorq_django import Fixed, Never, publish, subscribe
 from kanthorq_django.message import Message
@@ -19,6 +20,7 @@ from kanthorq_django.worker.connections import scarcity
 from kanthorq_django.worker.lanes import lane, orm_thread, throughput
 from tests.concurrency import wait_until
 from tests.ledger.models import Entry
+from tests.receivers import heard_by
 from tests.worker.working import (
     PATIENCE,
     announce,
@@ -208,3 +210,56 @@ def test_a_refresh_that_somebody_cancelled_before_it_began_is_lined_up_anew():
         return [*lined_up, second is first]
 
     assert asyncio.run(line_up()) == [True, False]
+
+
+def refreshed(count: int = 1, *, are_suspect: bool = False) -> bool:
+    """Have a busy thread refresh connections; return whether it is connected afterwards."""
+
+    async def refresh() -> bool:
+        orm = orm_thread.OrmThread(nullcontext, lambda: False, lambda: None)
+        orm.are_suspect = are_suspect
+        for _ in range(count):
+            await orm.line_up_refresh()
+        return await sync_to_async(lambda: connections["default"].connection is not None)()
+
+    return asyncio.run(refresh())
+
+
+def test_sessions_are_suspect_until_the_next_refresh(monkeypatch: pytest.MonkeyPatch):
+    """Or each would be replaced, for as long as the worker runs."""
+    told: list[bool] = []
+    monkeypatch.setattr(
+        orm_thread,
+        "refresh_connections",
+        lambda *_, are_suspect, **__: told.append(are_suspect),
+    )
+    refreshed(2, are_suspect=True)
+    assert told == [True, False]
+
+
+@pytest.mark.parametrize(("size", "is_made"), [(1, False), (2, True)])
+def test_the_only_connection_of_a_pool_is_left_to_who_writes_verdicts(
+    monkeypatch: pytest.MonkeyPatch, size: int, *, is_made: bool
+):
+    monkeypatch.setattr(scarcity, "_refused_at", math.inf)
+    monkeypatch.setattr(orm_thread, "pool_size", lambda _: size)
+    connect_anew()
+    try:
+        assert refreshed() is is_made
+    finally:
+        connect_anew()
+
+
+def test_a_connection_that_a_receiver_did_not_set_up_is_for_no_coroutine(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refuse(**_: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(scarcity, "_refused_at", math.inf)
+    connect_anew()
+    try:
+        with heard_by(refuse, connection_created):
+            assert not refreshed()
+    finally:
+        connect_anew()
