@@ -209,6 +209,36 @@ def test_what_waits_behind_deaf_handlers_does_not_hide_them(monkeypatch: pytest.
     assert watch.is_total()
 
 
+def test_one_handler_on_time_keeps_a_worker_and_one_of_another_lane_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(deafness, "DEAF_AFTER", 0.0)
+    monkeypatch.setattr(deafness, "CHECKED_EVERY", 0.0)
+    accept("deaf", timeout=timedelta(minutes=1))
+
+    @subscribe("work.>", stream="work", consumer="awaits", timeout=timedelta(minutes=1))
+    async def wait(message: Message) -> None: ...
+
+    both, other = sync(["deaf", "awaits"])
+    announce(2)
+    now = time.monotonic()
+    first, second = (Flight(task, find("deaf"), now) for task in both.pull(2))
+    elsewhere = Flight(other.pull(1)[0], find("awaits"), now)
+    flights = Flights(lambda: None)
+    flights.add([first, second, elsewhere])
+    lane = ThreadLane(2, lambda endings: None, lambda: None, nullcontext, is_alone=True)
+    lane.submit([Call(((each,),)) for each in (first, second)])
+    watch = deafness.Deafness(flights, {False: lane})
+    for place, flight in enumerate((first, second, elsewhere)):
+        flight.started_at, flight.thread = now, place + 1
+    first.started_at = now - 61
+    assert lane._next() is not None
+    assert lane._next() is not None
+    assert not watch.is_total()
+    second.started_at = now - 61
+    assert watch.is_total()
+
+
 @pytest.mark.parametrize("has_stragglers", [True, False])
 def test_its_process_ends_with_status_1_also_if_the_handlers_ended_after_all(
     has_stragglers: bool, monkeypatch: pytest.MonkeyPatch
