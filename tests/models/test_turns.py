@@ -243,6 +243,16 @@ def test_an_update_of_one_consumer_of_each_stream_is_refused():
     assert Consumer.objects.filter(serialize="").count() == 2
 
 
+def test_what_is_over_is_not_written_anew_where_its_consumer_ceases_to_serialize(consumer):
+    """There may be millions; what begins again goes by the rule of then."""
+    publish_keys(consumer, "k")
+    Task.objects.update(state=TaskState.COMPLETED, finalized_at=Now())
+
+    Consumer.objects.update(serialize=Serialize.OFF)
+
+    assert Task.objects.get().turn_key == "k"
+
+
 def test_a_registration_that_fails_half_way_changes_nothing_so_that_the_next_one_strands_nothing():
     given = Registration(stream="turns", includes=[">"], serialize="on")
     consumer = Consumer.objects.register("turns", given)
