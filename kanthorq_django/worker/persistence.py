@@ -45,15 +45,19 @@ class Persistence:
 
         None where it was written, and where there is nothing to write or no time for it any more.
         """
+        is_complete = False  # when it was asked after the last failure, nothing was missing
         while given and not self._is_over.is_set():
             error = self._failure_of(write, given)
             if error is None:
                 self._backoff.succeeded()
                 self._used_at = time.monotonic()
                 return None
-            if self._is_about_given(error, write):
+            if _is_about_given(error) or (is_complete and not is_unavailable(error)):
                 return error
-            self._wait_after(error)
+            # What was missing may have come back in between: then it takes the same now.
+            is_complete = not is_unavailable(error) and self._takes_nothing(write)
+            if not is_complete:
+                self._wait_after(error)
         return None
 
     def _failure_of(self, write: Write, given: Sequence[Any]) -> BaseException | None:
@@ -88,16 +92,13 @@ class Persistence:
             return error
         return None
 
-    def _is_about_given(self, error: BaseException, write: Write) -> bool:
-        """Tell whether the database has refused what ``write`` was given, and not ``write``.
+    def _takes_nothing(self, write: Write) -> bool:
+        """Tell whether ``write`` goes well where it is given nothing.
 
-        Where it does not even take nothing, a right, a table or a schema is missing, maybe for a
-        moment, and nothing that was given is to blame.
+        Where it does not, a right, a table or a schema is missing, maybe for a moment, and nothing
+        that was given is to blame.
         """
-        if is_unavailable(error):
-            return False
-        is_sure = is_about_values(error) or not isinstance(error, DatabaseError)
-        return is_sure or self._failure_of(write, ()) is None
+        return self._failure_of(write, ()) is None
 
     def _wait_after(self, error: BaseException) -> None:
         """Let the database come back, or give back what it has taken away, in a new session."""
@@ -105,3 +106,10 @@ class Persistence:
             raise error
         drop_connections()
         self._is_over.wait(self._backoff.failed(error))
+
+
+def _is_about_given(error: BaseException) -> bool:
+    """Tell whether ``error`` can only be about what was to be written."""
+    if is_unavailable(error):
+        return False
+    return is_about_values(error) or not isinstance(error, DatabaseError)

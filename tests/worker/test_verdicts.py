@@ -23,7 +23,7 @@ from django.db import (
 from django.db.models import F
 from django.db.models.functions import Now
 from django.dispatch import Signal
-from psycopg.errors import NumericValueOutOfRange
+from psycopg.errors import NumericValueOutOfRange, UndefinedTable
 from pytest_django import Settings
 
 from kanthorq_django import Fixed, Snooze, signals, subscribe
@@ -343,6 +343,27 @@ def refused_by_a_trigger(condition: str) -> AbstractContextManager[None]:
         """,
         "DROP TRIGGER refuse ON kanthorq_django_task; DROP FUNCTION refuse",
     )
+
+
+def test_a_verdict_is_written_where_a_table_came_back_before_anybody_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    written, refused = lease.ack, False
+
+    def ack(results: dict[Lease, str | None], *given: Any, **options: Any) -> set[int]:
+        nonlocal refused
+        if results and not refused:
+            refused = True
+            raise ProgrammingError("relation does not exist") from UndefinedTable()
+        return written(results, *given, **options)
+
+    monkeypatch.setattr(lease, "ack", ack)
+    accept("done", retry=LATER)
+    announce()
+    with working("done"):
+        wait_for_state(TaskState.COMPLETED)
+    assert refused
+    assert "could not be written" not in caplog.text
 
 
 def test_verdicts_wait_for_a_table_that_is_missing_for_a_while(
