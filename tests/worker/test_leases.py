@@ -289,7 +289,7 @@ def test_a_verdict_whose_row_is_locked_when_the_worker_ends_is_written_all_the_s
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Or the task would run once more, when its lease is over."""
-    end, is_last = threading.Event(), threading.Event()
+    is_inside, end, is_last = threading.Event(), threading.Event(), threading.Event()
     finish = Acknowledger.finish
 
     def finish_and_tell(self: Acknowledger, seconds: float) -> bool:
@@ -298,12 +298,13 @@ def test_a_verdict_whose_row_is_locked_when_the_worker_ends_is_written_all_the_s
 
     @subscribe("work.>", stream="work", consumer="locked", visibility_timeout=HOUR)
     def handle(message: Message) -> None:
+        is_inside.set()
         end.wait(PATIENCE)
 
     monkeypatch.setattr(Acknowledger, "finish", finish_and_tell)
     announce()
     with working("locked") as loop:
-        wait_for_state(TaskState.RUNNING)
+        assert is_inside.wait(PATIENCE)
         with transaction.atomic():
             Task.objects.select_for_update().get()
             end.set()
