@@ -1,9 +1,11 @@
 """Several tasks of one atomic subscriber in one transaction."""
 
 import functools
+import gc
 import math
 import sys
 import threading
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -253,6 +255,34 @@ def test_what_comes_in_the_way_of_a_savepoints_end_leaves_no_write_of_a_task_tha
     work_off("grouped", concurrency=1, batch_size=MANY)
     assert interrupted
     assert Task.objects.completed().count() == Entry.objects.count() == MANY
+
+
+class Unlucky(Exception):  # builtin ones take no weak reference
+    pass
+
+
+def test_an_error_of_a_handler_needs_no_garbage_collector(caplog: pytest.LogCaptureFixture):
+    """A worker runs it seldom, and the error's traceback leads to all messages of its group."""
+    caplog.set_level("CRITICAL", "kanthorq_django.worker")  # what is captured keeps its errors
+    group_commit._careful_until["grouped"] = math.inf
+    errors: list[weakref.ref[Exception]] = []
+
+    @subscribe("work.>", stream="work", consumer="grouped", atomic=True, attempt_max=1)
+    def handle(message: Message) -> None:
+        error = Unlucky("whatever it does")
+        errors.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error  # or it and this frame would hold each other
+
+    announce(MANY)
+    gc.disable()
+    try:
+        work_off("grouped", concurrency=1, batch_size=MANY)
+        assert [error() for error in errors] == [None] * MANY
+    finally:
+        gc.enable()
 
 
 def test_a_statement_that_fails_undoes_only_its_own_task():
