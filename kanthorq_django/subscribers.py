@@ -215,10 +215,9 @@ def _clean_up_as_others(subscription: Subscription) -> None:
     """Give a new consumer the cancellation handler that its handler has from other ones."""
     for other in registry.all():
         if other.handler is subscription.handler and other.cancel_handler is not None:
-            declarations.check_atomic(subscription, other.cancel_handler)
-            subscription.cancel_handler = other.cancel_handler
-            subscription.cancel_retry = other.cancel_retry
-            subscription.cancel_timeout = other.cancel_timeout
+            known = other.cancel_handler, other.cancel_retry, other.cancel_timeout
+            _note_cancel_handler(subscription, *known)
+            return
 
 
 def _chosen(consumers: Iterable[str] | None) -> list[Subscription]:

@@ -45,18 +45,18 @@ class Persistence:
 
         None where it was written, and where there is nothing to write or no time for it any more.
         """
-        is_complete = False  # when it was asked after the last failure, nothing was missing
+        is_intact = False  # no right, table or schema was missing after the last failure
         while given and not self._is_over.is_set():
             error = self._failure_of(write, given)
             if error is None:
                 self._backoff.succeeded()
                 self._used_at = time.monotonic()
                 return None
-            if _is_about_given(error) or (is_complete and not is_unavailable(error)):
+            if _is_about_given(error) or (is_intact and not is_unavailable(error)):
                 return error
             # What was missing may have come back in between: then it takes the same now.
-            is_complete = not is_unavailable(error) and self._takes_nothing(write)
-            if not is_complete:
+            is_intact = not is_unavailable(error) and self._takes_nothing(write)
+            if not is_intact:
                 self._wait_after(error)
         return None
 
